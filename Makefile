@@ -1,0 +1,70 @@
+# Everything that set-up makes lives in .venv: delete that folder to start over.
+PYTHON ?=
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+# A name on PATH may be an empty shim, or lack venv, so each candidate is asked to run.
+SUITABLE := import ensurepip, platform, sys, venv; sys.exit( \
+	not (3, 11) <= sys.version_info[:2] <= (3, 13) or \
+	f"{sys.platform}-{platform.machine()}" not in ("linux-x86_64", "linux-aarch64", "darwin-arm64"))
+FIND_PYTHON = \
+	for python in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
+		"$$python" -c '$(SUITABLE)' 2>/dev/null && break; python=; \
+	done; \
+	if test -z "$$python"; then \
+		echo "Waymark needs Python 3.11, 3.12 or 3.13 with venv, on Linux (x86-64, arm64) or macOS (arm64):" \
+			"$(if $(PYTHON),$(PYTHON) is not one,none is on PATH), so name one with make PYTHON=/path/to/python." >&2; \
+		exit 1; \
+	fi
+
+.PHONY: help setup run ui test check lock
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+
+setup: $(VENV)/installed ## install the locked packages and Waymark into .venv
+
+run: setup ## train with the defaults: make run ARGS="model=cnn steps=2000"
+	@$(BIN)/waymark run $(ARGS)
+
+ui: setup ## open the MLflow UI on the recorded runs
+	@$(BIN)/waymark ui $(ARGS)
+
+test: setup ## run the tests: make test ARGS="-k resume"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup ## lint, check the formatting and the types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+lock: ## renew requirements.lock; one package only: make lock ARGS="--upgrade-package rich"
+	@$(FIND_PYTHON); set -e; \
+	tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	"$$python" -m venv "$$tools"; \
+	"$$tools/bin/python" -m pip --disable-pip-version-check install --quiet uv; \
+	"$$tools/bin/uv" pip compile pyproject.toml --quiet --python "$$tools/bin/python" \
+		--universal --python-version 3.11 --extra dev --generate-hashes --no-emit-index-url \
+		--exclude-newer "7 days" --custom-compile-command "make lock" \
+		--output-file requirements.lock $(or $(ARGS),--upgrade)
+
+# The last line of each recipe marks it done, so an interrupted set-up runs again: from an empty .venv,
+# because pip takes a half-copied package for an installed one.
+$(VENV)/locked: requirements.lock
+	@$(FIND_PYTHON); \
+	echo "Installing the locked packages into $(VENV) with $$python: once, for some minutes."; \
+	"$$python" -m venv --clear $(VENV)
+	@# One package is published as source only; its build tool comes first, from the lock as well.
+	@awk '/^[^ #]/ { keep = /^setuptools==/ } keep' requirements.lock > $(VENV)/build.txt
+	@$(PIP) install --quiet --require-hashes -r $(VENV)/build.txt
+	@# --compile, whatever the user's pip is set to: without bytecode TensorFlow starts 2-3 times slower.
+	@$(PIP) install --quiet --require-hashes --compile --no-build-isolation --use-pep517 -r requirements.lock
+	@touch $@
+
+$(VENV)/installed: $(VENV)/locked pyproject.toml
+	@rm -rf $(VENV)/lib/python3*/site-packages/waymark-*.dist-info # pip cannot replace a half-written one
+	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) check
+	@touch $@

@@ -1,0 +1,46 @@
+"""Measure the test accuracies that the README states: 1000 steps on MNIST, several seeds.
+
+    python -m benchmarks.accuracy data.path=/path/to/mnist.npz
+
+Takes overrides for every run; prints one table. The pictures of the last run of each model
+stay in benchmarks/pictures/ for the README.
+"""
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+PICTURES = Path(__file__).parent / "pictures"
+SEEDS = {"softmax": range(5), "cnn": range(3)}
+
+
+def accuracy(model: str, seed: int, overrides: list[str], folder: str) -> float:
+    """Run Waymark in `folder`; return the accuracy restored."""
+    command = [sys.executable, "-m", "pipeline", "run", "data=mnist", f"model={model}"]
+    command += [f"seed={seed}", "progress=false", *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
+    return float(lines["accuracy restored"])
+
+
+def main(overrides: list[str]) -> None:
+    print("| model | seeds | accuracies | mean |\n|---|---|---|---|")
+    for model, seeds in SEEDS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found = [accuracy(model, seed, overrides, folder) for seed in seeds]
+            newest = max(Path(folder).glob("mlruns/artifacts/*/*/artifacts/evaluation"),
+                         key=lambda path: path.stat().st_mtime)  # fmt: skip
+            PICTURES.mkdir(exist_ok=True)
+            for picture in newest.glob("*.png"):
+                shutil.copy(picture, PICTURES / f"{model}_{picture.name}")
+        numbers = " ".join(f"{value:.4f}" for value in found)
+        print(f"| {model} | 0-{len(seeds) - 1} | {numbers} | {statistics.mean(found):.4f} |")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

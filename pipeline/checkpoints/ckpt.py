@@ -1,0 +1,61 @@
+"""Checkpoints as TensorFlow V2 bundles keyed by variable name, as `Saver` reads and writes."""
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from pipeline.checkpoints import SaveFormat, State
+from pipeline.config import settings
+
+
+@settings
+class Ckpt(SaveFormat):
+    """`model_ckpt-<step>.index` and `.data-00000-of-00001`, with a `checkpoint` state file."""
+
+    stem: ClassVar[str] = "model_ckpt"
+
+    meta_graph: bool
+
+    @property
+    def graph(self) -> str | None:
+        return f"{self.stem}.meta" if self.meta_graph else None
+
+    def write(self, path: Path, state: State) -> list[Path]:
+        import tensorflow as tf
+
+        names = sorted(state)
+        with tf.device("CPU"):
+            tf.raw_ops.SaveV2(
+                prefix=str(path),
+                tensor_names=names,
+                shape_and_slices=[""] * len(names),
+                tensors=[tf.constant(state[name]) for name in names],
+            )
+        return [path.with_name(path.name + end) for end in (".data-00000-of-00001", ".index")]
+
+    def read(self, path: Path) -> State:
+        return read_bundle(path)
+
+    def point(self, folder: Path, steps: list[int]) -> list[Path]:
+        """Write the state file that `tf.train.latest_checkpoint` reads, with relative names."""
+        lines = [f'model_checkpoint_path: "{self.stem}-{steps[-1]}"'] if steps else []
+        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in steps]
+        temporary = folder / ".tmp-checkpoint"
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        os.replace(temporary, folder / "checkpoint")
+        return [folder / "checkpoint"]
+
+
+def read_bundle(prefix: Path) -> State:
+    """Return the numeric arrays of a V2 (or V1) checkpoint; raise what TensorFlow raises."""
+    import tensorflow as tf
+
+    reader = tf.train.load_checkpoint(str(prefix))
+    types = reader.get_variable_to_dtype_map()
+    return {
+        name: np.asarray(reader.get_tensor(name))
+        for name in sorted(types)
+        if types[name].is_floating or types[name].is_integer
+    }

@@ -1,0 +1,101 @@
+"""Read parameters from files that Waymark did not write: any npz, any `Saver` checkpoint.
+
+Entries are matched to the model's parameters by name, else by a shape that only one of them
+has; optimizer slots and counters are ignored; anything else is refused by name.
+"""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.checkpoints import State
+from pipeline.checkpoints.ckpt import read_bundle
+from pipeline.checkpoints.npz import read_npz
+from pipeline.config import BadInput
+
+SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
+
+
+def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+    """Return float32 arrays for the parameters named in `shapes` from a foreign file.
+
+    `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
+    folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
+    """
+    return match(_read(path, origin), shapes, f"{origin}={str(path)!r}")
+
+
+def find_bundle(path: Path) -> Path:
+    """Return the prefix of the TensorFlow checkpoint that `path` means."""
+    import tensorflow as tf
+
+    if path.is_dir():
+        newest = tf.train.latest_checkpoint(str(path))
+        return Path(newest) if newest else path
+    return path.with_suffix("") if path.suffix == ".index" else path
+
+
+def _read(path: Path, origin: str) -> State:
+    try:
+        if path.suffix == ".npz":
+            return read_npz(path)
+        prefix = find_bundle(path)
+        if not prefix.with_name(f"{prefix.name}.index").exists():
+            raise BadInput(f"{origin}={str(path)!r}: there is no such npz file or checkpoint.")
+        return read_bundle(prefix)
+    except FileNotFoundError:
+        raise BadInput(f"{origin}={str(path)!r}: there is no such file.") from None
+    except Exception as error:
+        if isinstance(error, BadInput):
+            raise
+        if "Object arrays" in str(error):
+            raise BadInput(
+                f"{origin}={str(path)!r}: holds a pickled object array, which is never loaded; "
+                f"if you trust the file, convert it: np.savez('converted.npz', "
+                f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
+            ) from None
+        kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
+        raise BadInput(f"{origin}={str(path)!r}: {kind} ({str(error).splitlines()[0]}).") from None
+
+
+def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+    """Assign every parameter one entry and every entry one parameter; raise BadInput."""
+    left = {name: a for name, a in arrays.items() if not _is_slot(name, arrays)}
+    found: State = {}
+    for name, shape in shapes.items():
+        if name in left and left[name].shape == tuple(shape):
+            found[name] = left.pop(name)
+    for name, shape in shapes.items():
+        if name in found:
+            continue
+        rivals = [n for n in shapes if n not in found and tuple(shapes[n]) == tuple(shape)]
+        fits = [entry for entry, array in left.items() if array.shape == tuple(shape)]
+        if len(fits) != 1 or len(rivals) != 1:
+            why = "no entry fits" if not fits else f"{fits} fit equally"
+            has = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items())[:8])
+            raise BadInput(
+                f"{origin}: does not fit the model: {why} {name} {list(shape)} (it has {has})."
+            )
+        found[name] = left.pop(fits[0])
+    if left:
+        entry = min(left)
+        raise BadInput(
+            f"{origin}: does not fit the model: its entry {entry} {list(left[entry].shape)} "
+            f"belongs to no parameter."
+        )
+    for name, array in found.items():
+        if array.dtype.kind != "f":
+            raise BadInput(f"{origin}: {name} is {array.dtype.name}, not floating point.")
+    return {name: np.asarray(array, np.float32) for name, array in found.items()}
+
+
+def _is_slot(name: str, arrays: State) -> bool:
+    owner, _, last = name.rpartition("/")
+    return (
+        arrays[name].shape == ()
+        or (owner in arrays and last in SLOTS)
+        or ".OPTIMIZER_SLOT" in name
+        or name.startswith("optimizer/")
+    )

@@ -1,0 +1,272 @@
+"""The typed configuration and its checks: the only place where a DictConfig becomes a Config.
+
+Types and bounds stand here (and in the classes that `_target_` names), values in `conf/`.
+Nothing here imports TensorFlow or MLflow, so a bad value is refused within a second.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
+
+import pydantic
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
+
+# What each group's class must offer; a user's own class needs no more than this.
+GROUPS = {
+    "model": ("initial", "logits"),
+    "data": ("load",),
+    "optimizer": ("slots", "apply"),
+    "save": ("write", "read"),
+}
+
+
+Source = Callable[[str], str]  # where the value of a key came from
+
+
+class BadInput(Exception):
+    """Say in one sentence what is wrong with what the user gave; the command exits 2."""
+
+
+@dataclass_transform(kw_only_default=True)
+def settings(cls: type) -> Any:
+    """Make `cls` a dataclass that checks the types and bounds of its own settings."""
+    config = pydantic.ConfigDict(
+        strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+    return pydantic.dataclasses.dataclass(cls, config=config, kw_only=True)
+
+
+@settings
+class Runtime:
+    intra_op_threads: PositiveInt
+
+
+@settings
+class Tracking:
+    uri: str | None
+    flush_seconds: PositiveFloat
+    system_metrics: bool
+
+
+@settings
+class Record:
+    changes: bool
+
+
+@settings
+class Config:
+    """Everything that decides a run; see the README's table for the meaning of each key."""
+
+    model: Any
+    data: Any
+    optimizer: Any
+    save: Any
+    steps: PositiveInt
+    batch_size: PositiveInt
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    precision: Literal["float32", "mixed_bfloat16"]
+    eval_every: NonNegativeInt
+    log_every: PositiveInt
+    on_nan: Literal["stop", "continue"]
+    init_from: str | None
+    runtime: Runtime
+    tracking: Tracking
+    record: Record
+    progress: Literal["auto"] | bool
+    trusted_modules: list[str]
+    experiment_name: Annotated[str, Field(min_length=1)]
+    run_name: Annotated[str, Field(min_length=1)] | None
+    tags: dict[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration together with the plain values it was made from."""
+
+    config: Config
+    values: dict[str, Any]  # nested, resolved; what config.yaml records
+    choices: dict[str, str]  # group -> chosen member
+
+    def record(self) -> str:
+        """Return the text of config.yaml: everything needed to do the run again."""
+        values = {**self.values, "tracking": dict(self.values["tracking"])}
+        values["tracking"]["uri"] = without_password(values["tracking"]["uri"])
+        body = {"format": FORMAT, "choices": self.choices, **values}
+        return yaml.safe_dump(body, sort_keys=False)
+
+    def params(self) -> dict[str, str]:
+        """Return MLflow's params: dotted keys, the chosen member for each group."""
+        flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
+        flat["tracking.uri"] = without_password(flat["tracking.uri"])
+        return {key: str(value) for key, value in {**flat, **self.choices}.items()}
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def without_password(uri: str | None) -> str | None:
+    """Return a URI with the password in it, if any, replaced by asterisks."""
+    return uri if uri is None else re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return '; the nearest is X' for the known name closest to `word`, or nothing."""
+    known = list(known)
+    tails = [name for name in known if name.rsplit(".")[-1] == word.rsplit(".")[-1]]
+    close = tails or difflib.get_close_matches(word, known, n=1)
+    return f"; the nearest is {close[0]}" if close else ""
+
+
+def resolve(
+    values: dict[str, Any],
+    choices: dict[str, str],
+    source: Source,
+    trusted: list[str] | None = None,
+) -> Resolved:
+    """Check plain values and build what their `_target_` entries name.
+
+    `source` says where a key's value came from, for error messages. `trusted` limits the classes
+    to those defined under `pipeline` and the named modules; None allows any.
+
+    Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, or a
+    class that cannot be used.
+    """
+    if values.get("runtime", {}).get("intra_op_threads", 0) is None:
+        cores = os.cpu_count() or 1
+        values = {**values, "runtime": {**values["runtime"], "intra_op_threads": cores}}
+    parts = {group: _build(group, values, source, trusted) for group in GROUPS}
+    config = _checked(Config, {**values, **parts}, "", source)
+    return Resolved(config, values, choices)
+
+
+def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
+    """Build a settings class, and those that its fields hold, with BadInput for a refusal."""
+    values = dict(values)
+    for name, hint in get_type_hints(kind).items():
+        nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
+        if nested and isinstance(values.get(name), Mapping):
+            inner = f"{prefix}.{name}" if prefix else name
+            values[name] = _checked(nested[0], values[name], inner, source)
+    try:
+        return kind(**values)
+    except (pydantic.ValidationError, TypeError) as error:
+        raise BadInput(_sentence(kind, error, prefix, source)) from None
+
+
+def _sentence(kind: type, error: Exception, prefix: str, source: Source) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return f"{prefix} ({source(prefix)}): {error}."
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    # A union's members stand in the location too, as class names or type expressions.
+    place = [str(part) for part in first["loc"] if re.fullmatch(r"[a-z_][a-z_0-9]*", str(part))]
+    place = [part for part in place if part not in ("str", "int", "float", "bool")]
+    key = ".".join([prefix, *place] if prefix else place)
+    if first["type"] == "unexpected_keyword_argument":
+        return (
+            f"{key} ({source(key)}): there is no such setting{nearest(key, _fields(kind, prefix))}."
+        )
+    if first["type"].startswith("missing"):
+        return f"{key} ({source(key)}): a value is missing."
+    messages = [e["msg"] for e in errors if e["loc"][0] == first["loc"][0]]
+    said = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
+    return f"{key}={first['input']!r} ({source(key)}): {said}."
+
+
+def _fields(kind: type, prefix: str) -> list[str]:
+    names = getattr(kind, "__dataclass_fields__", {})
+    return [f"{prefix}.{name}" if prefix else name for name in names]
+
+
+def _build(group: str, values: Mapping[str, Any], source: Source, trusted: list[str] | None) -> Any:
+    given = values.get(group)
+    if not isinstance(given, Mapping) or not isinstance(given.get("_target_"), str):
+        raise BadInput(f"{group} ({source(group)}): must be a group of settings with a _target_.")
+    own = {key: value for key, value in given.items() if key != "_target_"}
+    special = [k for k in flatten(own) if {"_target_", "_args_", "_partial_"} & set(k.split("."))]
+    if special:
+        key = f"{group}.{special[0]}"
+        raise BadInput(f"{key} ({source(key)}): only the group's own _target_ may stand.")
+    key = f"{group}._target_"
+    cls = _locate(given["_target_"], key, source, trusted)
+    missing = [name for name in GROUPS[group] if not callable(getattr(cls, name, None))]
+    if missing:
+        raise BadInput(
+            f"{key}={given['_target_']!r} ({source(key)}): has no method {missing[0]}()."
+        )
+    return _checked(cls, own, group, source)
+
+
+def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:
+    from hydra.utils import get_class
+
+    def allowed(name: str) -> bool:
+        roots = ["pipeline", *(trusted or [])]
+        return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
+
+    distrust = BadInput(
+        f"{key}={target!r} ({source(key)}): is not part of Waymark; "
+        f"if you trust its module, say so with trusted_modules=[...]."
+    )
+    if not allowed(target):
+        raise distrust
+    try:
+        cls = get_class(target)
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
+    if not allowed(cls.__module__):  # a dotted name also walks through what a module imports
+        raise distrust
+    return cls
+
+
+def from_record(
+    path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
+) -> Resolved:
+    """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
+
+    Raises BadInput for a file that is missing, damaged, of a newer format, or that names
+    classes outside Waymark and the trusted modules; and for overrides that change what lies
+    under the keys in `frozen` (but `data.path`).
+    """
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        version, choices = body.pop("format"), body.pop("choices")
+        known = {**flatten(body), **choices}
+    except (OSError, UnicodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
+    if version != FORMAT:
+        raise BadInput(f"{path} has format {version!r}; this Waymark reads format {FORMAT}.")
+    if "${" in str(body):
+        raise BadInput(f"{path} holds an interpolation; a record holds plain values only.")
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise BadInput(f"{unknown[0]}: there is no such key{nearest(unknown[0], known)}.")
+    changed = {key: value for key, value in overrides.items() if value != known[key]}
+    fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k != "data.path")]
+    if fixed:
+        raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; start a new one.")
+    for key, value in changed.items():
+        *parents, last = key.split(".")
+        place = body
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    body["trusted_modules"] = trusted
+    return resolve(body, choices, lambda key: f"recorded in {path}", trusted)

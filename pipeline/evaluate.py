@@ -1,0 +1,151 @@
+"""Restore what was saved into a fresh model and score it."""
+
+import math
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline import graph
+from pipeline.checkpoints import State
+from pipeline.checkpoints.foreign import find_bundle, read_parameters
+from pipeline.checkpoints.store import CheckpointStore
+from pipeline.config import BadInput, Config, Resolved, from_record
+from pipeline.data import Dataset, ImageSpec
+from pipeline.runtime import start_tensorflow
+from pipeline.score import Score, Scorer
+from pipeline.tracking import Tracking
+from pipeline.train import check_state, initial_state
+
+
+def load_data(config: Config) -> Dataset:
+    """Load the data set and check that configuration and model fit it; raise BadInput."""
+    data: Dataset = config.data.load()
+    if config.batch_size > len(data.x_train):
+        raise BadInput(
+            f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
+            f"the size of {data.name}'s training set."
+        )
+    check = getattr(config.model, "check", None)
+    if check:
+        check(data.spec)
+    return data
+
+
+def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ...]]:
+    """Return the model's parameters and their shapes, in the model's order."""
+    initial, names = initial_state(config, spec)
+    return {name: tuple(initial[name].shape) for name in names}
+
+
+def score_state(config: Config, data: Dataset, state: State) -> Score:
+    """Restore a whole state, strictly, into a fresh model and score it; raise DoesNotFit."""
+    initial, names = initial_state(config, data.spec)
+    check_state(state, initial)
+    return score_parameters(config, data, {name: state[name] for name in names})
+
+
+def score_parameters(config: Config, data: Dataset, parameters: State) -> Score:
+    """Score float32 parameters, named as the model names them, in a fresh model."""
+    import tensorflow as tf
+
+    values = {name: tf.constant(value) for name, value in parameters.items()}
+    return Scorer(config.model, config.precision, data)(values)
+
+
+def evaluate_run(
+    text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Score a checkpoint of a run: a step, `best` or `latest`; write nothing to the run.
+
+    Raises BadInput for what is not there, Damaged for a named checkpoint that is damaged.
+    """
+    overrides = dict(overrides)
+    tracking = Tracking(overrides.pop("tracking.uri", None))
+    trusted = overrides.pop("trusted_modules", [])
+    record = tracking.find(text)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = record.folder
+        if not (folder / "config.yaml").exists() and record.remote:
+            folder = Path(scratch)
+            for name in ("config.yaml", "checkpoints"):
+                tracking.fetch(record, name, folder)
+        config = from_record(folder / "config.yaml", overrides, trusted, ("",)).config
+        store = CheckpointStore(folder / "checkpoints", config.save)
+        chosen = _choose(store, step, record.id)
+        data = load_data(config)
+        if data.digest != record.tags.get("waymark.data_digest"):
+            raise BadInput(f"data: {data.source} is not what run {record.id} was trained on.")
+        start_tensorflow(config.runtime.intra_op_threads)
+        scored = _score_step(config, data, store, chosen, from_meta)
+        source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
+        return {"step": chosen, **scored, "source": source}
+
+
+def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
+    """Return the step that `step` means; raise BadInput listing those that exist."""
+    steps = store.steps()
+    if step == "latest" and steps:
+        return steps[-1]
+    if step == "best":
+        rule = store.save.keep_best
+        metric, mode = (rule.metric, rule.mode) if rule else ("test/accuracy", "max")
+        values = {s: store.manifest(s).metrics.get(metric, math.nan) for s in steps}
+        known = {s: v for s, v in values.items() if not math.isnan(v)}
+        if known:
+            sign = 1 if mode == "max" else -1
+            return max(known, key=lambda s: (sign * known[s], -s))
+        raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
+    if not step.isdecimal() or int(step) not in steps:
+        raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
+    return int(step)
+
+
+def _score_step(
+    config: Config, data: Dataset, store: CheckpointStore, step: int, from_meta: bool
+) -> dict[str, Any]:
+    if not from_meta:
+        state = store.read(step)[1]
+        score = score_state(config, data, state)
+        log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
+        return score.summary
+    manifest = store.manifest(step)
+    if not manifest.graph:
+        raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
+    store.verify(manifest)
+    store.verify_graph(manifest)
+    meta = store.folder / min(manifest.graph)
+    hits = graph.score(meta, store.path(step), data, config.runtime.intra_op_threads)
+    return _hits(hits, data)
+
+
+def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> dict[str, Any]:
+    """Score files that Waymark did not write; raise BadInput if they do not fit."""
+    config = resolved.config
+    data = load_data(config)
+    start_tensorflow(config.runtime.intra_op_threads)
+    if from_meta:
+        prefix = find_bundle(path)
+        stems = [prefix.name, prefix.name.rpartition("-")[0]]
+        metas = [prefix.with_name(f"{stem}.meta") for stem in stems if stem]
+        found = [meta for meta in metas if meta.exists()]
+        if not found:
+            raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
+        hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)
+        return {**_hits(hits, data), "source": str(prefix)}
+    shapes = parameter_shapes(config, data.spec)
+    parameters = read_parameters(path, shapes, "--checkpoint")
+    log_parameters(parameters)
+    return {**score_parameters(config, data, parameters).summary, "source": str(path)}
+
+
+def _hits(hits: int, data: Dataset) -> dict[str, Any]:
+    total = len(data.x_test)
+    return {"accuracy": hits / total, "hits": hits, "total": total}
+
+
+def log_parameters(parameters: State) -> None:
+    """Print index, name and shape of the parameters that were loaded, as the chapter does."""
+    for index, (name, value) in enumerate(parameters.items()):
+        print(f"{index} {name} {value.shape}", file=sys.stderr)

@@ -1,0 +1,158 @@
+"""The graph in a file: `model_ckpt.meta`, scored without any model code.
+
+The collection `train_var` holds inputs float32 [None, pixels], labels float32 [None, classes]
+and accuracy, in this order, as the chapter's programs expect.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import BadInput, Config
+from pipeline.data import Dataset, ImageSpec
+from pipeline.models import forward
+from pipeline.runtime import quiet
+from pipeline.score import BATCH
+
+COLLECTION = "train_var"
+
+FILE_OPS = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
+
+# What a model, its gradients, the chapter's optimizers and a Saver are made of. Nothing here
+# reads or writes files (but FILE_OPS), runs foreign code, or opens connections.
+OPS = """
+    Abs Add AddN AddV2 ApplyAdam ApplyGradientDescent ApplyMomentum ArgMax Assign AssignAdd
+    AssignAddVariableOp AssignSub AssignSubVariableOp AssignVariableOp AvgPool AvgPoolGrad
+    BatchMatMulV2 BiasAdd BiasAddGrad BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const
+    Conv2D Conv2DBackpropFilter Conv2DBackpropInput DivNoNan Elu EluGrad Equal Exp ExpandDims
+    Fill FloorDiv FloorMod FusedBatchNormV3 Gather GatherV2 GreaterEqual Identity IdentityN
+    IsVariableInitialized L2Loss LeakyRelu LeakyReluGrad Less Log LogSoftmax MatMul Max MaxPool
+    MaxPoolGrad Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot Pack Pad Placeholder
+    PlaceholderWithDefault Pow PreventGradient Prod RandomStandardNormal RandomUniform
+    RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal Relu Relu6 Relu6Grad ReluGrad
+    Reshape ResourceApplyAdam ResourceApplyGradientDescent ResourceApplyKerasMomentum
+    ResourceApplyMomentum ReverseV2 Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Shape ShapeN
+    Sigmoid SigmoidGrad Sign Size Slice Softmax SoftmaxCrossEntropyWithLogits Softplus
+    SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference Squeeze StopGradient
+    StridedSlice StridedSliceGrad StringJoin Sub Sum Tanh TanhGrad Tile Transpose TruncatedNormal
+    Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 ZerosLike
+"""
+ALLOWED_OPS = FILE_OPS | set(OPS.split())
+
+
+def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """Return the serialized MetaGraphDef that scores a model of these float32 parameters."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default():
+        variables = {
+            name: v1.Variable(
+                lambda shape=shape: tf.zeros(shape), shape=shape, name=name, use_resource=True
+            )
+            for name, shape in shapes.items()
+        }
+        inputs = v1.placeholder(tf.float32, [None, prod(spec.shape)], name="inputs")
+        labels = v1.placeholder(tf.float32, [None, spec.classes], name="labels")
+        values = {name: variable.read_value() for name, variable in variables.items()}
+        images = tf.reshape(inputs, [-1, *spec.shape])
+        logits = forward(config.model, config.precision, values, images)
+        right = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))
+        hits = tf.reduce_sum(tf.cast(right, tf.int64))
+        accuracy = tf.cast(
+            tf.cast(hits, tf.float64) / tf.cast(tf.size(right), tf.float64), tf.float32
+        )
+        for tensor in (inputs, labels, tf.identity(accuracy, name="accuracy")):
+            v1.add_to_collection(COLLECTION, tensor)
+        saver = v1.train.Saver(variables)
+        return saver.export_meta_graph(clear_devices=True).SerializeToString()
+
+
+def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
+    """Restore graph and weights from files, score the test set; return the hits.
+
+    Raises BadInput for a file that is no graph, lacks the collection, does not fit the data,
+    or holds operations that a model has no need of.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    v1 = tf.compat.v1
+    body = v1.MetaGraphDef()
+    try:
+        body.ParseFromString(meta.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise BadInput(f"{meta}: is not a graph that TensorFlow wrote ({error}).") from None
+    if COLLECTION not in body.collection_def or not body.HasField("saver_def"):
+        raise BadInput(f"{meta}: has no collection {COLLECTION!r} or no saver.")
+    names = list(body.collection_def[COLLECTION].node_list.value)
+    if len(names) != 3:
+        raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")
+    _check_operations(meta, body, names)
+    pixels = data.x_test.reshape(len(data.x_test), -1)
+    onehot = np.eye(data.spec.classes, dtype=np.float32)[data.y_test]
+    options = v1.ConfigProto(intra_op_parallelism_threads=threads)
+    with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
+        try:
+            saver = v1.train.import_meta_graph(body, clear_devices=True)
+            saver.restore(session, str(prefix))
+            inputs, labels, accuracy = v1.get_collection(COLLECTION)
+            hits = 0
+            for start in range(0, len(pixels), BATCH):
+                batch = pixels[start : start + BATCH].astype(np.float32)
+                batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
+                feed = {inputs: batch, labels: onehot[start : start + BATCH]}
+                hits += round(float(session.run(accuracy, feed)) * len(batch))
+            return hits
+        except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
+            reason = str(error).splitlines()[0]
+            raise BadInput(f"{meta}: cannot score this data ({reason}).") from None
+
+
+def _check_operations(meta: Path, body: Any, tensors: Iterable[str]) -> None:
+    """Refuse operations outside the list, and file operations but the saver's own restore."""
+    functions = [node for f in body.graph_def.library.function for node in f.node_def]
+    for node in [*body.graph_def.node, *functions]:
+        if node.op not in ALLOWED_OPS:
+            raise BadInput(f"{meta}: holds the operation {node.op} ({node.name}), not allowed.")
+    for node in functions:
+        if node.op in FILE_OPS:
+            raise BadInput(f"{meta}: a function in it holds the file operation {node.op}.")
+    nodes = {node.name: node for node in body.graph_def.node}
+    ancestors = _ancestors(nodes)
+    for tensor in tensors:
+        for name in ancestors(tensor):
+            if nodes[name].op in FILE_OPS:
+                raise BadInput(f"{meta}: {tensor} depends on the file operation {name}.")
+    given = _node(body.saver_def.filename_tensor_name)
+    for name in ancestors(body.saver_def.restore_op_name):
+        if nodes[name].op not in FILE_OPS:
+            continue
+        source = nodes[name].input[0]
+        while nodes[name].op == "RestoreV2" and _node(source) != given:
+            if nodes[_node(source)].op != "Identity":
+                raise BadInput(f"{meta}: {name} reads another file than the checkpoint.")
+            source = nodes[_node(source)].input[0]
+        if nodes[name].op != "RestoreV2":
+            raise BadInput(f"{meta}: restoring depends on the file operation {name}.")
+
+
+def _node(tensor: str) -> str:
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def _ancestors(nodes: Mapping[str, Any]) -> Callable[[str], set[str]]:
+    def walk(tensor: str) -> set[str]:
+        found: set[str] = set()
+        todo = [_node(tensor)]
+        while todo:
+            name = todo.pop()
+            if name not in found and name in nodes:
+                found.add(name)
+                todo += [_node(source) for source in nodes[name].input]
+        return found
+
+    return walk

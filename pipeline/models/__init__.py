@@ -1,0 +1,54 @@
+"""What a model is, and the few pure functions that every model is run through.
+
+A model is a settings dataclass with two methods (a user's own needs nothing else):
+
+    initial(spec, key)                  name -> first value of each parameter, in order
+    logits(parameters, images, dropout) the scores of a batch
+
+`parameters` maps the same names to tensors; `images` is float [B, H, W, C] or [B, D] in [0, 1];
+`dropout` is a key for stateless random numbers in training, None otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pipeline.randomness import INITIAL, random_key
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def initial_key(seed: int) -> "Callable[[int], tf.Tensor]":
+    """Return the function that gives a model's i-th parameter its key."""
+    return lambda index: random_key(seed, INITIAL, index)
+
+
+def truncated_normal(shape: tuple[int, ...], stddev: float, key: "tf.Tensor") -> "tf.Tensor":
+    """Draw float32 values of `shape`, as `tf.compat.v1.truncated_normal` but without state."""
+    import tensorflow as tf
+
+    return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
+
+
+def scale(images: "tf.Tensor") -> "tf.Tensor":
+    """Return images as float32 in [0, 1]: bytes divided by 255, floats as they are."""
+    import tensorflow as tf
+
+    pixels = tf.cast(images, tf.float32)
+    return pixels / 255.0 if images.dtype == tf.uint8 else pixels
+
+
+def forward(
+    model: Any,
+    precision: str,
+    parameters: "Mapping[str, tf.Tensor]",
+    images: "tf.Tensor",
+    dropout: "tf.Tensor | None" = None,
+) -> "tf.Tensor":
+    """Return float32 logits [B, classes] for float32 images, computed in `precision`."""
+    import tensorflow as tf
+
+    if precision == "mixed_bfloat16":
+        parameters = {name: tf.cast(value, tf.bfloat16) for name, value in parameters.items()}
+        images = tf.cast(images, tf.bfloat16)
+    return tf.cast(model.logits(parameters, images, dropout), tf.float32)

@@ -1,0 +1,80 @@
+"""The chapter's SimpleCNN: two convolutions with pooling, two dense layers."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveFloat
+
+from pipeline.config import BadInput, settings
+from pipeline.data import ImageSpec
+from pipeline.models import truncated_normal
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+FILTERS = (32, 64)
+DENSE = 1024
+
+
+@settings
+class Cnn:
+    """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the classes.
+
+    The eight parameters bear the names that TensorFlow gave the chapter's unnamed variables,
+    so that its programs read Waymark's checkpoints and the other way round.
+    """
+
+    init_stddev: PositiveFloat
+    init_bias: float
+    keep_prob: Annotated[float, Field(gt=0, le=1)]
+
+    def check(self, spec: ImageSpec) -> None:
+        """Refuse data whose images have no height and width."""
+        if len(spec.shape) != 3:
+            raise BadInput(
+                f"model=cnn needs images [N,H,W] or [N,H,W,C]; "
+                f"this data has [N,{spec.shape[0]}]: use model=softmax."
+            )
+
+    def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+        import tensorflow as tf
+
+        height, width, channels = spec.shape
+        flat = -(-height // 4) * -(-width // 4) * FILTERS[1]
+        shapes: list[tuple[int, ...]] = [
+            (5, 5, channels, FILTERS[0]),
+            (5, 5, *FILTERS),
+            (flat, DENSE),
+            (DENSE, spec.classes),
+        ]
+        values = {}
+        for i, shape in enumerate(shapes):
+            suffix = f"_{i}" if i else ""
+            values[f"weights{suffix}"] = truncated_normal(shape, self.init_stddev, key(i))
+            values[f"bias{suffix}"] = tf.fill(shape[-1:], tf.constant(self.init_bias))
+        return values
+
+    def logits(
+        self,
+        parameters: "Mapping[str, tf.Tensor]",
+        images: "tf.Tensor",
+        dropout: "tf.Tensor | None",
+    ) -> "tf.Tensor":
+        import tensorflow as tf
+
+        w = list(parameters.values())
+
+        def convolution(x: tf.Tensor, filters: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+            # Adding a bias and ReLU keep the order within a channel, so pooling first gives
+            # the same bits for a quarter of the element-wise work.
+            x = tf.nn.conv2d(x, filters, strides=1, padding="SAME")
+            return tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "SAME") + bias)
+
+        x = convolution(convolution(images, w[0], w[1]), w[2], w[3])
+        x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
+        x = tf.nn.relu(x @ w[4] + w[5])
+        if dropout is not None and self.keep_prob < 1:
+            x = tf.nn.experimental.stateless_dropout(
+                x, rate=1 - self.keep_prob, seed=dropout, rng_alg="philox"
+            )
+        return x @ w[6] + w[7]

@@ -1,0 +1,35 @@
+"""Softmax regression: one matrix, no bias."""
+
+from collections.abc import Callable, Mapping
+from math import prod
+from typing import TYPE_CHECKING
+
+from pydantic import PositiveFloat
+
+from pipeline.config import settings
+from pipeline.data import ImageSpec
+from pipeline.models import truncated_normal
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+@settings
+class Softmax:
+    """The chapter's first model: logits = images @ weights."""
+
+    init_stddev: PositiveFloat
+
+    def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+        shape = (prod(spec.shape), spec.classes)
+        return {"weights": truncated_normal(shape, self.init_stddev, key(0))}
+
+    def logits(
+        self,
+        parameters: "Mapping[str, tf.Tensor]",
+        images: "tf.Tensor",
+        dropout: "tf.Tensor | None",
+    ) -> "tf.Tensor":
+        import tensorflow as tf
+
+        return tf.reshape(images, [-1, prod(images.shape[1:])]) @ parameters["weights"]

@@ -1,0 +1,98 @@
+"""Adam and SGD with momentum, as TensorFlow's fused kernels on float32 variables.
+
+An optimizer is a settings dataclass with two methods (a user's own needs nothing else):
+
+    slots(parameters)   name -> first value of what it remembers between steps
+    apply(parameters, slots, gradients)   one update, in place, on tf.Variables
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveFloat
+
+from pipeline.config import settings
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+@settings
+class Adam:
+    """Adam (Kingma and Ba 2015), the arithmetic of `tf.compat.v1.train.AdamOptimizer`.
+
+    The slots bear that class's names, so that its programs can go on from a checkpoint.
+    """
+
+    learning_rate: PositiveFloat
+    beta1: Decay
+    beta2: Decay
+    epsilon: PositiveFloat
+
+    def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        import tensorflow as tf
+
+        moments = {
+            f"{name}/Adam{suffix}": tf.zeros_like(value)
+            for name, value in parameters.items()
+            for suffix in ("", "_1")
+        }
+        powers = {"beta1_power": tf.constant(self.beta1), "beta2_power": tf.constant(self.beta2)}
+        return moments | powers
+
+    def apply(
+        self,
+        parameters: "Mapping[str, tf.Variable]",
+        slots: "Mapping[str, tf.Variable]",
+        gradients: "Mapping[str, tf.Tensor]",
+    ) -> None:
+        import tensorflow as tf
+
+        power1, power2 = slots["beta1_power"], slots["beta2_power"]
+        for name, variable in parameters.items():
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=slots[f"{name}/Adam"].handle,
+                v=slots[f"{name}/Adam_1"].handle,
+                beta1_power=power1.read_value(),
+                beta2_power=power2.read_value(),
+                lr=self.learning_rate,
+                beta1=self.beta1,
+                beta2=self.beta2,
+                epsilon=self.epsilon,
+                grad=gradients[name],
+            )
+        power1.assign(power1 * self.beta1)
+        power2.assign(power2 * self.beta2)
+
+
+@settings
+class Sgd:
+    """Gradient descent with momentum, as `tf.compat.v1.train.MomentumOptimizer`."""
+
+    learning_rate: PositiveFloat
+    momentum: Decay
+
+    def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        import tensorflow as tf
+
+        return {f"{name}/Momentum": tf.zeros_like(value) for name, value in parameters.items()}
+
+    def apply(
+        self,
+        parameters: "Mapping[str, tf.Variable]",
+        slots: "Mapping[str, tf.Variable]",
+        gradients: "Mapping[str, tf.Tensor]",
+    ) -> None:
+        import tensorflow as tf
+
+        for name, variable in parameters.items():
+            tf.raw_ops.ResourceApplyMomentum(
+                var=variable.handle,
+                accum=slots[f"{name}/Momentum"].handle,
+                lr=self.learning_rate,
+                grad=gradients[name],
+                momentum=self.momentum,
+            )

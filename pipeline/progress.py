@@ -1,0 +1,61 @@
+"""Show how a run goes: a bar on a terminal, the chapter's lines elsewhere, or nothing."""
+
+import sys
+from typing import Any
+
+
+class Silent:
+    """Show nothing."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps, self.done = steps, done
+
+    def advanced(self, step: int, loss: float) -> None:
+        """Take note that training stands at `step`."""
+
+    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+        """Take note of an evaluation."""
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+class Lines(Silent):
+    """Print one line at each evaluation."""
+
+    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+        print(f"Step: {step:04d}, Loss: {loss:.5f}, Test_Acc: {accuracy:.5f}", flush=True)
+
+
+class Bar(Silent):
+    """Draw a bar with steps per second, loss, last accuracy and time left."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        super().__init__(steps, done)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        text = TextColumn("{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}")
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, Left())
+        self._task = self._bar.add_task(
+            "", total=steps, completed=done, rate="-", loss="-", acc="-"
+        )
+        self._bar.start()
+
+    def advanced(self, step: int, loss: float) -> None:
+        speed = self._bar.tasks[0].speed
+        rate = f"{speed:.0f} steps/s" if speed else "-"
+        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
+
+    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+        self._bar.update(self._task, acc=f"{accuracy:.4f}")
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def watcher(wish: Any, steps: int, done: int) -> Silent:
+    """Return what `progress=` asks for: auto, true (a bar even without a terminal), false."""
+    if wish is False:
+        return Silent(steps, done)
+    return (Bar if wish is True or sys.stdout.isatty() else Lines)(steps, done)

@@ -1,0 +1,68 @@
+"""Stop at a signal: the first asks the work to end in good order, the second ends at once."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(Exception):
+    """The work ended early because of a signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.status = 128 + number
+
+
+class Stop:
+    """Note SIGINT and SIGTERM while work runs on a thread of its own.
+
+    A Python signal handler does not run while the main thread is inside a TensorFlow call, so
+    the work runs on a worker thread and the main thread only waits.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def check(self) -> None:
+        """Raise Stopped if a signal has come."""
+        if self.signal is not None:
+            raise Stopped(self.signal)
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do `work` on a worker thread; return its result or raise what it raised."""
+        result: list[T] = []
+        errors: list[BaseException] = []
+
+        def target() -> None:
+            try:
+                result.append(work())
+            except BaseException as error:
+                errors.append(error)
+
+        old: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            worker = threading.Thread(target=target, name="work", daemon=True)
+            worker.start()
+            worker.join()
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        if errors:
+            raise errors[0]
+        return result[0]
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        name = signal.Signals(number).name
+        print(f"\n{name}: stopping after this step; once more stops at once", file=sys.stderr)

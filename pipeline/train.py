@@ -1,0 +1,242 @@
+"""The training loop: on the device between events, one visible function around it.
+
+The law of its order, at one step: record, evaluate, hand a copy of the state to the saver;
+a save that falls due while one is in flight waits for it.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline.checkpoints import State
+from pipeline.config import Config
+from pipeline.data import Dataset, ImageSpec, batch_indices
+from pipeline.models import forward, initial_key, scale
+from pipeline.randomness import DROPOUT, random_key
+from pipeline.score import Score, Scorer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
+
+
+class Diverged(Exception):
+    """Say at which step the loss was no longer finite."""
+
+
+class DoesNotFit(Exception):
+    """Say which entry of a state does not fit the model and the optimizer."""
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Tell whether something done every so many steps (0: only at the end) is due now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def initial_state(config: Config, spec: ImageSpec) -> "tuple[dict[str, tf.Tensor], list[str]]":
+    """Return a new run's state and the names in it that are the model's parameters."""
+    import tensorflow as tf
+
+    parameters = config.model.initial(spec, initial_key(config.seed))
+    slots = config.optimizer.slots(parameters)
+    step = {"step": tf.constant(0, tf.int64)}
+    return {**step, **parameters, **slots}, list(parameters)
+
+
+def check_state(state: Mapping[str, np.ndarray], expected: "Mapping[str, tf.Tensor]") -> None:
+    """Raise DoesNotFit for the first entry that is missing, unknown, or of another kind."""
+    for name, value in expected.items():
+        if name not in state:
+            raise DoesNotFit(f"it has no entry {name!r}")
+        want, got = (tuple(value.shape), value.dtype.name), state[name]
+        if want != (got.shape, got.dtype.name):
+            raise DoesNotFit(
+                f"its entry {name!r} is {got.dtype.name}{list(got.shape)}, "
+                f"not {want[1]}{list(want[0])}"
+            )
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        raise DoesNotFit(f"it has an unknown entry {unknown[0]!r}")
+
+
+class Machine:
+    """The state on the device and the compiled function that moves it by some steps."""
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        import tensorflow as tf
+
+        initial, names = initial_state(config, data.spec)
+        self._initial = initial
+        self._variables = {
+            name: tf.Variable(value, trainable=False) for name, value in initial.items()
+        }
+        self._parameters = {name: self._variables[name] for name in names}
+        self._scorer = Scorer(config.model, config.precision, data)
+        self._advance = self._compile(config, data)
+
+    def _compile(self, config: Config, data: Dataset) -> Any:
+        import tensorflow as tf
+
+        images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
+        step_variable, parameters = self._variables["step"], self._parameters
+        slots = {
+            name: variable
+            for name, variable in self._variables.items()
+            if name != "step" and name not in parameters
+        }
+
+        def one_step() -> tf.Tensor:
+            step = step_variable.assign_add(1, read_value=True)
+            picked = batch_indices(
+                config.data.sampling, config.seed, step, config.batch_size, len(data.x_train)
+            )
+            pixels = scale(tf.gather(images, picked))
+            values = {name: variable.read_value() for name, variable in parameters.items()}
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(values)
+                dropout = random_key(config.seed, DROPOUT, step)
+                logits = forward(config.model, config.precision, values, pixels, dropout)
+                loss = tf.reduce_mean(
+                    tf.nn.sparse_softmax_cross_entropy_with_logits(
+                        tf.gather(labels, picked), logits
+                    )
+                )
+            gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+            config.optimizer.apply(parameters, slots, gradients)
+            return loss
+
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int32)])
+        def advance(steps: tf.Tensor) -> tf.Tensor:
+            def body(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+                return i + 1, losses.write(i, one_step())
+
+            losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
+            loop = tf.while_loop(
+                lambda i, _: i < steps, body, (tf.constant(0), losses), parallel_iterations=1
+            )
+            return loop[1].stack()
+
+        return advance.get_concrete_function()
+
+    @property
+    def step(self) -> int:
+        return int(self._variables["step"].numpy())
+
+    def advance(self, steps: int) -> np.ndarray:
+        """Run `steps` steps in one call; return their losses, float32 [steps]."""
+        import tensorflow as tf
+
+        return self._advance(tf.constant(steps, tf.int32)).numpy()
+
+    def state(self) -> State:
+        """Return a copy of everything that decides the next step."""
+        return {name: np.array(variable.numpy()) for name, variable in self._variables.items()}
+
+    def load(self, state: State) -> None:
+        """Put a saved state in place, all or nothing; raise DoesNotFit."""
+        check_state(state, self._initial)
+        for name, variable in self._variables.items():
+            variable.assign(state[name])
+
+    def replace(self, parameters: State) -> None:
+        """Start from other values for some parameters."""
+        for name, value in parameters.items():
+            self._parameters[name].assign(value)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the parameters' names and shapes, in the model's order."""
+        return {name: tuple(v.shape) for name, v in self._parameters.items()}
+
+    def score(self) -> Score:
+        """Score the parameters as they are on the whole test set."""
+        return self._scorer(self._parameters)
+
+
+class Watcher(Protocol):
+    """Who is shown how the training goes."""
+
+    def advanced(self, step: int, loss: float) -> None: ...
+    def evaluated(self, step: int, loss: float, accuracy: float) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where metrics go: a step's value is recorded once, whoever asks again."""
+
+    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None: ...
+
+
+def train(
+    config: Config,
+    machine: Machine,
+    recorder: Recorder,
+    save: Callable[[int, State, dict[str, float]], None],
+    watcher: Watcher,
+    stopping: Callable[[int], bool],
+) -> Score | None:
+    """Train from where the machine stands up to `config.steps`; return the last evaluation.
+
+    `save(step, state, metrics)` takes checkpoints on the cadence; `stopping(step)` is asked
+    after every chunk whether to leave. Raises Diverged if `on_nan` is stop and a loss is not
+    finite.
+    """
+    step, last = machine.step, config.steps
+    chunk, score, clock = 1, None, Pace()
+    while step < last:
+        steps = min(chunk, *(_until(step, n, last) for n in (config.save.every, config.eval_every)))
+        began = time.perf_counter()
+        losses = machine.advance(steps)
+        seconds = time.perf_counter() - began
+        chunk = max(1, min(int(steps * CHUNK_SECONDS / seconds), 8 * chunk))
+        clock.add(steps, seconds)
+        first, step = step + 1, step + steps
+        _record_losses(config, recorder, first, losses)
+        watcher.advanced(step, float(losses[-1]))
+        metrics = {}
+        if due(step, config.eval_every, last):
+            score = machine.score()
+            metrics = {f"test/{name}": value for name, value in score.metrics.items()}
+            rate = {"train/steps_per_second": clock.rate()}
+            recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
+            watcher.evaluated(step, float(losses[-1]), score.accuracy)
+        if due(step, config.save.every, last):
+            save(step, machine.state(), metrics)
+        if step < last and stopping(step):
+            break
+    return score
+
+
+def _until(step: int, every: int, last: int) -> int:
+    """Return the steps from `step` to the next multiple of `every`, at most to `last`."""
+    return min(last - step, every - step % every if every else last)
+
+
+def _record_losses(config: Config, recorder: Recorder, first: int, losses: np.ndarray) -> None:
+    """Record the losses of steps from `first`; none behind a non-finite one that stops."""
+    broken = np.flatnonzero(~np.isfinite(losses))
+    stop = config.on_nan == "stop" and broken.size > 0
+    known = losses[: broken[0] + 1] if stop else losses
+    every, last = config.log_every, config.steps
+    picked = [i for i in range(len(known)) if due(first + i, every, last)]
+    recorder.record([first + i for i in picked], {"train/loss": [float(known[i]) for i in picked]})
+    if stop:
+        step = first + int(broken[0])
+        raise Diverged(f"the loss at step {step} is {losses[broken[0]]}")
+
+
+class Pace:
+    """Steps per second of the training itself since it was last asked."""
+
+    def __init__(self) -> None:
+        self._steps, self._seconds = 0, 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+
+    def rate(self) -> float:
+        rate = self._steps / self._seconds
+        self._steps, self._seconds = 0, 0.0
+        return rate
