@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -41,6 +41,7 @@ def run(arguments: tuple[str, ...]) -> int:
     def job(cfg: DictConfig) -> None:
         statuses.append(_guarded(lambda: _run(cfg, list(arguments))))
 
+    _check_flags(list(arguments))
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -50,13 +51,33 @@ def run(arguments: tuple[str, ...]) -> int:
         from pipeline.config import BadInput
 
         raise BadInput(_refusal(error, list(arguments))) from None
+    except SystemExit as leaving:  # after --help; or Hydra has said what is wrong with a flag
+        return 2 if leaving.code else 0
     return max(statuses, default=0)
+
+
+def _check_flags(arguments: list[str]) -> None:
+    """Refuse in one sentence the flags that Hydra would refuse with a page on its usage."""
+    from hydra._internal.utils import get_args_parser
+
+    from pipeline.config import BadInput
+
+    def refuse(message: str) -> NoReturn:
+        raise BadInput(f"{message} (waymark run --hydra-help lists the flags).")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 def _run(cfg: Any, arguments: list[str]) -> int:
     from pipeline.run import run as work
 
-    _summary(work(_resolved(cfg, arguments)))
+    resolved = _resolved(cfg, arguments)
+    steps, every = resolved.config.steps, resolved.config.save.every
+    if every > steps:
+        _complain(f"save.every={every} is above steps={steps}: only the last step is saved.")
+    _summary(work(resolved))
     return 0
 
 
@@ -122,9 +143,14 @@ def evaluate(
 @OVERRIDES
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
+    from pipeline.config import BadInput
     from pipeline.tracking import Tracking, ui_command
 
-    tracking = Tracking(_parsed(overrides).get("tracking.uri"), create=True)
+    given = _parsed(overrides)
+    unknown = sorted(set(given) - {"tracking.uri"})
+    if unknown:
+        raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
+    tracking = Tracking(given.get("tracking.uri"), create=True)
     if tracking.database is None:
         print(f"the UI of this store is at {tracking.address}")
         return 0
@@ -171,52 +197,77 @@ def _resolved(cfg: Any, overrides: list[str]) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from pipeline.config import GROUPS, BadInput, resolve
+    from pipeline.config import GROUPS, BadInput, flatten, resolve
 
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
 
     def source(key: str) -> str:
         return "the command line" if key in given else "conf/"
 
-    choices = {group: str(HydraConfig.get().runtime.choices[group]) for group in GROUPS}
+    chosen = HydraConfig.get().runtime.choices
+    choices = {group: str(chosen.get(group)) for group in GROUPS}
     own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     try:
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except _hydra_errors() as error:
         raise BadInput(_refusal(error, overrides)) from None
-    return resolve(values, choices, source)  # type: ignore[arg-type]
+    written = flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
+    secret = {key for key, value in written.items() if "${oc.env:" in str(value)}
+    return resolve(values, choices, source, secret=secret)  # type: ignore[arg-type]
 
 
 def _hydra_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return (HydraException, OmegaConfBaseException)
+    return (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 
 
 def _refusal(error: Exception, arguments: list[str]) -> str:
     """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
     import re
 
-    from hydra.errors import MissingConfigException
+    from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
 
-    from pipeline.config import GROUPS, flatten, nearest
+    from pipeline.config import GROUPS, first_line, nearest
 
     if isinstance(error, MissingConfigException) and error.options:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = sorted(error.options)
         hint = nearest(member, options)
         return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
+    if isinstance(error, OverrideParseException):
+        reason = first_line(error.__cause__ or error)
+        return f"{error.override}: is not of the form key=value ({reason})."
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: a value is missing."
     unknown = re.search(r"Could not override '([^']+)'", str(error))
-    if unknown:
-        groups = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
-        known = [*GROUPS, *flatten(_composed(groups).values)]
-        return f"{unknown[1]}: there is no such key{nearest(unknown[1], known)}."
+    if unknown and unknown[1].split(".")[0] == "tags":
+        return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
+    if unknown and unknown[1] not in GROUPS:
+        return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return "; ".join(lines[:2])
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
+    import contextlib
+    import re
+
+    import hydra
+    from omegaconf import OmegaConf
+
+    from pipeline.config import GROUPS, flatten
+
+    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
+    for groups in (chosen, []):
+        with contextlib.suppress(*_hydra_errors()):
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                values = OmegaConf.to_container(hydra.compose("config", groups))
+            return [*GROUPS, *flatten(values)]  # type: ignore[arg-type]
+    return list(GROUPS)
 
 
 def _summary(result: Any) -> None:
@@ -236,18 +287,25 @@ def _guarded(work: Any) -> int:
     try:
         return int(work() or 0)
     except BadInput as error:
-        print(f"waymark: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
+    except (KeyboardInterrupt, click.Abort):
+        return 130
     except click.ClickException as error:
-        print(f"waymark: {error.format_message()}", file=sys.stderr)
+        _complain(error.format_message())
         return error.exit_code
     except Exception as error:
         status = getattr(error, "status", 1)  # a signal's is 128 + its number
         if status == 1:
-            print(f"waymark: {error or type(error).__name__}", file=sys.stderr)
+            _complain(str(error) or type(error).__name__)
         if FULL_ERROR:
             raise
         return int(status)
+
+
+def _complain(message: str) -> None:
+    """Say it in one line, whatever line breaks a name or a library put into it."""
+    print("waymark:", " ".join(message.split()), file=sys.stderr)
 
 
 def _complete(arguments: list[str]) -> int:

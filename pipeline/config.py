@@ -7,7 +7,7 @@ Nothing here imports TensorFlow or MLflow, so a bad value is refused within a se
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
@@ -91,20 +91,17 @@ class Resolved:
     """A checked configuration together with the plain values it was made from."""
 
     config: Config
-    values: dict[str, Any]  # nested, resolved; what config.yaml records
+    values: dict[str, Any]  # nested, resolved, without secrets: what is recorded
     choices: dict[str, str]  # group -> chosen member
 
     def record(self) -> str:
         """Return the text of config.yaml: everything needed to do the run again."""
-        values = {**self.values, "tracking": dict(self.values["tracking"])}
-        values["tracking"]["uri"] = without_password(values["tracking"]["uri"])
-        body = {"format": FORMAT, "choices": self.choices, **values}
+        body = {"format": FORMAT, "choices": self.choices, **self.values}
         return yaml.safe_dump(body, sort_keys=False)
 
     def params(self) -> dict[str, str]:
         """Return MLflow's params: dotted keys, the chosen member for each group."""
         flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
-        flat["tracking.uri"] = without_password(flat["tracking.uri"])
         return {key: str(value) for key, value in {**flat, **self.choices}.items()}
 
 
@@ -124,11 +121,34 @@ def without_password(uri: str | None) -> str | None:
     return uri if uri is None else re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
 
 
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line, its kind if it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _masked(values: Mapping[str, Any], secret: Container[str], prefix: str = "") -> dict[str, Any]:
+    """Return nested values with passwords in URIs, and texts under secret keys, masked."""
+    masked: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            masked[name] = _masked(value, secret, f"{key}.")
+        elif isinstance(value, str):
+            masked[name] = "***" if key in secret else without_password(value)
+        else:
+            masked[name] = value
+    return masked
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; the nearest is X' for the known name closest to `word`, or nothing."""
-    known = list(known)
-    tails = [name for name in known if name.rsplit(".")[-1] == word.rsplit(".")[-1]]
-    close = tails or difflib.get_close_matches(word, known, n=1)
+    known, (parent, _, last) = list(known), word.rpartition(".")
+    tails = [name for name in known if name.rpartition(".")[2] == last]
+    siblings = [n.rpartition(".")[2] for n in known if parent and n.rpartition(".")[0] == parent]
+    if siblings and not tails:
+        close = [f"{parent}.{n}" for n in difflib.get_close_matches(last, siblings, 1, 0.25)]
+    else:
+        close = tails or difflib.get_close_matches(word, known, n=1)
     return f"; the nearest is {close[0]}" if close else ""
 
 
@@ -137,21 +157,24 @@ def resolve(
     choices: dict[str, str],
     source: Source,
     trusted: list[str] | None = None,
+    secret: Container[str] = (),
 ) -> Resolved:
     """Check plain values and build what their `_target_` entries name.
 
     `source` says where a key's value came from, for error messages. `trusted` limits the classes
-    to those defined under `pipeline` and the named modules; None allows any.
+    to those defined under `pipeline` and the named modules; None allows any. Texts under
+    `secret` keys are not recorded.
 
     Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, or a
     class that cannot be used.
     """
-    if values.get("runtime", {}).get("intra_op_threads", 0) is None:
+    runtime = values.get("runtime")
+    if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
         cores = os.cpu_count() or 1
-        values = {**values, "runtime": {**values["runtime"], "intra_op_threads": cores}}
+        values = {**values, "runtime": {**runtime, "intra_op_threads": cores}}
     parts = {group: _build(group, values, source, trusted) for group in GROUPS}
     config = _checked(Config, {**values, **parts}, "", source)
-    return Resolved(config, values, choices)
+    return Resolved(config, _masked(values, secret), choices)
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
@@ -165,18 +188,20 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
     try:
         return kind(**values)
     except (pydantic.ValidationError, TypeError) as error:
-        raise BadInput(_sentence(kind, error, prefix, source)) from None
+        raise BadInput(_sentence(kind, values, error, prefix, source)) from None
 
 
-def _sentence(kind: type, error: Exception, prefix: str, source: Source) -> str:
+def _sentence(
+    kind: type, values: Mapping[str, Any], error: Exception, prefix: str, source: Source
+) -> str:
     if not isinstance(error, pydantic.ValidationError):
         return f"{prefix} ({source(prefix)}): {error}."
     errors = error.errors(include_url=False)
     first = errors[0]
-    # A union's members stand in the location too, as class names or type expressions.
-    place = [str(part) for part in first["loc"] if re.fullmatch(r"[a-z_][a-z_0-9]*", str(part))]
-    place = [part for part in place if part not in ("str", "int", "float", "bool")]
-    key = ".".join([prefix, *place] if prefix else place)
+    place = list(first["loc"][:1])
+    if isinstance(values.get(str(place[0])), Mapping):  # then its entry is what is wrong
+        place += first["loc"][1:2]
+    key = ".".join(str(part) for part in ([prefix, *place] if prefix else place))
     if first["type"] == "unexpected_keyword_argument":
         return (
             f"{key} ({source(key)}): there is no such setting{nearest(key, _fields(kind, prefix))}."
@@ -228,7 +253,7 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     try:
         cls = get_class(target)
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        reason = first_line(error.__cause__ or error)
         raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
     if not allowed(cls.__module__):  # a dotted name also walks through what a module imports
         raise distrust
@@ -245,14 +270,20 @@ def from_record(
     under the keys in `frozen` (but `data.path`).
     """
     try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-        version, choices = body.pop("format"), body.pop("choices")
-        known = {**flatten(body), **choices}
-    except (OSError, UnicodeError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it holds an alias, which no record needs")
+        body = dict(yaml.safe_load(text))
+        version = body.pop("format")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+        reason = first_line(error)
         raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
     if version != FORMAT:
         raise BadInput(f"{path} has format {version!r}; this Waymark reads format {FORMAT}.")
+    choices = body.pop("choices", None)
+    if not isinstance(choices, dict) or set(choices) != set(GROUPS):
+        raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
+    known = {**flatten(body), **choices}
     if "${" in str(body):
         raise BadInput(f"{path} holds an interpolation; a record holds plain values only.")
     unknown = [key for key in overrides if key not in known]

@@ -351,13 +351,15 @@ def batch_indices(
         return tf.random.stateless_uniform([batch_size], key, 0, examples, tf.int64, alg="philox")
     places = (step - 1) * batch_size + tf.range(batch_size, dtype=tf.int64)
     epochs = places // examples
-    # The permutation is a block cipher on the index, so no epoch's order is ever stored. Its
-    # key is three words of 32 bits; at TensorFlow's usual 4 rounds neighbours stay correlated.
-    words = [tf.fill([batch_size], tf.constant(w, tf.int64)) for w in divmod(seed, 2**32)]
-    keys = tf.bitcast(tf.cast(tf.stack([*words, epochs], 1), tf.uint32), tf.int32)
+    first = epochs[0]  # a batch touches this epoch and at most the next
+    # The permutation is a block cipher on the index, so no epoch's order is ever stored. Of each
+    # of its key's three words it may use as few as 8 bits, hence words drawn for (seed, epoch);
+    # at TensorFlow's usual 4 rounds neighbours stay correlated.
+    keys = [random_key(seed, BATCH, first + later) for later in (0, 1)]
+    words = [tf.random.stateless_uniform([3], k, None, None, tf.int32, alg="philox") for k in keys]
     return tf.raw_ops.RandomIndexShuffle(
         index=places % examples,
-        seed=keys,
+        seed=tf.gather(tf.stack(words), epochs - first),
         max_index=tf.constant(examples - 1, tf.int64),
         rounds=24,
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import BadInput, Config
+from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
 from pipeline.models import forward
 from pipeline.runtime import quiet
@@ -37,8 +37,8 @@ OPS = """
     ResourceApplyMomentum ReverseV2 Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Shape ShapeN
     Sigmoid SigmoidGrad Sign Size Slice Softmax SoftmaxCrossEntropyWithLogits Softplus
     SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference Squeeze StopGradient
-    StridedSlice StridedSliceGrad StringJoin Sub Sum Tanh TanhGrad Tile Transpose TruncatedNormal
-    Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 ZerosLike
+    StaticRegexFullMatch StridedSlice StridedSliceGrad StringJoin Sub Sum Tanh TanhGrad Tile
+    Transpose TruncatedNormal Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 ZerosLike
 """
 ALLOWED_OPS = FILE_OPS | set(OPS.split())
 
@@ -105,10 +105,13 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
                 batch = pixels[start : start + BATCH].astype(np.float32)
                 batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
                 feed = {inputs: batch, labels: onehot[start : start + BATCH]}
-                hits += round(float(session.run(accuracy, feed)) * len(batch))
+                share = session.run(accuracy, feed)
+                if np.ndim(share) or not 0 <= share <= 1:
+                    raise ValueError(f"its accuracy is {share}")
+                hits += round(float(share) * len(batch))
             return hits
-        except (ValueError, TypeError, KeyError, tf.errors.OpError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # TensorFlow raises nearly anything for a foreign graph
+            reason = first_line(error)
             raise BadInput(f"{meta}: cannot score this data ({reason}).") from None
 
 
@@ -127,17 +130,24 @@ def _check_operations(meta: Path, body: Any, tensors: Iterable[str]) -> None:
         for name in ancestors(tensor):
             if nodes[name].op in FILE_OPS:
                 raise BadInput(f"{meta}: {tensor} depends on the file operation {name}.")
-    given = _node(body.saver_def.filename_tensor_name)
     for name in ancestors(body.saver_def.restore_op_name):
-        if nodes[name].op not in FILE_OPS:
-            continue
-        source = nodes[name].input[0]
-        while nodes[name].op == "RestoreV2" and _node(source) != given:
-            if nodes[_node(source)].op != "Identity":
+        if nodes[name].op == "RestoreV2":
+            if not _reads(name, body.saver_def.filename_tensor_name, nodes):
                 raise BadInput(f"{meta}: {name} reads another file than the checkpoint.")
-            source = nodes[_node(source)].input[0]
-        if nodes[name].op != "RestoreV2":
+        elif nodes[name].op in FILE_OPS:
             raise BadInput(f"{meta}: restoring depends on the file operation {name}.")
+
+
+def _reads(name: str, given: str, nodes: Mapping[str, Any]) -> bool:
+    """Tell whether a node's first input is the tensor `given`, at most through identities."""
+    for _ in nodes:  # a longer way goes in a circle
+        source = next(iter(nodes[name].input), "")
+        name, _, output = source.partition(":")
+        if f"{name}:{output or 0}" == given:
+            return True
+        if name not in nodes or nodes[name].op != "Identity":
+            return False
+    return False
 
 
 def _node(tensor: str) -> str:

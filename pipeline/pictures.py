@@ -13,7 +13,10 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     figure = Figure(figsize=(7, 4), layout="constrained")
     left = figure.subplots()
     steps = sorted(losses)
-    left.plot(steps, [losses[s] for s in steps], color="tab:blue", linewidth=0.6, alpha=0.8)
+    values = np.array([losses[s] for s in steps], np.float64)
+    values[np.abs(values) > 1e300] = np.nan  # infinity, as MLflow gives it back after a resume
+    marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
+    left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
     left.set_xlabel("step")
     left.set_ylabel("training loss", color="tab:blue")
     right = left.twinx()

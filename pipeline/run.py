@@ -17,7 +17,7 @@ from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.retention import Memory, start
 from pipeline.checkpoints.store import CheckpointStore, Manifest, flush, replace_file
-from pipeline.config import BadInput, Config, Resolved, from_record
+from pipeline.config import BadInput, Config, Resolved, first_line, from_record
 from pipeline.data import Dataset
 from pipeline.digest import digest
 from pipeline.evaluate import load_data, log_parameters, parameter_shapes, score_state
@@ -95,15 +95,17 @@ def run(resolved: Resolved) -> Result:
     Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
     """
     config = resolved.config
-    data = load_data(config)
-    parameters = _initial_parameters(config, data)
-    tracking = Tracking(config.tracking.uri, create=True)
-    tags = _tags(resolved, data)
-    if parameters:
-        tags["waymark.init_digest"] = digest(parameters)
-    tracked = tracking.create(resolved, tags, data)
-    replace_file(tracked.info.folder / "config.yaml", resolved.record())
-    return _Work(resolved, data, tracking, tracked, parameters, None).run()
+    with Stop() as stop:
+        data = load_data(config)
+        parameters = _initial_parameters(config, data)
+        tracking = Tracking(config.tracking.uri, create=True)
+        tags = _tags(resolved, data)
+        if parameters:
+            tags["waymark.init_digest"] = digest(parameters)
+        stop.check()
+        tracked = tracking.create(resolved, tags, data)
+        replace_file(tracked.info.folder / "config.yaml", resolved.record())
+        return _Work(resolved, data, tracking, tracked, parameters, None, stop).run()
 
 
 def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
@@ -112,7 +114,11 @@ def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
     Raises BadInput for an unknown run or an override that would change the numbers, Failed if
     no published checkpoint is whole.
     """
-    overrides = dict(overrides)
+    with Stop() as stop:
+        return _resume(text, dict(overrides), stop)
+
+
+def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
     if record.remote:
@@ -137,7 +143,8 @@ def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
             f"to start afresh: waymark run with the settings in {record.folder / 'config.yaml'}"
         )
     if record.status == "FINISHED" and found and found[0].step == config.steps:
-        tracking.reopen(record, config).finish("FINISHED")  # delivers what was left
+        if tracking.undelivered(record):
+            tracking.reopen(record, config).finish("FINISHED")
         return None
     parameters = None if found else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.tags.get("waymark.init_digest"):
@@ -145,7 +152,7 @@ def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
     tracked.tag({"waymark.steps": str(config.steps), "waymark.reason": ""})
-    return _Work(resolved, data, tracking, tracked, parameters, found).run()
+    return _Work(resolved, data, tracking, tracked, parameters, found, stop).run()
 
 
 def _initial_parameters(config: Config, data: Dataset) -> State | None:
@@ -187,12 +194,13 @@ class _Work:
         tracked: TrackedRun,
         parameters: State | None,
         found: tuple[Manifest, State] | None,
+        stop: Stop,
     ) -> None:
         self.resolved, self.config, self.data = resolved, resolved.config, data
         self.tracking, self.tracked = tracking, tracked
         self.parameters, self.found = parameters, found
         self.folder = tracked.info.folder
-        self.stop = Stop()
+        self.stop = stop
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
@@ -205,7 +213,7 @@ class _Work:
             print(f"to go on: waymark resume {run_id}", file=sys.stderr)
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            reason = f"{type(error).__name__}: {first_line(error)}"
             self._end("FAILED", reason)
             raise Failed(f"run {run_id} failed: {reason}") from error
         self._end("FINISHED", "")

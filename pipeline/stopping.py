@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -21,14 +22,24 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Note SIGINT and SIGTERM while work runs on a thread of its own.
+    """Note SIGINT and SIGTERM while the context lasts.
 
     A Python signal handler does not run while the main thread is inside a TensorFlow call, so
-    the work runs on a worker thread and the main thread only waits.
+    long work runs on a worker thread and the main thread only waits.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
+            self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
@@ -37,28 +48,8 @@ class Stop:
 
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` on a worker thread; return its result or raise what it raised."""
-        result: list[T] = []
-        errors: list[BaseException] = []
-
-        def target() -> None:
-            try:
-                result.append(work())
-            except BaseException as error:
-                errors.append(error)
-
-        old: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            old = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        try:
-            worker = threading.Thread(target=target, name="work", daemon=True)
-            worker.start()
-            worker.join()
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-        if errors:
-            raise errors[0]
-        return result[0]
+        with ThreadPoolExecutor(1, thread_name_prefix="work") as pool:
+            return pool.submit(work).result()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

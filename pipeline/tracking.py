@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
-from pipeline.config import BadInput, Resolved, without_password
+from pipeline.config import BadInput, Resolved, first_line, without_password
 
 BATCH = 1000  # MLflow's limit of metrics per request
 PAUSE = 1.0  # seconds between two sendings
@@ -117,7 +117,7 @@ class Tracking:
             self._client = self._open()
             self._client.search_experiments(max_results=1)
         except Exception as error:
-            reason = without_password(str(error).splitlines()[0])
+            reason = without_password(first_line(error))
             raise BadInput(
                 f"{from_where}={without_password(uri)!r}: cannot be used ({reason})."
             ) from None
@@ -174,19 +174,24 @@ class Tracking:
         )
         context = [InputTag("mlflow.data.context", "training")]
         self._client.log_inputs(run.info.run_id, [DatasetInput(entry, context)])
-        return self._track(self._record(run), config, [])
+        return self._track(self._record(run), config)
 
     def reopen(self, record: RunRecord, config: Any) -> "TrackedRun":
-        """Go on with a run: replay its outbox, and skip from now on what is recorded."""
-        kept = list(Outbox.read(self._outbox(record.id)))
-        self._client.update_run(record.id, status="RUNNING")
-        return self._track(record, config, kept)
+        """Go on with a run: replay its outbox, and skip from now on what is recorded.
 
-    def _track(self, record: RunRecord, config: Any, kept: list[Points]) -> "TrackedRun":
+        Raises BadInput if another process has the run.
+        """
+        tracked = self._track(record, config)
+        self._client.update_run(record.id, status="RUNNING")
+        return tracked
+
+    def undelivered(self, record: RunRecord) -> bool:
+        """Tell whether something of a run may still be on its way to MLflow."""
+        return self._outbox(record.id).exists()
+
+    def _track(self, record: RunRecord, config: Any) -> "TrackedRun":
         record.folder.mkdir(parents=True, exist_ok=True)
-        return TrackedRun(
-            self._client, self.uri, record, config.tracking, self._outbox(record.id), kept
-        )
+        return TrackedRun(self._client, self.uri, record, config.tracking, self._outbox(record.id))
 
     def _outbox(self, run_id: str) -> Path:
         return self.root / "outbox" / f"{run_id}.jsonl"
@@ -264,17 +269,14 @@ class Tracking:
         try:
             self._client.download_artifacts(record.id, name, str(target))
         except (MlflowException, OSError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise BadInput(f"run {record.id}: {name} cannot be fetched ({reason}).") from None
-
-    def history(self, record: RunRecord, key: str) -> list[tuple[int, float]]:
-        """Return the recorded (step, value) of a metric, in order."""
-        points = self._client.get_metric_history(record.id, key)
-        return sorted((point.step, point.value) for point in points)
 
     def link(self, record: RunRecord) -> str:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
-        page = f"#/experiments/{record.experiment_id}/runs/{record.id}"
+        page = (
+            f"#/experiments/{record.experiment_id}/runs/{record.id}?workflowType=machine_learning"
+        )
         if self.database:
             return f"waymark ui, then http://127.0.0.1:5000/{page}"
         return f"{self.address}/{page}"
@@ -290,14 +292,14 @@ class TrackedRun:
         record: RunRecord,
         settings: Any,
         outbox: Path,
-        kept: list[Points],
     ) -> None:
         self.info = record
         self._client, self._settings = client, settings
         self._lock = _locked(outbox.with_suffix(".lock"), record.id)
+        kept = list(Outbox.read(outbox))
         self._outbox = Outbox(outbox)
         self.points: dict[str, dict[int, float]] = {}  # key -> step -> value, all recorded
-        self._waiting: list[Points] = list(kept)
+        self._waiting = list(kept)
         self._jobs: list[Callable[[], None]] = []
         self._error: Exception | None = None
         for key in client.get_run(record.id).data.metrics:
@@ -369,7 +371,7 @@ class TrackedRun:
             self._outbox.path.with_suffix(".lock").unlink(missing_ok=True)
         if delivered:
             return None
-        reason = str(self._error or "no answer in time").splitlines()[0]
+        reason = first_line(self._error) if self._error else "no answer in time"
         return f"{without_password(reason)}; what is left stands in {self._outbox.path}"
 
     def _later(self, job: Callable[[], None]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.checkpoints import State
 from pipeline.checkpoints.ckpt import read_bundle
 from pipeline.checkpoints.npz import read_npz
-from pipeline.config import BadInput
+from pipeline.config import BadInput, first_line
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
 
@@ -32,8 +32,11 @@ def find_bundle(path: Path) -> Path:
     import tensorflow as tf
 
     if path.is_dir():
-        newest = tf.train.latest_checkpoint(str(path))
-        return Path(newest) if newest else path
+        try:
+            newest = tf.train.latest_checkpoint(str(path))
+        except UnicodeDecodeError:  # a `checkpoint` file that is none
+            newest = None
+        return Path(newest) if newest else path / "model_ckpt"
     return path.with_suffix("") if path.suffix == ".index" else path
 
 
@@ -57,7 +60,8 @@ def _read(path: Path, origin: str) -> State:
                 f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
             ) from None
         kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
-        raise BadInput(f"{origin}={str(path)!r}: {kind} ({str(error).splitlines()[0]}).") from None
+        reason = first_line(error)
+        raise BadInput(f"{origin}={str(path)!r}: {kind} ({reason}).") from None
 
 
 def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:

@@ -18,7 +18,11 @@ class Npz(SaveFormat):
 
     def write(self, path: Path, state: State) -> list[Path]:
         file = path.with_name(f"{path.name}.npz")
-        np.savez(file, allow_pickle=False, **state)  # type: ignore[arg-type]
+        # np.savez cannot take arrays called `file` or `allow_pickle`.
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, array in state.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
         return [file]
 
     def read(self, path: Path) -> State:
@@ -31,5 +35,9 @@ def read_npz(file: Path) -> State:
         promised = sum(member.file_size for member in archive.infolist())
         if promised > 2 * file.stat().st_size + 1024 and promised > 2**30:
             raise ValueError(f"it promises {promised} bytes, far more than the file holds")
-    with np.load(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of any other member
+            raise ValueError(f"{name} is not an array")
+    return arrays

@@ -7,8 +7,9 @@ is that of one uninterrupted `tf.compat.v1.train.Saver`; keep-best comes on top.
 
 import math
 from collections.abc import Mapping
+from ctypes import c_float
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.config import settings
 
@@ -24,6 +25,12 @@ class Policy:
     max_to_keep: int  # 0: all
     keep_every_n_hours: float | None
     keep_best: KeepBest | None
+
+    @property
+    def period(self) -> float | None:
+        """Return the hours in seconds; Saver holds hours as a float32, so do we."""
+        hours = self.keep_every_n_hours
+        return None if hours is None else c_float(hours).value * 3600
 
 
 @dataclass(frozen=True)
@@ -50,22 +57,11 @@ class Memory:
         best = [self.best.step] if self.best else []
         return {step for step, _ in self.recent} | set(self.hourly) | set(best)
 
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> "Memory":
-        """Read what `dataclasses.asdict` wrote; raise KeyError or TypeError for anything else."""
-        recent, best = body["recent"], body["best"]
-        return cls(
-            next_hourly=body["next_hourly"],
-            recent=None if recent is None else tuple((int(s), float(t)) for s, t in recent),
-            hourly=tuple(int(step) for step in body["hourly"]),
-            best=None if best is None else Best(**best),
-        )
-
 
 def start(time: float, policy: Policy) -> Memory:
     """Return the memory of a run that starts at `time` and has saved nothing."""
-    hours = policy.keep_every_n_hours
-    return Memory(next_hourly=None if hours is None else time + hours * 3600)
+    period = policy.period
+    return Memory(next_hourly=None if period is None else time + period)
 
 
 def after(
@@ -75,17 +71,16 @@ def after(
     memory = replace(memory, best=_best(memory.best, step, metrics, policy.keep_best))
     if policy.max_to_keep == 0:
         return replace(memory, recent=None)
-    hours = policy.keep_every_n_hours
-    due = memory.next_hourly
-    if hours is not None and due is None:  # the policy was turned on by a resume
-        due = time + hours * 3600
+    period, due = policy.period, memory.next_hourly
+    if period is not None and due is None:  # the policy was turned on by a resume
+        due = time + period
     recent = [pair for pair in memory.recent or () if pair[0] != step] + [(step, time)]
     hourly = list(memory.hourly)
     while len(recent) > policy.max_to_keep:
         old, saved = recent.pop(0)
-        if hours is not None and due is not None and saved > due:
+        if period is not None and due is not None and saved > due:
             hourly.append(old)
-            due += hours * 3600
+            due += period
     return replace(memory, next_hourly=due, recent=tuple(recent), hourly=tuple(hourly))
 
 

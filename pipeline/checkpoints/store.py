@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pydantic
+
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.checkpoints.retention import Memory, after
 from pipeline.config import FORMAT
@@ -37,6 +39,9 @@ class Manifest:
     memory: Memory  # retention's, after this checkpoint
     files: dict[str, dict[str, Any]]  # payload file -> size, sha256
     graph: dict[str, dict[str, Any]]  # the graph file beside it, likewise
+
+
+MANIFEST = pydantic.TypeAdapter(Manifest)
 
 
 def file_facts(path: Path) -> dict[str, Any]:
@@ -109,12 +114,12 @@ class CheckpointStore:
             checksum = body.pop("checksum")
             if _checksum(body) != checksum or body["step"] != step:
                 raise Damaged(f"{path.name} does not hold what was written")
-            body.pop("format")
-            return Manifest(**{**body, "memory": Memory.from_json(body["memory"])})
+            return MANIFEST.validate_python(body)
         except FileNotFoundError:
             raise Damaged(f"{path.name} is missing") from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-            raise Damaged(f"{path.name} cannot be read ({error})") from None
+            reason = str(error).partition("\n")[0]
+            raise Damaged(f"{path.name} cannot be read ({reason})") from None
 
     def verify(self, manifest: Manifest) -> None:
         """Check every payload file's size and SHA-256; raise Damaged."""
@@ -127,12 +132,16 @@ class CheckpointStore:
     def _verify(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         for name, facts in files.items():
             try:
+                if Path(name).name != name:
+                    raise Damaged(f"the manifest names a file elsewhere ({name!r})")
                 if file_facts(self.folder / name) != facts:
                     raise Damaged(f"{name} does not hold what was written")
             except FileNotFoundError:
                 raise Damaged(f"{name} is missing") from None
             except OSError as error:
                 raise Damaged(f"{name} cannot be read ({error.strerror})") from None
+            except ValueError as error:  # a name that no file can have
+                raise Damaged(f"{name!r} cannot be read ({error})") from None
 
     def read(self, step: int) -> tuple[Manifest, State]:
         """Return a checkpoint's manifest and state, verified; raise Damaged."""

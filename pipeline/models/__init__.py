@@ -35,7 +35,11 @@ def scale(images: "tf.Tensor") -> "tf.Tensor":
     import tensorflow as tf
 
     pixels = tf.cast(images, tf.float32)
-    return pixels / 255.0 if images.dtype == tf.uint8 else pixels
+    if images.dtype != tf.uint8:
+        return pixels
+    # In a compiled function TensorFlow turns `/ 255.0` into a multiplication by 1 / 255, which
+    # differs for 126 of the 256 values; this division it leaves alone.
+    return tf.math.divide_no_nan(pixels, 255.0)
 
 
 def forward(

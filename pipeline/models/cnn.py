@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FILTERS = (32, 64)
 DENSE = 1024
+NAMES = [kind + end for end in ("", "_1", "_2", "_3") for kind in ("weights", "bias")]
 
 
 @settings
@@ -62,7 +63,7 @@ class Cnn:
     ) -> "tf.Tensor":
         import tensorflow as tf
 
-        w = list(parameters.values())
+        w = [parameters[name] for name in NAMES]
 
         def convolution(x: tf.Tensor, filters: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
             # Adding a bias and ReLU keep the order within a channel, so pooling first gives

@@ -1,0 +1,781 @@
+"""Checkpoints: whole or not there, bit for bit, whatever is killed or damaged."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest import mock
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pydantic
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.checkpoints import SaveFormat, State
+from pipeline.checkpoints.ckpt import Ckpt
+from pipeline.checkpoints.npz import Npz
+from pipeline.checkpoints.retention import KeepBest, Memory, start
+from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.digest import digest
+from pipeline.runtime import start_tensorflow
+
+BEGIN = 1_700_000_000.0
+both_formats = pytest.mark.parametrize("kind", [Ckpt, Npz])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tensorflow() -> None:
+    start_tensorflow(2)
+
+
+def save_format(kind: Any, **changed: Any) -> SaveFormat:
+    own = {"meta_graph": False} if kind is Ckpt else {}
+    usual = {"every": 10, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
+    return kind(**{"asynchronous": False, **own, **usual, **changed})
+
+
+def state_at(step: int) -> State:
+    """Return what a small run would save at `step`: other values at every step."""
+    noise = np.random.default_rng(step)
+    return {
+        "step": np.array(step, np.int64),
+        "weights": noise.normal(size=(3, 2)).astype(np.float32),
+        "weights/Adam": noise.normal(size=(3, 2)).astype(np.float32),
+        "beta1_power": np.array(0.9**step, np.float32),
+    }
+
+
+Save = tuple[int, bool]  # the step, and whether it is on the cadence
+
+
+def publish(store: CheckpointStore, memory: Memory, save: Save) -> Memory:
+    step, regular = save
+    return store.publish(step, BEGIN + step, state_at(step), {}, memory, regular)
+
+
+def filled(folder: Path, save: SaveFormat, saves: list[Save]) -> tuple[CheckpointStore, Memory]:
+    """Publish some checkpoints, as one process that nothing disturbs."""
+    folder.mkdir(exist_ok=True)
+    store, memory = CheckpointStore(folder, save), start(BEGIN, save.policy)
+    for each in saves:
+        memory = publish(store, memory, each)
+    return store, memory
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def names_of(save: SaveFormat, steps: list[int]) -> set[str]:
+    """Return the files that a folder with these checkpoints holds, no more and no less."""
+    if isinstance(save, Npz):
+        return {f"weights-{step}.{end}" for step in steps for end in ("npz", "json")}
+    ends = ("index", "data-00000-of-00001", "json")
+    return {f"model_ckpt-{step}.{end}" for step in steps for end in ends} | {"checkpoint"}
+
+
+def same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(
+        (a[n].dtype, a[n].shape, a[n].tobytes()) == (b[n].dtype, b[n].shape, b[n].tobytes())
+        for n in a
+    )
+
+
+# What goes in comes out
+
+
+def digest_by_hand(state: Mapping[str, np.ndarray]) -> str:
+    """Compute a state's digest from its description in DESIGN.md, with no code of Waymark's."""
+    body = b""
+    for name, array in sorted(state.items()):
+        shape = "(" + ", ".join(map(str, array.shape)) + ("," if array.ndim == 1 else "") + ")"
+        body += f"{name}\n{array.dtype.name}\n{shape}\n".encode()
+        body += array.astype(array.dtype.newbyteorder("<")).tobytes(order="C")
+    return hashlib.sha256(body).hexdigest()
+
+
+NUMBERS = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1"]
+arrays = st.sampled_from(NUMBERS).flatmap(
+    lambda kind: hnp.arrays(np.dtype(kind), hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
+)
+states = st.dictionaries(
+    st.sampled_from(["step", "weights", "weights/Adam", "a/b/c", "file", "allow_pickle", "ö 1"]),
+    arrays,
+    min_size=1,
+    max_size=5,
+)
+SPECIAL = {
+    "step": np.array(2**62 + 1, np.int64),
+    "weights": np.array([[np.nan, np.inf, -np.inf], [-0.0, 1e-45, 3.4e38]], np.float32),
+    "payload": np.array([0x7FC00001, 0xFFC0BEEF], np.uint32).view(np.float32),  # two other NaNs
+    "scalar": np.array(-0.0, np.float32),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+@both_formats
+@settings(max_examples=40, deadline=None)
+@given(state=states)
+@example(state=SPECIAL)
+def test_a_state_comes_back_bit_for_bit(kind: Any, state: State) -> None:
+    with TemporaryDirectory() as folder:
+        store, memory = filled(Path(folder), save_format(kind), [])
+        store.publish(1, BEGIN, state, {}, memory)
+        manifest, found = store.read(1)
+        assert same_bits(found, state)
+        assert manifest.digest == digest_by_hand(state)
+
+
+@given(states)
+def test_the_digest_is_what_plain_numpy_computes(state: State) -> None:
+    assert digest(state) == digest_by_hand(state)
+
+
+def test_the_digest_sees_values_and_not_how_they_lie_in_memory() -> None:
+    plain = np.arange(12, dtype="<f4").reshape(3, 4)
+    turned = {"fortran": np.asfortranarray(plain), "big": plain.astype(">f4")}
+    turned["strided"] = np.repeat(plain, 2, axis=1)[:, ::2]
+    assert {digest({"w": array}) for array in turned.values()} == {digest({"w": plain})}
+
+
+def test_the_digest_sees_every_difference() -> None:
+    w = np.arange(6, dtype=np.float32)
+    others = [{"w": w}, {"v": w}, {"w": w.reshape(2, 3)}, {"w": w.reshape(3, 2)}, {}]
+    others += [{"w": w.view(np.int32)}, {"w": -w}, {"w": w[::-1]}, {"w": w, "x": w[:0]}]
+    others += [{"w": np.float32(0)}, {"w": np.zeros(1, np.float32)}, {"w": np.zeros(0, np.float32)}]
+    assert len({digest(state) for state in others}) == len(others)
+
+
+# What a published checkpoint is
+
+
+@both_formats
+def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
+    save = save_format(kind, keep_best=KeepBest(metric="test/accuracy", mode="max"))
+    store, memory = filled(tmp_path, save, [])
+    graph = tmp_path / "model_ckpt.meta"
+    graph.write_bytes(b"a graph")
+    memory = store.publish(10, BEGIN + 1, state_at(10), {"test/accuracy": 0.5}, memory, graph=graph)
+    body = json.loads((tmp_path / f"{save.stem}-10.json").read_text())
+
+    def facts(name: str) -> dict[str, Any]:
+        content = (tmp_path / name).read_bytes()
+        return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    payload = names_of(save, [10]) - {f"{save.stem}-10.json", "checkpoint"}
+    assert body.pop("checksum") == checksum(body)
+    assert body == {
+        "format": 1,
+        "step": 10,
+        "time": BEGIN + 1,
+        "digest": digest_by_hand(state_at(10)),
+        "metrics": {"test/accuracy": 0.5},
+        "regular": True,
+        "memory": {
+            "next_hourly": None,
+            "recent": [[10, BEGIN + 1]],
+            "hourly": [],
+            "best": {"step": 10, "value": 0.5, "metric": "test/accuracy", "mode": "max"},
+        },
+        "files": {name: facts(name) for name in payload},
+        "graph": {"model_ckpt.meta": facts("model_ckpt.meta")},
+    }
+    manifest, _ = CheckpointStore(tmp_path, save).read(10)
+    assert manifest.memory == memory
+    store.verify_graph(manifest)
+    graph.write_bytes(b"b graph")
+    with pytest.raises(Damaged, match=r"model_ckpt\.meta does not hold what was written"):
+        store.verify_graph(manifest)
+    store.verify(manifest)  # the state does not depend on the graph's file
+
+
+@both_formats
+@pytest.mark.parametrize("max_to_keep", [0, 1, 3])
+def test_the_folder_holds_what_is_kept_and_nothing_else(
+    kind: Any, max_to_keep: int, tmp_path: Path
+) -> None:
+    save = save_format(kind, max_to_keep=max_to_keep)
+    steps = [10, 20, 30, 40, 50]
+    for count in range(1, 6):
+        folder = tmp_path / str(count)
+        store, _ = filled(folder, save, [(step, True) for step in steps[:count]])
+        kept = steps[:count] if max_to_keep == 0 else steps[:count][-max_to_keep:]
+        assert store.steps() == kept
+        assert names(folder) == names_of(save, kept)
+
+
+@both_formats
+def test_the_best_and_the_hourly_stay(kind: Any, tmp_path: Path) -> None:
+    best = KeepBest(metric="test/accuracy", mode="max")
+    save = save_format(kind, max_to_keep=1, keep_every_n_hours=1, keep_best=best)
+    store, memory = filled(tmp_path, save, [])
+    values = {10: 0.1, 20: 0.9, 30: np.nan, 40: 0.9, 50: 0.2, 60: 0.3}
+    for step, value in values.items():
+        at = BEGIN + 120 * step  # twenty minutes from one to the next
+        memory = store.publish(step, at, state_at(step), {"test/accuracy": value}, memory)
+    assert store.steps() == [20, 40, 60]  # the best, the first after an hour, the newest
+    assert names(tmp_path) == names_of(save, [20, 40, 60])
+    if kind is Ckpt:  # as Saver's: only those that still come and go
+        assert (tmp_path / "checkpoint").read_text().count("model_ckpt-") == 2
+
+
+@both_formats
+def test_other_programs_files_in_the_folder_stay(kind: Any, tmp_path: Path) -> None:
+    own = ["notes.txt", "model_ckpt.meta", "weights.npz", "events.out"]
+    for name in own:
+        (tmp_path / name).write_text("mine")
+    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True), (30, True)])
+    store.recover(store.manifest(30))
+    assert names(tmp_path) == names_of(store.save, [20, 30]) | set(own)
+
+
+@both_formats
+def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
+    mirror: set[str] = set()
+
+    def published(files: list[Path]) -> None:
+        assert all(file.exists() for file in files)
+        mirror.update(file.name for file in files)
+
+    def removed(gone: list[str]) -> None:
+        assert not any((tmp_path / name).exists() for name in gone)
+        mirror.difference_update(gone)
+
+    save = save_format(kind)
+    store, memory = CheckpointStore(tmp_path, save, published, removed), start(BEGIN, save.policy)
+    for each in [(10, True), (20, True), (25, False), (30, True), (35, False)]:
+        memory = publish(store, memory, each)
+        assert mirror == names(tmp_path)
+    again = CheckpointStore(tmp_path, save, published, removed)
+    memory = again.recover(again.manifest(35))
+    publish(again, memory, (40, True))
+    assert mirror == names(tmp_path) == names_of(save, [30, 40])
+
+
+def test_settings_have_bounds() -> None:
+    wrong = [{"max_to_keep": -1}, {"every": -1}, {"keep_every_n_hours": 0}, {"every": 1.5}]
+    wrong += [{"keep_every_n_hours": -1.0}, {"keep_best": "accuracy"}, {"asynchronous": 1}]
+    for changed in wrong:
+        with pytest.raises(pydantic.ValidationError):
+            save_format(Npz, **changed)
+
+
+# A checkpoint off the cadence, because of a signal
+
+
+@both_formats
+@pytest.mark.parametrize("max_to_keep", [0, 1, 2])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_signals_checkpoint_goes_with_the_next_regular_one(
+    kind: Any, max_to_keep: int, killed: bool, tmp_path: Path
+) -> None:
+    save = save_format(kind, max_to_keep=max_to_keep)
+    regular = [10, 20, 30]
+    store, memory = filled(tmp_path, save, [(step, True) for step in regular])
+    kept = regular[-max_to_keep:]
+    for step in (33, 37):  # one signal, a resume, and another
+        before = memory
+        memory = publish(store, memory, (step, False))
+        assert memory == before
+        assert store.steps() == [*kept, step]
+        assert store.manifest(step).regular is False
+        if killed:
+            store = CheckpointStore(tmp_path, save)
+            memory = store.recover(store.manifest(step))
+            assert memory.kept() == set(kept)
+            assert store.steps() == [*kept, step]
+    publish(store, memory, (40, True))
+    kept = [*regular, 40][-max_to_keep:]
+    assert store.steps() == kept
+    assert names(tmp_path) == names_of(save, kept)
+    if kind is Ckpt:
+        last = (tmp_path / "checkpoint").read_text().splitlines()[0]
+        assert last == 'model_checkpoint_path: "model_ckpt-40"'
+
+
+@both_formats
+def test_a_resume_may_keep_fewer_than_all(kind: Any, tmp_path: Path) -> None:
+    saves = [(10, True), (20, True), (30, True), (33, False)]
+    filled(tmp_path, save_format(kind, max_to_keep=0), saves)
+    store = CheckpointStore(tmp_path, save_format(kind, max_to_keep=2))
+    memory = store.recover(store.manifest(33))
+    publish(store, memory, (40, True))
+    assert names(tmp_path) == names_of(store.save, [30, 40])
+
+
+# Whatever is killed, whenever
+
+
+class Died(BaseException):
+    """The process is gone; nobody catches it."""
+
+
+@dataclass
+class Fate:
+    """Count what a process does to the disk, and end it at one of these moments.
+
+    The moments: a payload is written, a text is written (both half done), a file or folder is
+    flushed, renamed, removed (not done). `lose_power` then takes away what was not flushed.
+    """
+
+    moment: int
+    seen: int = 0
+    flushed: set[int] = field(default_factory=set)  # inodes
+    renamed: list[tuple[Path, Path]] = field(default_factory=list)  # since the folder's flush
+    known: set[int] = field(default_factory=set)  # inodes from before
+
+    def due(self) -> bool:
+        self.seen += 1
+        return self.seen == self.moment
+
+    @contextlib.contextmanager
+    def reigns(self, folder: Path) -> Iterator[None]:
+        """Let `folder` be written to under this fate."""
+        self.known = {path.stat().st_ino for path in folder.iterdir()}
+        replace, unlink, write_text = os.replace, Path.unlink, Path.write_text
+
+        def fsync(handle: int) -> None:  # not the real one, which is slow
+            if self.due():
+                raise Died
+            found = os.fstat(handle)
+            if stat.S_ISDIR(found.st_mode):
+                self.renamed.clear()
+            else:
+                self.flushed.add(found.st_ino)
+
+        def rename(source: Path, target: Path) -> None:
+            if self.due():
+                raise Died
+            replace(source, target)
+            self.renamed.append((Path(source), Path(target)))
+
+        def remove(path: Path, missing_ok: bool = False) -> None:
+            if self.due():
+                raise Died
+            unlink(path, missing_ok=missing_ok)
+
+        def write(path: Path, text: str, **options: Any) -> None:
+            dies = self.due()
+            write_text(path, text[: len(text) // 2] if dies else text, **options)
+            if dies:
+                raise Died
+
+        def payload(real: Callable[..., list[Path]]) -> Callable[..., list[Path]]:
+            def torn(save: SaveFormat, path: Path, state: State) -> list[Path]:
+                files = real(save, path, state)
+                if self.due():
+                    with files[0].open("r+b") as file:
+                        file.truncate(files[0].stat().st_size // 2)
+                    for lost in files[1:]:
+                        unlink(lost)
+                    files[0].with_name(f"{files[0].name}.tempstate17").touch()  # TensorFlow's
+                    raise Died
+                return files
+
+            return torn
+
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch("os.fsync", fsync))
+            stack.enter_context(mock.patch("os.replace", rename))
+            stack.enter_context(mock.patch.object(Path, "unlink", remove))
+            stack.enter_context(mock.patch.object(Path, "write_text", write))
+            for cls in (Ckpt, Npz):
+                stack.enter_context(mock.patch.object(cls, "write", payload(cls.write)))
+            yield
+
+    def lose_power(self, folder: Path) -> None:
+        """Undo renames since the folder's last flush; empty new files that were not flushed."""
+        for source, target in reversed(self.renamed):
+            if target.name != "checkpoint":  # the state file is rebuilt, so it may be lost
+                os.replace(target, source)
+        for path in folder.iterdir():
+            if path.stat().st_ino not in self.flushed | self.known:
+                path.write_bytes(b"")
+
+
+SAVES: list[Save] = [(10, True), (20, True), (30, True), (33, False), (37, False), (40, True)]
+SAVES += [(50, True)]
+
+
+def revived(folder: Path, save: SaveFormat) -> tuple[CheckpointStore, Memory, int]:
+    """Do what a resume does: find the newest whole checkpoint, clear up, go on from there."""
+    store = CheckpointStore(folder, save)
+    found, damage = store.newest_whole()
+    assert damage == []
+    if found is None:
+        store.sweep()
+        return store, start(BEGIN, save.policy), 0
+    manifest, state = found
+    assert same_bits(state, state_at(manifest.step))
+    return store, store.recover(manifest), manifest.step
+
+
+def clean(store: CheckpointStore, newest: int) -> None:
+    """Assert that the folder holds published checkpoints only, and points to the newest."""
+    steps = store.steps()
+    expected = names_of(store.save, steps) if steps else set()
+    assert names(store.folder) - {"checkpoint"} == expected - {"checkpoint"}
+    if steps and isinstance(store.save, Ckpt):
+        import tensorflow as tf
+
+        assert tf.train.latest_checkpoint(str(store.folder)) == str(store.path(newest))
+
+
+@both_formats
+@pytest.mark.parametrize("power", ["kill", "power loss"])
+@pytest.mark.parametrize("victim", [0, 2, 3, 4, 5])
+def test_a_process_may_die_at_every_moment_of_publishing(
+    kind: Any, power: str, victim: int, tmp_path: Path
+) -> None:
+    save = save_format(kind)
+    _, whole = filled(tmp_path / "whole", save, SAVES)
+    before, rest = SAVES[:victim], SAVES[victim:]
+    _, memory = filled(tmp_path / "before", save, before)
+    previous, now = (before[-1][0] if before else 0), rest[0][0]
+    reached, moment = set(), 0
+    while True:
+        moment += 1
+        fate, folder = Fate(moment), tmp_path / "run"
+        shutil.copytree(tmp_path / "before", folder)
+        store = CheckpointStore(folder, save)
+        if before:
+            store.recover(store.manifest(previous))
+        with fate.reigns(folder):
+            try:
+                publish(store, memory, rest[0])
+            except Died:
+                dead = True
+            else:
+                dead = False
+        if dead and power == "power loss":
+            fate.lose_power(folder)
+        store, again, found = revived(folder, save)
+        assert found in ({previous, now} if dead else {now})
+        clean(store, found)
+        reached.add(found)
+        for each in rest:
+            if each[0] > found and (each[1] or not dead):  # no second signal
+                again = publish(store, again, each)
+        assert again == whole
+        assert names(folder) == names(tmp_path / "whole") == names_of(save, [40, 50])
+        shutil.rmtree(folder)
+        if not dead:
+            break
+    assert reached == {previous, now}
+    assert moment > 8  # there were that many moments, at least
+
+
+@both_formats
+def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) -> None:
+    save = save_format(kind)
+    _, memory = filled(tmp_path / "before", save, SAVES[:5])
+    moments, first, dead = 0, 0, True
+    while dead:
+        first, second, dead = first + 1, 0, False
+        while True:
+            second += 1
+            folder = tmp_path / "run"
+            shutil.copytree(tmp_path / "before", folder)
+            store, fate, clearing = CheckpointStore(folder, save), Fate(first), Fate(second)
+            store.recover(store.manifest(37))
+            with fate.reigns(folder), contextlib.suppress(Died):
+                publish(store, memory, SAVES[5])
+            dead = fate.seen == first
+            finished = False
+            with clearing.reigns(folder), contextlib.suppress(Died):
+                revived(folder, save)
+                finished = True
+            store, _, found = revived(folder, save)
+            assert found in (37, 40)
+            clean(store, found)
+            shutil.rmtree(folder)
+            moments += 1
+            if finished:
+                break
+    assert moments > first  # clearing up had moments to die at
+
+
+def test_files_without_a_manifest_are_swept_but_not_another_formats(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, save_format(Ckpt), [(10, True)])
+    orphans = ["model_ckpt-20.index", "model_ckpt-20.data-00000-of-00001", ".tmp-checkpoint"]
+    orphans += [".tmp-model_ckpt-20.json", "model_ckpt-1.index"]
+    for name in [*orphans, "weights-20.npz", "model_ckpt-20", "mine"]:
+        (tmp_path / name).touch()
+    store.sweep()
+    assert names(tmp_path) == names_of(store.save, [10]) | {"weights-20.npz", "mine"}
+
+
+# Whatever is damaged
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that happens to a file, and to another where two take part."""
+
+    what: str
+    file: int
+    other: int
+    place: float  # in [0, 1)
+    bit: int
+
+    def happen(self, folder: Path) -> None:
+        paths = sorted(folder.iterdir())
+        if not paths:
+            return
+        path, other = paths[self.file % len(paths)], paths[self.other % len(paths)]
+        body, others = path.read_bytes(), other.read_bytes()
+        place = int(self.place * len(body))
+        if self.what == "truncate":
+            path.write_bytes(body[:place])
+        elif self.what == "flip" and body:
+            flipped = bytes([body[place] ^ (1 << self.bit)])
+            path.write_bytes(body[:place] + flipped + body[place + 1 :])
+        elif self.what == "delete":
+            path.unlink()
+        elif self.what == "empty":
+            path.write_bytes(b"")
+        elif self.what == "extend":
+            path.write_bytes(body + bytes([self.bit]))
+        elif self.what == "swap":
+            path.write_bytes(others)
+            other.write_bytes(body)
+        elif self.what == "rename":
+            path.rename(other)
+        elif self.what == "renumber":
+            path.rename(path.with_name(path.name.replace("0.", "7.", 1)))
+
+
+WHATS = ["truncate", "flip", "delete", "empty", "extend", "swap", "rename", "renumber"]
+damages = st.builds(
+    Damage,
+    st.sampled_from(WHATS),
+    st.integers(0, 99),
+    st.integers(0, 99),
+    st.floats(0, 1, exclude_max=True),
+    st.integers(0, 7),
+)
+
+
+@dataclass(frozen=True)
+class Three:
+    """A format and the contents of a folder with the checkpoints 10, 20 and 30."""
+
+    save: SaveFormat = field(repr=False)
+    files: dict[str, bytes] = field(repr=False)
+
+    def manifest(self, **changed: Any) -> bytes:
+        """Return the manifest of step 30 with other entries, and the checksum that fits."""
+        body = json.loads(self.files[f"{self.save.stem}-30.json"])
+        del body["checksum"]
+        body |= changed
+        return json.dumps({**body, "checksum": checksum(body)}).encode()
+
+
+@pytest.fixture(scope="module", params=[Ckpt, Npz])
+def three(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Three:
+    folder, save = tmp_path_factory.mktemp("three"), save_format(request.param, max_to_keep=3)
+    filled(folder, save, [(10, True), (20, True), (30, True)])
+    return Three(save, {path.name: path.read_bytes() for path in folder.iterdir()})
+
+
+@contextlib.contextmanager
+def folder_of(files: Mapping[str, bytes]) -> Iterator[Path]:
+    with TemporaryDirectory() as folder:
+        for name, body in files.items():
+            (Path(folder) / name).write_bytes(body)
+        yield Path(folder)
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(damages, min_size=1, max_size=3))
+def test_damage_is_named_and_never_gives_wrong_numbers(
+    three: Three, happened: list[Damage]
+) -> None:
+    save, files = three.save, three.files
+    with folder_of(files) as folder:
+        for each in happened:
+            each.happen(folder)
+        now = {path.name: path.read_bytes() for path in folder.iterdir()}
+        intact = [
+            step
+            for step in (10, 20, 30)
+            if all(
+                now.get(name) == files[name]
+                for name in names_of(save, [step])
+                if name != "checkpoint"
+            )
+        ]
+        store = CheckpointStore(folder, save)
+        listed = store.steps()
+        found, named = store.newest_whole()
+        assert (found[0].step if found else None) == max(intact, default=None)
+        newer = [step for step in reversed(listed) if not found or step > found[0].step]
+        heads = [line.partition(" is damaged: ")[0] for line in named]
+        assert heads == [f"checkpoint {step}" for step in newer]
+        if found is None:
+            return
+        manifest, state = found
+        assert same_bits(state, state_at(manifest.step))
+        for step in set(listed) - set(intact):  # a step asked for by name fails instead
+            with pytest.raises(Damaged):
+                store.read(step)
+        memory = store.recover(manifest)
+        memory = publish(store, memory, (40, True))
+        assert names(folder) <= names_of(save, store.steps())  # an older one may lack files
+        assert store.steps()[-1] == 40
+        assert set(store.steps()) <= (memory.kept() or set())
+        assert set(intact) <= set(store.steps()) | ({10} if manifest.step == 30 else set())
+        assert same_bits(store.read(40)[1], state_at(40))
+
+
+@both_formats
+def test_the_sentence_names_the_file(kind: Any, tmp_path: Path) -> None:
+    save = save_format(kind, max_to_keep=5)
+    store, _ = filled(tmp_path, save, [(step, True) for step in (10, 20, 30, 40)])
+    end = "index" if kind is Ckpt else "npz"
+    (tmp_path / f"{save.stem}-40.{end}").unlink()
+    with (tmp_path / f"{save.stem}-30.{end}").open("ab") as file:
+        file.write(b"\0")
+    (tmp_path / f"{save.stem}-20.json").write_text("{")
+    found, damage = store.newest_whole()
+    assert found is not None
+    assert found[0].step == 10
+    assert damage[0] == f"checkpoint 40 is damaged: {save.stem}-40.{end} is missing"
+    assert damage[1] == (
+        f"checkpoint 30 is damaged: {save.stem}-30.{end} does not hold what was written"
+    )
+    assert damage[2].startswith(f"checkpoint 20 is damaged: {save.stem}-20.json cannot be read (")
+    with pytest.raises(Damaged, match=rf"{save.stem}-50\.json is missing"):
+        store.manifest(50)
+
+
+@both_formats
+def test_a_payload_may_be_a_folder_or_unreadable(kind: Any, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    end = "index" if kind is Ckpt else "npz"
+    path = store.path(20).with_name(f"{store.path(20).name}.{end}")
+    path.unlink()
+    path.mkdir()
+    found, damage = store.newest_whole()
+    assert found is not None
+    assert found[0].step == 10
+    assert damage == [f"checkpoint 20 is damaged: {path.name} cannot be read (Is a directory)"]
+
+
+# What stands in a manifest
+
+
+def checksum(body: Any) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=5,
+)
+
+
+def places(body: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of everything inside a JSON value."""
+    inner = body.items() if isinstance(body, dict) else enumerate(body)
+    found = []
+    for key, value in inner:
+        found.append((*here, key))
+        if isinstance(value, dict | list):
+            found += places(value, (*here, key))
+    return found
+
+
+@st.composite
+def manifests(draw: st.DrawFn, body: dict[str, Any]) -> bytes:
+    """Draw a manifest with other values in some places, whose checksum is right (or not)."""
+    body = json.loads(json.dumps(body))
+    del body["checksum"]
+    for _ in range(draw(st.integers(1, 2))):
+        *parents, last = draw(st.sampled_from(places(body)))
+        where = body
+        for parent in parents:
+            where = where[parent]
+        if isinstance(where, dict) and draw(st.booleans()):
+            del where[last]
+        else:
+            where[last] = draw(values)
+    if draw(st.integers(0, 4)):
+        body["checksum"] = checksum(body)
+    return json.dumps(body).encode()
+
+
+@contextlib.contextmanager
+def store_with(three: Three, text: bytes) -> Iterator[CheckpointStore]:
+    """Open the folder with other contents for the manifest of step 30."""
+    with folder_of({**three.files, f"{three.save.stem}-30.json": text}) as folder:
+        yield CheckpointStore(folder, three.save)
+
+
+def check_manifest(three: Three, text: bytes) -> None:
+    """Assert that a changed manifest of step 30 is refused, or harmless."""
+    with store_with(three, text) as store:
+        with contextlib.suppress(Damaged):
+            store.verify_graph(store.manifest(30))
+        found, damage = store.newest_whole()
+        assert found is not None
+        manifest, state = found
+        assert same_bits(state, state_at(manifest.step))
+        assert len(damage) == (manifest.step == 20)
+        assert all("\n" not in line for line in damage)
+        memory = store.recover(manifest)
+        publish(store, memory, (40, True))
+        assert store.steps()[-1] == 40
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_changed_manifest_is_refused_or_harmless(three: Three, data: st.DataObject) -> None:
+    body = json.loads(three.files[f"{three.save.stem}-30.json"])
+    check_manifest(three, data.draw(manifests(body)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary() | values.map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 100_000)
+@example(b"9" * 5_000)
+@example(b'{"format": 1}')
+@example(b'{"format": 1, "checksum": 5, "step": 30}')
+@example(b"null")
+@example(b"\xff\xfe")
+def test_any_other_bytes_are_no_manifest(three: Three, text: bytes) -> None:
+    with store_with(three, text) as store, pytest.raises(Damaged):
+        store.manifest(30)
+    check_manifest(three, text)
+
+
+def test_a_newer_manifest_is_refused_by_its_version(three: Three) -> None:
+    text = three.manifest(format=2, more=[])
+    said = r"-30\.json has format 2, not 1$"
+    with store_with(three, text) as store, pytest.raises(Damaged, match=said):
+        store.manifest(30)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "../secret", "", ".", "a\0b"])
+def test_a_manifest_names_no_file_elsewhere(three: Three, name: str) -> None:
+    facts = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    text = three.manifest(files={name: facts})
+    with store_with(three, text) as store, pytest.raises(Damaged):
+        store.read(30)
+
+
+def test_a_wrong_digest_gives_no_numbers(three: Three) -> None:
+    text = three.manifest(digest="0" * 64)
+    said = "does not hold the state that was saved"
+    with store_with(three, text) as store, pytest.raises(Damaged, match=said):
+        store.read(30)

@@ -1,0 +1,247 @@
+"""Environment: what a run ran on, as JSON, and its code's changes without secrets."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import pipeline
+from pipeline import environment as module
+from pipeline.config import FORMAT
+from pipeline.environment import changes, environment, git_commit
+from pipeline.runtime import start_tensorflow
+
+tf: Any = start_tensorflow(2)
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the code seem to stand in a folder that is no checkout, and be there."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    root = tmp_path / "code"
+    (root / "pipeline").mkdir(parents=True)
+    monkeypatch.setattr(pipeline, "__file__", str(root / "pipeline" / "__init__.py"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
+    done = subprocess.run(
+        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def checkout(folder: Path, text: str = "one\n") -> str:
+    """Make a checkout with one committed file, model.py; return the commit."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.py").write_text(text)
+    git(folder, "init", "--quiet")
+    git(folder, "add", "model.py")
+    git(folder, "commit", "--quiet", "--message=first")
+    return git(folder, "rev-parse", "HEAD").strip()
+
+
+# environment.json
+
+
+def test_everything_is_there_and_is_json() -> None:
+    facts = environment(2)
+    assert json.loads(json.dumps(facts)) == facts
+    assert (facts["format"], facts["intra_op_threads"]) == (FORMAT, 2)
+    assert facts["python"] == platform.python_version()
+    assert facts["waymark"] == pipeline.__version__
+    for name in ("tensorflow", "numpy", "mlflow", "hydra-core"):
+        assert facts["packages"][name] == version(name)
+    assert list(facts["packages"]) == sorted(facts["packages"])
+    build = facts["tensorflow"]
+    assert build["version"] == tf.version.VERSION
+    assert set(build) == {"version", "git", "cuda", "onednn", "deterministic_ops"}
+    assert facts["cpu"]["machine"] == platform.machine()
+    assert facts["cpu"]["cores"] == os.cpu_count()
+    assert {"platform", "gpus", "git_commit", "command"} <= set(facts)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
+def test_the_instruction_set_is_there() -> None:
+    cpu = environment(1)["cpu"]
+    assert cpu["model"] is None or isinstance(cpu["model"], str)
+    assert isinstance(cpu["flags"], list)
+    if platform.machine() == "x86_64":
+        assert "sse2" in cpu["flags"]
+
+
+def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: Any, **__: Any) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert set(module._cpu()) == {"machine", "cores", "model"}
+
+
+def test_what_changes_tensorflows_bits_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    facts = environment(5)
+    assert facts["tensorflow"]["onednn"] == "0"
+    assert facts["tensorflow"]["deterministic_ops"] is False
+    assert facts["intra_op_threads"] == 5
+
+
+def test_the_command_is_there_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = "tracking.uri='postgresql://me:hunter2@host/db'"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/waymark", "run", "steps=3", uri])
+    command = environment(1)["command"]
+    assert command[:3] == ["waymark", "run", "steps=3"]
+    assert "hunter2" not in json.dumps(command)
+    assert "host/db" in command[3]
+
+
+def test_a_damaged_package_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pip have left a folder without metadata, as it does when it is interrupted."""
+    packages = [
+        SimpleNamespace(name="good", version="1"),
+        SimpleNamespace(name=None, version=None),
+        SimpleNamespace(name="bad", version=None),
+        SimpleNamespace(name="good", version="2"),  # further back on the path: not the one used
+    ]
+    monkeypatch.setattr(module, "distributions", lambda: iter(packages))
+    assert environment(1)["packages"] == {"bad": None, "good": "1"}
+
+
+# The commit and its changes
+
+
+def test_outside_of_a_checkout_there_is_none(code: Path) -> None:
+    assert (git_commit(), changes()) == (None, None)
+    assert environment(1)["git_commit"] is None
+
+
+def test_without_git_there_is_none(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout(code)
+    monkeypatch.setenv("PATH", "")
+    assert (git_commit(), changes()) == (None, None)
+
+
+def test_git_that_does_not_answer_is_left(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(command: list[str], **options: Any) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", slow)
+    assert (git_commit(), changes()) == (None, None)
+
+
+def test_a_checkout_without_a_commit(code: Path) -> None:
+    git(code, "init", "--quiet")
+    assert (git_commit(), changes()) == (None, None)
+
+
+def test_a_clean_checkout_has_no_changes(code: Path) -> None:
+    commit = checkout(code)
+    assert (git_commit(), changes()) == (commit, None)
+
+
+def test_waymarks_own_checkout_goes_before_the_current_folder(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    other = checkout(elsewhere, "other\n")
+    monkeypatch.chdir(elsewhere)
+    assert git_commit() == other  # Waymark is installed; the user's code is a checkout
+    own = checkout(code)
+    assert git_commit() == own
+
+
+def test_changes_are_a_patch_that_applies(code: Path) -> None:
+    checkout(code, "one\ntwo\nthree\n")
+    (code / "model.py").write_text("one\n2\nthree\nzwölf €\n", encoding="utf-8")
+    git(code, "config", "color.ui", "always")
+    git(code, "config", "diff.external", "false")
+    patch = changes()
+    assert patch is not None
+    git(code, "checkout", "--quiet", "model.py")
+    (code / "changes.patch").write_text(patch, encoding="utf-8")
+    git(code, "apply", "changes.patch")
+    assert (code / "model.py").read_text(encoding="utf-8") == "one\n2\nthree\nzwölf €\n"
+
+
+SECRETS = [
+    "api_key = 'hunter2'",
+    "API-KEY: hunter2",
+    "AWS_SECRET_ACCESS_KEY=hunter2",
+    "    client = connect(token='hunter2')",
+    "PASSWORD = hunter2",
+    "passwd=hunter2",
+    "uri = 'postgresql://me:hunter2@host/db'",
+    "key = 'AKIAHUNTER2HUNTER2AB'.lower()  # hunter2",
+    "gh = 'ghp_hunter2hunter2hunter2hunter2'",
+    "oa = 'sk-hunter2hunter2hunter2'",
+    "credentials: hunter2",
+    "-----BEGIN RSA PRIVATE KEY----- hunter2",
+    "Authorization: Bearer hunter2hunter2hunter2",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("staged", [False, True])
+def test_lines_that_look_like_keys_are_masked(secret: str, staged: bool, code: Path) -> None:
+    checkout(code, f"one\nold {secret}\nthree\n" if "old" in secret else f"one\n{secret}\nthree\n")
+    (code / "model.py").write_text(f"one\n{secret} \nthree\nsteps = 4\nseed = {secret}\n")
+    if staged:
+        git(code, "add", "model.py")
+    patch = changes()
+    assert patch is not None
+    assert "hunter2" not in patch.lower()
+    lines = patch.splitlines()
+    assert "+steps = 4" in lines
+    assert " one" in lines
+    assert [line for line in lines if "masked" in line] == ["-(masked)", "+(masked)", "+(masked)"]
+
+
+def test_the_body_of_a_private_key_is_masked(code: Path) -> None:
+    body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEAAoIBAQC7VJTUt9Us8cK/"
+    checkout(code, f"{body}\n")
+    key = ["-----BEGIN PRIVATE KEY-----", body[::-1], f"    {body[::-1]}", f"'{body[1:]}+A=='"]
+    (code / "model.py").write_text("\n".join([*key, "-----END PRIVATE KEY-----", "steps = 4", ""]))
+    patch = changes()
+    assert patch is not None
+    assert not {part for line in (body, body[::-1]) for part in (line[:20], line[-20:])
+                if part in patch}  # fmt: skip
+    assert patch.endswith("+steps = 4\n")
+
+
+def test_usual_lines_are_not_masked(code: Path) -> None:
+    text = """\
+        learning_rate = 0.1
+        # see https://example.org/a/b:c?d=e@f
+        weights = tf.Variable(initial, name="weights")
+        from pipeline.checkpoints.store import CheckpointStore
+        accuracy = {"test/accuracy": 0.9115}
+        digest = "0e603cdc5e54a5e45c9c13d807e3f9dc3e5b45b93226fa87981e96782191e431"
+        ==============================================================================
+        key = random_key(seed, BATCH, step)
+    """
+    checkout(code, "\n")
+    (code / "model.py").write_text(text)
+    patch = changes()
+    assert patch is not None
+    assert "masked" not in patch
+    assert all(f"+{line}" in patch for line in text.splitlines())
+
+
+def test_a_file_that_is_no_text(code: Path) -> None:
+    checkout(code)
+    (code / "model.py").write_bytes(bytes(range(256)) * 4 + b"password\xff\xfe")
+    patch = changes()
+    assert patch is not None
+    json.dumps(patch).encode("utf-8")

@@ -1,0 +1,208 @@
+"""Imports: they point one way, TensorFlow and MLflow come late, and only where they belong."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+# Along this line (DESIGN, section 2) nothing reaches what comes after it, however indirectly.
+LINE = (
+    "pipeline.config",
+    "pipeline.digest",
+    "pipeline.randomness",
+    "pipeline.data",
+    "pipeline.models",
+    "pipeline.score",
+    "pipeline.train",
+    "pipeline.evaluate",
+    "pipeline.run",
+    "pipeline.__main__",
+)
+# Who must not reach whom, besides.
+APART = {
+    "pipeline.checkpoints": ("data", "models", "score", "train", "tracking", "run", "evaluate"),
+    "pipeline.tracking": ("data", "models", "score", "train", "checkpoints", "run", "evaluate"),
+    "pipeline.train": ("tracking", "run", "evaluate", "rerun", "compare", "pictures", "progress"),
+    "pipeline.models": ("train", "tracking", "checkpoints", "optimizers", "score", "run"),
+    "pipeline.optimizers": ("train", "tracking", "checkpoints", "models", "score", "run"),
+    "pipeline.data": ("train", "tracking", "checkpoints", "models", "score", "run"),
+    "pipeline.config": ("data", "models", "train", "tracking", "checkpoints", "run", "runtime"),
+}
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted((REPO / "pipeline").rglob("*.py"))}
+
+
+class Imports(ast.NodeVisitor):
+    """Collect what a module imports, and whether it does so as soon as it is imported itself."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[str, bool]] = []  # name, at once
+        self._depth = 0
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        self._depth += 1
+        self.generic_visit(node)
+        self._depth -= 1
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_If(self, node: ast.If) -> None:
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            for child in node.orelse:
+                self.visit(child)
+        else:
+            self.generic_visit(node)
+
+    def visit_Import(self, node: ast.Import) -> None:
+        self.found += [(alias.name, self._depth == 0) for alias in node.names]
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        assert node.level == 0, "imports are absolute here"
+        for alias in node.names:
+            whole = f"{node.module}.{alias.name}"
+            name = whole if whole in MODULES else str(node.module)
+            self.found.append((name, self._depth == 0))
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+            name = node.args[0]
+            assert isinstance(name, ast.Constant), "a module is imported by its name, spelled out"
+            self.found.append((str(name.value), self._depth == 0))
+        self.generic_visit(node)
+
+
+@cache
+def imports(module: str) -> tuple[tuple[str, bool], ...]:
+    visitor = Imports()
+    visitor.visit(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+    return tuple(visitor.found)
+
+
+def own(module: str) -> set[str]:
+    """Return the modules of this package that a module imports, early or late."""
+    return {name for name, _ in imports(module) if name in MODULES and name != "pipeline"}
+
+
+@cache
+def reach(module: str) -> frozenset[str]:
+    """Return all modules of this package that a module brings along, however indirectly."""
+    found: set[str] = set()
+    todo = [module]
+    while todo:
+        for name in own(todo.pop()) - found:
+            found.add(name)
+            todo.append(name)
+    return frozenset(found)
+
+
+def below(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def group(package: str) -> list[str]:
+    return [module for module in MODULES if below(module, package)]
+
+
+def test_this_test_sees_the_imports() -> None:
+    assert {"pipeline.models", "pipeline.config", "pipeline.data"} <= own("pipeline.models.cnn")
+    assert ("tensorflow", False) in imports("pipeline.models.cnn")
+    assert ("tensorflow", False) in imports("pipeline.runtime")
+    assert "pipeline.evaluate" in own("pipeline.__main__")
+    assert "pipeline.randomness" in reach("pipeline.run")
+    assert all(below(name, "pipeline") for module in MODULES for name in own(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_import_from_this_package_is_there(module: str) -> None:
+    for name, _ in imports(module):
+        if below(name, "pipeline"):
+            assert name in MODULES, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_reaches_itself(module: str) -> None:
+    assert module not in reach(module)
+
+
+@pytest.mark.parametrize("place", range(len(LINE)), ids=LINE)
+def test_imports_point_one_way(place: int) -> None:
+    assert LINE[place] in MODULES
+    for module in group(LINE[place]):
+        for name in reach(module):
+            assert not any(below(name, later) for later in LINE[place + 1 :]), (module, name)
+
+
+@pytest.mark.parametrize("package", APART)
+def test_rooms_that_do_not_know_each_other(package: str) -> None:
+    assert group(package)
+    for module in group(package):
+        for name in reach(module):
+            for other in APART[package]:
+                assert not below(name, f"pipeline.{other}"), f"{module} brings along {name}"
+
+
+def test_only_tracking_imports_mlflow() -> None:
+    users = {m for m in MODULES for name, _ in imports(m) if below(name, "mlflow")}
+    assert users == {"pipeline.tracking"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_is_heavy_is_imported_late(module: str) -> None:
+    early = [name for name, at_once in imports(module) if at_once]
+    for heavy in ("tensorflow", "keras", "mlflow", "matplotlib", "hydra", "omegaconf", "rich"):
+        assert not any(below(name, heavy) for name in early), f"{module} imports {heavy} at once"
+
+
+def test_no_module_is_a_drawer_for_everything() -> None:
+    names = {part for module in MODULES for part in module.split(".")}
+    assert not names & {"utils", "util", "common", "base", "helpers", "misc"}
+
+
+HEAVY = ("tensorflow", "keras", "mlflow", "hydra")
+NOTHING_HEAVY = f"print(sorted(set(sys.modules) & set({HEAVY!r})))"
+
+
+def loaded(program: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=REPO, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    assert loaded(f"import sys, pipeline; {NOTHING_HEAVY}") == ["[]"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["resume", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = f"""
+import runpy, sys
+sys.argv = ["waymark", *{arguments!r}]
+try:
+    runpy.run_module("pipeline", run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+{NOTHING_HEAVY}
+"""
+    lines = loaded(program)
+    assert lines[-1] == "[]"
+    assert len(lines) > 1 or "--version" in arguments
+
+
+def test_modules_can_be_imported_in_any_order() -> None:
+    for order in (sorted(MODULES), sorted(MODULES, reverse=True)):
+        names = [name for name in order if name != "pipeline.__main__"]
+        program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
+        assert loaded(program + NOTHING_HEAVY) == ["[]"]
