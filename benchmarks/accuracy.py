@@ -2,8 +2,8 @@
 
     python -m benchmarks.accuracy data.path=/path/to/mnist.npz
 
-Takes overrides for every run; prints one table. The pictures of the last run of each model
-stay in benchmarks/pictures/ for the README.
+Takes overrides for every run; prints one table. The pictures of one of the CNNs stay in
+benchmarks/pictures/ for the README.
 """
 
 import shutil
@@ -33,11 +33,9 @@ def main(overrides: list[str]) -> None:
     for model, seeds in SEEDS.items():
         with tempfile.TemporaryDirectory() as folder:
             found = [accuracy(model, seed, overrides, folder) for seed in seeds]
-            newest = max(Path(folder).glob("mlruns/artifacts/*/*/artifacts/evaluation"),
-                         key=lambda path: path.stat().st_mtime)  # fmt: skip
             PICTURES.mkdir(exist_ok=True)
-            for picture in newest.glob("*.png"):
-                shutil.copy(picture, PICTURES / f"{model}_{picture.name}")
+            for picture in Path(folder).glob("mlruns/artifacts/*/*/artifacts/evaluation/*.png"):
+                shutil.copy(picture, PICTURES / picture.name)
         numbers = " ".join(f"{value:.4f}" for value in found)
         print(f"| {model} | 0-{len(seeds) - 1} | {numbers} | {statistics.mean(found):.4f} |")
 
