@@ -1,6 +1,7 @@
 """The command line: parse, compose, call one function per command."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -197,12 +198,13 @@ def _resolved(cfg: Any, overrides: list[str]) -> Any:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    from pipeline.config import GROUPS, BadInput, flatten, resolve
+    from pipeline.config import GROUPS, BadInput, resolve
 
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
 
     def source(key: str) -> str:
-        return "the command line" if key in given else "conf/"
+        above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
+        return "the command line" if given & {key, *above} else "conf/"
 
     chosen = HydraConfig.get().runtime.choices
     choices = {group: str(chosen.get(group)) for group in GROUPS}
@@ -211,9 +213,9 @@ def _resolved(cfg: Any, overrides: list[str]) -> Any:
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except _hydra_errors() as error:
         raise BadInput(_refusal(error, overrides)) from None
-    written = flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
-    secret = {key for key, value in written.items() if "${oc.env:" in str(value)}
-    return resolve(values, choices, source, secret=secret)  # type: ignore[arg-type]
+    names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
+    secrets = {os.environ[name] for name in names if os.environ.get(name)}
+    return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
 
 
 def _hydra_errors() -> tuple[type[Exception], ...]:
@@ -225,12 +227,10 @@ def _hydra_errors() -> tuple[type[Exception], ...]:
 
 def _refusal(error: Exception, arguments: list[str]) -> str:
     """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
-    import re
-
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
 
-    from pipeline.config import GROUPS, first_line, nearest
+    from pipeline.config import GROUPS, nearest
 
     if isinstance(error, MissingConfigException) and error.options:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
@@ -238,8 +238,10 @@ def _refusal(error: Exception, arguments: list[str]) -> str:
         hint = nearest(member, options)
         return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
     if isinstance(error, OverrideParseException):
-        reason = first_line(error.__cause__ or error)
-        return f"{error.override}: is not of the form key=value ({reason})."
+        return (
+            f"{error.override}: cannot be read as key=value; "
+            f"a value with special characters stands in quotes: 'key=\"value\"'."
+        )
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key}: a value is missing."
     unknown = re.search(r"Could not override '([^']+)'", str(error))
@@ -254,7 +256,6 @@ def _refusal(error: Exception, arguments: list[str]) -> str:
 def _known_keys(arguments: list[str]) -> list[str]:
     """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
     import contextlib
-    import re
 
     import hydra
     from omegaconf import OmegaConf

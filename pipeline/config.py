@@ -5,9 +5,10 @@ Nothing here imports TensorFlow or MLflow, so a bad value is refused within a se
 """
 
 import difflib
+import logging
 import os
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
@@ -126,18 +127,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _masked(values: Mapping[str, Any], secret: Container[str], prefix: str = "") -> dict[str, Any]:
-    """Return nested values with passwords in URIs, and texts under secret keys, masked."""
-    masked: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            masked[name] = _masked(value, secret, f"{key}.")
-        elif isinstance(value, str):
-            masked[name] = "***" if key in secret else without_password(value)
-        else:
-            masked[name] = value
-    return masked
+def _masked(value: Any, secrets: Collection[str]) -> Any:
+    """Return nested values with passwords in URIs and secret texts masked."""
+    if isinstance(value, Mapping):
+        return {key: _masked(inner, secrets) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_masked(inner, secrets) for inner in value]
+    if not isinstance(value, str):
+        return value
+    for secret in secrets:
+        value = value.replace(secret, "***")
+    return without_password(value)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -157,24 +157,29 @@ def resolve(
     choices: dict[str, str],
     source: Source,
     trusted: list[str] | None = None,
-    secret: Container[str] = (),
+    secrets: Collection[str] = (),
 ) -> Resolved:
     """Check plain values and build what their `_target_` entries name.
 
     `source` says where a key's value came from, for error messages. `trusted` limits the classes
-    to those defined under `pipeline` and the named modules; None allows any. Texts under
-    `secret` keys are not recorded.
+    to those defined under `pipeline` and the named modules; None allows any. Texts in
+    `secrets` are masked in what is recorded.
 
-    Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, or a
-    class that cannot be used.
+    Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
+    that cannot be used, or a text that would be an interpolation.
     """
+    for key, value in flatten(values).items():
+        if "${" in str(value):
+            raise BadInput(
+                f"{key}={value!r} ({source(key)}): holds an interpolation, which is never recorded."
+            )
     runtime = values.get("runtime")
     if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
         cores = os.cpu_count() or 1
         values = {**values, "runtime": {**runtime, "intra_op_threads": cores}}
     parts = {group: _build(group, values, source, trusted) for group in GROUPS}
     config = _checked(Config, {**values, **parts}, "", source)
-    return Resolved(config, _masked(values, secret), choices)
+    return Resolved(config, _masked(values, secrets), choices)
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
@@ -240,6 +245,8 @@ def _build(group: str, values: Mapping[str, Any], source: Source, trusted: list[
 def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:
     from hydra.utils import get_class
 
+    logging.getLogger("hydra.utils").disabled = True  # it prints what is raised as well
+
     def allowed(name: str) -> bool:
         roots = ["pipeline", *(trusted or [])]
         return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
@@ -260,6 +267,16 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     return cls
 
 
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for what no record needs and what takes YAML long to unfold."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > 20 or isinstance(event, yaml.AliasEvent):
+            raise ValueError("it holds an alias, or is nested too deep")
+
+
 def from_record(
     path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
 ) -> Resolved:
@@ -271,8 +288,7 @@ def from_record(
     """
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("it holds an alias, which no record needs")
+        _check_yaml(text)
         body = dict(yaml.safe_load(text))
         version = body.pop("format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
@@ -284,8 +300,6 @@ def from_record(
     if not isinstance(choices, dict) or set(choices) != set(GROUPS):
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
     known = {**flatten(body), **choices}
-    if "${" in str(body):
-        raise BadInput(f"{path} holds an interpolation; a record holds plain values only.")
     unknown = [key for key in overrides if key not in known]
     if unknown:
         raise BadInput(f"{unknown[0]}: there is no such key{nearest(unknown[0], known)}.")

@@ -151,13 +151,14 @@ class Tracking:
     def create(self, resolved: Resolved, tags: Mapping[str, str], data: Any) -> "TrackedRun":
         """Create a run with its params, tags and data set, and start to track it."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.exceptions import MlflowException
 
         config = resolved.config
         started = time.time()
         all_tags = {
             "mlflow.user": _user(),
             "mlflow.source.name": "waymark",
-            **{key: str(value) for key, value in config.tags.items()},
+            **{key: str(value) for key, value in resolved.values["tags"].items()},
             **tags,
         }
         run = self._client.create_run(
@@ -173,7 +174,11 @@ class Tracking:
             params=[Param(key, value) for key, value in resolved.params().items()],
         )
         context = [InputTag("mlflow.data.context", "training")]
-        self._client.log_inputs(run.info.run_id, [DatasetInput(entry, context)])
+        inputs = [DatasetInput(entry, context)]
+        try:
+            self._client.log_inputs(run.info.run_id, inputs)
+        except MlflowException:  # another process made the data set's row at the same moment
+            self._client.log_inputs(run.info.run_id, inputs)
         return self._track(self._record(run), config)
 
     def reopen(self, record: RunRecord, config: Any) -> "TrackedRun":

@@ -431,13 +431,14 @@ def clean(store: CheckpointStore, newest: int) -> None:
 
 
 @both_formats
-@pytest.mark.parametrize("power", ["kill", "power loss"])
+@pytest.mark.parametrize(("power", "max_to_keep"), [("kill", 2), ("power loss", 2), ("kill", 0)])
 @pytest.mark.parametrize("victim", [0, 2, 3, 4, 5])
 def test_a_process_may_die_at_every_moment_of_publishing(
-    kind: Any, power: str, victim: int, tmp_path: Path
+    kind: Any, power: str, max_to_keep: int, victim: int, tmp_path: Path
 ) -> None:
-    save = save_format(kind)
-    _, whole = filled(tmp_path / "whole", save, SAVES)
+    save = save_format(kind, max_to_keep=max_to_keep)
+    complete, whole = filled(tmp_path / "whole", save, SAVES)
+    assert complete.steps() == [10, 20, 30, 40, 50][-max_to_keep:]
     before, rest = SAVES[:victim], SAVES[victim:]
     _, memory = filled(tmp_path / "before", save, before)
     previous, now = (before[-1][0] if before else 0), rest[0][0]
@@ -458,6 +459,8 @@ def test_a_process_may_die_at_every_moment_of_publishing(
                 dead = False
         if dead and power == "power loss":
             fate.lose_power(folder)
+        published = CheckpointStore(folder, save)
+        assert all(published.read(step) for step in published.steps())
         store, again, found = revived(folder, save)
         assert found in ({previous, now} if dead else {now})
         clean(store, found)
@@ -466,7 +469,7 @@ def test_a_process_may_die_at_every_moment_of_publishing(
             if each[0] > found and (each[1] or not dead):  # no second signal
                 again = publish(store, again, each)
         assert again == whole
-        assert names(folder) == names(tmp_path / "whole") == names_of(save, [40, 50])
+        assert names(folder) == names(complete.folder) == names_of(save, complete.steps())
         shutil.rmtree(folder)
         if not dead:
             break
@@ -595,7 +598,7 @@ def folder_of(files: Mapping[str, bytes]) -> Iterator[Path]:
         yield Path(folder)
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(damages, min_size=1, max_size=3))
 def test_damage_is_named_and_never_gives_wrong_numbers(
     three: Three, happened: list[Damage]
@@ -635,6 +638,60 @@ def test_damage_is_named_and_never_gives_wrong_numbers(
         assert set(store.steps()) <= (memory.kept() or set())
         assert set(intact) <= set(store.steps()) | ({10} if manifest.step == 30 else set())
         assert same_bits(store.read(40)[1], state_at(40))
+
+
+@both_formats
+@pytest.mark.parametrize("max_to_keep", [0, 2])
+def test_a_damaged_newer_checkpoint_goes_when_an_older_one_is_resumed(
+    kind: Any, max_to_keep: int, tmp_path: Path
+) -> None:
+    save = save_format(kind, max_to_keep=max_to_keep)
+    store, _ = filled(tmp_path, save, [(10, True), (20, True), (30, True)])
+    store.path(30).with_suffix(".json").write_text("{}")
+    found, _ = store.newest_whole()
+    assert found is not None
+    again = CheckpointStore(tmp_path, save)
+    again.recover(found[0])
+    assert again.steps() == [10, 20, 30][-max_to_keep:-1]
+    clean(again, 20)
+
+
+@both_formats
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"time": 1700000020.0', '"time": 1700000021.0'),
+        ('"regular": true', '"regular": false'),
+        ('"next_hourly": null', '"next_hourly": 3.5'),
+        ('"best": null', '"best":  {"step": 1, "value": 1, "metric": "m", "mode": "max"}'),
+        ('"metrics": {}', '"metrics": {"test/accuracy": 1.0}'),
+        ('"graph": {}', '"graph": {"model_ckpt.meta": {}}'),
+    ],
+)
+def test_no_entry_of_a_manifest_may_change(kind: Any, old: str, new: str, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    path = store.path(20).with_suffix(".json")
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(
+        Damaged, match=rf"{store.save.stem}-20\.json does not hold what was written"
+    ):
+        store.manifest(20)
+
+
+@both_formats
+def test_a_manifest_under_another_steps_name_is_refused(kind: Any, tmp_path: Path) -> None:
+    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    shutil.copy(store.path(20).with_suffix(".json"), store.path(99).with_suffix(".json"))
+    with pytest.raises(
+        Damaged, match=rf"{store.save.stem}-99\.json does not hold what was written"
+    ):
+        store.manifest(99)
+    found, damage = store.newest_whole()
+    assert found is not None
+    assert found[0].step == 20
+    assert len(damage) == 1
 
 
 @both_formats
@@ -738,7 +795,7 @@ def check_manifest(three: Three, text: bytes) -> None:
         assert store.steps()[-1] == 40
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_changed_manifest_is_refused_or_harmless(three: Three, data: st.DataObject) -> None:
     body = json.loads(three.files[f"{three.save.stem}-30.json"])

@@ -145,6 +145,14 @@ def test_epochs_differ_and_are_disordered(seed: int) -> None:
     assert abs(orders.mean(0) - 499.5).max() < 5 * 288.7 / np.sqrt(count)
 
 
+@pytest.mark.parametrize("examples", [4000, 60_000])
+def test_neighbours_in_an_epoch_are_strangers(examples: int) -> None:
+    """Look where a cipher of few rounds shows: the index fills its block (60,000 of 65,536)."""
+    for order in epochs(2, examples, examples, 4):
+        assert abs(np.corrcoef(order[1:], order[:-1])[0, 1]) < 4.5 / np.sqrt(examples)
+        assert np.bincount((order[1:] - order[:-1]) % examples).max() < 16
+
+
 @pytest.mark.parametrize("examples", [300, 70_000])
 def test_no_epoch_comes_again(examples: int) -> None:
     """Look at the first 20 of each epoch; words of 8 bits would come again after 256 epochs."""

@@ -113,6 +113,7 @@ def test_the_mean_is_taken_in_float64() -> None:
     each = np.log1p(np.exp(np.array([0.3, -0.3])))  # of class 0 and of class 1
     assert found.loss == pytest.approx((each[0] * 99_999 + each[1]) / 100_000, rel=1e-7)
     assert (found.hits, found.accuracy) == (1, 1e-5)
+    assert found.loss != float(np.float32(found.loss))
 
 
 def test_nan_parameters_give_a_nan_loss_and_a_number_of_hits() -> None:

@@ -253,7 +253,7 @@ def test_what_decides_a_step_changes_it(changed: str) -> None:
     assert not same(other.state(), in_one_piece("softmax")[2])
 
 
-def test_dropout_is_in_training_only_and_moves_with_the_step() -> None:
+def test_dropout_is_in_training_only() -> None:
     first, losses, _ = in_one_piece("dropout")
     without = in_one_piece("cnn")
     assert np.array_equal(first["weights"], without[0]["weights"])
@@ -262,10 +262,17 @@ def test_dropout_is_in_training_only_and_moves_with_the_step() -> None:
     ours.load(first)
     plain.load(first)
     assert ours.score().loss == plain.score().loss
-    frozen = replace(config(*DROPOUT), batch_size=37, data=config("data.sampling=epoch").data)
-    frozen = replace(frozen, optimizer=replace(frozen.optimizer, learning_rate=1e-30))
-    drawn = Machine(frozen, dataset()).advance(4)  # always all examples: only the mask changes
-    assert len(set(drawn.tolist())) == 4
+
+
+def test_the_mask_moves_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train on one and the same batch at a rate of nothing: only the mask can change the loss."""
+    monkeypatch.setattr(module, "batch_indices", lambda *_: tf.range(37, dtype=tf.int64))
+    given = config(*DROPOUT)
+    given = replace(given, optimizer=replace(given.optimizer, learning_rate=1e-30))
+    losses = [Machine(given, dataset()).advance(4)]
+    plain = replace(given, model=replace(given.model, keep_prob=1.0))
+    losses.append(Machine(plain, dataset()).advance(4))
+    assert [len(set(values.tolist())) for values in losses] == [4, 1]
 
 
 def results(path: str) -> list[str]:
@@ -600,6 +607,7 @@ def test_a_call_takes_about_as_long_as_a_signal_may_wait(
     assert sizes[0] == 1
     assert all(size <= high for size in sizes)
     assert all(size >= low for size in sizes[6:-1])
+    assert all(following <= 8 * size for size, following in pairwise(sizes))
 
 
 def test_the_number_of_calls_does_not_grow_with_the_losses_recorded() -> None:

@@ -92,7 +92,7 @@ def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> 
     for name, array in found.items():
         if array.dtype.kind != "f":
             raise BadInput(f"{origin}: {name} is {array.dtype.name}, not floating point.")
-    return {name: np.asarray(array, np.float32) for name, array in found.items()}
+    return {name: np.asarray(found[name], np.float32) for name in shapes}
 
 
 def _is_slot(name: str, arrays: State) -> bool:
