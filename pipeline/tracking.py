@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import os
+import shutil
 import threading
 import time
 import zlib
@@ -74,7 +75,7 @@ class Outbox:
             try:
                 key, steps, values, at = json.loads(body)
                 yield Points(key, [int(s) for s in steps], [float(v) for v in values], int(at))
-            except (ValueError, TypeError, RecursionError):
+            except (ValueError, TypeError, OverflowError, RecursionError):
                 continue
 
 
@@ -245,16 +246,16 @@ class Tracking:
 
         Raises BadInput if there is none, or more than one.
         """
-        quoted = text.replace("'", "''")
+        quote = '"' if "'" in text else "'"  # MLflow's filters know no escape
         if text == "latest":
             runs = self._search("tags.`waymark.version` != ''", ["attributes.start_time DESC"])
             found = [run for run in runs if run.data.tags.get("waymark.kind") != "sweep"][:1]
         else:
-            found = self._search(f"attributes.run_id = '{quoted}'")
-            if not found and len(text) >= 4 and text.isalnum():
-                found = self._search(f"attributes.run_id LIKE '{quoted}%'")
-            if not found and "%" not in text:
-                found = self._search(f"attributes.run_name = '{quoted}'")
+            found = []
+            if len(text) >= 4 and text.isalnum():
+                found = self._search(f"attributes.run_id LIKE '{text}%'")
+            if not found and text and quote not in text:
+                found = self._search(f"attributes.run_name = {quote}{text}{quote}")
         if not found:
             raise BadInput(f"RUN={text!r}: there is no such run in {self.address}.")
         if len(found) > 1:
@@ -299,7 +300,7 @@ class TrackedRun:
         outbox: Path,
     ) -> None:
         self.info = record
-        self._client, self._settings = client, settings
+        self._client, self._uri, self._settings = client, uri, settings
         self._lock = _locked(outbox.with_suffix(".lock"), record.id)
         kept = list(Outbox.read(outbox))
         self._outbox = Outbox(outbox)
@@ -338,12 +339,7 @@ class TrackedRun:
         """Copy artifacts to the run's remote home, if it has one, in the background."""
         if self.info.remote:
             for path in paths:
-                below = path.relative_to(self.info.folder).parent.as_posix()
-                self._later(
-                    lambda path=path, below=below: self._client.log_artifact(  # type: ignore[misc]
-                        self.info.id, str(path), None if below == "." else below
-                    )
-                )
+                self._later(lambda path=path: self._copy(path))  # type: ignore[misc]
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete artifacts (relative names) in the run's remote home, if it has one."""
@@ -374,6 +370,8 @@ class TrackedRun:
         if delivered and status == "FINISHED":
             self._outbox.path.unlink(missing_ok=True)
             self._outbox.path.with_suffix(".lock").unlink(missing_ok=True)
+        if delivered and self.info.remote:  # a spool that stayed would be older one day
+            shutil.rmtree(self.info.folder.parent, ignore_errors=True)
         if delivered:
             return None
         reason = first_line(self._error) if self._error else "no answer in time"
@@ -416,12 +414,17 @@ class TrackedRun:
             self._jobs[0]()
             del self._jobs[0]
 
+    def _copy(self, path: Path) -> None:
+        below = path.relative_to(self.info.folder).parent.as_posix()
+        if path.exists():  # else retention was quicker, and its removal comes later
+            self._client.log_artifact(self.info.id, str(path), None if below == "." else below)
+
     def _delete(self, names: Sequence[str]) -> None:
         from mlflow.exceptions import MlflowException
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         run = self._client.get_run(self.info.id)
-        repository = get_artifact_repository(run.info.artifact_uri)
+        repository = get_artifact_repository(run.info.artifact_uri, self._uri)
         for name in names:
             with contextlib.suppress(FileNotFoundError, MlflowException):  # gone is what we want
                 repository.delete_artifacts(name)
@@ -469,6 +472,7 @@ def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
     import sys
 
     _mlflow_defaults()
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
     options = {
         "--backend-store-uri": tracking.uri,
         "--artifacts-destination": str(tracking.root / "artifacts"),

@@ -8,8 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import absl.logging
 import numpy as np
 import pytest
+
+# Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
+# sys.stderr, would take pytest's own file with it.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 REPO = Path(__file__).resolve().parent.parent
 FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")

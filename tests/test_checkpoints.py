@@ -103,7 +103,7 @@ def digest_by_hand(state: Mapping[str, np.ndarray]) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-NUMBERS = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1"]
+NUMBERS = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "?", "c8"]
 arrays = st.sampled_from(NUMBERS).flatmap(
     lambda kind: hnp.arrays(np.dtype(kind), hnp.array_shapes(min_dims=0, min_side=0, max_side=4))
 )
@@ -255,10 +255,34 @@ def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
     for each in [(10, True), (20, True), (25, False), (30, True), (35, False)]:
         memory = publish(store, memory, each)
         assert mirror == names(tmp_path)
+    (tmp_path / f"{save.stem}-7.npz").touch()  # a payload whose manifest never appeared
+    mirror.add(f"{save.stem}-7.npz")
     again = CheckpointStore(tmp_path, save, published, removed)
     memory = again.recover(again.manifest(35))
     publish(again, memory, (40, True))
     assert mirror == names(tmp_path) == names_of(save, [30, 40])
+
+
+@both_formats
+def test_a_remote_store_sees_whole_checkpoints_only(kind: Any, tmp_path: Path) -> None:
+    events: list[str] = []
+
+    def published(files: list[Path]) -> None:
+        events.extend(f"+{file.suffix}" for file in sorted(files))
+
+    def removed(gone: list[str]) -> None:
+        events.extend(f"-{Path(name).suffix}" for name in gone)
+
+    save = save_format(kind, max_to_keep=1)
+    store, memory = CheckpointStore(tmp_path, save, published, removed), start(BEGIN, save.policy)
+    memory = publish(store, memory, (10, True))
+    events.clear()
+    publish(store, memory, (20, True))
+    last = events.index("-.json")  # the old one goes last, its manifest first
+    assert events[:last] == (
+        ["+.data-00000-of-00001", "+.index", "+.json", "+"] if kind is Ckpt else ["+.npz", "+.json"]
+    )
+    assert all(event.startswith("-") for event in events[last:])
 
 
 def test_settings_have_bounds() -> None:

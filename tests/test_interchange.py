@@ -315,6 +315,11 @@ def test_numpy_reads_the_npz_without_pickle(npz_run: Run, softmax_run: Run) -> N
     assert hits / len(pixels) == npz_run.result.restored
 
 
+def test_waymark_reads_its_own_files_as_anybodys(softmax_run: Run, npz_run: Run) -> None:
+    for path in (softmax_run.prefix, npz_run.checkpoints / "weights-30.npz"):
+        assert scored("softmax", path)["accuracy"] == softmax_run.result.restored
+
+
 @pytest.mark.parametrize("from_meta", [False, True])
 def test_waymark_itself_scores_state_and_graph_alike(
     from_meta: bool, softmax_run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
@@ -539,6 +544,7 @@ def no(name: str) -> dict[str, np.ndarray]:
         ("softmax", {"weights": W.T}, "no entry fits weights [784, 10]"),
         ("softmax", {"weights": W, "bias": W[0]}, "its entry bias [10] belongs to no parameter"),
         ("softmax", {"weights": W, "z": W, "a": W}, "its entry a [784, 10] belongs to no"),
+        ("softmax", {"weights": W, "z/Adam": W}, "its entry z/Adam [784, 10] belongs to no"),
         ("softmax", {"a": W, "b": W}, "['a', 'b'] fit equally weights [784, 10]"),
         ("softmax", {"weights": W.astype(np.int32)}, "weights is int32, not floating point"),
         ("softmax", {"weights": W > 0}, "weights is bool, not floating point"),
@@ -598,6 +604,9 @@ def test_two_parameters_of_one_shape_need_names(tmp_path: Path) -> None:
     np.savez(tmp_path / "listed.npz", left, right)
     with pytest.raises(BadInput, match=r"\['arr_0', 'arr_1'\] fit equally left"):
         read_parameters(tmp_path / "listed.npz", shapes, "init_from")
+    np.savez(tmp_path / "one.npz", left)
+    with pytest.raises(BadInput, match=r"no entry fits right \[2, 2\]"):
+        read_parameters(tmp_path / "one.npz", shapes, "init_from")
     np.savez(tmp_path / "half.npz", left=left, other=right)
     found = read_parameters(tmp_path / "half.npz", shapes, "init_from")  # only one place is left
     assert (found["right"] == right).all()

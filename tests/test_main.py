@@ -38,6 +38,13 @@ STEPS = {
     "softmax": ["steps=60", "save.every=20", "eval_every=20"],
     "cnn": ["steps=6", "save.every=2", "eval_every=2"],
 }
+LOADED = {
+    "softmax": "0 weights (784, 10)\n",
+    "cnn": "0 weights (5, 5, 1, 32)\n1 bias (32,)\n"
+    "2 weights_1 (5, 5, 32, 64)\n3 bias_1 (64,)\n"
+    "4 weights_2 (3136, 1024)\n5 bias_2 (1024,)\n"
+    "6 weights_3 (1024, 10)\n7 bias_3 (10,)\n",
+}
 COMBINATIONS = [(model, save) for model in ("cnn", "softmax") for save in ("ckpt", "npz")]
 combinations = pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
 
@@ -154,7 +161,8 @@ def test_one_accuracy_in_training_restored_and_from_the_graph(
     assert one.history("restored/accuracy") == [(step, trained)]
     assert one.history("restored/loss") == one.history("test/loss")[-1:]
     evaluated = json.loads(one.evaluated.stdout)
-    assert (one.evaluated.returncode, one.evaluated.stderr) == (0, "")
+    # As the chapter's program prints what it loads.
+    assert (one.evaluated.returncode, one.evaluated.stderr) == (0, LOADED[combination[0]])
     assert (evaluated["step"], evaluated["total"]) == (step, 1000)
     assert evaluated["accuracy"] == trained == evaluated["hits"] / 1000
     assert [(step, evaluated["loss"])] == one.history("restored/loss")
@@ -188,7 +196,7 @@ def test_the_files_of_a_run(one: Recorded, combination: tuple[str, str]) -> None
             assert picture.format == "PNG"
             picture.load()  # raises for a damaged one
             assert picture.width > 400
-            assert len(set(picture.convert("RGB").getdata())) > 10
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
     listed = {file.path for file in one.client.list_artifacts(one.id)}
     below = {f.path for d in listed for f in one.client.list_artifacts(one.id, d) if "." not in d}
     assert {*listed, *below} - {"changes.patch", "checkpoints", "evaluation"} == expected
@@ -270,7 +278,7 @@ def test_evaluate_prints_an_accuracy_for_people(
     accuracies = dict(one.history("test/accuracy"))
     for step in (40, 60):
         done = main("evaluate", one.id[:8], "--step", str(step))
-        assert (done.returncode, done.stderr) == (0, "")
+        assert (done.returncode, done.stderr) == (0, LOADED["softmax"])
         first, second = done.stdout.splitlines()
         assert first.startswith(f"accuracy {accuracies[step]:.4f}, loss ")
         assert second == f"restored from checkpoints/weights-{step} of run {one.id}"
@@ -428,7 +436,7 @@ def test_system_metrics_on_request(
 ) -> None:
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.05")
     done = main("run", *STEPS["softmax"], THREADS, "tracking.system_metrics=true")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done
     metrics = client(place).get_run(run_id(done)).data.metrics
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= {
         *metrics
@@ -442,7 +450,7 @@ def test_saving_less_often_than_there_are_steps_only_warns(place: Path, main: Ma
     assert "checkpoints kept      3\n" in done.stdout
 
 
-DIVERGING = ["model=cnn", "optimizer=sgd", "optimizer.learning_rate=1e30", "steps=6"]
+DIVERGING = ["optimizer=sgd", "optimizer.learning_rate=1e38", "steps=6"]
 
 
 def test_a_run_that_diverges_fails_with_the_step(
@@ -480,7 +488,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import tensorflow as tf
 
 from pipeline.data import Dataset
 
@@ -492,10 +499,14 @@ class Centred:
     init_stddev: float
 
     def initial(self, spec, key):
+        import tensorflow as tf
+
         pixels, classes = int(np.prod(spec.shape)), spec.classes
         return {"bias": tf.zeros([classes]), "matrix": tf.zeros([pixels, classes])}
 
     def logits(self, parameters, images, dropout):
+        import tensorflow as tf
+
         flat = tf.reshape(images, [-1, parameters["matrix"].shape[0]]) - 0.5
         return flat @ parameters["matrix"] + parameters["bias"]
 
@@ -517,12 +528,13 @@ class Stripes:
 
 def own_module(folder: Path, name: str) -> None:
     (folder / f"{name}.py").write_text(OWN_MODULE)
-    for group, cls in (("model", "Centred"), ("data", "Stripes")):
+    model = (
+        f"model: {{_target_: {name}.Centred, init_stddev: 1.0}}\noptimizer: {{learning_rate: 0.1}}"
+    )
+    for group, text in (("model", model), ("data", f"data: {{_target_: {name}.Stripes}}")):
         (folder / "mine" / group).mkdir(parents=True)
-        text = f"_target_: {name}.{cls}\n"
-        if group == "model":
-            text += "init_stddev: 1.0\n"
-        (folder / "mine" / group / f"own_{group}.yaml").write_text(text)
+        path = folder / "mine" / group / f"own_{group}.yaml"
+        path.write_text(f"# @package _global_\n{text}\n")
 
 
 SHORT = ["steps=10", "save.every=5", "eval_every=5", "batch_size=8", THREADS]
@@ -546,7 +558,7 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
 ) -> None:
     own_module(place, "lines")
     monkeypatch.delitem(sys.modules, "lines", raising=False)
-    choices = ["model=own_model", "data=own_data", "optimizer.learning_rate=0.1"]
+    choices = ["model=own_model", "data=own_data"]
     done = main("run", "--config-dir", "mine", *choices, *SHORT)
     missing = main("run", "--config-dir", "mine", "model=own_modl")
     assert (missing.returncode, "nearest is own_model" in missing.stderr) == (2, True)
@@ -561,7 +573,7 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
         assert re.fullmatch(r"waymark: .*lines\.\w+.*trusted_modules.*\n", refused.stderr)
         assert "lines" not in sys.modules
         trusted = main(*command, "trusted_modules=[lines]")
-        assert (trusted.returncode, trusted.stderr) == (0, "")
+        assert trusted.returncode == 0, trusted
         monkeypatch.delitem(sys.modules, "lines")
     assert "checkpoints kept      5, 10, 12" in trusted.stdout
 
@@ -660,7 +672,7 @@ def test_training_starts_from_saved_parameters(
     quiet = ["steps=1", "save.every=1", "eval_every=0", "optimizer.learning_rate=1e-30"]
     second = main("run", *quiet, f"init_from={path}", "save=npz", "seed=7", THREADS)
     assert second.returncode == 0
-    assert second.stderr == "0 weights (784, 10)\n"  # as the chapter prints what it loads
+    assert second.stderr == LOADED["softmax"]
     run = client(place).get_run(run_id(second))
     before = dict(np.load(path))
     after = dict(np.load(str(path).replace(run_id(first), run_id(second)).replace("-60", "-1")))

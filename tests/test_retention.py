@@ -134,6 +134,17 @@ def test_keeps_what_one_uninterrupted_saver_keeps(schedule: Schedule) -> None:
             assert (saved if kept is None else kept) == steps_in(Path(name))
 
 
+def test_a_step_saved_again_counts_once_as_with_saver() -> None:
+    steps = (10, 20, 30, 30, 20, 40)
+    schedule = Schedule(2, None, [(step, BEGIN + n, {}) for n, step in enumerate(steps)])
+    memory = start(BEGIN, schedule.policy)
+    with TemporaryDirectory() as name, saver_of(schedule) as save:
+        for step, time, metrics in schedule.saves:
+            save(Path(name), step, time)
+            memory = after(memory, step, time, metrics, schedule.policy)
+            assert memory.kept() == steps_in(Path(name))
+
+
 @settings(max_examples=25, deadline=None)
 @given(schedules())
 def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:

@@ -49,7 +49,7 @@ class Ckpt(SaveFormat):
 
 
 def read_bundle(prefix: Path) -> State:
-    """Return the numeric arrays of a V2 (or V1) checkpoint; raise what TensorFlow raises."""
+    """Return a V2 (or V1) checkpoint's arrays, but texts; raise what TensorFlow raises."""
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(prefix))
@@ -57,5 +57,5 @@ def read_bundle(prefix: Path) -> State:
     return {
         name: np.asarray(reader.get_tensor(name))
         for name in sorted(types)
-        if types[name].is_floating or types[name].is_integer
+        if types[name] != tf.string  # where object-based checkpoints describe themselves
     }

@@ -74,9 +74,8 @@ def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> 
     for name, shape in shapes.items():
         if name in found:
             continue
-        rivals = [n for n in shapes if n not in found and tuple(shapes[n]) == tuple(shape)]
         fits = [entry for entry, array in left.items() if array.shape == tuple(shape)]
-        if len(fits) != 1 or len(rivals) != 1:
+        if len(fits) != 1:
             why = "no entry fits" if not fits else f"{fits} fit equally"
             has = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items())[:8])
             raise BadInput(

@@ -243,6 +243,8 @@ class CheckpointStore:
             orphan = payload and path.name.split(".")[0] not in published
             if path.name.startswith(TEMPORARY) or orphan:
                 path.unlink()
+            if orphan:
+                self._removed([path.name])
 
     def _remove(self, step: int) -> None:
         manifest, name = self.path(step).with_suffix(".json"), self.path(step).name

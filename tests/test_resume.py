@@ -1,0 +1,324 @@
+"""Resuming: in any pieces, after any kill, the same bits, and every step recorded once."""
+
+import random
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from pipeline import run as work
+from pipeline.__main__ import _composed
+from pipeline.digest import digest
+from pipeline.evaluate import load_data
+from pipeline.progress import Silent
+from pipeline.runtime import start_tensorflow
+from pipeline.stopping import Stopped
+from pipeline.train import Machine
+
+Done = subprocess.CompletedProcess[str]
+Main = Callable[..., Done]
+
+THREADS = "runtime.intra_op_threads=2"
+BOUND = 60  # seconds that anything may take which is waited for
+BASE = ["batch_size=10", "save.max_to_keep=3", "save.keep_every_n_hours=null", THREADS]
+SOFTMAX = [*BASE, "save=ckpt", "steps=6000", "save.every=100", "eval_every=500"]
+CNN = [*BASE, "save=npz", "steps=600", "save.every=30", "eval_every=60"]
+CNN += ["model=cnn", "model.keep_prob=0.5"]
+RUNS = {"softmax": SOFTMAX, "cnn": CNN}
+
+
+@dataclass(frozen=True)
+class End:
+    """How a run ended: all of this must be the same whatever happened on the way."""
+
+    status: str
+    digest: str
+    kept: list[str]
+    points: dict[str, list[tuple[int, float]]]
+
+
+def end(folder: Path, run_id: str) -> End:
+    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    run = client.get_run(run_id)
+    keys = set(run.data.metrics) - {"train/steps_per_second"}
+    points = {
+        key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key))
+        for key in keys
+    }
+    checkpoints = folder / "mlruns" / "artifacts" / "1" / run_id / "artifacts" / "checkpoints"
+    kept = sorted(path.name for path in checkpoints.iterdir())
+    return End(run.info.status, run.data.tags.get("waymark.state_digest", ""), kept, points)
+
+
+@pytest.fixture(scope="module")
+def data(small: Path) -> list[str]:
+    return ["data=arrays", f"data.path={small}"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, data: list[str]
+) -> Callable[..., End]:
+    """Return what runs a configuration in one piece (once) and tells how it ended."""
+    found: dict[str, End] = {}
+
+    def undisturbed(*overrides: str) -> End:
+        key = " ".join(overrides)
+        if key not in found:
+            folder = tmp_path_factory.mktemp("undisturbed")
+            shutil.copytree(empty_store, folder / "mlruns")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                result = work.run(_composed([*overrides, *data, "progress=false"]))
+            found[key] = end(folder, result.run_id)
+        return found[key]
+
+    return undisturbed
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None:
+    start_tensorflow(2)
+    config = _composed([*RUNS[model], *data]).config
+    dataset, total = load_data(config), 60
+    whole = Machine(config, dataset)
+    losses = whole.advance(total)
+    draw = random.Random(f"{model}'s pieces")
+    for _ in range(3):
+        cuts = sorted(draw.sample(range(1, total), draw.randint(1, 8)))
+        pieces, state = [], None
+        for first, last in zip([0, *cuts], [*cuts, total], strict=True):
+            machine = Machine(config, dataset)
+            if state is not None:
+                machine.load(state)
+            assert machine.step == first
+            pieces.append(machine.advance(last - first))
+            state = machine.state()
+        assert state is not None
+        assert digest(state) == digest(whole.state())
+        np.testing.assert_array_equal(np.concatenate(pieces), losses)
+
+
+class StopAt(Silent):
+    """Send this process a signal when training has reached a step."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(0, 0)
+        self.target = target
+
+    def advanced(self, step: int, loss: float) -> None:
+        if step >= self.target:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            self.target = 10**9  # a second one would end this process
+
+
+@pytest.mark.parametrize("model", RUNS)
+def test_the_program_in_pieces_of_any_sizes(
+    model: str,
+    place: Path,
+    data: list[str],
+    undisturbed: Callable[..., End],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short = {"softmax": ["steps=400", "eval_every=150"], "cnn": ["steps=90", "eval_every=40"]}[
+        model
+    ]
+    overrides = [*RUNS[model], *short, "save.every=25"]
+    expected = undisturbed(*overrides)
+    draw, total = random.Random(f"{model}'s stops"), int(short[0].partition("=")[2])
+    resolved = _composed([*overrides, *data])
+    run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
+    for target in stops:
+        monkeypatch.setattr(work, "watcher", lambda *_, target=target: StopAt(target))
+        with pytest.raises(Stopped):
+            work.resume("latest", {}) if run_id else work.run(resolved)
+        (folder,) = place.glob("mlruns/artifacts/1/*")
+        run_id = folder.name
+        now = end(place, run_id)
+        assert now.status == "KILLED"
+        losses = now.points["train/loss"]
+        assert target <= len(losses) < total
+        assert losses == expected.points["train/loss"][: len(losses)]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert work.resume(run_id, {"progress": False}) is not None
+    assert end(place, run_id) == expected
+
+
+def killed(
+    start: Callable[..., "subprocess.Popen[str]"],
+    folder: Path,
+    *arguments: str,
+    lines: int,
+    wait: float,
+) -> str:
+    """Start the program, kill it some time after so many lines; return its run's id."""
+    with start(*arguments, cwd=folder) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        for _ in range(lines):
+            assert process.stdout.readline().startswith("Step: ")
+        try:
+            process.wait(wait)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.communicate(timeout=BOUND)
+    assert process.returncode == -signal.SIGKILL
+    return first.split()[1]
+
+
+def test_killed_at_any_moment_and_resumed(
+    tmp_path: Path,
+    empty_store: Path,
+    start: Callable[..., "subprocess.Popen[str]"],
+    data: list[str],
+    undisturbed: Callable[..., End],
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Kill each run twice, the second time while it is being resumed; both at once."""
+    # Far less than what is left of each run, and other moments every time.
+    waits = {model: [random.uniform(0, 0.1) for _ in range(2)] for model in RUNS}
+    print("seconds after the line:", waits)
+
+    def disturb(model: str) -> tuple[Path, str]:
+        folder = tmp_path / model
+        shutil.copytree(empty_store, folder / "mlruns")
+        run_id = killed(start, folder, "run", *RUNS[model], *data, lines=1, wait=waits[model][0])
+        again = killed(start, folder, "resume", run_id, lines=1, wait=waits[model][1])
+        assert again == run_id
+        return folder, run_id
+
+    with ThreadPoolExecutor(2) as pool:
+        disturbed = dict(zip(RUNS, pool.map(disturb, RUNS), strict=True))
+    for model, (folder, run_id) in disturbed.items():
+        now = end(folder, run_id)
+        assert now.status == "RUNNING"  # nobody could say otherwise
+        monkeypatch.chdir(folder)
+        done = main("resume", run_id)
+        assert done.returncode == 0, done
+        assert end(folder, run_id) == undisturbed(*RUNS[model])
+
+
+SHORT = [*BASE, "steps=40", "save.every=10", "eval_every=20"]
+
+
+@pytest.fixture
+def finished(place: Path, data: list[str]) -> str:
+    return work.run(_composed([*SHORT, *data, "progress=false"])).run_id
+
+
+def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main: Main) -> None:
+    before = end(place, finished)
+    client = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db")
+    ended = client.get_run(finished).info.end_time
+    for text in (finished, "latest"):
+        done = main("resume", text)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "nothing left to do\n", "")
+    assert end(place, finished) == before
+    assert client.get_run(finished).info.end_time == ended
+
+
+@pytest.mark.parametrize("pieces", [["steps=70"], ["steps=41", "steps=55", "steps=70"]])
+def test_more_steps_extend_a_run(
+    place: Path, finished: str, main: Main, undisturbed: Callable[..., End], pieces: list[str]
+) -> None:
+    for piece in pieces:
+        done = main("resume", finished, piece)
+        assert (done.returncode, done.stderr) == (0, "")
+    whole = undisturbed(*SHORT, "steps=70")
+    now = end(place, finished)
+    assert (now.status, now.digest) == (whole.status, whole.digest)
+    assert now.points["train/loss"] == whole.points["train/loss"]
+    # Each old end was evaluated and saved, as the end of a run is; all else is the same.
+    assert set(whole.points["test/accuracy"]) <= set(now.points["test/accuracy"])
+    run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(finished)
+    folder = place / f"mlruns/artifacts/1/{finished}/artifacts"
+    assert run.data.tags["waymark.steps"] == "70"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["steps"] == 70
+    assert run.data.params["steps"] == "40"  # MLflow lets no param change
+
+
+def test_fewer_steps_and_other_data_are_refused(
+    place: Path, finished: str, main: Main, small: Path
+) -> None:
+    before = end(place, finished)
+    fewer = main("resume", finished, "steps=39")
+    assert (fewer.returncode, fewer.stdout) == (2, "")
+    assert "has already reached 40" in fewer.stderr
+    arrays = dict(np.load(small))
+    arrays["x_train"][0, 0, 0] ^= 1
+    np.savez(place / "other.npz", **arrays)
+    other = main("resume", finished, "steps=50", "data.path=other.npz")
+    assert (other.returncode, other.stdout) == (2, "")
+    assert "is not the data" in other.stderr
+    assert end(place, finished) == before
+    # The same data elsewhere are the same data.
+    shutil.copy(small, place / "moved.npz")
+    assert main("resume", finished, "steps=50", "data.path=moved.npz").returncode == 0
+
+
+def test_what_is_kept_may_change_on_resume(place: Path, finished: str, main: Main) -> None:
+    assert end(place, finished).kept == kept_files([20, 30, 40])
+    done = main("resume", finished, "steps=60", "save.max_to_keep=2")
+    assert "checkpoints kept      50, 60\n" in done.stdout
+    assert end(place, finished).kept == kept_files([50, 60])
+    done = main("resume", finished, "steps=100", "save.max_to_keep=4")
+    assert "checkpoints kept      70, 80, 90, 100\n" in done.stdout
+    assert end(place, finished).kept == kept_files([70, 80, 90, 100])
+
+
+def kept_files(steps: list[int]) -> list[str]:
+    ends = [".data-00000-of-00001", ".index", ".json"]
+    names = [f"model_ckpt-{step}{end}" for step in steps for end in ends]
+    return sorted([*names, "checkpoint", "model_ckpt.meta"])
+
+
+@pytest.mark.parametrize("save", ["ckpt", "npz"])
+def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
+    place: Path, data: list[str], main: Main, undisturbed: Callable[..., End], save: str
+) -> None:
+    overrides = [*SHORT, f"save={save}"]
+    run_id = work.run(_composed([*overrides, *data, "progress=false"])).run_id
+    folder = place / f"mlruns/artifacts/1/{run_id}/artifacts/checkpoints"
+    names = {"ckpt": "model_ckpt-40.data-00000-of-00001", "npz": "weights-40.npz"}
+    path = folder / names[save]
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:])
+    evaluated = main("evaluate", run_id, "--step", "40")
+    assert (evaluated.returncode, evaluated.stdout) == (1, "")
+    assert names[save] in evaluated.stderr
+    done = main("resume", run_id, "steps=50")
+    assert done.returncode == 0, done
+    assert done.stderr.startswith("waymark: checkpoint 40 is damaged: ")
+    whole_run = undisturbed(*overrides, "steps=50")
+    now = end(place, run_id)
+    assert (now.digest, now.kept) == (whole_run.digest, whole_run.kept)
+    assert now.points["train/loss"] == whole_run.points["train/loss"]
+
+
+def test_a_run_without_a_whole_checkpoint_cannot_go_on(
+    place: Path, finished: str, main: Main
+) -> None:
+    folder = place / f"mlruns/artifacts/1/{finished}/artifacts/checkpoints"
+    for path in folder.glob("*.index"):
+        path.unlink()
+    done = main("resume", finished, "steps=50")
+    lines: list[Any] = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [
+        f"checkpoint {step} is damaged" in line
+        for step, line in zip((40, 30, 20), lines, strict=False)
+    ] == [True] * 3
+    assert "none is whole" in lines[3]
+    assert len(lines) == 4

@@ -1,0 +1,569 @@
+"""Tracking: the outbox loses nothing, nothing is recorded twice, local and remote stores work."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlflow.tracking import MlflowClient
+
+from pipeline.__main__ import _composed
+from pipeline.config import BadInput
+from pipeline.run import run
+from pipeline.tracking import Outbox, Points, TrackedRun, Tracking
+
+Done = subprocess.CompletedProcess[str]
+Main = Callable[..., Done]
+
+THREADS = "runtime.intra_op_threads=2"
+BOUND = 60  # seconds that anything may take which is waited for
+DATA = SimpleNamespace(
+    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
+)
+
+
+def poll(condition: Callable[[], Any]) -> Any:
+    """Ask until the answer is true; return it."""
+    end = time.monotonic() + BOUND
+    while True:
+        answer = condition()
+        if answer or time.monotonic() > end:
+            assert answer, "not within the time"
+            return answer
+        time.sleep(0.02)
+
+
+def bits(points: Points) -> tuple[str, list[int], list[bytes], int]:
+    values = [struct.pack("<d", value) for value in points.values]
+    return points.key, list(points.steps), values, points.time
+
+
+# The outbox, a file.
+
+steps_and_values = st.lists(st.tuples(st.integers(0, 2**62), st.floats()), max_size=5)
+some_points = st.builds(
+    lambda key, pairs, at: Points(key, [s for s, _ in pairs], [v for _, v in pairs], at),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=9),
+    steps_and_values,
+    st.integers(0, 2**62),
+)
+several = st.lists(some_points, min_size=1, max_size=4)
+
+
+def written(path: Path, points: list[Points]) -> bytes:
+    path.unlink(missing_ok=True)
+    outbox = Outbox(path)
+    for one in points:
+        outbox.append(one)
+    outbox.flush()
+    outbox.close()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outbox") / "run.jsonl"
+
+
+@settings(deadline=None)
+@given(points=several)
+def test_points_come_back_bit_for_bit(file: Path, points: list[Points]) -> None:
+    written(file, points)
+    found = [bits(one) for one in Outbox.read(file)]
+    nan = struct.pack("<d", float("nan"))
+
+    def one_nan(one: tuple[str, list[int], list[bytes], int]) -> Any:
+        # JSON has one NaN; which of the many patterns it was, says nothing.
+        return *one[:2], [nan if np.isnan(struct.unpack("<d", v)[0]) else v for v in one[2]], one[3]
+
+    assert [one_nan(one) for one in found] == [one_nan(bits(one)) for one in points]
+
+
+@settings(deadline=None)
+@given(points=several, later=some_points, cut=st.integers(1, 40))
+def test_a_torn_tail_costs_only_itself(
+    file: Path, points: list[Points], later: Points, cut: int
+) -> None:
+    whole = written(file, points)
+    kept = whole[: max(0, len(whole) - cut)]
+    file.write_bytes(kept)
+    complete = kept.count(b"\n")
+    # A line that lacks nothing but its end of line still counts.
+    complete += not whole[len(kept) :].strip(b"\n") and not kept.endswith(b"\n")
+    outbox = Outbox(file)
+    outbox.append(later)
+    outbox.close()
+    read = list(map(repr, Outbox.read(file)))
+    assert read == list(map(repr, [*points[:complete], later]))
+
+
+@settings(deadline=None)
+@given(points=several, data=st.data())
+def test_a_damaged_line_is_passed_over(file: Path, points: list[Points], data: Any) -> None:
+    lines = written(file, points).split(b"\n")[:-1]
+    index = data.draw(st.integers(0, len(lines) - 1))
+    place = data.draw(st.integers(0, len(lines[index]) - 1))
+    other = data.draw(st.integers(0, 255).filter(lambda byte: byte != lines[index][place]))
+    lines[index] = lines[index][:place] + bytes([other]) + lines[index][place + 1 :]
+    file.write_bytes(b"".join(line + b"\n" for line in lines))
+    expected = points[:index] + points[index + 1 :]
+    assert list(map(repr, Outbox.read(file))) == list(map(repr, expected))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=6,
+)
+checked_lines = json_values.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=30)
+
+
+@settings(deadline=None)
+@given(lines=st.lists(st.binary(max_size=30) | checked_lines.map(lambda b: (b,)), max_size=5))
+def test_no_bytes_break_the_reader(file: Path, lines: list[bytes | tuple[bytes]]) -> None:
+    with_checksums = [
+        b"%08x %s" % (zlib.crc32(line[0]), line[0]) if isinstance(line, tuple) else line
+        for line in lines
+    ]
+    file.write_bytes(b"\n".join(with_checksums))
+    for points in Outbox.read(file):
+        assert isinstance(points.key, str)
+        assert len(points.steps) == len(points.values)
+        assert {type(step) for step in points.steps} <= {int}
+        assert {type(value) for value in points.values} <= {float}
+
+
+def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert list(Outbox.read(tmp_path / "none.jsonl")) == []
+
+
+# One run on a store of SQLite.
+
+
+@pytest.fixture
+def tracking(place: Path) -> Tracking:
+    return Tracking(None, create=True)
+
+
+def created(tracking: Tracking, *overrides: str) -> TrackedRun:
+    resolved = _composed([THREADS, *overrides])
+    return tracking.create(resolved, {"waymark.version": "test"}, DATA)
+
+
+def history(tracking: Tracking, tracked: TrackedRun, key: str) -> list[tuple[int, float]]:
+    points = MlflowClient(tracking.uri).get_metric_history(tracked.info.id, key)
+    return sorted((point.step, point.value) for point in points)
+
+
+def test_recorded_steps_are_skipped(tracking: Tracking) -> None:
+    tracked = created(tracking)
+    tracked.record([1, 2], {"train/loss": [0.5, 0.25], "test/loss": [3.0, 4.0]})
+    tracked.record([2, 3], {"train/loss": [9.0, 0.125]})
+    assert tracked.finish("FINISHED") is None
+    assert history(tracking, tracked, "train/loss") == [(1, 0.5), (2, 0.25), (3, 0.125)]
+    assert history(tracking, tracked, "test/loss") == [(1, 3.0), (2, 4.0)]
+
+
+def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: Tracking) -> None:
+    tracked = created(tracking)
+    tracked.record([1, 2], {"train/loss": [0.5, 0.25]})
+    tracked.finish("KILLED")
+    box = tracking.root / "outbox" / f"{tracked.info.id}.jsonl"
+    assert [point.steps for point in Outbox.read(box)] == [[1, 2]]
+    # As if the process had died before it could send this.
+    outbox = Outbox(box)
+    outbox.append(Points("train/loss", [3], [0.125], 1_700_000_000_000))
+    outbox.close()
+    again = tracking.reopen(tracking.find(tracked.info.id), _composed([THREADS]).config)
+    assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
+    again.record([2, 3, 4], {"train/loss": [7.0, 7.0, 0.0625]})
+    assert again.finish("FINISHED") is None
+    # Steps 1 and 2 were sent twice, with one timestamp each: one point each to MLflow.
+    assert history(tracking, again, "train/loss") == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
+    assert tracking.find(tracked.info.id).status == "FINISHED"
+    assert not box.exists()
+
+
+def test_values_that_are_not_finite_arrive(tracking: Tracking) -> None:
+    tracked = created(tracking)
+    tracked.record([1, 2], {"train/loss": [float("nan"), float("inf")]})
+    assert tracked.finish("FINISHED") is None
+    points = MlflowClient(tracking.uri).get_metric_history(tracked.info.id, "train/loss")
+    assert [point.step for point in points] == [1, 2]
+    assert np.isnan(points[0].value)
+    assert points[1].value > 1e308  # MLflow keeps infinity as the largest float
+
+
+def test_a_store_that_fails_costs_nothing(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked = created(tracking, "tracking.flush_seconds=0.3")
+
+    def gone(*_: Any, **__: Any) -> None:
+        raise ConnectionError("http://me:secret@server is gone")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_batch", gone)
+        tracked.record(range(1, 2501), {"train/loss": [1 / n for n in range(1, 2501)]})
+        tracked.flush()
+        left = tracked.finish("FINISHED")
+    box = tracking.root / "outbox" / f"{tracked.info.id}.jsonl"
+    assert left == f"http://me:***@server is gone; what is left stands in {box}"
+    assert box.exists()
+    record = tracking.find(tracked.info.id)
+    assert tracking.undelivered(record)
+    assert tracking.reopen(record, _composed([THREADS]).config).finish("FINISHED") is None
+    assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 2501)]
+    assert tracking.find(tracked.info.id).status == "FINISHED"
+    assert not tracking.undelivered(record)
+
+
+def test_a_slow_store_does_not_hold_up_recording(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, asked, real = threading.Event(), threading.Event(), MlflowClient.log_batch
+
+    def slow(self: MlflowClient, *arguments: Any, **named: Any) -> None:
+        asked.set()
+        assert answered.wait(BOUND)
+        real(self, *arguments, **named)
+
+    tracked = created(tracking)
+    monkeypatch.setattr(MlflowClient, "log_batch", slow)
+    tracked.record([1], {"train/loss": [1.0]})
+    assert asked.wait(BOUND)
+    for step in range(2, 200):  # nothing here waits for the answer, or the test would hang
+        tracked.record([step], {"train/loss": [1 / step]})
+    tracked.flush()
+    answered.set()
+    assert tracked.finish("FINISHED") is None
+    assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 200)]
+
+
+def test_a_run_belongs_to_one_process(tracking: Tracking) -> None:
+    tracked = created(tracking)
+    config = _composed([THREADS]).config
+    with pytest.raises(BadInput, match=f"run {tracked.info.id}: another process is training it"):
+        tracking.reopen(tracking.find(tracked.info.id), config)
+    tracked.finish("KILLED")
+    tracking.reopen(tracking.find(tracked.info.id), config).finish("FINISHED")
+
+
+FOUR = """
+import sys
+from pipeline.__main__ import _composed
+from pipeline.tracking import Tracking
+from types import SimpleNamespace
+import numpy as np
+
+resolved = _composed(["runtime.intra_op_threads=2"])
+data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
+                       digest="d" * 64, source="test")
+print("ready", flush=True)
+sys.stdin.readline()
+tracked = Tracking(None, create=True).create(resolved, {"waymark.version": "test"}, data)
+for first in range(1, 1001, 100):
+    steps = range(first, first + 100)
+    tracked.record(steps, {"train/loss": [1 / step for step in steps]})
+print(tracked.info.id, tracked.finish("FINISHED"))
+"""
+
+
+def test_four_processes_on_a_fresh_store(tmp_path: Path, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-c", FOUR]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    four = [
+        subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **pipes)
+        for _ in range(4)
+    ]
+    for process in four:
+        assert process.stdout.readline() == "ready\n"
+    for process in four:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.communicate(timeout=BOUND) for process in four]
+    assert [process.returncode for process in four] == [0] * 4, answers
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    for out, err in answers:
+        assert err == ""
+        run_id, left = out.split()
+        points = client.get_metric_history(run_id, "train/loss")
+        assert left == "None"
+        assert sorted((p.step, p.value) for p in points) == [(n, 1 / n) for n in range(1, 1001)]
+        assert len(client.get_run(run_id).inputs.dataset_inputs) == 1
+    assert len(client.search_runs(["1"])) == 4
+
+
+# Which run is meant.
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
+    """Return a store's URI and the ids of runs in it by what they are there for."""
+    folder = tmp_path_factory.mktemp("found") / "mlruns"
+    shutil.copytree(empty_store, folder)
+    uri = f"sqlite:///{folder}/mlflow.db"
+    client, tags = MlflowClient(uri), {"waymark.version": "1"}
+    experiment = client.create_experiment("waymark")
+    ids = {}
+    for at, (key, name, more) in enumerate([
+        ("alone", "alone", tags),
+        ("quoted", "it's 100% mine", tags),
+        ("twin", "twin", tags),
+        ("other", "twin", tags),
+        ("newest", "newest", tags),
+        ("sweep", "a sweep's parent", {**tags, "waymark.kind": "sweep"}),
+        ("foreign", "not Waymark's", {}),
+    ]):  # fmt: skip
+        run = client.create_run(experiment, start_time=at + 1, tags=more, run_name=name)
+        ids[key] = run.info.run_id
+    gone = client.create_run(experiment, start_time=99, tags=tags, run_name="alone").info.run_id
+    client.delete_run(gone)
+    # MLflow draws its ids, and two that begin alike are needed.
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database, database:
+        for key in ("twin", "other"):
+            changed = "abcd" + ids[key][4:]
+            for table in ("runs", "tags"):
+                change = f"UPDATE {table} SET run_uuid = ? WHERE run_uuid = ?"
+                database.execute(change, (changed, ids[key]))
+            ids[key] = changed
+    return {"uri": uri, "gone": gone, **ids}
+
+
+def test_runs_are_found_by_id_prefix_name_and_latest(store: dict[str, str]) -> None:
+    tracking = Tracking(store["uri"])
+    for key in ("alone", "quoted", "twin", "newest", "sweep", "foreign"):
+        assert tracking.find(store[key]).id == store[key]
+        assert tracking.find(store[key][:12]).id == store[key]
+    assert tracking.find(store["alone"][:4]).id == store["alone"]
+    assert tracking.find("alone").id == store["alone"]  # the deleted one of this name is gone
+    assert tracking.find("it's 100% mine").id == store["quoted"]
+    assert tracking.find("latest").id == store["newest"]
+
+
+def test_runs_that_are_not_meant_clearly_are_refused(store: dict[str, str]) -> None:
+    tracking = Tracking(store["uri"])
+    for text in ("twin", "abcd"):
+        with pytest.raises(BadInput, match=f"RUN='{text}': more than one run fits") as refused:
+            tracking.find(text)
+        assert {store["twin"][:12], store["other"][:12]} <= {*re.findall(r"\w{12}", str(refused))}
+    unknown = [
+        store["alone"][:3],
+        store["gone"],
+        "",
+        "%",
+        "a%",
+        "____",
+        "' OR 1=1 --",
+        "é",
+        "x" * 99,
+    ]
+    for text in unknown:
+        with pytest.raises(BadInput, match="there is no such run"):
+            tracking.find(text)
+
+
+def test_a_copied_folder_never_writes_into_the_original(
+    place: Path, small: Path, monkeypatch: pytest.MonkeyPatch, main: Main
+) -> None:
+    result = run(_composed([*SHORT, f"data.path={small}"]))
+    copy = place / "elsewhere"
+    copy.mkdir()
+    shutil.copytree("mlruns", copy / "mlruns")
+
+    def contents() -> dict[str, bytes]:
+        files = (place / "mlruns").rglob("*")
+        return {str(path): path.read_bytes() for path in files if path.is_file()}
+
+    before = contents()
+    monkeypatch.chdir(copy)
+    done = main("resume", "latest", "steps=12")
+    assert done.returncode == 0, done
+    accuracy = json.loads(main("evaluate", "latest", "--json").stdout)["accuracy"]
+    assert f"accuracy restored     {accuracy:.4f}" in done.stdout
+    assert contents() == before
+    kept = copy / f"mlruns/artifacts/1/{result.run_id}/artifacts/checkpoints"
+    assert sorted(path.name for path in kept.glob("*.json")) == [
+        "weights-10.json",
+        "weights-12.json",
+    ]
+
+
+# A server somewhere else.
+
+SHORT = ["data=arrays", "save=npz", "steps=8", "save.every=2", "save.max_to_keep=2"]
+SHORT += ["eval_every=4", "batch_size=10", "progress=false", THREADS]
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        return int(taken.getsockname()[1])
+
+
+def answers(address: str) -> bytes | None:
+    """Return what stands at an address, None if nobody answers there."""
+    with (
+        suppress(urllib.error.URLError, ConnectionError),
+        urllib.request.urlopen(address, timeout=5) as answer,
+    ):
+        return bytes(answer.read())
+    return None
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, environment: dict[str, str]
+) -> Iterator[tuple[str, Path]]:
+    """Serve MLflow with proxied artifacts; yield a URI with a password in it, and its folder."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    shutil.copy(empty_store / "mlflow.db", folder / "mlflow.db")
+    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    options += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options],
+        cwd=folder,
+        env={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        poll(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        yield f"http://me:s3cr3t@127.0.0.1:{port}", folder
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(BOUND)
+
+
+def remote_files(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
+    found = client.list_artifacts(run_id, folder)
+    below = [remote_files(client, run_id, file.path) for file in found if file.is_dir]
+    return {file.path for file in found if not file.is_dir}.union(*below)
+
+
+def test_a_run_moves_between_folders_through_a_server(
+    server: tuple[str, Path],
+    tmp_path: Path,
+    small: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri, home = server
+    here, there, yonder = (tmp_path / name for name in ("here", "there", "yonder"))
+    for folder in (here, there, yonder):
+        folder.mkdir()
+    short = [*SHORT, f"data.path={small}"]
+    store = f"tracking.uri={uri}"
+
+    monkeypatch.chdir(here)
+    first = main("run", *short, store)
+    assert (first.returncode, first.stderr) == (0, "")
+    run_id = first.stdout.split()[1]
+    client = MlflowClient(uri)
+    kept = {"weights-6.npz", "weights-6.json", "weights-8.npz", "weights-8.json"}
+    files = remote_files(client, run_id)
+    assert {f.removeprefix("checkpoints/") for f in files if f.startswith("checkpoints/")} == kept
+    others = {"config.yaml", "environment.json", "evaluation/metrics.json"}
+    pictures = {"evaluation/loss.png", "evaluation/confusion_matrix.png"}
+    assert {f for f in files if not f.startswith("checkpoints/")} - {"changes.patch"} == (
+        others | pictures
+    )
+    assert first.stdout.splitlines()[-1].startswith(
+        "in the UI             http://me:***@127.0.0.1:"
+    )
+
+    monkeypatch.chdir(there)
+    evaluated = main("evaluate", run_id, "--json", store)
+    assert evaluated.returncode == 0, evaluated
+    answer = json.loads(evaluated.stdout)
+    assert answer["step"] == 8
+    assert f"accuracy restored     {answer['accuracy']:.4f}" in first.stdout
+    assert list(there.iterdir()) == []
+
+    monkeypatch.chdir(yonder)
+    second = main("resume", run_id[:8], "steps=12", store)
+    assert second.returncode == 0, second
+    assert "checkpoints kept      10, 12" in second.stdout
+    files = remote_files(client, run_id)
+    kept = {"weights-10.npz", "weights-10.json", "weights-12.npz", "weights-12.json"}
+    assert {f.removeprefix("checkpoints/") for f in files if f.startswith("checkpoints/")} == kept
+    record = client.get_run(run_id)
+    assert (record.info.status, record.data.tags["waymark.steps"]) == ("FINISHED", "12")
+    losses = client.get_metric_history(run_id, "train/loss")
+    assert sorted(point.step for point in losses) == list(range(1, 13))
+
+    local = tmp_path / "local"
+    local.mkdir()
+    monkeypatch.chdir(local)
+    undisturbed = run(_composed([*short, "steps=12", f"tracking.uri=sqlite:///{local}/own.db"]))
+    assert record.data.tags["waymark.state_digest"] == undisturbed.state_digest
+
+    # Where the run began, its spool is older than what the server holds.
+    monkeypatch.chdir(here)
+    assert json.loads(main("evaluate", run_id, "--json", store).stdout)["step"] == 12
+
+    said = [done.stdout + done.stderr for done in (first, evaluated, second)]
+    everything = [path for folder in (here, yonder, home) for path in folder.rglob("*")]
+    with_password = [
+        path for path in everything if path.is_file() and b"s3cr3t" in path.read_bytes()
+    ]
+    assert with_password == []
+    assert not [text for text in said if "s3cr3t" in text]
+    assert record.data.params["tracking.uri"] == uri.replace("s3cr3t", "***")
+
+
+def test_the_uri_of_the_environment_is_used_and_its_password_masked(
+    server: tuple[str, Path],
+    tmp_path: Path,
+    small: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    uri, home = server
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)
+    done = main("run", *SHORT, f"data.path={small}", "run_name=from_the_environment")
+    assert done.returncode == 0, done
+    assert main("evaluate", "from_the_environment").returncode == 0
+    files = itertools.chain(home.rglob("*"), tmp_path.rglob("*"))
+    assert not [path for path in files if path.is_file() and b"s3cr3t" in path.read_bytes()]
+
+
+def test_the_ui_answers_where_it_says_and_stops_when_told(
+    place: Path, start: Callable[..., "subprocess.Popen[str]"]
+) -> None:
+    port = free_port()
+    with start("ui", "--port", str(port), cwd=place, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            address = process.stdout.readline().strip()
+            assert address.startswith(f"http://127.0.0.1:{port}/#/experiments/")
+            assert address.endswith("?workflowType=machine_learning")
+            poll(lambda: answers(f"http://127.0.0.1:{port}/health") == b"OK")
+            assert b"<html" in (answers(address.partition("#")[0]) or b"")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=BOUND)
+        finally:
+            process.kill()
+    poll(lambda: answers(f"http://127.0.0.1:{port}/health") is None)
