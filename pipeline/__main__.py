@@ -41,6 +41,8 @@ def run(arguments: tuple[str, ...]) -> int:
 
     def job(cfg: DictConfig) -> None:
         statuses.append(_guarded(lambda: _run(cfg, list(arguments))))
+        if statuses[-1] > 128:  # a signal is meant for the whole sweep
+            sys.exit(statuses[-1])
 
     _check_flags(list(arguments))
     sys.argv = ["waymark run", *arguments]
@@ -52,8 +54,8 @@ def run(arguments: tuple[str, ...]) -> int:
         from pipeline.config import BadInput
 
         raise BadInput(_refusal(error, list(arguments))) from None
-    except SystemExit as leaving:  # after --help; or Hydra has said what is wrong with a flag
-        return 2 if leaving.code else 0
+    except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
+        return 2 if leaving.code == 1 else int(leaving.code or 0)
     return max(statuses, default=0)
 
 

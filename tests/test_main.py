@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import __version__
+from pipeline.progress import Silent
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -426,6 +428,27 @@ def test_a_failing_job_does_not_hide_behind_a_good_one(
     assert done.stderr.startswith("waymark: batch_size=5000")
     (run,) = client(place).search_runs(["1"])
     assert (run.data.params["batch_size"], run.info.status) == ("10", "FINISHED")
+
+
+class StopAtOnce(Silent):
+    """Send this process a signal as soon as it trains."""
+
+    def advanced(self, step: int, loss: float) -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        self.advanced = super().advanced  # type: ignore[method-assign]
+
+
+def test_a_signal_ends_the_whole_multirun(
+    place: Path,
+    main: Main,
+    client: Callable[[Path], MlflowClient],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.run.watcher", lambda *_: StopAtOnce(0, 0))
+    done = main("run", "-m", "seed=0,1", "steps=5000", "eval_every=0", THREADS)
+    assert done.returncode == 143
+    (run,) = client(place).search_runs(["1"])
+    assert (run.data.params["seed"], run.info.status) == ("0", "KILLED")
 
 
 def test_system_metrics_on_request(
