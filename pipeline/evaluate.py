@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import find_bundle, read_parameters
-from pipeline.checkpoints.store import CheckpointStore
+from pipeline.checkpoints.store import CheckpointStore, Damaged
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
 from pipeline.runtime import start_tensorflow
@@ -91,8 +91,15 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
     if step == "best":
         rule = store.save.keep_best
         metric, mode = (rule.metric, rule.mode) if rule else ("test/accuracy", "max")
-        values = {s: store.manifest(s).metrics.get(metric, math.nan) for s in steps}
-        known = {s: v for s, v in values.items() if not math.isnan(v)}
+        known = {}
+        for at in steps:
+            try:
+                value = store.manifest(at).metrics.get(metric, math.nan)
+            except Damaged as error:
+                print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
+                continue
+            if not math.isnan(value):
+                known[at] = value
         if known:
             sign = 1 if mode == "max" else -1
             return max(known, key=lambda s: (sign * known[s], -s))

@@ -127,9 +127,6 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN)
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
-    reached = max(store.steps(), default=0)
-    if config.steps < reached:
-        raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     data = load_data(config)
     if data.digest != record.tags.get("waymark.data_digest"):
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
@@ -142,7 +139,10 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
             f"run {record.id} has published checkpoints, but none is whole; "
             f"to start afresh: waymark run with the settings in {record.folder / 'config.yaml'}"
         )
-    if record.status == "FINISHED" and found and found[0].step == config.steps:
+    reached = found[0].step if found else 0
+    if config.steps < reached:
+        raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
+    if record.status == "FINISHED" and reached == config.steps:
         if tracking.undelivered(record):
             tracking.reopen(record, config).finish("FINISHED")
         return None

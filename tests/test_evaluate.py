@@ -1,0 +1,63 @@
+"""Choosing and scoring checkpoints of a recorded run."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.__main__ import _composed
+from pipeline.checkpoints.store import Damaged
+from pipeline.config import BadInput
+from pipeline.evaluate import evaluate_run
+from pipeline.run import Result, resume, run
+
+
+@pytest.fixture
+def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Return a run with checkpoints at 10, 20, 30 that were evaluated at 10, 20, 30."""
+    monkeypatch.chdir(tmp_path)
+    settings = ["steps=30", "save.every=10", "eval_every=10", "save=npz", "progress=false"]
+    return run(_composed(settings))
+
+
+def manifest(result: Result, step: int) -> Path:
+    return result.folder / "checkpoints" / f"weights-{step}.json"
+
+
+def test_best_is_the_highest_and_passes_over_damage(
+    result: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {s: evaluate_run("latest", str(s), False, {})["accuracy"] for s in (10, 20, 30)}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert evaluate_run("latest", "best", False, {})["step"] == best
+    manifest(result, best).write_text("{")
+    capsys.readouterr()
+    del scores[best]
+    second = max(scores, key=lambda step: (scores[step], -step))
+    assert evaluate_run("latest", "best", False, {})["step"] == second
+    assert f"checkpoint {best} is damaged" in capsys.readouterr().err
+
+
+def test_a_named_checkpoint_that_is_damaged_is_not_replaced_by_another(result: Result) -> None:
+    payload = result.folder / "checkpoints" / "weights-20.npz"
+    body = bytearray(payload.read_bytes())
+    body[len(body) // 2] ^= 1
+    payload.write_bytes(body)
+    with pytest.raises(Damaged, match=r"weights-20\.npz does not hold what was written"):
+        evaluate_run("latest", "20", False, {})
+    with pytest.raises(BadInput, match=r"\[10, 20, 30\], best, latest"):
+        evaluate_run("latest", "25", False, {})
+
+
+def test_a_stray_manifest_does_not_stop_a_resume(
+    result: Result, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest(result, 99999).write_text("{}")
+    extended = resume(result.run_id, {"steps": 40})
+    assert extended is not None
+    assert extended.checkpoints == [10, 20, 30, 40]
+    assert "checkpoint 99999 is damaged" in capsys.readouterr().err
+
+
+def test_a_run_without_a_graph_says_so(result: Result) -> None:
+    with pytest.raises(BadInput, match="saved no graph"):
+        evaluate_run("latest", "latest", True, {})
