@@ -213,6 +213,40 @@ def test_killed_at_any_moment_and_resumed(
 SHORT = [*BASE, "steps=40", "save.every=10", "eval_every=20"]
 
 
+def test_a_run_that_saved_nothing_starts_again(
+    place: Path,
+    data: list[str],
+    undisturbed: Callable[..., End],
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.full((64, 10), 0.125, np.float32)
+    np.savez("start.npz", weights)
+    overrides = [*SHORT, f"init_from={place}/start.npz"]
+    expected = undisturbed(*overrides)
+
+    def crash(*_: Any) -> None:
+        raise RuntimeError("no more power\nhere")
+
+    monkeypatch.setattr(work, "train", crash)
+    with pytest.raises(work.Failed, match=r"RuntimeError: no more power$"):
+        work.run(_composed([*overrides, *data]))
+    (folder,) = place.glob("mlruns/artifacts/1/*")
+    run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(folder.name)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["waymark.reason"] == "RuntimeError: no more power"
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+
+    np.savez("start.npz", weights + 1)
+    done = main("resume", folder.name)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "is not what the run started from" in done.stderr
+    np.savez("start.npz", weights)
+    assert main("resume", folder.name).returncode == 0
+    assert end(place, folder.name) == expected
+
+
 @pytest.fixture
 def finished(place: Path, data: list[str]) -> str:
     return work.run(_composed([*SHORT, *data, "progress=false"])).run_id
