@@ -18,10 +18,10 @@ SEEDS = {"softmax": range(5), "cnn": range(3)}
 
 
 def accuracy(model: str, seed: int, overrides: list[str], folder: str) -> float:
-    """Run Waymark in `folder`; return the accuracy restored."""
+    """Run Waymark, recorded in `folder`; return the accuracy restored."""
     command = [sys.executable, "-m", "pipeline", "run", "data=mnist", f"model={model}"]
-    command += [f"seed={seed}", "progress=false", *overrides]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    command += [f"seed={seed}", "progress=false", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
+    done = subprocess.run([*command, *overrides], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
     lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
@@ -34,7 +34,7 @@ def main(overrides: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = [accuracy(model, seed, overrides, folder) for seed in seeds]
             PICTURES.mkdir(exist_ok=True)
-            for picture in Path(folder).glob("mlruns/artifacts/*/*/artifacts/evaluation/*.png"):
+            for picture in Path(folder).glob("artifacts/*/*/artifacts/evaluation/*.png"):
                 shutil.copy(picture, PICTURES / picture.name)
         numbers = " ".join(f"{value:.4f}" for value in found)
         print(f"| {model} | 0-{len(seeds) - 1} | {numbers} | {statistics.mean(found):.4f} |")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,14 +86,14 @@ class Dataset:
 
 
 @settings
-class Loader:
+class Loader(ABC):
     """What all data sets share: how batches are drawn from the training set."""
 
     sampling: Literal["replacement", "epoch"]
 
+    @abstractmethod
     def load(self) -> Dataset:
         """Read the data set; raise BadInput for whatever is wrong with it."""
-        raise NotImplementedError
 
 
 @settings
