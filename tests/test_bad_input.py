@@ -45,7 +45,7 @@ CONFIGURATION = {
     "model=null": ["override must be a string"],
     "model={a:1}": ["model"],
     "save=[ckpt,npz]": ["save."],
-    "~model": ["model"],
+    "~model": ["optimizer.learning_rate", "missing"],  # which the model would have given
     "~steps": ["steps", "missing"],
     "~tracking": ["tracking", "missing"],
     "runtime=null": ["runtime"],

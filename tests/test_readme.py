@@ -53,7 +53,10 @@ def test_snippets_read_what_a_run_saved(
 
 def test_the_table_of_keys_is_the_configuration() -> None:
     cells = first_cells(section("## Configuration"))
-    named = {key for cell in cells for key in re.findall(r"`([a-z_.]+)`", cell)} | {"data.sampling"}
+    named = {key for cell in cells for key in re.findall(r"`([a-z_.]+)`", cell)} | {
+        "data.sampling",
+        "optimizer.learning_rate",
+    }
     config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
     groups = {next(iter(d)) for d in config["defaults"] if isinstance(d, dict)}
     keys = {group for group in groups if not group.startswith("override")}
