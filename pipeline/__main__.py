@@ -31,9 +31,19 @@ def cli() -> None:
     context_settings={"ignore_unknown_options": True, "help_option_names": []},
     short_help="The whole pipeline: train, save, restore, evaluate, record.",
 )
+@click.option("--config-from", metavar="RUN")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(arguments: tuple[str, ...]) -> int:
-    """Hand over to Hydra, whose own flags (--multirun, --cfg job, --help) all work."""
+def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
+    """Hand over to Hydra, whose own flags (--multirun, --cfg job, --help) all work.
+
+    With --config-from RUN the configuration is that run's; key=value changes it.
+    """
+    if config_from is not None:
+        from pipeline.run import recorded
+        from pipeline.run import run as work
+
+        _summary(work(recorded(config_from, _parsed(arguments))))
+        return 0
     import hydra
     from omegaconf import DictConfig
 
@@ -141,25 +151,44 @@ def evaluate(
 
 
 @cli.command()
+@OVERRIDES
+def sync(overrides: tuple[str, ...]) -> int:
+    """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
+    lines = list(_store(overrides, create=True).sync())
+    for line, _ in lines:
+        print(line)
+    if not lines:
+        print("nothing left to deliver")
+    return 0 if all(well for _, well in lines) else 1
+
+
+@cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=5000, show_default=True)
 @OVERRIDES
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
-    from pipeline.config import BadInput
-    from pipeline.tracking import Tracking, ui_command
+    from pipeline.tracking import ui_command
 
-    given = _parsed(overrides)
-    unknown = sorted(set(given) - {"tracking.uri"})
-    if unknown:
-        raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
-    tracking = Tracking(given.get("tracking.uri"), create=True)
+    tracking = _store(overrides, create=True)
     if tracking.database is None:
         print(f"the UI of this store is at {tracking.address}")
         return 0
     print(f"http://{host}:{port}/#/experiments/1?workflowType=machine_learning", flush=True)
     command = ui_command(tracking, host, port)
     os.execv(command[0], command)
+
+
+def _store(overrides: tuple[str, ...], create: bool = False) -> Any:
+    """Open the store that a command names, whose only override is tracking.uri."""
+    from pipeline.config import BadInput
+    from pipeline.tracking import Tracking
+
+    given = _parsed(overrides)
+    unknown = sorted(set(given) - {"tracking.uri"})
+    if unknown:
+        raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
+    return Tracking(given.get("tracking.uri"), create=create)
 
 
 def _parsed(overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -173,6 +202,8 @@ def _parsed(overrides: tuple[str, ...]) -> dict[str, Any]:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
         raise BadInput(f"{error.override}: is not of the form key=value.") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise BadInput(f"{error} (in {' '.join(overrides)[:80]!r}).") from None
     for item in parsed:
         if item.is_sweep_override() or item.is_delete() or item.is_add():
             raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
@@ -224,7 +255,10 @@ def _hydra_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
+    return (
+        *(HydraException, OmegaConfBaseException),
+        *(ValueError, TypeError, AssertionError, RecursionError),
+    )
 
 
 def _refusal(error: Exception, arguments: list[str]) -> str:
@@ -328,9 +362,12 @@ def _complete(arguments: list[str]) -> int:
 def main() -> int:
     """Run the command line; return the exit status."""
     sys.path.append(os.getcwd())  # a user's own model or data class may lie in this folder
-    if sys.argv[1:2] and sys.argv[1] in ("-sc", "--shell-completion"):
-        return _guarded(lambda: _complete(sys.argv[1:]))
-    return _guarded(lambda: cli.main(prog_name="waymark", standalone_mode=False))
+    try:
+        if sys.argv[1:2] and sys.argv[1] in ("-sc", "--shell-completion"):
+            return _guarded(lambda: _complete(sys.argv[1:]))
+        return _guarded(lambda: cli.main(prog_name="waymark", standalone_mode=False))
+    except KeyboardInterrupt:  # before anything was begun
+        return 130
 
 
 if __name__ == "__main__":

@@ -28,10 +28,32 @@ GROUPS = {
 }
 
 
+# A pattern, the most characters, and both in words. What is refused: controls, line separators,
+# directions of writing and halves of characters, which deceive a reader, and the shell's syntax.
+CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+NAME = (rf"[^{CONTROLS}`$;|&<>]+", 250, "no control characters, nor any of ` $ ; | & < >")
+TAG_VALUE = (
+    rf"([^{CONTROLS}`$]|[\n\t]|\$(?!\())*",
+    8000,
+    "no control characters but newline and tab, no backticks, no $(",
+)
+TAG = (  # as MLflow has it: a relative path
+    r"(?!\.\.)(?!.*(^|/)\.{0,2}(/|$))[\w .:/-]+",
+    250,
+    "a tag's name has letters, digits, spaces and _ - . : and / as in a path",
+)
+
 Source = Callable[[str], str]  # where the value of a key came from
 
 
-class BadInput(Exception):
+class Sentence(Exception):
+    """One sentence for the user; what a terminal would act on stands in it as an escape."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+class BadInput(Sentence):
     """Say in one sentence what is wrong with what the user gave; the command exits 2."""
 
 
@@ -179,6 +201,7 @@ def resolve(
         values = {**values, "runtime": {**runtime, "intra_op_threads": cores}}
     parts = {group: _build(group, values, source, trusted) for group in GROUPS}
     config = _checked(Config, {**values, **parts}, "", source)
+    _check_texts(config, source)
     return Resolved(config, _masked(values, secrets), choices)
 
 
@@ -194,6 +217,18 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
         return kind(**values)
     except (pydantic.ValidationError, TypeError) as error:
         raise BadInput(_sentence(kind, values, error, prefix, source)) from None
+
+
+def _check_texts(config: Config, source: Source) -> None:
+    """Refuse names and tags that MLflow does not take, or a terminal or shell would act on."""
+    rows = [("experiment_name", config.experiment_name, NAME)]
+    rows += [("run_name", config.run_name, NAME)] if config.run_name else []
+    for tag, value in config.tags.items():
+        rows += [(f"tags.{tag}", tag, TAG), (f"tags.{tag}", str(value), TAG_VALUE)]
+    for key, text, (allowed, longest, words) in rows:
+        if len(text) > longest or not re.fullmatch(allowed, text):
+            shown = repr(text) if len(text) < 300 else f"{text[:50]!r}..."
+            raise BadInput(f"{key}={shown} ({source(key)}): {words}, at most {longest} characters.")
 
 
 def _sentence(
@@ -277,6 +312,14 @@ def _check_yaml(text: str) -> None:
             raise ValueError("it holds an alias, or is nested too deep")
 
 
+def check_format(version: object, origin: object) -> None:
+    """Raise BadInput unless `version` is a format that this Waymark reads."""
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise BadInput(
+            f"{origin} has format {version!r}; this Waymark reads formats up to {FORMAT}."
+        )
+
+
 def from_record(
     path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
 ) -> Resolved:
@@ -294,8 +337,7 @@ def from_record(
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = first_line(error)
         raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
-    if version != FORMAT:
-        raise BadInput(f"{path} has format {version!r}; this Waymark reads format {FORMAT}.")
+    check_format(version, path)
     choices = body.pop("choices", None)
     if not isinstance(choices, dict) or set(choices) != set(GROUPS):
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")

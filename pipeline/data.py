@@ -10,12 +10,10 @@ named by `_target_` in a file under conf/data/. Nothing is converted on the way 
 """
 
 import gzip
-import math
 import os
 import subprocess
 import sys
 import tempfile
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from pipeline.archive import read_npz
 from pipeline.config import BadInput, settings
 from pipeline.digest import digest
 from pipeline.randomness import BATCH, random_key
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 ENTRIES = ("x_train", "y_train", "x_test", "y_test")
 MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
-DEFLATE = 1032  # zlib never shrinks data by more than this factor
 FASHION_FILES = {
     "x_train": "train-images-idx3-ubyte.gz",
     "y_train": "train-labels-idx1-ubyte.gz",
@@ -228,34 +226,11 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the four arrays of an npz; nothing in it is executed or believed unchecked."""
-    with _reading(path, "npz file"), zipfile.ZipFile(path) as archive:
-        found = sorted(name.removesuffix(".npy") for name in archive.namelist())
-        if found != sorted(ENTRIES):
-            raise BadInput(f"{path} holds {found[:9]}; allowed are exactly {sorted(ENTRIES)}.")
-        return {
-            info.filename.removesuffix(".npy"): _read_member(archive, info, path)
-            for info in archive.infolist()
-        }
-
-
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    """Read one array, after comparing the size it promises with what the file can hold."""
-    with archive.open(info) as member:
-        version = np.lib.format.read_magic(member)
-        shape, _, dtype = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version](member)
-        promised, present = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
-    if dtype.hasobject:
-        raise BadInput(f"{path}: {info.filename} holds pickled objects, which are never loaded.")
-    if promised != present or present > path.stat().st_size * DEFLATE:
-        raise BadInput(
-            f"{path}: {info.filename} promises {promised:,} bytes, which is not what it holds."
-        )
-    with archive.open(info) as member:  # read to its end, where zipfile compares the checksum
-        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
-    return array
+    with _reading(path, "npz file"):
+        arrays = read_npz(path)
+    if sorted(arrays) != sorted(ENTRIES):
+        raise BadInput(f"{path} holds {sorted(arrays)[:9]}; allowed are exactly {sorted(ENTRIES)}.")
+    return arrays
 
 
 def _read_idx(path: Path) -> np.ndarray:

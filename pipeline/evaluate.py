@@ -10,7 +10,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import find_bundle, read_parameters
-from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.checkpoints.store import CheckpointStore, Damaged, refuse_links
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
 from pipeline.runtime import start_tensorflow
@@ -65,11 +65,13 @@ def evaluate_run(
     tracking = Tracking(overrides.pop("tracking.uri", None))
     trusted = overrides.pop("trusted_modules", [])
     record = tracking.find(text)
+    refuse_links(record.folder)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
-        if not (folder / "config.yaml").exists() and record.remote:
-            folder = Path(scratch)
-            for name in ("config.yaml", "checkpoints"):
+        newer = tracking.newer(record)
+        if newer or (record.remote and not (folder / "config.yaml").exists()):
+            folder = Path(scratch) / "run"
+            for name in ("config.yaml", *newer):
                 tracking.fetch(record, name, folder)
         config = from_record(folder / "config.yaml", overrides, trusted, ("",)).config
         store = CheckpointStore(folder / "checkpoints", config.save)
@@ -104,7 +106,7 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
             sign = 1 if mode == "max" else -1
             return max(known, key=lambda s: (sign * known[s], -s))
         raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
-    if not step.isdecimal() or int(step) not in steps:
+    if step not in map(str, steps):
         raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
     return int(step)
 

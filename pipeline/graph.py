@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.checkpoints.ckpt import check_bundle
 from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
 from pipeline.models import forward
@@ -68,7 +69,8 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
         for tensor in (inputs, labels, tf.identity(accuracy, name="accuracy")):
             v1.add_to_collection(COLLECTION, tensor)
         saver = v1.train.Saver(variables)
-        return saver.export_meta_graph(clear_devices=True).SerializeToString()
+        body = saver.export_meta_graph(clear_devices=True)
+        return body.SerializeToString(deterministic=True)  # manifests of older steps know it
 
 
 def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
@@ -97,6 +99,7 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
     options = v1.ConfigProto(intra_op_parallelism_threads=threads)
     with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
         try:
+            check_bundle(prefix)
             saver = v1.train.import_meta_graph(body, clear_devices=True)
             saver.restore(session, str(prefix))
             inputs, labels, accuracy = v1.get_collection(COLLECTION)

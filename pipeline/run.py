@@ -1,11 +1,14 @@
 """One run from configuration to recorded result, and going on with one that was interrupted."""
 
 import json
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +19,39 @@ from pipeline import environment, graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.retention import Memory, start
-from pipeline.checkpoints.store import CheckpointStore, Manifest, flush, replace_file
-from pipeline.config import BadInput, Config, Resolved, first_line, from_record
+from pipeline.checkpoints.store import (
+    CheckpointStore,
+    Damaged,
+    Manifest,
+    NotSaved,
+    refuse_links,
+    replace_file,
+)
+from pipeline.config import (
+    BadInput,
+    Config,
+    Resolved,
+    Sentence,
+    first_line,
+    from_record,
+    without_password,
+)
 from pipeline.data import Dataset
 from pipeline.digest import digest
-from pipeline.evaluate import load_data, log_parameters, parameter_shapes, score_state
+from pipeline.evaluate import (
+    load_data,
+    log_parameters,
+    parameter_shapes,
+    score_state,
+)
 from pipeline.progress import watcher
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score
 from pipeline.stopping import Stop, Stopped
-from pipeline.tracking import RunRecord, TrackedRun, Tracking
-from pipeline.train import Machine, train
+from pipeline.tracking import REASON, RESUME, RunRecord, TrackedRun, Tracking
+from pipeline.train import Diverged, Machine, train
+
+GREETING = 0.5  # seconds that training waits, in all, for a tracking server
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -36,7 +61,7 @@ FROZEN = (
 )
 
 
-class Failed(Exception):
+class Failed(Sentence):
     """Say in one sentence why the work failed; the command exits 1."""
 
 
@@ -102,7 +127,6 @@ def run(resolved: Resolved) -> Result:
         tags = _tags(resolved, data)
         if parameters:
             tags["waymark.init_digest"] = digest(parameters)
-        stop.check()
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
         return _Work(resolved, data, tracking, tracked, parameters, None, stop).run()
@@ -118,10 +142,28 @@ def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
         return _resume(text, dict(overrides), stop)
 
 
+def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
+    """Return the configuration that a run was recorded with, with overrides put on top.
+
+    Raises BadInput for an unknown run, a damaged record, or an override that does not fit.
+    """
+    given = {"tracking.uri": None, **overrides}
+    trusted = given.pop("trusted_modules", [])
+    tracking = Tracking(given["tracking.uri"])
+    record = tracking.find(text)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = record.folder
+        if not (folder / "config.yaml").exists() and record.remote:
+            folder = Path(scratch) / "run"
+            tracking.fetch(record, "config.yaml", folder)
+        return from_record(folder / "config.yaml", given, trusted, ())
+
+
 def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
-    if record.remote:
+    refuse_links(record.folder)
+    if record.remote and not record.offline:
         _fetch(tracking, record)
     trusted = overrides.pop("trusted_modules", [])
     resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN)
@@ -134,24 +176,24 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     found, damage = store.newest_whole()
     for line in damage:
         print(f"waymark: {line}", file=sys.stderr)
-    if store.steps() and found is None:
+    if found is None and (store.steps() or record.status == "FINISHED"):
+        state = "published checkpoints, but none is whole" if store.steps() else "lost them all"
         raise Failed(
-            f"run {record.id} has published checkpoints, but none is whole; "
-            f"to start afresh: waymark run with the settings in {record.folder / 'config.yaml'}"
+            f"run {record.id} has {state}; to start afresh: waymark run --config-from {record.id}"
         )
     reached = found[0].step if found else 0
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     if record.status == "FINISHED" and reached == config.steps:
-        if tracking.undelivered(record):
-            tracking.reopen(record, config).finish("FINISHED")
+        if record.outbox.exists() and (record.remote or tracking.undelivered(record)):
+            tracking.replay(record)
         return None
     parameters = None if found else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.tags.get("waymark.init_digest"):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
-    tracked.tag({"waymark.steps": str(config.steps), "waymark.reason": ""})
+    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: ""})
     return _Work(resolved, data, tracking, tracked, parameters, found, stop).run()
 
 
@@ -177,10 +219,13 @@ def _tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
 
 
 def _fetch(tracking: Tracking, record: RunRecord) -> None:
-    """Bring what a resume needs from the run's remote home; files that are here stay."""
-    tracking.fetch(record, "config.yaml", record.folder)
-    if not (record.folder / "checkpoints").exists():
-        tracking.fetch(record, "checkpoints", record.folder)
+    """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
+    newer = tracking.newer(record)
+    if newer or not (record.folder / "config.yaml").exists():
+        tracking.fetch(record, "config.yaml", record.folder)
+    for name in newer:
+        if not (record.folder / name).exists():
+            tracking.fetch(record, name, record.folder)
 
 
 class _Work:
@@ -204,32 +249,56 @@ class _Work:
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
-        run_id = self.tracked.info.id
-        print(f"run {run_id} ({self.tracked.info.name})", flush=True)
+        self.stop.begun = True
         try:
             result = self.stop.run(self._work)
         except Stopped as error:
-            self._end("KILLED", str(error))
-            print(f"to go on: waymark resume {run_id}", file=sys.stderr)
+            print("to go on:", self._resume_command(), file=sys.stderr)
+            self._end("KILLED", str(error), resumable=True)
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            self._end("FAILED", reason)
-            raise Failed(f"run {run_id} failed: {reason}") from error
-        self._end("FINISHED", "")
-        return result
+            own = isinstance(error, (Diverged, NotSaved))
+            reason = ("" if own else f"{type(error).__name__}: ") + first_line(error)
+            resumable = not isinstance(error, Diverged)  # it would again
+            self._end("FAILED", reason, resumable)
+            after = f"; to go on: {self._resume_command()}" if resumable else ""
+            raise Failed(f"run {self.tracked.info.id} failed: {reason}{after}") from error
+        self._end("FINISHED")
+        return replace(result, link=self.tracking.link(self.tracked.info))
 
-    def _end(self, status: str, reason: str) -> None:
+    def _end(self, status: str, reason: str = "", resumable: bool = False) -> None:
+        """Record how the run ended; wait for a server, but not long once a signal has come."""
+        run_id = self.tracked.info.id
         if reason:
-            self.tracked.tag({"waymark.reason": reason})
-        undelivered = self.tracked.finish(status)
-        if undelivered:
-            print(f"waymark: not all has reached MLflow: {undelivered}", file=sys.stderr)
+            self.tracked.tag({REASON: reason})
+        if resumable:
+            self.tracked.tag({RESUME: f"waymark resume {run_id}"})
+        left = self.tracked.finish(status, lambda: self.stop.signal is not None)
+        if left:
+            print(
+                f"waymark: not all of run {run_id} has reached MLflow ({left}); "
+                f"it is kept in {self.folder.parent}, and waymark sync delivers it",
+                file=sys.stderr,
+            )
+
+    def _resume_command(self) -> str:
+        config, words = self.config, ["waymark", "resume", self.tracked.info.id]
+        if config.tracking.uri:
+            words.append(f"tracking.uri={without_password(config.tracking.uri)}")
+        parts = (config.model, config.data, config.optimizer, config.save)
+        modules = {type(part).__module__ for part in parts}
+        own = sorted(name for name in modules if not name.startswith("pipeline."))
+        if own:
+            words.append(f"trusted_modules=[{','.join(own)}]")
+        return shlex.join(words)
 
     def _work(self) -> Result:
         config, tracked = self.config, self.tracked
         start_tensorflow(config.runtime.intra_op_threads)
+        tracked.wait(GREETING)  # a server has had the time of TensorFlow's start as well
+        print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()
+        self.stop.check()
         machine = Machine(config, self.data)
         saver = self._saver(machine)
         self.stop.check()
@@ -258,24 +327,23 @@ class _Work:
         if patch:
             files["changes.patch"] = patch
         for name, text in files.items():
-            (self.folder / name).write_text(text, encoding="utf-8")
-        self.tracked.upload([self.folder / name for name in ("config.yaml", *files)])
+            replace_file(self.folder / name, text)
+        self.tracked.changed()
 
     def _saver(self, machine: Machine) -> Saver:
         """Prepare the checkpoints' folder and put the machine where the run stands."""
         folder, save = self.folder / "checkpoints", self.config.save
         folder.mkdir(exist_ok=True)
-        store = CheckpointStore(
-            folder,
-            save,
-            self.tracked.upload,
-            lambda names: self.tracked.remove([f"checkpoints/{name}" for name in names]),
-        )
+        store = CheckpointStore(folder, save, self.tracked.changed)
+        graph_is_whole = False
         if self.found:
             manifest, state = self.found
             self.found = None
             machine.load(state)
             memory = store.recover(manifest)
+            with suppress(Damaged):
+                store.verify_graph(manifest)
+                graph_is_whole = bool(manifest.graph)
         else:
             store.sweep()
             machine.replace(self.parameters or {})
@@ -284,9 +352,9 @@ class _Work:
         saver.newest = machine.step
         if save.graph:
             saver.graph = folder / save.graph
-            saver.graph.write_bytes(graph.export(self.config, self.data.spec, machine.shapes))
-            flush(saver.graph)
-            self.tracked.upload([saver.graph])
+            if not graph_is_whole:
+                body = graph.export(self.config, self.data.spec, machine.shapes)
+                replace_file(saver.graph, body)
         self.store = store
         return saver
 
@@ -330,4 +398,4 @@ class _Work:
         losses, accuracies = points.get("train/loss", {}), points.get("test/accuracy", {})
         pictures.loss_curve(folder / "loss.png", losses, accuracies)
         pictures.confusion_matrix(folder / "confusion_matrix.png", counts)
-        self.tracked.upload(sorted(folder.iterdir()))
+        self.tracked.changed()

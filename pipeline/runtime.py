@@ -21,6 +21,7 @@ def start_tensorflow(intra_op_threads: int) -> Any:
     The bits of a result depend on this number, and TensorFlow takes it once per process.
     Raises RuntimeError if this process already runs with another number.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
     with quiet():
         if "tensorflow" not in sys.modules and "keras" not in sys.modules:
             # Half of the import is Keras, which no model here uses; TensorFlow tolerates its

@@ -22,7 +22,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Note SIGINT and SIGTERM while the context lasts.
+    """Note SIGINT and SIGTERM while the context lasts; before `begun`, end at once.
 
     A Python signal handler does not run while the main thread is inside a TensorFlow call, so
     long work runs on a worker thread and the main thread only waits.
@@ -30,6 +30,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.begun = False  # there is something to be ended in good order
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Stop":
@@ -52,7 +53,7 @@ class Stop:
             return pool.submit(work).result()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.signal is not None or not self.begun:
             os._exit(128 + number)
         self.signal = number
         name = signal.Signals(number).name

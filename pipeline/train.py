@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.checkpoints import State
-from pipeline.config import Config
+from pipeline.config import Config, Sentence
 from pipeline.data import Dataset, ImageSpec, batch_indices
 from pipeline.models import forward, initial_key, scale
 from pipeline.randomness import DROPOUT, random_key
@@ -27,7 +27,7 @@ class Diverged(Exception):
     """Say at which step the loss was no longer finite."""
 
 
-class DoesNotFit(Exception):
+class DoesNotFit(Sentence):
     """Say which entry of a state does not fit the model and the optimizer."""
 
 

@@ -1,10 +1,17 @@
 """What the whole-program tests share: the program, places to run it in, a look into MLflow."""
 
 import os
+import secrets
 import shutil
+import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,8 @@ absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 REPO = Path(__file__).resolve().parent.parent
 FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")
+
+BOUND = 60  # seconds that anything may take which is waited for
 
 Done = subprocess.CompletedProcess[str]
 
@@ -113,3 +122,76 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     parts = {"x_train": images[:200], "y_train": labels[:200]}
     np.savez(path, **parts, x_test=images[200:], y_test=labels[200:])
     return path
+
+
+@pytest.fixture(scope="session")
+def poll() -> Callable[[Callable[[], Any]], Any]:
+    """Return what asks until the answer is true, and returns it."""
+
+    def poll(condition: Callable[[], Any]) -> Any:
+        end = time.monotonic() + BOUND
+        while True:
+            answer = condition()
+            if answer or time.monotonic() > end:
+                assert answer, "not within the time"
+                return answer
+            time.sleep(0.02)
+
+    return poll
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return what finds a port of this machine at which nobody listens."""
+
+    def free_port() -> int:
+        with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+            return int(taken.getsockname()[1])
+
+    return free_port
+
+
+@pytest.fixture(scope="session")
+def answers() -> Callable[[str], bytes | None]:
+    """Return what reads what stands at an address, None if nobody answers there."""
+
+    def answers(address: str) -> bytes | None:
+        with (
+            suppress(urllib.error.URLError, ConnectionError),
+            urllib.request.urlopen(address, timeout=5) as answer,
+        ):
+            return bytes(answer.read())
+        return None
+
+    return answers
+
+
+@pytest.fixture(scope="session")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,
+    environment: dict[str, str],
+    poll: Callable[[Callable[[], Any]], Any],
+    free_port: Callable[[], int],
+    answers: Callable[[str], bytes | None],
+) -> Iterator[tuple[str, Path]]:
+    """Serve MLflow with proxied artifacts; yield a URI with a password in it, and its folder."""
+    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    shutil.copy(empty_store / "mlflow.db", folder / "mlflow.db")
+    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    options += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *options],
+        cwd=folder,
+        env={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        poll(lambda: answers(f"http://127.0.0.1:{port}/health"))
+        # Drawn, not written here: a run records the changes of this very file.
+        yield f"http://me:{secrets.token_hex(8)}@127.0.0.1:{port}", folder
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(BOUND)

@@ -219,7 +219,7 @@ def test_a_server_that_refuses_the_connection(nowhere: Path, main: Main) -> None
     with closing(socket.create_server(("127.0.0.1", 0))) as taken:
         port = taken.getsockname()[1]
     uri = f"http://me:secret@127.0.0.1:{port}"
-    for command in (["run"], ["evaluate", "latest"], ["resume", "latest"]):
+    for command in (["evaluate", "latest"], ["resume", "latest"]):  # a run goes on without it
         done = main(*command, f"tracking.uri={uri}")
         one_line(done, ["tracking.uri", f"http://me:***@127.0.0.1:{port}"])
         assert "secret" not in done.stderr

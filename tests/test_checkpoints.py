@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import KeepBest, Memory, start
+from pipeline.checkpoints.retention import Best, KeepBest, Memory, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.config import FORMAT, BadInput
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
 
@@ -242,47 +243,20 @@ def test_other_programs_files_in_the_folder_stay(kind: Any, tmp_path: Path) -> N
 def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
     mirror: set[str] = set()
 
-    def published(files: list[Path]) -> None:
-        assert all(file.exists() for file in files)
-        mirror.update(file.name for file in files)
-
-    def removed(gone: list[str]) -> None:
-        assert not any((tmp_path / name).exists() for name in gone)
-        mirror.difference_update(gone)
+    def changed() -> None:
+        mirror.clear()
+        mirror.update(names(tmp_path))
 
     save = save_format(kind)
-    store, memory = CheckpointStore(tmp_path, save, published, removed), start(BEGIN, save.policy)
+    store, memory = CheckpointStore(tmp_path, save, changed), start(BEGIN, save.policy)
     for each in [(10, True), (20, True), (25, False), (30, True), (35, False)]:
         memory = publish(store, memory, each)
         assert mirror == names(tmp_path)
     (tmp_path / f"{save.stem}-7.npz").touch()  # a payload whose manifest never appeared
-    mirror.add(f"{save.stem}-7.npz")
-    again = CheckpointStore(tmp_path, save, published, removed)
+    again = CheckpointStore(tmp_path, save, changed)
     memory = again.recover(again.manifest(35))
     publish(again, memory, (40, True))
     assert mirror == names(tmp_path) == names_of(save, [30, 40])
-
-
-@both_formats
-def test_a_remote_store_sees_whole_checkpoints_only(kind: Any, tmp_path: Path) -> None:
-    events: list[str] = []
-
-    def published(files: list[Path]) -> None:
-        events.extend(f"+{file.suffix}" for file in sorted(files))
-
-    def removed(gone: list[str]) -> None:
-        events.extend(f"-{Path(name).suffix}" for name in gone)
-
-    save = save_format(kind, max_to_keep=1)
-    store, memory = CheckpointStore(tmp_path, save, published, removed), start(BEGIN, save.policy)
-    memory = publish(store, memory, (10, True))
-    events.clear()
-    publish(store, memory, (20, True))
-    last = events.index("-.json")  # the old one goes last, its manifest first
-    assert events[:last] == (
-        ["+.data-00000-of-00001", "+.index", "+.json", "+"] if kind is Ckpt else ["+.npz", "+.json"]
-    )
-    assert all(event.startswith("-") for event in events[last:])
 
 
 def test_settings_have_bounds() -> None:
@@ -347,7 +321,7 @@ class Died(BaseException):
 class Fate:
     """Count what a process does to the disk, and end it at one of these moments.
 
-    The moments: a payload is written, a text is written (both half done), a file or folder is
+    The moments: a payload is written, another file is written (both half done), a file or folder is
     flushed, renamed, removed (not done). `lose_power` then takes away what was not flushed.
     """
 
@@ -365,7 +339,7 @@ class Fate:
     def reigns(self, folder: Path) -> Iterator[None]:
         """Let `folder` be written to under this fate."""
         self.known = {path.stat().st_ino for path in folder.iterdir()}
-        replace, unlink, write_text = os.replace, Path.unlink, Path.write_text
+        replace, unlink = os.replace, Path.unlink
 
         def fsync(handle: int) -> None:  # not the real one, which is slow
             if self.due():
@@ -387,11 +361,14 @@ class Fate:
                 raise Died
             unlink(path, missing_ok=missing_ok)
 
-        def write(path: Path, text: str, **options: Any) -> None:
-            dies = self.due()
-            write_text(path, text[: len(text) // 2] if dies else text, **options)
-            if dies:
-                raise Died
+        def writing(real: Callable[..., Any]) -> Callable[..., None]:
+            def write(path: Path, content: Any, **options: Any) -> None:
+                dies = self.due()
+                real(path, content[: len(content) // 2] if dies else content, **options)
+                if dies:
+                    raise Died
+
+            return write
 
         def payload(real: Callable[..., list[Path]]) -> Callable[..., list[Path]]:
             def torn(save: SaveFormat, path: Path, state: State) -> list[Path]:
@@ -411,7 +388,8 @@ class Fate:
             stack.enter_context(mock.patch("os.fsync", fsync))
             stack.enter_context(mock.patch("os.replace", rename))
             stack.enter_context(mock.patch.object(Path, "unlink", remove))
-            stack.enter_context(mock.patch.object(Path, "write_text", write))
+            for way in ("write_text", "write_bytes"):
+                stack.enter_context(mock.patch.object(Path, way, writing(getattr(Path, way))))
             for cls in (Ckpt, Npz):
                 stack.enter_context(mock.patch.object(cls, "write", payload(cls.write)))
             yield
@@ -806,8 +784,13 @@ def store_with(three: Three, text: bytes) -> Iterator[CheckpointStore]:
 def check_manifest(three: Three, text: bytes) -> None:
     """Assert that a changed manifest of step 30 is refused, or harmless."""
     with store_with(three, text) as store:
-        with contextlib.suppress(Damaged):
+        try:
             store.verify_graph(store.manifest(30))
+        except Damaged:
+            pass
+        except BadInput as error:
+            assert "this Waymark reads formats" in str(error)
+            return
         found, damage = store.newest_whole()
         assert found is not None
         manifest, state = found
@@ -840,11 +823,54 @@ def test_any_other_bytes_are_no_manifest(three: Three, text: bytes) -> None:
     check_manifest(three, text)
 
 
-def test_a_newer_manifest_is_refused_by_its_version(three: Three) -> None:
-    text = three.manifest(format=2, more=[])
-    said = r"-30\.json has format 2, not 1$"
-    with store_with(three, text) as store, pytest.raises(Damaged, match=said):
-        store.manifest(30)
+@pytest.mark.parametrize("version", [FORMAT + 1, 99, 0, -1, 1.0, True, "1", None])
+def test_another_formats_manifest_is_refused_and_stays(three: Three, version: Any) -> None:
+    """It is not damage: a resume that fell back would remove what a newer Waymark wrote."""
+    text = three.manifest(format=version, more=[])
+    said = rf"-30\.json has format {version!r}; this Waymark reads formats up to {FORMAT}\.$"
+    with store_with(three, text) as store:
+        before = names(store.folder)
+        for read in (lambda: store.manifest(30), lambda: store.read(30), store.newest_whole):
+            with pytest.raises(BadInput, match=said):
+                read()
+        assert names(store.folder) == before
+
+
+def test_another_format_that_fails_its_checksum_is_damage(three: Three) -> None:
+    text = three.files[f"{three.save.stem}-30.json"].replace(b'"format": 1', b'"format": 2')
+    with store_with(three, text) as store:
+        with pytest.raises(Damaged, match=r"-30\.json does not hold what was written"):
+            store.manifest(30)
+        found, damage = store.newest_whole()
+        assert (found[0].step if found else None, len(damage)) == (20, 1)
+
+
+# As Waymark wrote it when FORMAT was 1. Later formats must read it, so it never changes.
+FORMAT_1 = """{
+ "format": 1, "step": 30, "time": 1700000030.5,
+ "digest": "4f53cda18c2baa0c0354bb5f9a3ecbe5ed12ab4d8e11ba873c2f11161202b945",
+ "metrics": {"test/accuracy": 0.875, "test/loss": NaN}, "regular": false,
+ "memory": {"next_hourly": 1700003600.0, "recent": [[10, 1700000010.0], [20, 1700000020.0]],
+  "hourly": [5],
+  "best": {"step": 20, "value": 0.5, "metric": "test/accuracy", "mode": "max"}},
+ "files": {"weights-30.npz": {"size": 2, "sha256": "ab"}},
+ "graph": {"model_ckpt.meta": {"size": 3, "sha256": "cd"}},
+ "checksum": "117872c4d20022aa5c04106ba4db65cb5e9bc8bbf32a3a57a8e83e58af4a60d1"
+}"""
+
+
+def test_a_manifest_of_format_1_is_read(tmp_path: Path) -> None:
+    (tmp_path / "weights-30.json").write_text(FORMAT_1)
+    found = CheckpointStore(tmp_path, save_format(Npz)).manifest(30)
+    assert (found.step, found.time, found.regular) == (30, BEGIN + 30.5, False)
+    assert found.digest.startswith("4f53cda1")
+    assert found.metrics["test/accuracy"] == 0.875
+    assert np.isnan(found.metrics["test/loss"])
+    best = Best(20, 0.5, "test/accuracy", "max")
+    saved = ((10, BEGIN + 10), (20, BEGIN + 20))
+    assert found.memory == Memory(BEGIN + 3600, saved, (5,), best)
+    assert found.files == {"weights-30.npz": {"size": 2, "sha256": "ab"}}
+    assert found.graph == {"model_ckpt.meta": {"size": 3, "sha256": "cd"}}
 
 
 @pytest.mark.parametrize("name", ["/dev/zero", "../secret", "", ".", "a\0b"])

@@ -263,6 +263,94 @@ def test_resolve_names_the_source_it_is_told() -> None:
         resolve({**PLAIN.values, "steps": 0}, PLAIN.choices, lambda key: "here")
 
 
+# Names and tags
+
+TOKENS = ["\x00", "\x1b[31m", "\n", "\r", "\x7f", "\x9b2J", "\u2028", "\u2029", "\u202e", "\u2066"]
+TOKENS += ["\ud800", "\udcff", "`id`", "$(id)"]
+SHELL = ["$HOME", "a;b", "a|b", "a&b", "<a", "a>"]
+
+
+def named(key: str, text: str) -> dict[str, Any]:
+    if key == "tag":
+        return {"tags": {f"a{text}": "x"}}
+    return {"tags": {"note": f"a{text}"}} if key == "value" else {key: f"a{text}"}
+
+
+@pytest.mark.parametrize("key", ["run_name", "experiment_name", "tag", "value"])
+def test_texts_that_a_terminal_or_shell_would_act_on_are_refused(key: str, tmp_path: Path) -> None:
+    for text in [token for token in TOKENS if key != "value" or token != "\n"] + SHELL:
+        values = {**PLAIN.values, **named(key, text)}
+        shown = {"tag": "tags.a", "value": "tags.note="}.get(key, f"{key}=")
+        if key == "value" and text in SHELL:
+            assert resolve(values, PLAIN.choices, lambda key: "here").config.tags["note"]
+            continue
+        for refuse in (
+            lambda values=values: resolve(values, PLAIN.choices, lambda key: "here"),
+            lambda text=text: read({**RECORD, **named(key, text)}, tmp_path),
+        ):
+            with pytest.raises(BadInput) as error:
+                refuse()
+            said = str(error.value)
+            assert said.startswith(shown), text
+            assert f"a{text}".isprintable() <= (repr(f"a{text}") in said)
+            assert "at most" in said or "a valid string" in said  # pydantic's, of half characters
+            assert said.isprintable(), said
+
+
+def test_such_texts_are_refused_from_the_command_line() -> None:
+    rows = {"run_name='a;b'": "run_name='a;b' (the command line): no control", "+tags.x='`id`'":
+            "tags.x='`id`' (the command line): no control characters but"}  # fmt: skip
+    for override, said in rows.items():
+        with pytest.raises(BadInput) as error:
+            _composed([override])
+        assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "text", ['R2-D2: second try (50%), it\'s "ok"', "Grüße 数字 👩\u200d🔬 #1", "a\\b~!?*"]
+)
+def test_other_texts_are_names(text: str) -> None:
+    given = {"run_name": text, "experiment_name": text, "tags": {"v": f"{text}\n\t$5 a;b & <c>"}}
+    config = resolve({**PLAIN.values, **given}, PLAIN.choices, lambda key: "here").config
+    assert (config.run_name, config.experiment_name, config.tags) == tuple(given.values())
+
+
+def test_texts_are_as_long_as_mlflow_takes() -> None:
+    from mlflow.utils import validation
+
+    assert validation.MAX_TAG_VAL_LENGTH == 8000
+    assert min(validation.MAX_ENTITY_KEY_LENGTH, validation.MAX_EXPERIMENT_NAME_LENGTH) == 250
+    for key, most in {"run_name": 250, "experiment_name": 250, "tag": 250, "value": 8000}.items():
+        fits = {**PLAIN.values, **named(key, "b" * (most - 1))}
+        assert resolve(fits, PLAIN.choices, lambda key: "here")
+        with pytest.raises(BadInput, match=f"at most {most} characters") as error:
+            resolve({**fits, **named(key, "b" * most)}, PLAIN.choices, lambda key: "here")
+        assert len(str(error.value)) < 800
+
+
+PATHS = ["a/../b", "./a", "a//b", "/a", "a/", "..a", "a\n", "a/..b", "...", "a/.", "..", ".", ""]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(key=st.sampled_from(PATHS) | st.text("ab1é_-. :/", max_size=6) | st.text(max_size=4))
+def test_a_tags_name_is_what_mlflow_takes(key: str) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_tag_name
+
+    values = {**PLAIN.values, "tags": {key: "x"}}
+    try:
+        _validate_tag_name(key)
+        good = "\n" not in key  # MLflow overlooks one at the end
+    except MlflowException:
+        good = False
+    try:
+        resolve(values, PLAIN.choices, lambda key: "here")
+        taken = True
+    except BadInput:
+        taken = False
+    assert taken == good
+
+
 # Classes of one's own
 
 MINE = """
@@ -342,6 +430,11 @@ def test_a_module_that_fails_without_words(mine: str) -> None:
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(
     lambda text: "${" not in text
 )
+RUN_NAMES = st.text(
+    st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp", "Cf"], exclude_characters="`$;|&<>"),
+    min_size=1,
+    max_size=30,
+)
 FLOATS = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_nan=False)
 
 
@@ -350,13 +443,17 @@ FLOATS = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_na
     rate=FLOATS,
     bias=st.floats(allow_infinity=False, allow_nan=False),
     seed=st.integers(0, 2**63 - 1),
-    name=NAMES,
-    tags=st.dictionaries(NAMES, st.one_of(NAMES, st.integers(), FLOATS, st.booleans()), max_size=4),
+    name=RUN_NAMES,
+    tags=st.dictionaries(
+        st.from_regex(r"\w([ .:-]?\w)*(/\w+)?", fullmatch=True).filter(lambda key: len(key) < 250),
+        st.one_of(RUN_NAMES, st.integers(), FLOATS, st.booleans()),
+        max_size=4,
+    ),
     init_from=st.one_of(st.none(), NAMES),
     hours=st.one_of(st.none(), st.integers(1, 10**6), FLOATS),
 )
-@example(1e-8, -0.0, 0, "1e3", {"yes": "no", "12:30:45": "null", "~": "1_000"}, "=", 1)
-@example(5e-324, 1e308, 2**63 - 1, " \t\x85\u2028\ufeff\U0001f600", {"#": "- a: b"}, "'", 0.1)
+@example(1e-8, -0.0, 0, "1e3", {"yes": "no", "12:30:45": "null", "1_0": "~"}, "=", 1)
+@example(5e-324, 1e308, 2**63 - 1, " #\ufeff\U0001f600", {"- a: b": "\n\t"}, " \t\x85\u2028", 0.1)
 def test_a_record_gives_the_same_configuration_again(
     tmp_path_factory: pytest.TempPathFactory, rate: float, bias: float, seed: int, name: str,
     tags: dict[str, Any], init_from: str | None, hours: float | None,
@@ -477,17 +574,64 @@ def test_params_are_within_mlflows_limits(overrides: list[str]) -> None:
 
 
 def test_a_newer_format_is_refused_by_name(tmp_path: Path) -> None:
-    for version in (FORMAT + 1, 99, 0, -1, "1", None, 1.5, [1]):
+    for version in (FORMAT + 1, 99, 0, -1, "1", None, True, 1.0, 1.5, [1]):
         with pytest.raises(
-            BadInput, match=r"has format .*; this Waymark reads format 1\."
+            BadInput, match=rf"has format .*; this Waymark reads formats up to {FORMAT}\."
         ) as error:
             read(changed("format", version), tmp_path)
         assert repr(version) in str(error.value)
 
 
 def test_a_newer_format_may_look_different(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="has format 2"):
-        read("format: 2\nsomething: else\n", tmp_path)
+    with pytest.raises(BadInput, match=f"has format {FORMAT + 1}"):
+        read(f"format: {FORMAT + 1}\nsomething: else\n", tmp_path)
+
+
+# As Waymark wrote it when FORMAT was 1. Later formats must read it, so it never changes.
+FORMAT_1 = """
+format: 1
+choices: {model: cnn, data: arrays, optimizer: sgd, save: npz}
+model: {_target_: pipeline.models.cnn.Cnn, init_stddev: 0.1, init_bias: 0.1, keep_prob: 0.5}
+data: {_target_: pipeline.data.Arrays, sampling: epoch, path: digits.npz}
+optimizer: {_target_: pipeline.optimizers.Sgd, learning_rate: 0.01, momentum: 0.9}
+save:
+  _target_: pipeline.checkpoints.npz.Npz
+  every: 50
+  max_to_keep: 7
+  keep_every_n_hours: 1
+  keep_best: {metric: test/loss, mode: min}
+  asynchronous: true
+steps: 1000
+batch_size: 100
+seed: 3
+precision: mixed_bfloat16
+eval_every: 200
+log_every: 1
+on_nan: stop
+init_from: null
+runtime: {intra_op_threads: 2}
+tracking: {uri: null, flush_seconds: 30, system_metrics: false}
+record: {changes: true}
+progress: auto
+trusted_modules: []
+experiment_name: waymark
+run_name: first
+tags: {who: me}
+"""
+
+
+def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
+    found = read(FORMAT_1, tmp_path)
+    config = found.config
+    assert found.choices == {"model": "cnn", "data": "arrays", "optimizer": "sgd", "save": "npz"}
+    assert asdict(config.model) == {"init_stddev": 0.1, "init_bias": 0.1, "keep_prob": 0.5}
+    assert asdict(config.data) == {"sampling": "epoch", "path": "digits.npz"}
+    assert asdict(config.optimizer) == {"learning_rate": 0.01, "momentum": 0.9}
+    assert (config.save.every, config.save.keep_best.metric) == (50, "test/loss")
+    assert (config.seed, config.precision, config.runtime.intra_op_threads) == (
+        3, "mixed_bfloat16", 2,
+    )  # fmt: skip
+    assert (config.run_name, config.tags) == ("first", {"who": "me"})
 
 
 HOSTILE = [
@@ -644,14 +788,21 @@ NASTY = {
     "more digits than Python reads": "steps: " + "1" * 5000,
     "deep lists": "[" * 1000,
     "deep mappings": "{a: " * 1000,
+    "a call": "steps: !!python/object/apply:os.system ['touch called']",
+    "a class": "steps: !!python/name:os.system",
+    "a module": "!!python/module:antigravity",
     "itself": f"me: &me\n  inner: *me\n{PLAIN.record()}",
 }
 
 
 @pytest.mark.parametrize("text", NASTY.values(), ids=NASTY)
-def test_nasty_yaml_is_bad_input(text: str, tmp_path: Path) -> None:
-    with pytest.raises(BadInput):
+def test_nasty_yaml_is_bad_input(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="is not a readable record of a run"):
         read(text, tmp_path)
+    assert not Path("called").exists()
 
 
 @pytest.mark.parametrize("inner", ["[*, *]", "{x: *, y: *}"], ids=["lists", "mappings"])

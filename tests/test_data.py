@@ -454,7 +454,7 @@ FLOATS = np.zeros((6, 4, 3), np.float32)
         ({"y_test": np.array([0, 65536])}, "y_test has labels from 0 to 65536; allowed are 0 to"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "y_test has labels from 0 to 184467"),
         ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "hold only label 0"),
-        ({"y_test": np.array([0, "one"], object)}, "y_test.npy holds pickled objects"),
+        ({"y_test": np.array([0, "one"], object)}, "'y_test.npy' holds pickled objects"),
     ],
 )
 def test_arrays_refuses(changed: dict[str, np.ndarray], problem: str, tmp_path: Path) -> None:
@@ -499,11 +499,11 @@ def test_path_refused(
 @pytest.mark.parametrize(
     ("member", "problem"),
     [
-        (header((1 << 40, 4, 3)) + b"x", "x_test.npy promises 13,194,139,533,312 bytes"),
-        (header((2, 4, 3)) + b"x", "x_test.npy promises 24 bytes, which is not what it holds"),
-        (header((2, 4, 3)) + b"x" * 25, "x_test.npy promises 24 bytes"),
+        (header((1 << 40, 4, 3)) + b"x", "'x_test.npy' promises 13,194,139,533,312 bytes"),
+        (header((2, 4, 3)) + b"x", "'x_test.npy' promises 24 bytes and holds 1"),
+        (header((2, 4, 3)) + b"x" * 25, "'x_test.npy' promises 24 bytes"),
         (header((-2, -4, 3)) + b"x" * 24, "not a readable npz file"),
-        (header((2,), "|O") + b"x" * 16, "x_test.npy holds pickled objects"),
+        (header((2,), "|O") + b"x" * 16, "'x_test.npy' holds pickled objects"),
         (b"not an array", "not a readable npz file: the magic string is not correct"),
         (b"", "not a readable npz file: EOF"),
         (b"\x93NUMPY\x07\0" + b"x" * 99, "not a readable npz file"),
@@ -524,13 +524,13 @@ def test_size_that_no_file_can_hold_is_refused_before_it_is_allocated(tmp_path: 
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x_test.npy", member)
         archive.getinfo("x_test.npy").file_size = len(member) - 1 + (1 << 40)  # in the index
-    with pytest.raises(BadInput, match=r"x_test.npy promises 1,099,511,627,776 bytes"):
+    with pytest.raises(BadInput, match=r"promises 1,099,511,62\d,\d+ bytes, far more"):
         arrays(path)
 
 
 def test_entry_given_twice_is_refused(tmp_path: Path) -> None:
     path = npz(tmp_path, small())
-    with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr("x_test", header((2, 4, 3)) + b"x" * 24)
-    with pytest.raises(BadInput, match=r"holds .'x_test', 'x_test', 'x_train'"):
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr("x_test.npy", header((2, 4, 3)) + b"x" * 24)
+    with pytest.raises(BadInput, match="holds two entries of one name"):
         arrays(path)

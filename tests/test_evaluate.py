@@ -12,9 +12,8 @@ from pipeline.run import Result, resume, run
 
 
 @pytest.fixture
-def result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+def result(place: Path) -> Result:
     """Return a run with checkpoints at 10, 20, 30 that were evaluated at 10, 20, 30."""
-    monkeypatch.chdir(tmp_path)
     settings = ["steps=30", "save.every=10", "eval_every=10", "save=npz", "progress=false"]
     return run(_composed(settings))
 

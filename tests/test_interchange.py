@@ -708,7 +708,7 @@ def test_a_damaged_file_gives_no_numbers(softmax_program: Written, tmp_path: Pat
 def test_a_zip_of_something_else_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.npz", "w") as archive:
         archive.writestr("weights", "text")
-    with pytest.raises(BadInput, match=r"cannot be read \(weights is not an array\)"):
+    with pytest.raises(BadInput, match=r"cannot be read \('weights' is not an array as NumPy"):
         read_parameters(tmp_path / "other.npz", SHAPES["softmax"], "--checkpoint")
 
 

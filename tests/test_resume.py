@@ -230,7 +230,7 @@ def test_a_run_that_saved_nothing_starts_again(
         raise RuntimeError("no more power\nhere")
 
     monkeypatch.setattr(work, "train", crash)
-    with pytest.raises(work.Failed, match=r"RuntimeError: no more power$"):
+    with pytest.raises(work.Failed, match=r"RuntimeError: no more power; to go on: "):
         work.run(_composed([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")
     run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(folder.name)

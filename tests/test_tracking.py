@@ -1,24 +1,20 @@
 """Tracking: the outbox loses nothing, nothing is recorded twice, local and remote stores work."""
 
 import json
-import os
 import re
-import secrets
 import shutil
 import signal
-import socket
 import sqlite3
 import struct
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +23,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking import MlflowClient
 
 from pipeline.__main__ import _composed
 from pipeline.config import BadInput
 from pipeline.run import run
-from pipeline.tracking import Outbox, Points, TrackedRun, Tracking
+from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.outbox import Content, Outbox, Points, read
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -42,17 +42,6 @@ BOUND = 60  # seconds that anything may take which is waited for
 DATA = SimpleNamespace(
     x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
 )
-
-
-def poll(condition: Callable[[], Any]) -> Any:
-    """Ask until the answer is true; return it."""
-    end = time.monotonic() + BOUND
-    while True:
-        answer = condition()
-        if answer or time.monotonic() > end:
-            assert answer, "not within the time"
-            return answer
-        time.sleep(0.02)
 
 
 def bits(points: Points) -> tuple[str, list[int], list[bytes], int]:
@@ -76,7 +65,7 @@ def written(path: Path, points: list[Points]) -> bytes:
     path.unlink(missing_ok=True)
     outbox = Outbox(path)
     for one in points:
-        outbox.append(one)
+        outbox.add(one)
     outbox.flush()
     outbox.close()
     return path.read_bytes()
@@ -91,7 +80,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(points=several)
 def test_points_come_back_bit_for_bit(file: Path, points: list[Points]) -> None:
     written(file, points)
-    found = [bits(one) for one in Outbox.read(file)]
+    found = [bits(one) for one in read(file).points]
     nan = struct.pack("<d", float("nan"))
 
     def one_nan(one: tuple[str, list[int], list[bytes], int]) -> Any:
@@ -113,10 +102,10 @@ def test_a_torn_tail_costs_only_itself(
     # A line that lacks nothing but its end of line still counts.
     complete += not whole[len(kept) :].strip(b"\n") and not kept.endswith(b"\n")
     outbox = Outbox(file)
-    outbox.append(later)
+    outbox.add(later)
     outbox.close()
-    read = list(map(repr, Outbox.read(file)))
-    assert read == list(map(repr, [*points[:complete], later]))
+    found = list(map(repr, read(file).points))
+    assert found == list(map(repr, [*points[:complete], later]))
 
 
 @settings(deadline=None)
@@ -129,7 +118,7 @@ def test_a_damaged_line_is_passed_over(file: Path, points: list[Points], data: A
     lines[index] = lines[index][:place] + bytes([other]) + lines[index][place + 1 :]
     file.write_bytes(b"".join(line + b"\n" for line in lines))
     expected = points[:index] + points[index + 1 :]
-    assert list(map(repr, Outbox.read(file))) == list(map(repr, expected))
+    assert list(map(repr, read(file).points)) == list(map(repr, expected))
 
 
 json_values = st.recursive(
@@ -148,7 +137,7 @@ def test_no_bytes_break_the_reader(file: Path, lines: list[bytes | tuple[bytes]]
         for line in lines
     ]
     file.write_bytes(b"\n".join(with_checksums))
-    for points in Outbox.read(file):
+    for points in read(file).points:
         assert isinstance(points.key, str)
         assert len(points.steps) == len(points.values)
         assert {type(step) for step in points.steps} <= {int}
@@ -156,7 +145,7 @@ def test_no_bytes_break_the_reader(file: Path, lines: list[bytes | tuple[bytes]]
 
 
 def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
-    assert list(Outbox.read(tmp_path / "none.jsonl")) == []
+    assert read(tmp_path / "none.jsonl") == Content()
 
 
 # One run on a store of SQLite.
@@ -190,11 +179,11 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: T
     tracked = created(tracking)
     tracked.record([1, 2], {"train/loss": [0.5, 0.25]})
     tracked.finish("KILLED")
-    box = tracking.root / "outbox" / f"{tracked.info.id}.jsonl"
-    assert [point.steps for point in Outbox.read(box)] == [[1, 2]]
+    box = tracked.info.outbox
+    assert [point.steps for point in read(box).points] == [[1, 2]]
     # As if the process had died before it could send this.
     outbox = Outbox(box)
-    outbox.append(Points("train/loss", [3], [0.125], 1_700_000_000_000))
+    outbox.add(Points("train/loss", [3], [0.125], 1_700_000_000_000))
     outbox.close()
     again = tracking.reopen(tracking.find(tracked.info.id), _composed([THREADS]).config)
     assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
@@ -202,8 +191,10 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: T
     assert again.finish("FINISHED") is None
     # Steps 1 and 2 were sent twice, with one timestamp each: one point each to MLflow.
     assert history(tracking, again, "train/loss") == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
-    assert tracking.find(tracked.info.id).status == "FINISHED"
-    assert not box.exists()
+    record = tracking.find(tracked.info.id)
+    assert record.status == "FINISHED"
+    assert not tracking.undelivered(record)
+    assert sorted(step for p in read(box).points for step in p.steps) == [1, 2, 3, 4]
 
 
 def test_values_that_are_not_finite_arrive(tracking: Tracking) -> None:
@@ -229,8 +220,8 @@ def test_a_store_that_fails_costs_nothing(
         tracked.record(range(1, 2501), {"train/loss": [1 / n for n in range(1, 2501)]})
         tracked.flush()
         left = tracked.finish("FINISHED")
-    box = tracking.root / "outbox" / f"{tracked.info.id}.jsonl"
-    assert left == f"http://me:***@server is gone; what is left stands in {box}"
+    box = tracked.info.outbox
+    assert left == "http://me:***@server is gone"
     assert box.exists()
     record = tracking.find(tracked.info.id)
     assert tracking.undelivered(record)
@@ -417,47 +408,6 @@ SHORT = ["data=arrays", "save=npz", "steps=8", "save.every=2", "save.max_to_keep
 SHORT += ["eval_every=4", "batch_size=10", "progress=false", THREADS]
 
 
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        return int(taken.getsockname()[1])
-
-
-def answers(address: str) -> bytes | None:
-    """Return what stands at an address, None if nobody answers there."""
-    with (
-        suppress(urllib.error.URLError, ConnectionError),
-        urllib.request.urlopen(address, timeout=5) as answer,
-    ):
-        return bytes(answer.read())
-    return None
-
-
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, environment: dict[str, str]
-) -> Iterator[tuple[str, Path]]:
-    """Serve MLflow with proxied artifacts; yield a URI with a password in it, and its folder."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    shutil.copy(empty_store / "mlflow.db", folder / "mlflow.db")
-    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    options += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options],
-        cwd=folder,
-        env={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        poll(lambda: answers(f"http://127.0.0.1:{port}/health"))
-        # Drawn, not written here: a run records the changes of this very file.
-        yield f"http://me:{secrets.token_hex(8)}@127.0.0.1:{port}", folder
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(BOUND)
-
-
 def remote_files(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
     found = client.list_artifacts(run_id, folder)
     below = [remote_files(client, run_id, file.path) for file in found if file.is_dir]
@@ -490,7 +440,7 @@ def test_a_run_moves_between_folders_through_a_server(
     monkeypatch.chdir(here)
     first = main("run", *short, store)
     assert (first.returncode, first.stderr) == (0, "")
-    run_id = first.stdout.split()[1]
+    run_id = first.stdout.split("\nrun ")[1].split()[0]
     client = MlflowClient(uri)
     kept = {"weights-6.npz", "weights-6.json", "weights-8.npz", "weights-8.json"}
     files = remote_files(client, run_id)
@@ -541,30 +491,65 @@ def test_a_run_moves_between_folders_through_a_server(
     assert record.data.params["tracking.uri"] == uri.replace(password(uri), "***")
 
 
-def test_a_file_that_went_before_its_upload_holds_nothing_up(
-    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_remote_home_follows_the_folder(
+    server: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tracked, go = created(Tracking(server[0], create=True)), threading.Event()
-    real = MlflowClient.log_batch
+    tracking = Tracking(server[0], create=True)
+    tracked = created(tracking)
+    poll(lambda: tracked.info.known)
+    client, run_id, folder = MlflowClient(server[0]), tracked.info.id, tracked.info.folder
+    (folder / "checkpoints").mkdir()
 
-    def slow(self: MlflowClient, *arguments: Any, **named: Any) -> None:
-        assert go.wait(BOUND)
-        real(self, *arguments, **named)
+    def put(text: str, *names: str) -> None:
+        for name in names:
+            (folder / name).write_text(text)
 
-    monkeypatch.setattr(MlflowClient, "log_batch", slow)
-    tracked.record([1], {"train/loss": [1.0]})
-    paths = [tracked.info.folder / name for name in ("gone.json", "stays.json")]
-    for path in paths:
-        path.write_text("{}")
-    tracked.upload(paths)
-    paths[0].unlink()
-    tracked.remove(["gone.json"])
-    go.set()
-    assert tracked.finish("FINISHED") is None
-    client = MlflowClient(server[0])
-    assert remote_files(client, tracked.info.id) == {"stays.json"}
-    assert client.get_run(tracked.info.id).info.status == "FINISHED"
+    def there(*names: str) -> None:
+        tracked.changed()
+        poll(lambda: remote_files(client, run_id) == set(names))
+
+    one = ("checkpoints/w-1.npz", "checkpoints/w-1.json")
+    put("first", "config.yaml", "checkpoints/.tmp-w-2.npz", *one)
+    there("config.yaml", *one)
+    put("second", "config.yaml", "checkpoints/w-2.npz", "checkpoints/w-2.json")
+    for name in one:
+        (folder / name).unlink()
+    there("config.yaml", "checkpoints/w-2.npz", "checkpoints/w-2.json")
+    poll(lambda: Path(client.download_artifacts(run_id, "config.yaml")).read_text() == "second")
+
+    # A removal that the server refused is done when it answers again.
+    with monkeypatch.context() as broken:
+        broken.setattr(HttpArtifactRepository, "delete_artifacts", refuse)
+        broken.setattr(MlflowArtifactsRepository, "delete_artifacts", refuse)
+        (folder / "checkpoints/w-2.npz").unlink()
+        (folder / "checkpoints/w-2.json").unlink()
+        tracked.changed()
+        poll(lambda: REFUSED)
+    poll(lambda: remote_files(client, run_id) == {"config.yaml"})
+    put("same size", "checkpoints/w-3.npz", "checkpoints/w-3.json")
+    assert tracked.finish("KILLED") is None
+    assert folder.exists()
+
+    # A file of the same name and size, which another process has written: it is sent again.
+    again = tracking.reopen(tracking.find(run_id), _composed([THREADS]).config)
+    put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
+    again.changed()
+    assert again.finish("FINISHED") is None
+    for name in ("checkpoints/w-3.npz", "checkpoints/w-3.json"):
+        assert Path(client.download_artifacts(run_id, name)).read_text() == "SAME SIZE"
+    assert not folder.exists()
+
+
+REFUSED: list[Any] = []
+
+
+def refuse(*arguments: Any) -> None:
+    REFUSED.append(arguments)
+    raise MlflowException("500 Internal Server Error")
 
 
 def test_the_uri_of_the_environment_is_used_and_its_password_masked(
@@ -584,7 +569,11 @@ def test_the_uri_of_the_environment_is_used_and_its_password_masked(
 
 
 def test_the_ui_answers_where_it_says_and_stops_when_told(
-    place: Path, start: Callable[..., "subprocess.Popen[str]"]
+    place: Path,
+    start: Callable[..., "subprocess.Popen[str]"],
+    free_port: Callable[[], int],
+    answers: Callable[[str], bytes | None],
+    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     port = free_port()
     with start("ui", "--port", str(port), cwd=place, stderr=subprocess.DEVNULL) as process:

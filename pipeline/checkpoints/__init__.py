@@ -45,6 +45,5 @@ class SaveFormat(ABC):
     def policy(self) -> Policy:
         return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
 
-    def point(self, folder: Path, steps: list[int]) -> list[Path]:
-        """Tell other programs which step is the newest; return the files that say so."""
-        return []
+    def point(self, folder: Path, steps: list[int]) -> None:  # noqa: B027, most need none
+        """Tell other programs which step is the newest."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
 from pipeline.checkpoints.ckpt import read_bundle
-from pipeline.checkpoints.npz import read_npz
 from pipeline.config import BadInput, first_line
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
@@ -33,10 +33,10 @@ def find_bundle(path: Path) -> Path:
 
     if path.is_dir():
         try:
-            newest = tf.train.latest_checkpoint(str(path))
-        except UnicodeDecodeError:  # a `checkpoint` file that is none
-            newest = None
-        return Path(newest) if newest else path / "model_ckpt"
+            state = tf.train.get_checkpoint_state(str(path))
+        except ValueError:  # a `checkpoint` file that is none
+            state = None
+        return Path(state.model_checkpoint_path) if state else path / "model_ckpt"
     return path.with_suffix("") if path.suffix == ".index" else path
 
 
@@ -50,15 +50,15 @@ def _read(path: Path, origin: str) -> State:
         return read_bundle(prefix)
     except FileNotFoundError:
         raise BadInput(f"{origin}={str(path)!r}: there is no such file.") from None
+    except PickledObjects:
+        raise BadInput(
+            f"{origin}={str(path)!r}: holds a pickled object array, which is never loaded; "
+            f"if you trust the file, convert it: np.savez('converted.npz', "
+            f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
+        ) from None
     except Exception as error:
         if isinstance(error, BadInput):
             raise
-        if "Object arrays" in str(error):
-            raise BadInput(
-                f"{origin}={str(path)!r}: holds a pickled object array, which is never loaded; "
-                f"if you trust the file, convert it: np.savez('converted.npz', "
-                f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
-            ) from None
         kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
         reason = first_line(error)
         raise BadInput(f"{origin}={str(path)!r}: {kind} ({reason}).") from None
@@ -66,6 +66,9 @@ def _read(path: Path, origin: str) -> State:
 
 def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
     """Assign every parameter one entry and every entry one parameter; raise BadInput."""
+    for name in arrays:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise BadInput(f"{origin}: its entry {name!r} is a path out of the file, not a name.")
     left = {name: a for name, a in arrays.items() if not _is_slot(name, arrays)}
     found: State = {}
     for name, shape in shapes.items():

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from pipeline.archive import read_npz
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.config import settings
 
@@ -27,17 +28,3 @@ class Npz(SaveFormat):
 
     def read(self, path: Path) -> State:
         return read_npz(path.with_name(f"{path.name}.npz"))
-
-
-def read_npz(file: Path) -> State:
-    """Return the arrays of an npz file; raise ValueError, OSError or BadZipFile."""
-    with zipfile.ZipFile(file) as archive:
-        promised = sum(member.file_size for member in archive.infolist())
-        if promised > 2 * file.stat().st_size + 1024 and promised > 2**30:
-            raise ValueError(f"it promises {promised} bytes, far more than the file holds")
-    with np.load(file, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):  # NumPy gives the bytes of any other member
-            raise ValueError(f"{name} is not an array")
-    return arrays

@@ -9,7 +9,8 @@ A file that no manifest names does not exist to Waymark and is swept at the next
 import hashlib
 import json
 import os
-import zipfile
+import shutil
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,13 +20,18 @@ import pydantic
 
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.checkpoints.retention import Memory, after
-from pipeline.config import FORMAT
+from pipeline.config import FORMAT, BadInput, Sentence, check_format, first_line
 from pipeline.digest import digest
 
 TEMPORARY = ".tmp-"
+MARGIN = 4_000_000  # bytes that must be left beside a checkpoint, for the records of the run
 
 
-class Damaged(Exception):
+class NotSaved(Sentence):
+    """Say which checkpoint could not be saved, and why."""
+
+
+class Damaged(Sentence):
     """Say which checkpoint is damaged, and how."""
 
 
@@ -62,13 +68,37 @@ def flush(path: Path) -> None:
         os.close(handle)
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write `text` to `path`, durably and in one instant."""
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a text or bytes to `path`, durably and in one instant."""
     temporary = path.with_name(TEMPORARY + path.name)
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)
+
+
+def _reason(error: Exception) -> str:
+    """Return the system's own words for why writing failed; TensorFlow hides them in a path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    words = str(error).splitlines()[0].rpartition(" [Op:")
+    return (words[0] or words[2]).rpartition("; ")[2]
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise BadInput if a run's folder, or anything in it, is a link or another special file.
+
+    Waymark makes none. Through a link a stranger's run would read and write elsewhere; a pipe
+    would be waited for, a device read without end.
+    """
+    for path in (folder, *folder.rglob("*")):
+        try:
+            mode = path.lstat().st_mode
+        except FileNotFoundError:  # nothing is here yet, or a live run has just removed it
+            continue
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
+            raise BadInput(f"{path}: is {kind}; a run's folder holds plain files alone.")
 
 
 def _checksum(body: Mapping[str, Any]) -> str:
@@ -78,19 +108,17 @@ def _checksum(body: Mapping[str, Any]) -> str:
 class CheckpointStore:
     """The checkpoints of one run, in one folder and one format.
 
-    `published` and `removed` are told of files that appeared and names that went, so that a
-    remote artifact store can follow.
+    `changed` is called when files have appeared or gone, so that a remote artifact store can
+    follow.
     """
 
     def __init__(
         self,
         folder: Path,
         save: SaveFormat,
-        published: Callable[[list[Path]], None] = lambda files: None,
-        removed: Callable[[list[str]], None] = lambda names: None,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.save = folder, save
-        self._published, self._removed = published, removed
+        self.folder, self.save, self._changed = folder, save, changed
         self._resume_point: int | None = None  # the newest checkpoint, if it does not count
 
     def path(self, step: int) -> Path:
@@ -105,21 +133,21 @@ class CheckpointStore:
         return sorted(int(text) for text in middles if text.isdecimal())
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of `step`; raise Damaged."""
+        """Read the manifest of `step`; raise Damaged, or BadInput for another format."""
         path = self.path(step).with_suffix(".json")
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            if body["format"] != FORMAT:
-                raise Damaged(f"{path.name} has format {body['format']!r}, not {FORMAT}")
             checksum = body.pop("checksum")
-            if _checksum(body) != checksum or body["step"] != step:
+            whole = _checksum(body) == checksum
+            if whole:  # only then is another format not damage, which a resume removes
+                check_format(body["format"], path)
+            if not whole or body["step"] != step:
                 raise Damaged(f"{path.name} does not hold what was written")
             return MANIFEST.validate_python(body)
         except FileNotFoundError:
             raise Damaged(f"{path.name} is missing") from None
         except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-            reason = str(error).partition("\n")[0]
-            raise Damaged(f"{path.name} cannot be read ({reason})") from None
+            raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from None
 
     def verify(self, manifest: Manifest) -> None:
         """Check every payload file's size and SHA-256; raise Damaged."""
@@ -149,9 +177,13 @@ class CheckpointStore:
         self.verify(manifest)
         try:
             state = self.save.read(self.path(step))
-        except (ValueError, OSError, zipfile.BadZipFile, IndexError) as error:
-            raise Damaged(f"{self.path(step).name} cannot be read ({error})") from None
-        if digest(state) != manifest.digest:
+            found = digest(state)
+        except MemoryError:  # says nothing about the file
+            raise
+        except Exception as error:  # TensorFlow and NumPy raise nearly anything for a forged file
+            reason = first_line(error)
+            raise Damaged(f"{self.path(step).name} cannot be read ({reason})") from None
+        if found != manifest.digest:
             raise Damaged(f"{self.path(step).name} does not hold the state that was saved")
         return manifest, state
 
@@ -175,15 +207,18 @@ class CheckpointStore:
         regular: bool = True,
         graph: Path | None = None,
     ) -> Memory:
-        """Write, publish, then apply retention; return retention's memory after it."""
-        temporary = self.folder / f"{TEMPORARY}{self.path(step).name}"
-        files = {}
-        for written in self.save.write(temporary, state):
-            flush(written)
-            final = self.folder / written.name.removeprefix(TEMPORARY)
-            files[final.name] = file_facts(written)
-            os.replace(written, final)
-        flush(self.folder)
+        """Write, publish, then apply retention; return retention's memory after it.
+
+        Raises NotSaved if the disk has not enough room, or writing fails; earlier checkpoints
+        stay as they are.
+        """
+        self._check_room(step, state)
+        try:
+            files = self._write(step, state)
+        except Exception as error:  # OSError, and what TensorFlow raises
+            for path in self.folder.glob(f"{TEMPORARY}*"):  # they may be all that fills the disk
+                path.unlink(missing_ok=True)
+            raise NotSaved(f"checkpoint {step} cannot be written: {_reason(error)}") from error
         if regular:
             memory = after(memory, step, time, metrics, self.save.policy)
         facts = {} if graph is None else {graph.name: file_facts(graph)}
@@ -192,11 +227,30 @@ class CheckpointStore:
         body = json.loads(json.dumps(body))
         body["checksum"] = _checksum(body)
         replace_file(self.path(step).with_suffix(".json"), json.dumps(body, indent=1))
-        self._published([self.folder / name for name in files])
-        self._published([self.path(step).with_suffix(".json")])
         self._retain(memory, step)
         self._resume_point = None if regular else step
         return memory
+
+    def _check_room(self, step: int, state: State) -> None:
+        """Raise NotSaved if the disk has too little room for a checkpoint and its records."""
+        need = sum(array.nbytes for array in state.values()) + MARGIN
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise NotSaved(
+                f"checkpoint {step} takes {need / 1e6:.1f} MB with its records, and the disk of "
+                f"{self.folder} has {free / 1e6:.1f} MB left"
+            )
+
+    def _write(self, step: int, state: State) -> dict[str, dict[str, Any]]:
+        """Write the payload files, durably; return their facts."""
+        files = {}
+        for written in self.save.write(self.folder / f"{TEMPORARY}{self.path(step).name}", state):
+            flush(written)
+            final = self.folder / written.name.removeprefix(TEMPORARY)
+            files[final.name] = file_facts(written)
+            os.replace(written, final)
+        flush(self.folder)
+        return files
 
     def _retain(self, memory: Memory, newest: int) -> None:
         """Point other programs at `newest`, then remove what the memory does not keep."""
@@ -204,10 +258,11 @@ class CheckpointStore:
         stay = [s for s in steps if kept is None or s in kept]
         stay = sorted({s for s in stay if s != self._resume_point} | {newest})
         recent = {newest} if memory.recent is None else {step for step, _ in memory.recent}
-        self._published(self.save.point(self.folder, [s for s in stay if s in recent | {newest}]))
+        self.save.point(self.folder, [s for s in stay if s in recent | {newest}])
         for step in steps:
             if step not in stay:
                 self._remove(step)
+        self._changed()
 
     def recover(self, newest: Manifest) -> Memory:
         """Finish what a killed process left: go on from `newest` as the newest checkpoint.
@@ -243,13 +298,9 @@ class CheckpointStore:
             orphan = payload and path.name.split(".")[0] not in published
             if path.name.startswith(TEMPORARY) or orphan:
                 path.unlink()
-            if orphan:
-                self._removed([path.name])
 
     def _remove(self, step: int) -> None:
         manifest, name = self.path(step).with_suffix(".json"), self.path(step).name
         manifest.unlink(missing_ok=True)
-        payload = list(self.folder.glob(f"{name}.*"))
-        for path in payload:
+        for path in list(self.folder.glob(f"{name}.*")):
             path.unlink(missing_ok=True)
-        self._removed([manifest.name, *(path.name for path in payload)])

@@ -1,0 +1,49 @@
+"""NumPy archives from anywhere: nothing in them is executed or believed unchecked."""
+
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the only ways in which NumPy packs
+RATIO, SPARE = 100, 2**28  # a file may unfold to so many times its size and so many bytes more
+
+
+class PickledObjects(ValueError):
+    """Say that an archive holds objects that only pickle could load."""
+
+
+def read_npz(file: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an npz file; raise what zipfile and NumPy raise, or ValueError.
+
+    What it promises is compared with what it holds before memory is taken for it.
+    """
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        promised = sum(member.file_size for member in members)
+        if promised > RATIO * file.stat().st_size + SPARE:
+            raise ValueError(f"it promises {promised:,} bytes, far more than the file holds")
+        arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
+    if len(arrays) < len(members):
+        raise ValueError("it holds two entries of one name")
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read one array, whose header must promise the bytes that follow it, no more and no less."""
+    name, form = member.filename, np.lib.format
+    if not name.endswith(".npy") or member.compress_type not in NUMPYS:
+        raise ValueError(f"{name!r} is not an array as NumPy writes it")
+    with archive.open(member) as stream:
+        first = form.read_magic(stream) == (1, 0)
+        header = form.read_array_header_1_0 if first else form.read_array_header_2_0
+        shape, _, dtype = header(stream)
+        promised, present = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+    if dtype.hasobject:
+        raise PickledObjects(f"{name!r} holds pickled objects, which are never loaded")
+    if promised != present:
+        raise ValueError(f"{name!r} promises {promised:,} bytes and holds {present:,}")
+    with archive.open(member) as stream:  # read to its end, where zipfile compares the checksum
+        array: np.ndarray = form.read_array(stream, allow_pickle=False)
+    return array

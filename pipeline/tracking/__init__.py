@@ -1,0 +1,563 @@
+"""MLflow: the store of runs, finding them, and sending what stands in their outboxes.
+
+Nothing else imports mlflow. Every point of a metric is first appended to the run's outbox, a
+file beside the run's artifacts, and sent to MLflow by a background thread in batches. The outbox
+is flushed to disk before a checkpoint is published; the same key, value, timestamp and step are
+one point to MLflow, so sending twice changes nothing.
+"""
+
+import getpass
+import json
+import os
+import re
+import sqlite3
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from pipeline.config import BadInput, Resolved, without_password
+from pipeline.tracking import outbox
+from pipeline.tracking.alive import is_alive, this_process
+from pipeline.tracking.outbox import Birth, Content
+from pipeline.tracking.tracked import (
+    BEAT,
+    LOCAL,
+    PROCESS,
+    REASON,
+    RESUME,
+    RunRecord,
+    TrackedRun,
+    bury,
+    forget,
+    locked,
+    reason_of,
+    replay,
+    sweep,
+    this_process_text,
+)
+
+__all__ = ["REASON", "RESUME", "RunRecord", "TrackedRun", "Tracking", "ui_command"]
+
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
+
+
+class Tracking:
+    """A store of runs: a local SQLite file beside its artifacts, or whatever MLflow reaches.
+
+    A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
+    """
+
+    def __init__(self, uri: str | None, create: bool = False) -> None:
+        """Open the store, creating a local one if asked; raise BadInput if it cannot be used."""
+        from_where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
+        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+        scheme = urlsplit(uri).scheme.partition("+")[0]
+        self._named = f"{from_where}={without_password(uri)!r}"
+        try:
+            port = urlsplit(uri).port if scheme in ("http", "https") else None
+            usable = scheme in SCHEMES and port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise BadInput(
+                f"{self._named}: cannot be used; give sqlite:///FILE, "
+                f"an http(s)://HOST:PORT server, or a database that MLflow knows."
+            )
+        self.server = scheme in ("http", "https")
+        self.database = Path(uri.partition(":///")[2]).absolute() if scheme == "sqlite" else None
+        self.uri = f"sqlite:///{self.database}" if self.database else uri
+        self.address = without_password(self.uri) or ""
+        self.root = self.database.parent if self.database else Path("mlruns").absolute()
+        if self.database and not create and not self.database.exists():
+            raise BadInput(f"there are no runs here: {self.database} does not exist.")
+        if self.database or create:
+            self._check_root()
+        self.client = self._open()
+        sweep(self.root / "spool")
+
+    def _check_root(self) -> None:
+        """Create the folder for everything that runs write, where needed, and try to write."""
+        probe = self.root / f".write-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(f"{self.root}: cannot be written to ({error.strerror}).") from None
+
+    def _open(self) -> Any:
+        _mlflow_defaults()
+        try:
+            if self.database:
+                from filelock import FileLock
+                from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+                # Two processes that both create the schema break each other, hence the lock.
+                with FileLock(self.root / "mlflow.lock"):
+                    self._local = SqlAlchemyStore(self.uri, str(self.root / "artifacts"))
+                    self._settle()
+            from mlflow.tracking import MlflowClient
+
+            client = MlflowClient(self.uri)
+            if not self.server:
+                self.client = client
+                client.search_experiments(max_results=1)
+                self.reap()
+        except Exception as error:
+            raise BadInput(f"{self._named}: cannot be used ({reason_of(error)}).") from None
+        return client
+
+    def _settle(self) -> None:
+        """Point a moved or copied store's rows to where it lies now: MLflow's are absolute."""
+        assert self.database
+        places = {"experiments": "artifact_location", "runs": "artifact_uri"}
+        with closing(sqlite3.connect(self.database)) as database, database:
+            moved = database.execute(
+                "SELECT experiment_id, value FROM experiment_tags WHERE key = ? AND value != ?",
+                (ROOT, str(self.root)),
+            ).fetchall()
+            for experiment, old in moved:
+                for table, column in places.items():
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
+                        (str(self.root), len(old) + 1, experiment, len(old) + 1, f"{old}/"),
+                    )
+                database.execute(
+                    "UPDATE experiment_tags SET value = ? WHERE key = ? AND experiment_id = ?",
+                    (str(self.root), ROOT, experiment),
+                )
+
+    def create(self, resolved: Resolved, tags: Mapping[str, str], data: Any) -> TrackedRun:
+        """Create a run with its params, tags and data set, and start to track it.
+
+        With a tracking server this returns at once; what the server is told follows.
+        """
+        config = resolved.config
+        shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
+        birth = Birth(
+            id=uuid.uuid4().hex if self.server else "",
+            address=self._place(),
+            experiment=config.experiment_name,
+            name=config.run_name,
+            start=time.time_ns() // 1_000_000,
+            tags={
+                "mlflow.user": _user(),
+                "mlflow.source.name": "waymark",
+                **{key: str(value) for key, value in resolved.values["tags"].items()},
+                **tags,
+                PROCESS: this_process_text(),
+                BEAT: str(int(time.time())),
+            },
+            params=resolved.params(),
+            dataset={
+                "name": data.name,
+                "digest": data.digest[:36],
+                "source": data.source,
+                "profile": shapes,
+            },
+        )
+        if self.server:
+            record = self._offline(birth, None, "RUNNING", self.root / "spool" / birth.id)
+        else:
+            record = self.record(self.ensure(birth, None, lookup=False))
+            birth = replace(birth, id=record.id, name=record.name)
+        return TrackedRun(self, record, birth, config.tracking, new=True)
+
+    def reopen(self, record: RunRecord, config: Any) -> TrackedRun:
+        """Go on with a run: replay its outbox, and skip from now on what is recorded.
+
+        Raises BadInput if another process has the run.
+        """
+        process, beat = _life(record)
+        if record.status == "RUNNING" and process != this_process() and is_alive(process, beat):
+            raise BadInput(
+                f"run {record.id}: a process on {process.get('host')} is training it; "
+                f"its last sign of life is {max(0, time.time() - beat):.0f} s old."
+            )
+        birth = None if outbox.read(record.outbox).birth else self._birth(record)
+        return TrackedRun(self, record, birth, config.tracking)
+
+    def _birth(self, record: RunRecord) -> Birth:
+        """Return what a run was created with, whose outbox lies on another machine."""
+        experiment = self.client.get_experiment(record.experiment_id).name
+        params, start = self.client.get_run(record.id).data.params, int(record.start_time * 1000)
+        own = {key: text for key, text in record.tags.items() if key != LOCAL}
+        return Birth(
+            record.local, self._place(), experiment, record.name, start, own, dict(params), {}
+        )
+
+    def undelivered(self, record: RunRecord) -> bool:
+        """Tell whether something of a run may still be on its way to MLflow."""
+        return record.outbox.exists() and not outbox.is_delivered(record.outbox)
+
+    def ensure(self, birth: Birth | None, record: RunRecord | None, lookup: bool) -> Any:
+        """Return MLflow's run, made where there is none; `lookup`: it may have been made before."""
+        from mlflow.exceptions import MlflowException
+
+        if record and record.known:
+            try:
+                return self.client.get_run(record.id)
+            except MlflowException as error:
+                if birth is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        assert birth
+        if lookup:
+            found = self._search(f"tags.`{LOCAL}` = '{birth.id}'")
+            if found:
+                return self.client.get_run(found[0].info.run_id)
+        return self.client.create_run(
+            self._experiment(birth.experiment),
+            start_time=birth.start,
+            tags=birth.tags | ({LOCAL: birth.id} if birth.id else {}),
+            run_name=birth.name,
+        )
+
+    def describe(self, birth: Birth, run: Any) -> None:
+        """Record params and data set of a run that was just made."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.exceptions import MlflowException
+
+        run_id, data = run.info.run_id, birth.dataset
+        if birth.params and not run.data.params:
+            params = [Param(key, value) for key, value in birth.params.items()]
+            self.client.log_batch(run_id, params=params)
+        if data and not (run.inputs and run.inputs.dataset_inputs):
+            entry = Dataset(
+                data["name"], data["digest"], "local", data["source"], profile=data["profile"]
+            )
+            inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])]
+            try:
+                self.client.log_inputs(run_id, inputs)
+            except MlflowException:  # another process made the data set's row at the same moment
+                self.client.log_inputs(run_id, inputs)
+
+    def artifacts(self, record: RunRecord) -> Any:
+        """Return MLflow's access to the artifacts of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        run = self.client.get_run(record.id)
+        return get_artifact_repository(run.info.artifact_uri, self.uri)
+
+    def _experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                # The local store makes <mlruns>/artifacts/<experiment id>; the client alone
+                # would make ./mlruns/<experiment id>.
+                maker = self._local if self.database else self.client
+                maker.create_experiment(name)
+            except MlflowException:  # another process made it meanwhile
+                pass
+            found = self.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise BadInput(f"experiment_name={name!r}: this experiment was deleted in MLflow.")
+        own = str(self.root / "artifacts" / found.experiment_id)
+        if self.database and found.artifact_location == own and ROOT not in found.tags:
+            self.client.set_experiment_tag(found.experiment_id, ROOT, str(self.root))
+        return str(found.experiment_id)
+
+    def record(self, run: Any) -> RunRecord:
+        """Return what MLflow knows of a run, and where its files lie here."""
+        info, tags = run.info, dict(run.data.tags)
+        local = tags.get(LOCAL, info.run_id)
+        below = f"{info.experiment_id}/{info.run_id}/artifacts"
+        place = urlsplit(info.artifact_uri)
+        own = place.path == str(self.root / "artifacts" / below)
+        remote = self.server or place.scheme not in ("", "file")
+        if self.database and (own or place.scheme == "mlflow-artifacts"):
+            folder, remote = self.root / "artifacts" / below, False
+        elif remote:
+            folder = self.root / "spool" / local / "artifacts"
+        else:
+            folder = Path(url2pathname(place.path))
+        start = info.start_time / 1000
+        return RunRecord(
+            info.run_id,
+            local,
+            info.run_name,
+            info.experiment_id,
+            info.status,
+            start,
+            tags,
+            folder,
+            remote,
+        )
+
+    def _offline(
+        self, birth: Birth, ids: tuple[str, str] | None, status: str, home: Path
+    ) -> RunRecord:
+        """Return what is known of a run from its outbox alone; `home` is its folder."""
+        run_id, experiment = ids or (birth.id, "")
+        return RunRecord(
+            run_id,
+            birth.id,
+            birth.name or "offline",
+            experiment,
+            status,
+            birth.start / 1000,
+            birth.tags,
+            home / "artifacts",
+            home.parent.name == "spool",
+        )
+
+    def _place(self) -> str:
+        """Return the store's address without user and password; nothing for a local file."""
+        return "" if self.database else re.sub(r"://[^/]*@", "://", self.address)
+
+    def _spooled(self) -> Iterator[RunRecord]:
+        """Yield the runs of this machine that are not, or not all, in the server."""
+        for path in sorted(self.root.glob(f"spool/*/{outbox.NAME}")):
+            content = outbox.read(path)
+            if content.birth and content.birth.address == self._place():
+                status = content.status[0] if content.status else "RUNNING"
+                record = self._offline(content.birth, content.ids, status, path.parent)
+                yield replace(record, tags=record.tags | content.tags, offline=True)
+
+    def find(self, text: str) -> RunRecord:
+        """Find RUN: an id, a unique prefix of one, a unique name, or `latest`.
+
+        Raises BadInput if there is none, or more than one.
+        """
+        try:
+            found = [self.record(run) for run in self._matching(text)]
+        except Exception as error:  # whatever is wrong with the server, what is here is here
+            if not self.server:
+                raise
+            found, trouble = [], f"; {self._named}: cannot be used ({reason_of(error)})"
+        else:
+            trouble = ""
+            self.reap()
+        here = [record for record in self._spooled() if trouble or not record.known]
+        if text == "latest":
+            found = sorted([*found, *here], key=lambda record: record.start_time)[-1:]
+        elif not found and len(text) >= 4:
+            found = [
+                record
+                for record in here
+                if record.id.startswith(text) or record.local.startswith(text)
+            ] or [record for record in here if record.name == text != "offline"]
+        if not found:
+            raise BadInput(f"RUN={text!r}: there is no such run in {self.address}{trouble}.")
+        if len(found) > 1:
+            ids = ", ".join(record.id[:12] for record in found[:5])
+            raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
+        told = outbox.read(found[0].outbox)
+        if told.status and not told.delivered:  # it ended, and MLflow has not heard of it yet
+            return replace(found[0], status=told.status[0])
+        return found[0]
+
+    def _matching(self, text: str) -> list[Any]:
+        quote = '"' if "'" in text else "'"  # MLflow's filters know no escape
+        if text == "latest":
+            runs = self._search("tags.`waymark.version` != ''", ["attributes.start_time DESC"])
+            return [run for run in runs if run.data.tags.get("waymark.kind") != "sweep"][:1]
+        found = []
+        if len(text) >= 4 and text.isalnum():
+            found = self._search(f"attributes.run_id LIKE '{text}%'")
+            found = found or self._search(f"tags.`{LOCAL}` LIKE '{text}%'")
+        if not found and text and quote not in text:
+            found = self._search(f"attributes.run_name = {quote}{text}{quote}")
+        return found
+
+    def _search(self, query: str, order: list[str] | None = None) -> list[Any]:
+        experiments = [e.experiment_id for e in self.client.search_experiments()]
+        return list(self.client.search_runs(experiments, query, order_by=order, max_results=50))
+
+    def reap(self) -> None:
+        """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
+
+        Raises what MLflow raises. A run of another host is left alone until its last sign of
+        life is older than `alive.BOUND`.
+        """
+        for run in self._search(f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"):
+            record = self.record(run)
+            process, beat = _life(record)
+            if process == this_process() or is_alive(process, beat):
+                continue
+            with suppress(Exception):  # a process holds it after all, or the next command can
+                bury(self, record, _last_sign(record, beat))
+
+    def sync(self) -> Iterator[tuple[str, bool]]:
+        """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
+
+        A run that a local database has lost is made again from its folder. Runs that a process
+        is training are left alone.
+        """
+        here = [*self.root.glob(f"artifacts/*/*/{outbox.NAME}")] if self.database else []
+        known = self._ids() if here else set()
+        for path in sorted([*here, *self.root.glob(f"spool/*/{outbox.NAME}")]):
+            home, lost = path.parent, path in here and path.parent.name not in known
+            if outbox.is_delivered(path) and not lost and path in here:
+                continue
+            content = outbox.read(path)
+            if content.birth is None or (lost and not (home / "artifacts").exists()):
+                continue  # not a run's, or of one that MLflow's garbage collection took
+            if content.birth.address == self._place():
+                yield from self._deliver(home, content, lost)
+            elif not content.delivered:
+                where = content.birth.address or "the store beside it"
+                yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
+        if self.server:
+            with suppress(Exception):  # what is wrong with it has been said above, if it matters
+                self.reap()
+
+    def _deliver(self, home: Path, content: Content, lost: bool) -> Iterator[tuple[str, bool]]:
+        assert content.birth
+        ids = (home.name, home.parent.name) if self.database else content.ids
+        status = content.status[0] if content.status else "RUNNING"
+        record = self._offline(content.birth, ids, status, home)
+        beat = _last_sign(record, 0) / 1000
+        if status == "RUNNING" and content.process and is_alive(content.process, beat):
+            return
+        try:
+            if content.delivered and not lost:
+                if self.client.get_run(record.id).info.status == "FINISHED":
+                    forget(home)  # it was finished on another machine
+                return
+            if lost:
+                record = self._rebuilt(record, content.birth)
+            replay(self, record, ("KILLED", int(beat * 1000)))
+        except BadInput as error:
+            yield str(error), True
+        except Exception as error:  # of MLflow, the network, the disk: the outbox stays
+            yield f"run {record.id}: {reason_of(error)}", False
+        else:
+            yield f"run {record.id}: delivered", True
+
+    def _rebuilt(self, record: RunRecord, birth: Birth) -> RunRecord:
+        """Make a run anew that the database has lost, and give its folder the new id."""
+        lock = locked(record)
+        try:
+            made = self.record(self.ensure(birth, None, lookup=True))
+            made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
+            os.rename(record.folder.parent, made.folder.parent)
+        finally:
+            lock.release()
+        return made
+
+    def _ids(self) -> set[str]:
+        """Return the ids of all runs of a local store, the deleted ones too."""
+        assert self.database
+        with closing(sqlite3.connect(self.database)) as database:
+            return {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")}
+
+    def system_metrics(self, run_id: str) -> Any:
+        """Start MLflow's monitor of CPU and memory for a run."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        return monitor
+
+    def fetch(self, record: RunRecord, name: str, target: Path) -> None:
+        """Bring an artifact of a remote run below `target`; it is there whole or not at all."""
+        try:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+                self.client.download_artifacts(record.id, name, scratch)
+                os.replace(Path(scratch, name), target / name)
+        except Exception as error:  # of MLflow, the network, the disk
+            reason = reason_of(error)
+            raise BadInput(f"run {record.id}: {name} cannot be fetched ({reason}).") from None
+
+    def newer(self, record: RunRecord) -> list[str]:
+        """Return a remote run's checkpoint files if they are newer than those here, else none.
+
+        Manifests come last, as they do when a checkpoint is published.
+        """
+        if not record.remote or record.offline:
+            return []
+        try:
+            there = [file.path for file in self.client.list_artifacts(record.id, "checkpoints")]
+        except Exception as error:  # of MLflow, the network
+            reason = reason_of(error)
+            raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
+        here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
+        newer = _newest(there) > _newest(here)
+        return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
+
+    def replay(self, record: RunRecord) -> None:
+        """Deliver what an ended run's outbox holds; raise what MLflow raises."""
+        replay(self, record, (record.status, time.time_ns() // 1_000_000))
+
+    def link(self, record: RunRecord) -> str:
+        """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
+        if not record.known:
+            return f"{self.address}, once waymark sync has brought it there"
+        page = (
+            f"#/experiments/{record.experiment_id}/runs/{record.id}?workflowType=machine_learning"
+        )
+        if self.database:
+            return f"waymark ui, then http://127.0.0.1:5000/{page}"
+        return f"{self.address}/{page}"
+
+
+def _last_sign(record: RunRecord, beat: float) -> int:
+    """Return the latest time (ms) at which a run is known to have lived."""
+    with suppress(OSError):
+        beat = max(beat, record.outbox.stat().st_mtime)
+    return int(beat * 1000)
+
+
+def _newest(names: list[str]) -> int:
+    """Return the highest step that a manifest among some files is for, -1 if there is none."""
+    found = [re.search(r"-(\d{1,19})\.json$", name) for name in names]
+    return max((int(match[1]) for match in found if match), default=-1)
+
+
+def _life(record: RunRecord) -> tuple[dict[str, Any], float]:
+    """Return the process that trains a run, and its last sign of life, as far as they are told."""
+    try:
+        process = json.loads(record.tags.get(PROCESS, ""))
+        return dict(process), float(record.tags.get(BEAT, ""))
+    except (ValueError, TypeError):
+        return {}, 0.0
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
+
+
+def _mlflow_defaults() -> None:
+    """Keep MLflow from retrying for minutes and from reporting usage, unless the user asks."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it logs what it raises as well
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+
+def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
+    """Return the command line of MLflow's server on a local store."""
+    import sys
+
+    _mlflow_defaults()
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
+    options = {
+        "--backend-store-uri": tracking.uri,
+        "--artifacts-destination": str(tracking.root / "artifacts"),
+        "--host": host,
+        "--port": str(port),
+        "--workers": "1",
+    }
+    return [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        *(x for pair in options.items() for x in pair),
+    ]

@@ -1,0 +1,58 @@
+"""Tell whether the process that trains a run is still there."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HEARTBEAT = 30  # seconds between two signs of life of a run
+BOUND = 300  # seconds without one after which a run on another host counts as dead
+
+
+def this_process() -> dict[str, Any]:
+    """Return what names this process among all that ever were."""
+    pid = os.getpid()
+    return {"host": platform.node(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+
+
+def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
+    """Tell whether a process may still run; `heartbeat` is its last one, seconds since the epoch.
+
+    On this host the answer is certain and no clock is asked. Of another host only the age of the
+    heartbeat is known: one from the future, by a clock that is ahead, is a fresh one.
+    """
+    if process.get("host") != platform.node():
+        return time.time() - heartbeat < BOUND
+    pid, started = process.get("pid"), process.get("started")
+    return process.get("boot") == _boot() and isinstance(pid, int) and _started(pid) == started
+
+
+def _boot() -> str:
+    """Return what is another after every start of the machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        import psutil
+
+        return str(int(psutil.boot_time()))
+
+
+def _started(pid: int) -> float | None:
+    """Return when a process started, in units of its own; None if it is gone."""
+    try:
+        # The second field is the program's name in brackets, which may hold anything.
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else float(fields[18])
+    except (OSError, ValueError, IndexError):
+        if Path("/proc/self/stat").exists():
+            return None
+    import psutil  # not Linux
+
+    try:
+        process = psutil.Process(pid)
+        gone = process.status() == psutil.STATUS_ZOMBIE
+        return None if gone else float(process.create_time())
+    except psutil.Error:
+        return None

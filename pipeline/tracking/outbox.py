@@ -1,0 +1,154 @@
+"""The outbox of a run: all that MLflow is to know about it, in one append-only file.
+
+Each line is a checksum, a space, and a JSON pair [kind, value]. `run` comes first and says what
+the run was created with; then points, tags, MLflow's ids and the status, as they come; and
+`delivered`, once all above it has reached MLflow. A torn or damaged line is passed over.
+"""
+
+import json
+import os
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+NAME = "outbox.jsonl"
+
+
+@dataclass(frozen=True)
+class Points:
+    """Values of one metric at some steps, all with one timestamp (ms since the epoch)."""
+
+    key: str
+    steps: Sequence[int]
+    values: Sequence[float]
+    time: int
+
+
+@dataclass(frozen=True)
+class Birth:
+    """What a run is created with; `id` is its name on this machine, for good."""
+
+    id: str
+    address: str  # of the store it belongs to, without password; "" for the one beside it
+    experiment: str
+    name: str | None
+    start: int  # ms since the epoch
+    tags: dict[str, str]
+    params: dict[str, str]
+    dataset: dict[str, str]  # name, digest, source, shapes
+
+
+@dataclass
+class Content:
+    """What an outbox holds."""
+
+    birth: Birth | None = None
+    ids: tuple[str, str] | None = None  # MLflow's: run, experiment
+    points: list[Points] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)  # set since, the last value of each
+    process: dict[str, Any] | None = None  # that began last to train the run
+    status: tuple[str, int] | None = None  # at the end, and when (ms); None while it goes on
+    delivered: bool = False
+
+
+class Outbox:
+    """An outbox open for appending."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A kill may have torn the last line: close it, so that the next one stands alone.
+        self._torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        self._file = path.open("ab", buffering=0)
+        self._mutex = threading.Lock()
+
+    def append(self, kind: str, value: Any) -> None:
+        """Add an entry; raise OSError if the disk does not take it."""
+        body = json.dumps([kind, value]).encode()
+        with self._mutex:
+            line = b"\n" * self._torn + b"%08x %s\n" % (zlib.crc32(body), body)
+            self._torn = self._file.write(line) != len(line)
+        if self._torn:
+            raise OSError(f"{self.path}: the disk took only a part of an entry")
+
+    def add(self, points: Points) -> None:
+        """Add points."""
+        self.append("points", [points.key, [*points.steps], [*points.values], points.time])
+
+    def flush(self) -> None:
+        """Wait until everything appended is on disk."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> Content:
+    """Return what an outbox holds; nothing if there is none."""
+    content = Content()
+    for kind, value in _lines(path):
+        try:
+            _put(content, kind, value)
+        except (ValueError, TypeError, OverflowError, AttributeError):
+            continue
+        content.delivered = kind == "delivered"
+    return content
+
+
+def is_delivered(path: Path) -> bool:
+    """Tell from the end of an outbox whether all of it has reached MLflow."""
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 100))
+        return [entry[0] for entry in _entries(file.read())][-1:] == ["delivered"]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        yield from _entries(path.read_bytes())
+    except OSError:
+        return
+
+
+def _entries(data: bytes) -> Iterator[tuple[str, Any]]:
+    for line in data.split(b"\n"):
+        crc, _, body = line.partition(b" ")
+        if crc != b"%08x" % zlib.crc32(body):
+            continue
+        try:
+            kind, value = json.loads(body)
+        except (ValueError, TypeError, RecursionError):
+            continue
+        if isinstance(kind, str):
+            yield kind, value
+
+
+def _put(content: Content, kind: str, value: Any) -> None:
+    """Take up an entry; raise ValueError or TypeError for one that no outbox holds."""
+    if kind == "run":
+        birth = Birth(**value)
+        texts = (birth.id, birth.address, birth.experiment, birth.name or "")
+        pairs = {**birth.tags, **birth.params, **birth.dataset}
+        if not birth.id.isalnum() or not all(
+            isinstance(text, str) for text in (*texts, *pairs, *pairs.values())
+        ):
+            raise TypeError
+        content.birth = content.birth or birth
+    elif kind == "points":
+        key, steps, values, at = value
+        points = Points(str(key), [int(s) for s in steps], [float(v) for v in values], int(at))
+        if len(points.steps) != len(points.values):
+            raise ValueError
+        content.points.append(points)
+    elif kind == "tags":
+        content.tags |= {str(key): str(text) for key, text in value.items()}
+    elif kind == "ids":
+        run, experiment = value
+        content.ids = str(run), str(experiment)
+    elif kind == "status":
+        status, at = value
+        content.status = str(status), int(at)
+    elif kind == "begun":
+        content.process, content.status = dict(value), None

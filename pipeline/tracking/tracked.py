@@ -1,0 +1,470 @@
+"""One run on its way to MLflow: what is recorded, what has arrived, and who sends it."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import BadInput, first_line, without_password
+from pipeline.tracking import outbox
+from pipeline.tracking.alive import HEARTBEAT, this_process
+from pipeline.tracking.outbox import Birth, Content, Outbox, Points
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Tracking
+
+BATCH = 1000  # MLflow's limit of metrics per request
+PAUSE = 1.0  # seconds between two sendings
+GONE = ".gone-"
+HURRY = 5.0  # seconds that a run which was told to stop waits for a server
+PROCESS, BEAT, LOCAL = "waymark.process", "waymark.heartbeat", "waymark.local_id"
+RESUME, REASON = "waymark.resume", "waymark.reason"
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What is recorded of a run; `folder` is where its artifacts lie on this machine."""
+
+    id: str  # MLflow's, or the local one while MLflow knows nothing of the run
+    local: str  # the name of the run's folder on the machines that train it
+    name: str
+    experiment_id: str  # "" while MLflow knows nothing of the run
+    status: str
+    start_time: float  # seconds since the epoch
+    tags: dict[str, str]
+    folder: Path
+    remote: bool  # the artifacts' home is elsewhere; `folder` is a spool
+    offline: bool = False  # what is here is all that can be had of it now
+
+    @property
+    def known(self) -> bool:
+        """Tell whether MLflow has made the run."""
+        return bool(self.experiment_id)
+
+    @property
+    def outbox(self) -> Path:
+        return self.folder.parent / outbox.NAME
+
+
+class Delivery:
+    """What MLflow does not have yet of one run; every step of sending it can be repeated."""
+
+    def __init__(self, tracking: "Tracking", record: RunRecord, content: Content, new: bool):
+        self.info = record
+        self._tracking, self._client = tracking, tracking.client
+        self._birth, self._new, self._tried = content.birth, new, False
+        self._opened = time.time_ns()
+        self.waiting = list(content.points)
+        self.tags = dict(content.tags)
+        self.status = content.status
+        self.training = False  # this process trains the run: say so, and that it is alive
+        self.changed = record.remote and not new  # files in the folder are other ones than there
+        self.mutex = threading.Lock()
+        self.points: dict[str, dict[int, float]] = {}  # key -> step -> value, all recorded
+        for points in content.points:
+            self._known(points.key, zip(points.steps, points.values, strict=True))
+        self.connected = False
+        self.created: Callable[[RunRecord], None] = lambda record: None
+        self._there: dict[str, Any] | None = None  # remote artifact -> what it was made from
+        self._beat = -math.inf
+
+    def _known(self, key: str, pairs: Any) -> None:
+        self.points.setdefault(key, {}).update(pairs)
+
+    def deliver(self) -> None:
+        """Send what is waiting; raise what MLflow raises."""
+        if not self.connected:
+            self._connect()
+        self._send_points()
+        if self.training and time.monotonic() - self._beat > HEARTBEAT:
+            # Should another host have taken this run for dead, this says it is not.
+            self._client.update_run(self.info.id, status="RUNNING")
+            self._set_tags({BEAT: str(int(time.time()))})
+            self._beat = time.monotonic()
+        if self.tags:
+            sent = dict(self.tags)
+            self._set_tags(sent)
+            with self.mutex:
+                self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
+        if self.changed:
+            self.changed = False
+            try:
+                self._mirror()
+            except BaseException:
+                self.changed, self._there = True, None
+                raise
+
+    @property
+    def complete(self) -> bool:
+        return self.connected and not (self.waiting or self.tags or self.changed)
+
+    def close(self, status: str, end: int) -> None:
+        """Set the run's final status."""
+        end = max(end, int(self.info.start_time * 1000))  # the clock may have jumped back
+        self._client.set_terminated(self.info.id, status, end)
+
+    def _connect(self) -> None:
+        """Find or create the run in MLflow; of one that was there, learn what it holds."""
+        lookup, self._tried = not self._new or self._tried, True
+        run = self._tracking.ensure(self._birth, self.info, lookup)
+        if run.info.run_id != self.info.id:
+            self.info = self._tracking.record(run)
+            self.created(self.info)
+        if self._birth:
+            self._tracking.describe(self._birth, run)
+        if not self._new:
+            self._learn(run)
+        if self.training:
+            with self.mutex:
+                self.tags = {PROCESS: this_process_text(), **self.tags}
+            self._beat = time.monotonic() if self._new else -math.inf
+        self.connected = True
+
+    def _learn(self, run: Any) -> None:
+        """Wait no longer to send what MLflow has already, from here or from another machine."""
+        have: dict[str, dict[int, float]] = {}
+        for key in run.data.metrics:
+            history = self._client.get_metric_history(run.info.run_id, key)
+            have[key] = {point.step: point.value for point in history}
+        with self.mutex:
+            for key, known in have.items():
+                self._known(key, {**known, **self.points.get(key, {})})
+            self.waiting[:] = [
+                Points(p.key, [s for s, _ in new], [v for _, v in new], p.time)
+                for p in self.waiting
+                if (new := _unknown(p, have.get(p.key, {})))
+            ]
+
+    def _send_points(self) -> None:
+        from mlflow.entities import Metric
+
+        waiting = list(self.waiting)
+        flat = [
+            Metric(p.key, value, p.time, step)
+            for p in waiting
+            for step, value in zip(p.steps, p.values, strict=True)
+        ]
+        for first in range(0, len(flat), BATCH):
+            self._client.log_batch(self.info.id, metrics=flat[first : first + BATCH])
+        with self.mutex:
+            del self.waiting[: len(waiting)]
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._client.log_batch(self.info.id, tags=[RunTag(k, v) for k, v in tags.items()])
+
+    def _mirror(self) -> None:
+        """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
+
+        Manifests and other JSON files describe files that were there before them: they are
+        listed first, sent last, and deleted first.
+        """
+        repository = self._tracking.artifacts(self.info)
+        if self._there is None:
+            listed = repository.list_artifacts("checkpoints")
+            self._there = {file.path: file.file_size for file in listed}
+        describing = {n: f for n, f in _files(self.info.folder).items() if n.endswith(".json")}
+        others = {n: f for n, f in _files(self.info.folder).items() if not n.endswith(".json")}
+        here = others | describing
+        order = sorted(here, key=lambda name: (name in describing, name))
+        for name in order:
+            facts, known = here[name], self._there.get(name)
+            # A checkpoint's file that was here before and has the same size is the same one.
+            old = "-" in name and name not in describing and facts[1] < self._opened
+            if known != facts and not (old and known == facts[0]):
+                with contextlib.suppress(FileNotFoundError):  # gone again by retention
+                    repository.log_artifact(str(self.info.folder / name), _parent(name))
+                    self._there[name] = facts
+        gone = [n for n in self._there if n not in here and n.startswith("checkpoints/")]
+        for name in sorted(gone, key=lambda name: not name.endswith(".json")):
+            repository.delete_artifacts(name)
+            del self._there[name]
+
+
+class TrackedRun:
+    """One run being trained; the training code sees record, flush, changed, tag and finish."""
+
+    def __init__(
+        self,
+        tracking: "Tracking",
+        record: RunRecord,
+        birth: Birth | None,
+        settings: Any,
+        new: bool = False,
+    ) -> None:
+        """Hold a run; `birth` is what its outbox lacks. Raise BadInput if it is not free."""
+        self._tracking, self._settings = tracking, settings
+        self._lock = locked(record)
+        content = outbox.read(record.outbox)
+        self._outbox = Outbox(record.outbox)
+        if birth:
+            content.birth = birth
+            self._outbox.append("run", asdict(birth))
+            if record.known:
+                self._created(record)
+        self._outbox.append("begun", this_process())
+        self._delivery = Delivery(tracking, record, content, new)
+        self._delivery.training, self._delivery.status = True, None
+        self._delivery.created = self._created
+        self._error: Exception | None = None
+        self._monitor: Any = None
+        self._wake, self._patience = threading.Event(), threading.Event()
+        self._finish: tuple[str, int] | None = None
+        self._delivered = False
+        if not (tracking.server or new):  # what it holds is known before the first step
+            try:
+                self._delivery.deliver()
+            except Exception:
+                self._lock.release()
+                raise
+        self._sender = threading.Thread(target=self._sending, name="tracking", daemon=True)
+        self._sender.start()
+
+    @property
+    def info(self) -> RunRecord:
+        return self._delivery.info
+
+    @property
+    def points(self) -> dict[str, dict[int, float]]:
+        """Return all that is recorded: key -> step -> value."""
+        with self._delivery.mutex:
+            return {key: dict(values) for key, values in self._delivery.points.items()}
+
+    def _created(self, record: RunRecord) -> None:
+        self._outbox.append("ids", [record.id, record.experiment_id])
+
+    def wait(self, seconds: float) -> None:
+        """Wait a little for MLflow to know the run."""
+        end = time.monotonic() + seconds
+        while not self.info.known and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def record(self, steps: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
+        """Record values of metrics at steps; steps that are recorded already are skipped."""
+        now = time.time_ns() // 1_000_000
+        delivery = self._delivery
+        for key, values in metrics.items():
+            with delivery.mutex:
+                whole = Points(key, steps, values, now)
+                new = _unknown(whole, delivery.points.get(key, {}))
+                if new:
+                    points = Points(key, [s for s, _ in new], [v for _, v in new], now)
+                    self._outbox.add(points)
+                    delivery.points.setdefault(key, {}).update(new)
+                    delivery.waiting.append(points)
+
+    def flush(self) -> None:
+        """Make everything recorded so far durable on this machine."""
+        self._outbox.flush()
+
+    def changed(self) -> None:
+        """Make the run's remote home, if it has one, follow its folder, in the background."""
+        if self.info.remote:
+            self._delivery.changed = True
+            self._wake.set()
+
+    def tag(self, tags: Mapping[str, str]) -> None:
+        """Set tags, in the background."""
+        short = {key: value[:5000] for key, value in tags.items()}
+        with contextlib.suppress(OSError):  # a full disk: the reason itself may be what follows
+            self._outbox.append("tags", short)
+        with self._delivery.mutex:
+            self._delivery.tags = {**self._delivery.tags, **short}
+        self._wake.set()
+
+    def finish(self, status: str, hurry: Callable[[], bool] = lambda: False) -> str | None:
+        """Deliver what is left and end the run; return why not all could be, if so.
+
+        This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry.
+        """
+        if self._monitor:
+            self._monitor.finish()
+        end = time.time_ns() // 1_000_000
+        with contextlib.suppress(OSError):
+            self._outbox.append("status", [status, end])
+            self._outbox.flush()
+        self._finish = status, end
+        self._wake.set()
+        began, most = time.monotonic(), self._settings.flush_seconds
+        while self._sender.is_alive():
+            self._sender.join(0.05)
+            if time.monotonic() - began > (min(HURRY, most) if hurry() else most):
+                break
+        self._patience.set()
+        self._wake.set()
+        self._sender.join(0.5)  # all but a call that hangs ends now
+        if self._delivered:
+            return None
+        return reason_of(self._error) if self._error else "no answer in time"
+
+    def _sending(self) -> None:
+        """Send; hold the run until nothing more can be sent, or two would send at once."""
+        try:
+            self._send()
+        finally:
+            self._outbox.close()
+            self._lock.release()
+
+    def _send(self) -> None:
+        """Send what comes until the run has ended and all has arrived, or patience has."""
+        delivery, reaped = self._delivery, not self._tracking.server
+        while True:
+            self._wake.wait(PAUSE)
+            self._wake.clear()
+            if self._patience.is_set():
+                return
+            finish = self._finish  # read first: what is recorded before it is then sent
+            try:
+                delivery.deliver()
+                if not reaped:
+                    self._tracking.reap()
+                    reaped = True
+                if self._settings.system_metrics and self._monitor is None:
+                    self._monitor = self._tracking.system_metrics(self.info.id)
+                self._error = None
+                if finish and delivery.complete:
+                    delivery.close(*finish)
+                    settled(self._outbox, self.info, finish[0])
+                    self._delivered = True
+                    return
+            except Exception as error:  # whatever it is, training goes on and the outbox keeps
+                self._error = error
+                self._patience.wait(0.5)
+
+
+def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
+    """Mark KILLED a run whose process is gone; raise BadInput if a process has it.
+
+    What a local run had not delivered is delivered with it; with a server, where that may take
+    long, resume and sync do it.
+    """
+    if not record.remote:
+        replay(tracking, record, ("KILLED", end))
+    elif not outbox.read(record.outbox).status:
+        lock = locked(record) if record.outbox.exists() else None
+        for key, value in _dead(record).items():
+            tracking.client.set_tag(record.id, key, value)
+        tracking.client.set_terminated(record.id, "KILLED", end)
+        if lock:
+            lock.release()
+
+
+def _dead(record: RunRecord) -> dict[str, str]:
+    return {REASON: "its process is gone", RESUME: f"waymark resume {record.id}"}
+
+
+def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> None:
+    """Deliver all that stands in the outbox of a run that no process trains.
+
+    `default` is the status (and when, ms) of a run that did not live to record one. Raises
+    BadInput if a process has the run, and what MLflow raises.
+    """
+    lock = locked(record)
+    try:
+        content = outbox.read(record.outbox)
+        delivery = Delivery(tracking, record, content, new=False)
+        box = Outbox(record.outbox)
+        try:
+            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+            status = content.status or default
+            if status[0] == "KILLED" and not content.status:
+                delivery.tags |= {
+                    REASON: "its process is gone",
+                    RESUME: f"waymark resume {record.id}",
+                }
+            delivery.deliver()
+            delivery.close(*status)
+            settled(box, delivery.info, status[0])
+        finally:
+            box.close()
+    finally:
+        lock.release()
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a few words what is wrong with a store, without any password."""
+    import mlflow
+
+    text = str(error)
+    revision = re.search(r"found version (\w+)|identified by '(\w+)'", text)
+    if revision:
+        found = revision[1] or revision[2]
+        versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
+        if next(versions.glob(f"{found}_*.py"), None):
+            return "an older MLflow made it; `mlflow db upgrade` with its URI brings it up to date"
+        return f"a newer MLflow than {mlflow.__version__}, which is installed here, made it"
+    if "database is locked" in text:
+        return "another program has locked it for long"
+    if re.search(r"file is not a database|disk image is malformed", text):
+        return "it is damaged; move it away, and waymark sync makes its runs from their folders"
+    inside = re.search(r"\[Errno -?\d+\] ([^'\")]+)|\(sqlite3\.\w+\) ([^\n]+)|(timed out)", text)
+    if inside:  # of a long chain
+        return inside[1] or inside[2] or "no answer in time"
+    return without_password(first_line(error)) or ""
+
+
+def settled(box: Outbox, record: RunRecord, status: str) -> None:
+    """Note that MLflow has all; a finished run's spool is needed no longer."""
+    with contextlib.suppress(OSError):
+        box.append("delivered", None)
+    if record.remote and status == "FINISHED":
+        forget(record.folder.parent)
+
+
+def forget(home: Path) -> None:
+    """Remove the spool of a run whose all is elsewhere; a kill leaves all of it or none."""
+    os.rename(home, home.with_name(GONE + home.name))
+    sweep(home.parent)
+
+
+def sweep(spool: Path) -> None:
+    """Remove what `forget` was kept from removing."""
+    for gone in spool.glob(f"{GONE}*"):
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def locked(record: RunRecord) -> Any:
+    """Hold a run for this process; raise BadInput if another one has it."""
+    from filelock import FileLock, Timeout
+
+    record.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(record.folder.parent / "lock", timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BadInput(f"run {record.id}: another process is training it.") from None
+    return lock
+
+
+def this_process_text() -> str:
+    """Return what names this process, as a tag."""
+    return json.dumps(this_process())
+
+
+def _unknown(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
+    pairs = zip(points.steps, points.values, strict=True)
+    return [(step, value) for step, value in pairs if step not in known]
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of each file below a folder, but temporary ones."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith("."):
+                facts = path.stat()
+                found[path.relative_to(folder).as_posix()] = (facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def _parent(name: str) -> str | None:
+    return os.path.dirname(name) or None

@@ -1,0 +1,539 @@
+"""Runs whose process is gone are found and can go on; those of the living are left alone."""
+
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from filelock import FileLock
+from mlflow.tracking import MlflowClient
+
+from pipeline.__main__ import _composed
+from pipeline.config import BadInput
+from pipeline.tracking import TrackedRun, Tracking, alive, outbox
+from pipeline.tracking.alive import is_alive, this_process
+
+Done = subprocess.CompletedProcess[str]
+Main = Callable[..., Done]
+Process = dict[str, Any]
+
+BOUND = 60  # seconds that anything may take which is waited for
+NOW = 1_700_000_000.0
+HOUR = 3600
+
+# Whether a process is alive.
+
+
+@pytest.fixture(params=["/proc", "psutil"])
+def system(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Ask Linux's /proc, then what is asked where there is none."""
+    if request.param == "psutil":
+        monkeypatch.setattr(alive, "Path", lambda text: tmp_path / text.lstrip("/"))
+    return str(request.param)
+
+
+def started(pid: int, system: str) -> float:
+    """Return when a process started, as the program writes it down, found in another way."""
+    seconds = psutil.Process(pid).create_time()
+    if system == "psutil":
+        return seconds
+    return float(round((seconds - psutil.boot_time()) * os.sysconf("SC_CLK_TCK")))
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    with subprocess.Popen(["sleep", "300"]) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_lives_until_it_ends(
+    system: str, sleeper: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = this_process()
+    assert json.loads(json.dumps(own)) == own
+    child = {**own, "pid": sleeper.pid, "started": started(sleeper.pid, system)}
+    now = time.time()
+    for process in (own, child):
+        for heartbeat in (now, 0.0, now + HOUR, math.nan):  # no clock is asked
+            assert is_alive(process, heartbeat)
+    assert not is_alive({**child, "started": child["started"] + 1}, now)  # its pid was given away
+    assert not is_alive({**child, "boot": own["boot"][:-1]}, now)
+    sleeper.kill()
+    end = time.monotonic() + BOUND
+    while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not is_alive(child, now)  # ended, and nobody has waited for it
+    sleeper.wait(BOUND)
+    assert not is_alive(child, now)
+    assert is_alive(own, now)
+
+
+@pytest.mark.parametrize("name", ["a) Z 1 (", "R (x", " ", "((("])
+def test_a_programs_name_may_hold_anything(tmp_path: Path, name: str) -> None:
+    program = tmp_path / name
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "300"]) as process:
+        named = {**this_process(), "pid": process.pid, "started": started(process.pid, "/proc")}
+        assert is_alive(named, 0)
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [
+        (0, True),
+        (alive.BOUND - 0.001, True),
+        (alive.BOUND + 0.001, False),
+        (10 * HOUR, False),
+        (NOW, False),  # none at all
+        (-1, True),  # from the future
+        (-1e12, True),
+        (-math.inf, True),
+        (math.inf, False),
+        (math.nan, False),
+    ],
+)
+def test_of_another_host_only_the_age_of_its_heartbeat_counts(
+    monkeypatch: pytest.MonkeyPatch, age: float, expected: bool
+) -> None:
+    monkeypatch.setattr(alive.time, "time", lambda: NOW)
+    own = this_process()
+    for other in ("elsewhere", None, 5, [own["host"]]):
+        assert is_alive({**own, "host": other}, NOW - age) is expected
+    gone = {**own, "host": "elsewhere", "pid": None, "started": None, "boot": ""}
+    assert is_alive(gone, NOW - age) is expected
+    assert is_alive({}, NOW - age) is expected
+
+
+GARBAGE: list[Any] = [None, "", "1", str(os.getpid()), 0, -1, 2**22 + 1, 10**30, 10**5000]
+GARBAGE += [True, False, math.nan, math.inf, float(os.getpid()), [], [os.getpid()], {}, "../self"]
+
+
+@pytest.mark.parametrize("pid", GARBAGE, ids=lambda pid: repr(pid)[:9] if pid != 10**5000 else "-")
+def test_what_is_no_pid_is_no_living_process(system: str, pid: Any) -> None:
+    own = this_process()
+    for start in (own["started"], None, "", math.nan):
+        assert is_alive({**own, "pid": pid, "started": start}, time.time()) is False
+    without = {"host": own["host"], "boot": own["boot"], "pid": pid}
+    assert is_alive(without, time.time()) is False
+
+
+@pytest.mark.parametrize("key", ["boot", "started"])
+@pytest.mark.parametrize("value", [None, "", "x", -1, math.nan, [], {}])
+def test_what_names_another_process_is_not_this_one(key: str, value: Any) -> None:
+    own = this_process()
+    assert is_alive({**own, key: value}, time.time()) is False
+    assert is_alive({k: v for k, v in own.items() if k != key}, time.time()) is False
+
+
+# Dead runs in a store.
+
+SHORT = ["data=arrays", "save=npz", "steps=40", "save.every=10", "save.max_to_keep=2"]
+SHORT += ["eval_every=20", "batch_size=10", "progress=false", "runtime.intra_op_threads=2"]
+
+# One process leaves runs of all kinds behind, the last one in the middle of training.
+CHILD = """
+import json, os, signal, sys, time
+from types import SimpleNamespace
+import numpy as np
+from mlflow.tracking import MlflowClient
+from pipeline import run as work
+from pipeline.__main__ import _composed
+from pipeline.progress import Silent
+from pipeline.tracking import Tracking
+
+class KillAt(Silent):
+    def advanced(self, step, loss):
+        if step >= 23:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def refusing(real):
+    def refuse(self, run_id, *arguments, **named):
+        if run_id in ids.values():
+            raise ConnectionError("gone")
+        return real(self, run_id, *arguments, **named)
+    return refuse
+
+overrides = sys.argv[1:]
+settings = _composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
+data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
+                       digest="d" * 64, source="test")
+ids = {"whole": work.run(_composed([*overrides, "run_name=whole"])).run_id}
+tracking = Tracking(None)
+made = {name: tracking.create(settings, {"waymark.version": "test"}, data)
+        for name in ("silent", "FINISHED", "FAILED", "KILLED")}
+for name, run in made.items():
+    run.record([1, 2], {"train/loss": [0.5, 0.25]})
+    ids[name] = run.info.id
+for run in made.values():
+    while len(tracking.client.get_metric_history(run.info.id, "train/loss")) < 2:
+        time.sleep(0.01)
+MlflowClient.log_batch = refusing(MlflowClient.log_batch)
+for name, run in made.items():
+    run.record([2, 3, 4], {"train/loss": [9.0, 0.125, float("nan")]})
+    run.tag({"colour": "red"})
+    run.flush() if name == "silent" else run.finish(name)
+print(json.dumps(ids), flush=True)
+work.watcher = lambda *_: KillAt(0, 0)
+work.run(_composed([*overrides, "run_name=training"]))
+"""
+
+ENDS = {name: name for name in ("FINISHED", "FAILED", "KILLED")}
+ENDS |= {"whole": "FINISHED", "silent": "KILLED", "training": "KILLED"}
+REAL = ("whole", "training")  # those that have trained
+
+
+@dataclass(frozen=True)
+class Graves:
+    """A store that a process left when it died an hour ago, and the ids of its runs by name."""
+
+    mlruns: Path
+    ids: dict[str, str]
+    died: float  # seconds since the epoch
+
+
+@pytest.fixture(scope="module")
+def graves(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,
+    small: Path,
+    environment: dict[str, str],
+) -> Graves:
+    folder = tmp_path_factory.mktemp("graves")
+    shutil.copytree(empty_store, folder / "mlruns")
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *SHORT, f"data.path={small}"],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * BOUND,
+    )
+    died = time.time()
+    assert done.returncode == -signal.SIGKILL, done
+    _, ids, training = done.stdout.splitlines()
+    database = folder / "mlruns/mlflow.db"
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(f"UPDATE runs SET start_time = start_time - {HOUR * 1000}")
+        change = f"UPDATE tags SET value = value - {HOUR} WHERE key = 'waymark.heartbeat'"
+        connection.execute(change)
+    for path in folder.glob("mlruns/artifacts/*/*/outbox.jsonl"):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - HOUR))
+    return Graves(
+        folder / "mlruns", {**json.loads(ids), "training": training.split()[1]}, died - HOUR
+    )
+
+
+@pytest.fixture
+def here(graves: Graves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the current folder of this test, with a copy of the store that was left."""
+    shutil.copytree(graves.mlruns, tmp_path / "mlruns")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def home(run_id: str) -> Path:
+    """Return the folder of a run in the store of the current folder."""
+    (found,) = Path("mlruns/artifacts").glob(f"*/{run_id}")
+    return found
+
+
+def mlflow() -> MlflowClient:
+    return MlflowClient(f"sqlite:///{Path.cwd()}/mlruns/mlflow.db")
+
+
+def seen(run_id: str) -> dict[str, Any]:
+    """Return what MLflow knows of a run."""
+    client = mlflow()
+    run = client.get_run(run_id)
+    points = {
+        key: sorted((p.step, repr(p.value), p.timestamp) for p in history)
+        for key in run.data.metrics
+        for history in [client.get_metric_history(run_id, key)]
+    }
+    info = run.info
+    times = (info.start_time, info.end_time)
+    return {"status": info.status, "times": times, "tags": run.data.tags, "points": points}
+
+
+def losses(facts: dict[str, Any]) -> list[tuple[int, str]]:
+    return [point[:2] for point in facts["points"]["train/loss"]]
+
+
+def refused(done: Done, run_id: str) -> None:
+    """Check that a command did nothing and said so in one sentence."""
+    assert (done.returncode, done.stdout) == (2, ""), done
+    assert done.stderr.startswith(f"waymark: run {run_id}: ")
+    assert done.stderr.count("\n") == 1
+
+
+COMMANDS = {
+    "evaluate": ["evaluate", "whole"],
+    "resume": ["resume", "whole"],
+    "sync": ["sync"],
+    "run": ["run", *SHORT],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_any_command_finds_the_dead(
+    graves: Graves, here: Path, small: Path, main: Main, command: str
+) -> None:
+    ids = graves.ids
+    assert {name: seen(ids[name])["status"] for name in ENDS} == {
+        **dict.fromkeys(ENDS, "RUNNING"),
+        "whole": "FINISHED",
+    }
+    for name in set(ENDS) - set(REAL):
+        assert losses(seen(ids[name])) == [(1, "0.5"), (2, "0.25")]
+    ended = {name: outbox.read(home(ids[name]) / "outbox.jsonl").status for name in ENDS}
+    last = {name: (home(ids[name]) / "outbox.jsonl").stat().st_mtime for name in ENDS}
+
+    done = main(*COMMANDS[command], *[f"data.path={small}"] * (command == "run"))
+    assert done.returncode == 0, done
+
+    after = {name: seen(run_id) for name, run_id in ids.items()}
+    assert {name: facts["status"] for name, facts in after.items()} == ENDS
+    for name in ("silent", "training"):
+        start, end = after[name]["times"]
+        assert max(start, int(last[name] * 1000)) <= end <= graves.died * 1000
+        tags = after[name]["tags"]
+        assert tags["waymark.reason"] == "its process is gone"
+        assert tags["waymark.resume"] == f"waymark resume {ids[name]}"
+    for name in ("FINISHED", "FAILED", "KILLED"):  # it recorded its end, so nothing else is said
+        assert ended[name] == (name, after[name]["times"][1])
+        assert not {"waymark.reason", "waymark.resume"} & set(after[name]["tags"])
+    for name in set(ENDS) - set(REAL):
+        assert losses(after[name]) == [(1, "0.5"), (2, "0.25"), (3, "0.125"), (4, "nan")]
+        assert after[name]["tags"]["colour"] == "red"
+    whole, training = losses(after["whole"]), losses(after["training"])
+    assert 23 <= len(training) < len(whole) == 40
+    assert training == whole[: len(training)]
+    assert [key for key in after["training"]["points"] if key.startswith("test/")]
+
+    Tracking(None)
+    list(Tracking(None).sync())
+    assert {name: seen(run_id) for name, run_id in ids.items()} == after
+
+
+def test_a_dead_run_goes_on_as_its_tag_says(graves: Graves, here: Path, main: Main) -> None:
+    Tracking(None)
+    run_id = graves.ids["training"]
+    words = shlex.split(seen(run_id)["tags"]["waymark.resume"])
+    assert words[0] == "waymark"
+    done = main(*words[1:])
+    assert (done.returncode, done.stderr) == (0, ""), done
+    now, whole = seen(run_id), seen(graves.ids["whole"])
+    assert now["status"] == "FINISHED"
+    assert now["tags"]["waymark.state_digest"] == whole["tags"]["waymark.state_digest"]
+    assert (now["tags"]["waymark.reason"], now["tags"]["waymark.resume"]) == ("", "")
+    for key in set(whole["points"]) - {"train/steps_per_second"}:
+        assert [p[:2] for p in now["points"][key]] == [p[:2] for p in whole["points"][key]]
+
+
+# The living.
+
+
+@pytest.fixture
+def living(sleeper: "subprocess.Popen[bytes]") -> Process:
+    return {**this_process(), "pid": sleeper.pid, "started": started(sleeper.pid, "/proc")}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["lock", "tag", "elsewhere"])
+def test_a_run_that_another_process_has_is_left_to_it(
+    graves: Graves, here: Path, main: Main, living: Process, how: str
+) -> None:
+    run_id = graves.ids["training"]
+    with ExitStack() as stack:
+        if how == "lock":
+            stack.enter_context(FileLock(home(run_id) / "lock", timeout=0))
+        else:
+            process = {**living, "host": "elsewhere"} if how == "elsewhere" else living
+            mlflow().set_tag(run_id, "waymark.process", json.dumps(process))
+            if how == "elsewhere":
+                mlflow().set_tag(run_id, "waymark.heartbeat", str(int(time.time()) - HOUR // 60))
+        facts, files = seen(run_id), tree(home(run_id))
+        assert facts["status"] == "RUNNING"
+        for words in (["steps=60"], []):
+            refused(main("resume", run_id, *words), run_id)
+        assert main("evaluate", run_id).returncode == 0
+        if how == "lock":
+            assert main("sync").returncode == 0
+        assert seen(run_id) == facts
+        files.setdefault(str(home(run_id) / "lock"), b"")
+        assert tree(home(run_id)) == files
+        if how == "elsewhere":  # until that is silent for long
+            beat = str(int(time.time()) - alive.BOUND - 1)
+            mlflow().set_tag(run_id, "waymark.heartbeat", beat)
+    if how != "tag":
+        done = main("resume", run_id)
+        assert done.returncode == 0, done
+        assert seen(run_id)["status"] == "FINISHED"
+
+
+def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: Path) -> None:
+    config = _composed([*SHORT, f"data.path={small}"]).config
+    trackings = [Tracking(None) for _ in range(4)]
+    barrier = threading.Barrier(len(trackings))
+    got: list[TrackedRun] = []
+    sentences: list[str] = []
+
+    def reopen(tracking: Tracking) -> None:
+        record = tracking.find(graves.ids["silent"])
+        barrier.wait(BOUND)
+        try:
+            got.append(tracking.reopen(record, config))
+        except BadInput as error:
+            sentences.append(str(error))
+
+    threads = [threading.Thread(target=reopen, args=[tracking]) for tracking in trackings]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(BOUND)
+    (one,) = got
+    assert one.finish("KILLED") is None
+    run_id = graves.ids["silent"]
+    assert sentences == [f"run {run_id}: another process is training it."] * 3
+    assert [step for step, _ in losses(seen(run_id))] == [1, 2, 3, 4]
+
+
+def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> None:
+    """Rows: which process, which heartbeat, the status before; what is expected after."""
+    now = time.time()
+    gone, other = {**living, "started": 1.0}, {**living, "host": "elsewhere"}
+    fresh, old = str(int(now) - alive.BOUND + 60), str(int(now) - alive.BOUND - 60)
+    alone, dead = "RUNNING", "KILLED"
+    rows: dict[str, tuple[Any, str | None, str, str]] = {
+        "foreign": (None, None, alone, alone),
+        "foreign with a heartbeat": (None, old, alone, alone),
+        "living": (living, fresh, alone, alone),
+        "living, silent for long": (living, old, alone, alone),
+        "living, heartbeat unreadable": (living, "x", alone, alone),
+        "living, without a heartbeat": (living, None, alone, alone),
+        "this one": (this_process(), old, alone, alone),
+        "elsewhere": (other, fresh, alone, alone),
+        "elsewhere, ahead": (other, str(int(now) + 9 * HOUR), alone, alone),
+        "elsewhere, silent for long": (other, old, alone, dead),
+        "elsewhere, without a heartbeat": (other, None, alone, dead),
+        "gone": (gone, fresh, alone, dead),
+        "gone, ahead": (gone, str(int(now) + 9 * HOUR), alone, dead),
+        "gone before a restart": ({**living, "boot": "1"}, fresh, alone, dead),
+        "gone, heartbeat nan": (gone, "nan", alone, dead),
+        "gone, heartbeat inf": (gone, "inf", alone, dead),
+        "gone, heartbeat unreadable": (gone, "x", alone, dead),
+        "gone, without a heartbeat": (gone, None, alone, dead),
+        "nonsense": ("nonsense", old, alone, dead),
+        "null": ("null", old, alone, dead),
+        "a list": ("[1]", old, alone, dead),
+        "ended": (gone, old, "FINISHED", "FINISHED"),
+        "failed": (gone, old, "FAILED", "FAILED"),
+    }
+    client = mlflow()
+    experiment, ids, before = client.create_experiment("x", "mlflow-artifacts:/x"), {}, {}
+    for name, (process, beat, status, _) in rows.items():
+        text = process if isinstance(process, str) else json.dumps(process)
+        tags = {"waymark.process": text} if process else {}
+        tags |= {"waymark.heartbeat": beat} if beat else {}
+        # Two hours ahead: the clock has jumped back since.
+        start = int((now + 2 * HOUR) * 1000)
+        ids[name] = client.create_run(experiment, start, tags, name).info.run_id
+        if status != "RUNNING":
+            client.set_terminated(ids[name], status, start + 1)
+        before[name] = seen(ids[name])
+    Tracking(None)
+    after = {name: seen(run_id) for name, run_id in ids.items()}
+    assert {name: facts["status"] for name, facts in after.items()} == {
+        name: row[3] for name, row in rows.items()
+    }
+    for name, (_, _, status, expected) in rows.items():
+        if status == expected:
+            assert after[name] == before[name]
+            assert not [*place.glob(f"mlruns/**/{ids[name]}*")]
+        else:
+            start, end = after[name]["times"]
+            assert start <= end
+            assert after[name]["tags"]["waymark.reason"] == "its process is gone"
+
+
+def test_a_deleted_run_is_left_alone(graves: Graves, here: Path) -> None:
+    run_id = graves.ids["silent"]
+    mlflow().delete_run(run_id)
+    before = seen(run_id)
+    Tracking(None)
+    assert seen(run_id) == before
+    assert mlflow().get_run(run_id).info.lifecycle_stage == "deleted"
+
+
+def test_a_run_whose_artifacts_are_elsewhere_ends_no_earlier_than_it_began(
+    place: Path, living: Process
+) -> None:
+    client = mlflow()
+    experiment = client.create_experiment("x", "s3://nowhere/x")
+    process = json.dumps({**living, "started": 1.0})
+    tags = {"waymark.process": process, "waymark.heartbeat": str(int(time.time()) - HOUR)}
+    start = int(time.time() * 1000)  # the clock has jumped back since
+    run_id = client.create_run(experiment, start, tags).info.run_id
+    Tracking(None)
+    facts = seen(run_id)
+    assert facts["status"] == "KILLED"
+    assert facts["tags"]["waymark.resume"] == f"waymark resume {run_id}"
+    assert facts["times"][1] >= start
+
+
+@pytest.mark.parametrize("key", ["waymark.process", "waymark.heartbeat"])
+def test_no_tag_stops_a_command(place: Path, living: Process, key: str) -> None:
+    client = mlflow()
+    tags = {"waymark.process": json.dumps({**living, "started": 1.0}), "waymark.heartbeat": "1"}
+    for text in ("[" * 5000, '{"a":' * 900, "1e999", "9" * 5000, "\0", "NaN"):
+        client.create_run("0", tags={**tags, key: text})
+    run_id = client.create_run("0", tags=tags).info.run_id
+    Tracking(None)
+    assert client.get_run(run_id).info.status == "KILLED"
+
+
+def test_one_dead_run_is_found_among_many_living(place: Path, living: Process) -> None:
+    """The living are of another host, all of them started after the dead one."""
+    client = mlflow()
+    beat = {"waymark.heartbeat": str(int(time.time()))}
+
+    def create(start: int, process: Process) -> str:
+        tags = {**beat, "waymark.process": json.dumps(process)}
+        return str(client.create_run("0", start, tags).info.run_id)
+
+    dead = create(1, {**living, "started": 1.0})
+    alike = create(2, {**living, "host": "elsewhere"})
+    with closing(sqlite3.connect("mlruns/mlflow.db")) as database, database:
+        for table in ("runs", "tags"):
+            columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+            others = ", ".join(column for column in columns if column != "run_uuid")
+            for number in range(120):
+                database.execute(
+                    f"INSERT INTO {table} (run_uuid, {others}) "
+                    f"SELECT ?, {others} FROM {table} WHERE run_uuid = ?",
+                    (f"{number:032}", alike),
+                )
+    Tracking(None)
+    assert client.get_run(dead).info.status == "KILLED"
+    assert {client.get_run(f"{number:032}").info.status for number in range(120)} == {"RUNNING"}

@@ -1,0 +1,158 @@
+"""A disk that is full, or takes no large file: earlier checkpoints stay, and the run can go on."""
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline import run as work
+from pipeline.__main__ import _composed
+
+Main = Callable[..., "subprocess.CompletedProcess[str]"]
+
+SHORT = ["data=arrays", "model=cnn", "steps=30", "save.every=10", "eval_every=0", "batch_size=10"]
+SHORT += ["progress=false", "runtime.intra_op_threads=2"]  # 3.9 MB a checkpoint
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
+) -> dict[str, str]:
+    """Return the digest of the last state in either format."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(empty_store, folder / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = work.run(_composed([*SHORT, f"data.path={small}"]))
+    return {"ckpt": result.state_digest, "npz": result.state_digest}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file beyond a size: EFBIG, as a full disk gives ENOSPC."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def the_run(place: Path) -> Any:
+    (run,) = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").search_runs(["1"])
+    return run
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def checkpoints(place: Path) -> Path:
+    (folder,) = place.glob("mlruns/artifacts/1/*/artifacts/checkpoints")
+    return folder
+
+
+def goes_on(main: Main, place: Path, digest: str) -> None:
+    """Check that the run can be resumed once there is room, with the right end."""
+    run = the_run(place)
+    assert run.data.tags["waymark.resume"] == f"waymark resume {run.info.run_id}"
+    done = main("resume", run.info.run_id)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = the_run(place)
+    assert (run.info.status, run.data.tags["waymark.state_digest"]) == ("FINISHED", digest)
+    assert (run.data.tags["waymark.reason"], run.data.tags["waymark.resume"]) == ("", "")
+
+
+@pytest.mark.parametrize("save", ["ckpt", "npz"])
+def test_a_file_that_may_not_grow(
+    save: str, place: Path, small: Path, main: Main, undisturbed: dict[str, str]
+) -> None:
+    with largest_file(2_000_000):
+        done = main("run", *SHORT, f"data.path={small}", f"save={save}")
+    assert done.returncode == 1
+    run = the_run(place)
+    reason = "checkpoint 10 cannot be written: File too large"
+    assert (run.info.status, run.data.tags["waymark.reason"]) == ("FAILED", reason)
+    end = f"failed: {reason}; to go on: waymark resume {run.info.run_id}\n"
+    assert done.stderr == f"waymark: run {run.info.run_id} {end}"
+    graph = {"model_ckpt.meta"} if save == "ckpt" else set()
+    assert set(contents(checkpoints(place))) == graph  # nothing half-written fills the disk
+    goes_on(main, place, undisturbed[save])
+
+
+def test_too_little_room_is_said_before_it_is_tried(
+    place: Path,
+    small: Path,
+    main: Main,
+    undisturbed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Usage(NamedTuple):
+        free: int
+
+    left = [Usage(10**9), Usage(5_000_000)]
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "disk_usage", lambda path: left.pop(0))
+        done = main("run", *SHORT, f"data.path={small}", "save=npz")
+    assert (done.returncode, left) == (1, [])
+    found = contents(checkpoints(place))
+    assert set(found) == {"weights-10.npz", "weights-10.json"}
+    run = the_run(place)
+    assert run.info.status == "FAILED"
+    reason = run.data.tags["waymark.reason"]
+    assert reason.startswith("checkpoint 20 takes 7.9 MB with its records, and the disk of ")
+    assert reason.endswith("checkpoints has 5.0 MB left")
+    goes_on(main, place, undisturbed["npz"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
+    """Mount a file system of 12 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root")
+    try:
+        shutil.copytree(empty_store, disk / "mlruns")
+        yield disk
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("save", ["ckpt", "npz"])
+def test_a_full_disk(
+    save: str,
+    small_disk: Path,
+    small: Path,
+    main: Main,
+    undisturbed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(small_disk)
+    # The check beforehand is taken out, so that writing itself meets the end of the disk.
+    with monkeypatch.context() as unseen:
+        unseen.setattr("pipeline.checkpoints.store.MARGIN", -(10**9))
+        done = main("run", *SHORT, f"data.path={small}", f"save={save}")
+    assert done.returncode == 1
+    before = contents(checkpoints(small_disk))
+    assert {name.partition(".")[0] for name in before} <= {
+        "checkpoint", "model_ckpt", "model_ckpt-10", "model_ckpt-20", "weights-10", "weights-20"
+    }  # fmt: skip
+    run = the_run(small_disk)
+    assert run.info.status == "FAILED"
+    assert "cannot be written: No space left on device" in run.data.tags["waymark.reason"]
+    assert done.stderr.count("\n") == 1
+    again = main("resume", run.info.run_id)
+    assert again.returncode == 1
+    assert "MB left" in again.stderr
+    assert contents(checkpoints(small_disk)) == before
+    subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
+    goes_on(main, small_disk, undisturbed[save])

@@ -1,0 +1,76 @@
+"""Signals: each one is seen, also inside a long call into TensorFlow."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.runtime import start_tensorflow
+from pipeline.stopping import Stop, Stopped
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Collect the statuses with which this process would have ended at once."""
+    statuses: list[int] = []
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    yield statuses
+
+
+def test_three_signals_within_one_call_into_tensorflow_are_all_seen(exits: list[int]) -> None:
+    tf = start_tensorflow(2)
+    limit = tf.Variable(10**9, dtype=tf.int64)
+
+    @tf.function(autograph=False)
+    def long() -> tf.Tensor:
+        return tf.while_loop(
+            lambda i: i < limit.read_value(), lambda i: [i + 1], [tf.constant(0, tf.int64)]
+        )[0]
+
+    long.get_concrete_function()
+    inside, seen = threading.Event(), []
+
+    def work() -> float:
+        inside.set()
+        long()
+        return time.monotonic()
+
+    def disturb() -> None:
+        assert inside.wait(60)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            time.sleep(0.1)
+            before = (stop.signal, len(exits))
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
+            end = time.monotonic() + 30
+            while (stop.signal, len(exits)) == before and time.monotonic() < end:
+                time.sleep(0.005)
+            seen.append(time.monotonic())
+        limit.assign(0)  # only now does the call come to its end
+
+    with Stop() as stop:
+        stop.begun = True
+        other = threading.Thread(target=disturb)
+        other.start()
+        ended = stop.run(work)
+        other.join()
+        assert stop.signal == signal.SIGTERM
+        assert exits == [130, 143]
+        assert seen[-1] < ended
+        with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
+            stop.check()
+    assert stopped.value.status == 143
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_before_there_is_anything_to_save_a_signal_ends_at_once(
+    exits: list[int], number: signal.Signals, status: int
+) -> None:
+    before = signal.getsignal(number)
+    with Stop():
+        signal.raise_signal(number)
+        assert exits == [status]
+        assert signal.getsignal(number) != before
+    assert signal.getsignal(number) == before
