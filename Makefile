@@ -19,10 +19,10 @@ FIND_PYTHON = \
 		exit 1; \
 	fi
 
-.PHONY: help setup run ui test check lock
+.PHONY: help setup run ui test torture check lock
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/installed ## install the locked packages and Waymark into .venv
 
@@ -34,6 +34,9 @@ ui: setup ## open the MLflow UI on the recorded runs
 
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)
+
+torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --seed 1"
+	@$(BIN)/python -m benchmarks.torture $(ARGS)
 
 check: setup ## lint, check the formatting and the types
 	@$(BIN)/ruff check

@@ -642,7 +642,7 @@ HOSTILE = [
     "pipeline.models.softmax.Softmax.logits", "pipeline.models.softmax.Softmax\n",
     "pipeline.\0", "pipeline.__main__.main", "pipeline.config.Config", "pipeline.nosuch.Model",
     "pipeline.tracking.Tracking", "pipeline.data.Mnist5k", "antigravity.Model",
-    "pipeline.data.gzip.GzipFile", "pipeline.data.zipfile.ZipFile",
+    "pipeline.data.gzip.GzipFile", "pipeline.archive.zipfile.ZipFile",
 ]  # fmt: skip
 
 
@@ -669,7 +669,7 @@ def test_a_foreign_class_with_the_right_methods_is_refused(tmp_path: Path) -> No
     """Name a class that could pass for a save format: it would empty a file when it is made."""
     precious = tmp_path / "precious"
     precious.write_text("kept")
-    save = {"_target_": "pipeline.data.zipfile.ZipFile", "file": str(precious), "mode": "w"}
+    save = {"_target_": "pipeline.archive.zipfile.ZipFile", "file": str(precious), "mode": "w"}
     with pytest.raises(BadInput, match=r"^save\._target_=.*is not part of Waymark"):
         read(changed("save", save), tmp_path)
     assert precious.read_text() == "kept"

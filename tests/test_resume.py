@@ -18,11 +18,16 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import run as work
 from pipeline.__main__ import _composed
+from pipeline.checkpoints import SaveFormat, store
+from pipeline.checkpoints.ckpt import Ckpt
+from pipeline.checkpoints.npz import Npz
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.digest import digest
 from pipeline.evaluate import load_data
 from pipeline.progress import Silent
 from pipeline.runtime import start_tensorflow
 from pipeline.stopping import Stopped
+from pipeline.tracking import TrackedRun
 from pipeline.train import Machine
 
 Done = subprocess.CompletedProcess[str]
@@ -214,6 +219,85 @@ def test_killed_at_any_moment_and_resumed(
 SHORT = [*BASE, "steps=40", "save.every=10", "eval_every=20"]
 
 
+class Killed(BaseException):
+    """What no code here catches, as none can catch SIGKILL."""
+
+
+def after(real: Any, count: int, half: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return what dies at a later call instead of doing it, or after doing a part of it."""
+    calls: list[int] = []
+
+    def dying(*arguments: Any, **named: Any) -> Any:
+        calls.append(1)
+        if len(calls) == count:
+            if half:
+                half(*arguments, **named)
+            raise Killed
+        return real(*arguments, **named)
+
+    return dying
+
+
+def torn_payload(save: Any, path: Path, state: Any) -> None:
+    for file in type(save).real_write(save, path, state):
+        file.write_bytes(file.read_bytes()[:100])
+
+
+def manifest_alone(checkpoints: CheckpointStore, step: int) -> None:
+    checkpoints.path(step).with_suffix(".json").unlink()
+
+
+POINTS: dict[str, tuple[Any, str, int, Any]] = {
+    "before the first checkpoint": (Machine, "advance", 2, None),
+    "in training": (Machine, "advance", 5, None),
+    "inside a save": (SaveFormat, "write", 2, torn_payload),
+    "between payload and manifest": (store, "replace_file", 2, None),
+    "between manifest and state file": (CheckpointStore, "_retain", 3, None),
+    "inside retention": (CheckpointStore, "_remove", 1, manifest_alone),
+    "after the last checkpoint": (work._Work, "_conclude", 1, None),
+    "after restoring": (work._Work, "_report", 1, None),
+}
+
+
+@pytest.mark.parametrize("save", ["ckpt", "npz"])
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_at_a_named_point(
+    point: str,
+    save: str,
+    place: Path,
+    data: list[str],
+    undisturbed: Callable[..., End],
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides = [*SHORT, f"save={save}"]
+    expected = undisturbed(*overrides)
+    owner, name, count, half = POINTS[point]
+    owner = {"ckpt": Ckpt, "npz": Npz}[save] if owner is SaveFormat else owner
+    started: list[TrackedRun] = []
+    hold = TrackedRun.__init__
+
+    def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
+        hold(tracked, *arguments, **named)
+        started.append(tracked)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(TrackedRun, "__init__", held)
+        dying.setattr(owner, "real_write", getattr(owner, "write", None), raising=False)
+        dying.setattr(owner, name, after(getattr(owner, name), count, half))
+        with pytest.raises(Killed):
+            work.run(_composed([*overrides, *data, "progress=false"]))
+    # A real kill takes the sending thread along, and with it its hold on the run.
+    started[0]._patience.set()
+    started[0]._wake.set()
+    started[0]._sender.join(BOUND)
+    (folder,) = place.glob("mlruns/artifacts/1/*")
+    assert end(place, folder.name).status == "RUNNING"
+    done = main("resume", folder.name)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert end(place, folder.name) == expected
+
+
 def test_a_run_that_saved_nothing_starts_again(
     place: Path,
     data: list[str],
@@ -357,3 +441,18 @@ def test_a_run_without_a_whole_checkpoint_cannot_go_on(
     ] == [True] * 3
     assert "none is whole" in lines[3]
     assert len(lines) == 4
+
+
+def test_a_recorded_configuration_starts_a_new_run(place: Path, finished: str, main: Main) -> None:
+    digests = []
+    for changed in ([], ["seed=1"]):
+        done = main("run", "--config-from", finished, "run_name=again", *changed)
+        assert (done.returncode, done.stderr) == (0, "")
+        run_id = done.stdout.split()[1]
+        assert run_id != finished
+        digests.append(end(place, run_id).digest)
+    assert digests[0] == end(place, finished).digest != digests[1]
+    for given in ("model=cnn", "stesp=1", "steps"):
+        refused = main("run", "--config-from", finished, given)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert given.partition("=")[0] in refused.stderr

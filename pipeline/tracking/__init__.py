@@ -465,8 +465,7 @@ class Tracking:
         try:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-                self.client.download_artifacts(record.id, name, scratch)
-                os.replace(Path(scratch, name), target / name)
+                os.replace(self.client.download_artifacts(record.id, name, scratch), target / name)
         except Exception as error:  # of MLflow, the network, the disk
             reason = reason_of(error)
             raise BadInput(f"run {record.id}: {name} cannot be fetched ({reason}).") from None
