@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -260,6 +261,26 @@ def test_a_run_belongs_to_one_process(tracking: Tracking) -> None:
         tracking.reopen(tracking.find(tracked.info.id), config)
     tracked.finish("KILLED")
     tracking.reopen(tracking.find(tracked.info.id), config).finish("FINISHED")
+
+
+def test_a_clock_that_jumps_back_does_no_harm(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracked, now, now_ns = created(tracking), time.time, time.time_ns
+    tracked.record([1], {"train/loss": [0.5]})
+    day = 24 * 3600
+    monkeypatch.setattr(time, "time", lambda: now() - day)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
+    tracked.record([2, 3], {"train/loss": [0.25, 0.125]})
+    assert tracked.finish("KILLED") is None
+    again = tracking.reopen(tracking.find("latest"), _composed([THREADS]).config)
+    assert again.info.id == tracked.info.id
+    again.record([3, 4], {"train/loss": [9.0, 0.0625]})
+    assert again.finish("FINISHED") is None
+    assert history(tracking, again, "train/loss") == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
+    run = MlflowClient(tracking.uri).get_run(again.info.id)
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time >= run.info.start_time
 
 
 FOUR = """

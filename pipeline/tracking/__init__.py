@@ -77,7 +77,9 @@ class Tracking:
         self.address = without_password(self.uri) or ""
         self.root = self.database.parent if self.database else Path("mlruns").absolute()
         if self.database and not create and not self.database.exists():
-            raise BadInput(f"there are no runs here: {self.database} does not exist.")
+            lost = next(self.root.glob(f"artifacts/*/*/{outbox.NAME}"), None)
+            hint = "; waymark sync makes it again from the runs' folders" if lost else ""
+            raise BadInput(f"there are no runs here: {self.database} does not exist{hint}.")
         if self.database or create:
             self._check_root()
         self.client = self._open()
@@ -101,7 +103,7 @@ class Tracking:
                 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
                 # Two processes that both create the schema break each other, hence the lock.
-                with FileLock(self.root / "mlflow.lock"):
+                with FileLock(self.root / "mlflow.lock", timeout=60):
                     self._local = SqlAlchemyStore(self.uri, str(self.root / "artifacts"))
                     self._settle()
             from mlflow.tracking import MlflowClient
@@ -352,10 +354,9 @@ class Tracking:
         if len(found) > 1:
             ids = ", ".join(record.id[:12] for record in found[:5])
             raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
-        told = outbox.read(found[0].outbox)
-        if told.status and not told.delivered:  # it ended, and MLflow has not heard of it yet
-            return replace(found[0], status=told.status[0])
-        return found[0]
+        told = outbox.read(found[0].outbox).status if self.undelivered(found[0]) else None
+        # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
+        return replace(found[0], status=told[0]) if told else found[0]
 
     def _matching(self, text: str) -> list[Any]:
         quote = '"' if "'" in text else "'"  # MLflow's filters know no escape
