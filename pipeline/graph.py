@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checkpoints.ckpt import check_bundle
+from pipeline.checkpoints.bundle import check_bundle
 from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
 from pipeline.models import forward

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pipeline import __main__ as program
 from pipeline import archive as reader
 from pipeline import graph
-from pipeline.checkpoints.ckpt import Ckpt, check_bundle, read_bundle
+from pipeline.checkpoints.bundle import check_bundle, read_bundle
+from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import match, read_parameters
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.retention import start

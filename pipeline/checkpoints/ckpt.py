@@ -1,15 +1,11 @@
 """Checkpoints as TensorFlow V2 bundles keyed by variable name, as `Saver` reads and writes."""
 
-import glob
-import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
 from pipeline.checkpoints import SaveFormat, State
+from pipeline.checkpoints.bundle import read_bundle
 from pipeline.config import settings
 
 
@@ -48,101 +44,3 @@ class Ckpt(SaveFormat):
         temporary = folder / ".tmp-checkpoint"
         temporary.write_text("".join(f"{line}\n" for line in lines))
         os.replace(temporary, folder / "checkpoint")
-
-
-def read_bundle(prefix: Path) -> State:
-    """Return a V2 checkpoint's arrays, but texts; raise what TensorFlow or check_bundle raises."""
-    import tensorflow as tf
-
-    check_bundle(prefix)
-    reader = tf.train.load_checkpoint(str(prefix))
-    types = reader.get_variable_to_dtype_map()
-    return {
-        name: np.asarray(reader.get_tensor(name))
-        for name in sorted(types)
-        if types[name] != tf.string  # where object-based checkpoints describe themselves
-    }
-
-
-def check_bundle(prefix: Path) -> None:
-    """Raise ValueError or IndexError for a bundle that promises more than its data files hold.
-
-    TensorFlow believes an index whose checksums are right, which anybody can make: for what no
-    writer writes it aborts the process, and it takes memory before it looks at the data.
-    """
-    import tensorflow as tf
-    from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto
-
-    data = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
-    room = sum(path.stat().st_size for path in data)
-    last = None
-    for key, value in _entries(prefix.with_name(f"{prefix.name}.index")):
-        if last is not None and key <= last:  # a search could find what this loop does not see
-            raise ValueError("its index is not in order")
-        last = key
-        if key == b"":  # the header, which TensorFlow checks
-            continue
-        name, entry = key.decode(), BundleEntryProto.FromString(value)
-        kind, lengths = tf.dtypes.as_dtype(entry.dtype), [dim.size for dim in entry.shape.dim]
-        known = kind.is_numpy_compatible and entry.dtype < 100  # from there on, references
-        if not known or entry.slices or entry.shape.unknown_rank or len(lengths) > 64:
-            raise ValueError(f"its entry {name!r} is of a kind that is not read")
-        least = 1 if kind == tf.string else kind.size  # a text's length takes a byte or more
-        room -= entry.size
-        count = math.prod(n or 1 for n in lengths)  # a zero may come too late for TensorFlow
-        few = count < 2**60 and math.prod(lengths) * least <= entry.size
-        if min(lengths, default=0) < 0 or not few or room < 0:
-            raise ValueError(f"its entry {name!r} promises more than the data file holds")
-
-
-def _entries(index: Path) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of an index: a table as LevelDB has it, without compression."""
-    table = index.read_bytes()
-    footer = table[-48:]
-    if not footer.endswith(bytes.fromhex("57fb808b247547db")):
-        raise ValueError("its index is not one that TensorFlow wrote")
-    _, at = _varint(footer, 0)
-    _, at = _varint(footer, at)
-    left = len(table)
-    for _, handle in _block(table, footer[at:]):
-        left -= _varint(handle, _varint(handle, 0)[1])[0]
-        if left < 0:
-            raise ValueError("its index names a block more than once")
-        yield from _block(table, handle)
-
-
-def _block(table: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of one block; raise ValueError where others could be seen."""
-    offset, at = _varint(handle, 0)
-    size, _ = _varint(handle, at)
-    block = table[offset : offset + size]
-    count = int.from_bytes(block[-4:], "little")
-    end = size - 4 - 4 * count
-    if len(block) < size or end < 0 or table[offset + size] != 0:
-        raise ValueError("its index is damaged, or compressed")
-    key, at, starts = b"", 0, {0}
-    while at < end:
-        start = at
-        shared, at = _varint(block, at)
-        own, at = _varint(block, at)
-        length, at = _varint(block, at)
-        if shared == 0:
-            starts.add(start)
-        key, at = key[:shared] + block[at : at + own], at + own
-        if not len(key) == shared + own < 2**12 or at + length > end:
-            raise ValueError("its index is damaged")
-        yield key, block[at : at + length]
-        at += length
-    # A search may begin at any of these, so each must be an entry that was seen.
-    if not set(np.frombuffer(block, "<u4", count, end).tolist()) <= starts:
-        raise ValueError("its index is damaged")
-
-
-def _varint(body: bytes, at: int) -> tuple[int, int]:
-    """Return a number of seven bits a byte, lowest first, and where it ends; IndexError if cut."""
-    number = 0
-    for shift in range(0, 70, 7):
-        number |= (body[at + shift // 7] & 127) << shift
-        if body[at + shift // 7] < 128:
-            return number, at + shift // 7 + 1
-    raise ValueError("its index is damaged")

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
-from pipeline.checkpoints.ckpt import read_bundle
+from pipeline.checkpoints.bundle import read_bundle
 from pipeline.config import BadInput, first_line
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
