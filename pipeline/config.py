@@ -141,7 +141,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def without_password(uri: str | None) -> str | None:
     """Return a URI with the password in it, if any, replaced by asterisks."""
-    return uri if uri is None else re.sub(r"(://[^/@:]*):[^/]*@", r"\1:***@", uri)
+    if uri is None:
+        return None
+    uri = re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", uri)
+    return re.sub(r"(://[^/@:?]*):\S*@", r"\1:***@", uri)
 
 
 def first_line(error: BaseException) -> str:

@@ -185,8 +185,7 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     if record.status == "FINISHED" and reached == config.steps:
-        if record.outbox.exists() and (record.remote or tracking.undelivered(record)):
-            tracking.replay(record)
+        tracking.settle(record)
         return None
     parameters = None if found else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.tags.get("waymark.init_digest"):

@@ -520,7 +520,7 @@ def test_passwords_are_not_recorded() -> None:
         (None, None),
         ("sqlite:///mlruns/mlflow.db", "sqlite:///mlruns/mlflow.db"),
         ("http://host:5000", "http://host:5000"),
-        ("http://host:5000/a:b@c", "http://host:5000/a:b@c"),
+        ("http://host:5000/a:b@c", "http://host:***@c"),  # a password may hold a slash
         ("http://user@host", "http://user@host"),
         ("http://user:secret@host", "http://user:***@host"),
         ("http://:secret@host:1/x", "http://:***@host:1/x"),

@@ -170,7 +170,19 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 # Moved and copied.
 
 ODD = 'it\'s "quoted", žluťoučký 名前'
-NAMES = [ODD, "C# and more", "100%25 sure", "what?"]
+NAMES = [ODD, "C# and more"]
+
+
+@pytest.mark.parametrize("name", ["100%25 sure", "what?"])
+def test_a_path_that_is_no_address_is_refused(
+    here: Path, main: Main, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (here / name).mkdir()
+    monkeypatch.chdir(here / name)
+    done = main("run", "runtime.intra_op_threads=2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(": a path with ? or % cannot be MLflow's database.\n")
+    assert list((here / name).iterdir()) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

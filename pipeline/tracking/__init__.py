@@ -8,6 +8,7 @@ one point to MLflow, so sending twice changes nothing.
 
 import getpass
 import json
+import math
 import os
 import re
 import sqlite3
@@ -15,7 +16,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ __all__ = ["REASON", "RESUME", "RunRecord", "TrackedRun", "Tracking", "ui_comman
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
+PLACES = {"experiments": "artifact_location", "runs": "artifact_uri"}
 
 
 class Tracking:
@@ -76,6 +78,8 @@ class Tracking:
         self.uri = f"sqlite:///{self.database}" if self.database else uri
         self.address = without_password(self.uri) or ""
         self.root = self.database.parent if self.database else Path("mlruns").absolute()
+        if self.database and set("?%") & set(str(self.database)):
+            raise BadInput(f"{self.database}: a path with ? or % cannot be MLflow's database.")
         if self.database and not create and not self.database.exists():
             lost = next(self.root.glob(f"artifacts/*/*/{outbox.NAME}"), None)
             hint = "; waymark sync makes it again from the runs' folders" if lost else ""
@@ -104,6 +108,8 @@ class Tracking:
 
                 # Two processes that both create the schema break each other, hence the lock.
                 with FileLock(self.root / "mlflow.lock", timeout=60):
+                    with self._sql() as database:  # MLflow tries a minute and a half to open it
+                        database.execute("SELECT 1 FROM sqlite_master").fetchall()
                     self._local = SqlAlchemyStore(self.uri, str(self.root / "artifacts"))
                     self._settle()
             from mlflow.tracking import MlflowClient
@@ -117,25 +123,34 @@ class Tracking:
             raise BadInput(f"{self._named}: cannot be used ({reason_of(error)}).") from None
         return client
 
+    @contextmanager
+    def _sql(self, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
+        """Open the local database itself; commit at the end. A lock is waited for so long."""
+        assert self.database
+        with closing(sqlite3.connect(self.database, timeout=patience)) as database, database:
+            yield database
+
     def _settle(self) -> None:
         """Point a moved or copied store's rows to where it lies now: MLflow's are absolute."""
-        assert self.database
-        places = {"experiments": "artifact_location", "runs": "artifact_uri"}
-        with closing(sqlite3.connect(self.database)) as database, database:
-            moved = database.execute(
-                "SELECT experiment_id, value FROM experiment_tags WHERE key = ? AND value != ?",
-                (ROOT, str(self.root)),
-            ).fetchall()
-            for experiment, old in moved:
-                for table, column in places.items():
+        root, tagged = str(self.root), "(SELECT experiment_id FROM experiment_tags WHERE key = ?)"
+        own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
+        with self._sql() as database:  # nothing is written, and no lock asked for, without need
+            values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
+            roots = {value for (value,) in database.execute(values, (ROOT,))} - {root}
+            for old in roots:
+                for table, column in PLACES.items():
                     database.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
-                        f"WHERE experiment_id = ? AND substr({column}, 1, ?) = ?",
-                        (str(self.root), len(old) + 1, experiment, len(old) + 1, f"{old}/"),
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (root, len(old) + 1, len(old) + 1, f"{old}/"),
                     )
+                change = "UPDATE experiment_tags SET value = ? WHERE key = ? AND value = ?"
+                database.execute(change, (root, ROOT, old))
+            new = f"SELECT experiment_id FROM experiments WHERE {own}"
+            for (experiment,) in database.execute(new, (f"{root}/artifacts/", ROOT)).fetchall():
                 database.execute(
-                    "UPDATE experiment_tags SET value = ? WHERE key = ? AND experiment_id = ?",
-                    (str(self.root), ROOT, experiment),
+                    "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)",
+                    (ROOT, root, experiment),
                 )
 
     def create(self, resolved: Resolved, tags: Mapping[str, str], data: Any) -> TrackedRun:
@@ -146,7 +161,7 @@ class Tracking:
         config = resolved.config
         shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
         birth = Birth(
-            id=uuid.uuid4().hex if self.server else "",
+            id=uuid.uuid4().hex,
             address=self._place(),
             experiment=config.experiment_name,
             name=config.run_name,
@@ -170,7 +185,10 @@ class Tracking:
         if self.server:
             record = self._offline(birth, None, "RUNNING", self.root / "spool" / birth.id)
         else:
-            record = self.record(self.ensure(birth, None, lookup=False))
+            try:
+                record = self.record(self.ensure(birth, None, lookup=False))
+            except Exception as error:
+                raise BadInput(f"{self._named}: takes no new run ({reason_of(error)}).") from None
             birth = replace(birth, id=record.id, name=record.name)
         return TrackedRun(self, record, birth, config.tracking, new=True)
 
@@ -194,7 +212,14 @@ class Tracking:
         params, start = self.client.get_run(record.id).data.params, int(record.start_time * 1000)
         own = {key: text for key, text in record.tags.items() if key != LOCAL}
         return Birth(
-            record.local, self._place(), experiment, record.name, start, own, dict(params), {}
+            id=record.local,
+            address=self._place(),
+            experiment=experiment,
+            name=record.name,
+            start=start,
+            tags=own,
+            params=dict(params),
+            dataset={},
         )
 
     def undelivered(self, record: RunRecord) -> bool:
@@ -216,10 +241,13 @@ class Tracking:
             found = self._search(f"tags.`{LOCAL}` = '{birth.id}'")
             if found:
                 return self.client.get_run(found[0].info.run_id)
+        tags = birth.tags | ({LOCAL: birth.id} if self.server or lookup else {})
+        if lookup:  # the process that began it may be gone: it comes with the rest, and an end
+            tags = {key: text for key, text in tags.items() if key not in (PROCESS, BEAT)}
         return self.client.create_run(
             self._experiment(birth.experiment),
             start_time=birth.start,
-            tags=birth.tags | ({LOCAL: birth.id} if birth.id else {}),
+            tags=tags,
             run_name=birth.name,
         )
 
@@ -232,7 +260,7 @@ class Tracking:
         if birth.params and not run.data.params:
             params = [Param(key, value) for key, value in birth.params.items()]
             self.client.log_batch(run_id, params=params)
-        if data and not (run.inputs and run.inputs.dataset_inputs):
+        if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
             entry = Dataset(
                 data["name"], data["digest"], "local", data["source"], profile=data["profile"]
             )
@@ -258,15 +286,14 @@ class Tracking:
                 # The local store makes <mlruns>/artifacts/<experiment id>; the client alone
                 # would make ./mlruns/<experiment id>.
                 maker = self._local if self.database else self.client
-                maker.create_experiment(name)
+                made = maker.create_experiment(name)
+                if self.database:
+                    self.client.set_experiment_tag(made, ROOT, str(self.root))
             except MlflowException:  # another process made it meanwhile
                 pass
             found = self.client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
             raise BadInput(f"experiment_name={name!r}: this experiment was deleted in MLflow.")
-        own = str(self.root / "artifacts" / found.experiment_id)
-        if self.database and found.artifact_location == own and ROOT not in found.tags:
-            self.client.set_experiment_tag(found.experiment_id, ROOT, str(self.root))
         return str(found.experiment_id)
 
     def record(self, run: Any) -> RunRecord:
@@ -274,15 +301,14 @@ class Tracking:
         info, tags = run.info, dict(run.data.tags)
         local = tags.get(LOCAL, info.run_id)
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
-        place = urlsplit(info.artifact_uri)
-        own = place.path == str(self.root / "artifacts" / below)
-        remote = self.server or place.scheme not in ("", "file")
-        if self.database and (own or place.scheme == "mlflow-artifacts"):
+        scheme, _, path = info.artifact_uri.rpartition("://")
+        remote = self.server or scheme not in ("", "file")
+        if self.database and info.artifact_uri.startswith("mlflow-artifacts:"):
             folder, remote = self.root / "artifacts" / below, False
         elif remote:
             folder = self.root / "spool" / local / "artifacts"
         else:
-            folder = Path(url2pathname(place.path))
+            folder = Path(url2pathname(path) if scheme else path)
         start = info.start_time / 1000
         return RunRecord(
             info.run_id,
@@ -315,7 +341,7 @@ class Tracking:
 
     def _place(self) -> str:
         """Return the store's address without user and password; nothing for a local file."""
-        return "" if self.database else re.sub(r"://[^/]*@", "://", self.address)
+        return "" if self.database else re.sub(r"://\S*@", "://", self.address)
 
     def _spooled(self) -> Iterator[RunRecord]:
         """Yield the runs of this machine that are not, or not all, in the server."""
@@ -339,7 +365,8 @@ class Tracking:
             found, trouble = [], f"; {self._named}: cannot be used ({reason_of(error)})"
         else:
             trouble = ""
-            self.reap()
+            if self.server:
+                self.reap()
         here = [record for record in self._spooled() if trouble or not record.known]
         if text == "latest":
             found = sorted([*found, *here], key=lambda record: record.start_time)[-1:]
@@ -371,9 +398,9 @@ class Tracking:
             found = self._search(f"attributes.run_name = {quote}{text}{quote}")
         return found
 
-    def _search(self, query: str, order: list[str] | None = None) -> list[Any]:
+    def _search(self, query: str, order: list[str] | None = None, most: int = 50) -> list[Any]:
         experiments = [e.experiment_id for e in self.client.search_experiments()]
-        return list(self.client.search_runs(experiments, query, order_by=order, max_results=50))
+        return list(self.client.search_runs(experiments, query, order_by=order, max_results=most))
 
     def reap(self) -> None:
         """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
@@ -381,12 +408,16 @@ class Tracking:
         Raises what MLflow raises. A run of another host is left alone until its last sign of
         life is older than `alive.BOUND`.
         """
-        for run in self._search(f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"):
+        query = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
+        for run in self._search(query, most=10_000):
             record = self.record(run)
             process, beat = _life(record)
             if process == this_process() or is_alive(process, beat):
                 continue
             with suppress(Exception):  # a process holds it after all, or the next command can
+                if self.database:
+                    with self._sql(0.1) as database:  # for which MLflow would wait long
+                        database.execute("BEGIN IMMEDIATE")
                 bury(self, record, _last_sign(record, beat))
 
     def sync(self) -> Iterator[tuple[str, bool]]:
@@ -396,14 +427,16 @@ class Tracking:
         is training are left alone.
         """
         here = [*self.root.glob(f"artifacts/*/*/{outbox.NAME}")] if self.database else []
-        known = self._ids() if here else set()
+        known = self._ids() if here else {}
         for path in sorted([*here, *self.root.glob(f"spool/*/{outbox.NAME}")]):
             home, lost = path.parent, path in here and path.parent.name not in known
-            if outbox.is_delivered(path) and not lost and path in here:
+            if path in here and not lost and outbox.is_delivered(path):
                 continue
             content = outbox.read(path)
-            if content.birth is None or (lost and not (home / "artifacts").exists()):
-                continue  # not a run's, or of one that MLflow's garbage collection took
+            if content.birth is None or known.get(home.name) == "deleted":
+                continue
+            if lost and (content.birth.id in known or not (home / "artifacts").exists()):
+                continue  # a copy of a run's folder, or what MLflow's garbage collection left
             if content.birth.address == self._place():
                 yield from self._deliver(home, content, lost)
             elif not content.delivered:
@@ -441,17 +474,23 @@ class Tracking:
         lock = locked(record)
         try:
             made = self.record(self.ensure(birth, None, lookup=True))
+            if made.outbox.exists():
+                raise BadInput(f"run {made.id} has a folder already; {record.folder.parent} stays.")
+            age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
+            box = outbox.Outbox(record.outbox)
+            box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
+            box.close()
+            os.utime(record.outbox, ns=(age, age))
             made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
             os.rename(record.folder.parent, made.folder.parent)
         finally:
             lock.release()
         return made
 
-    def _ids(self) -> set[str]:
-        """Return the ids of all runs of a local store, the deleted ones too."""
-        assert self.database
-        with closing(sqlite3.connect(self.database)) as database:
-            return {run_id for (run_id,) in database.execute("SELECT run_uuid FROM runs")}
+    def _ids(self) -> dict[str, str]:
+        """Return the ids of all runs of a local store, and whether they are active or deleted."""
+        with self._sql() as database:
+            return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
 
     def system_metrics(self, run_id: str) -> Any:
         """Start MLflow's monitor of CPU and memory for a run."""
@@ -487,9 +526,12 @@ class Tracking:
         newer = _newest(there) > _newest(here)
         return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
 
-    def replay(self, record: RunRecord) -> None:
-        """Deliver what an ended run's outbox holds; raise what MLflow raises."""
-        replay(self, record, (record.status, time.time_ns() // 1_000_000))
+    def settle(self, record: RunRecord) -> None:
+        """Deliver what an ended run's outbox holds, and keep no spool of it."""
+        if record.outbox.exists() and (record.remote or self.undelivered(record)):
+            replay(self, record, (record.status, time.time_ns() // 1_000_000))
+        elif record.remote and record.folder.exists():
+            forget(record.folder.parent)
 
     def link(self, record: RunRecord) -> str:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
@@ -519,10 +561,14 @@ def _newest(names: list[str]) -> int:
 def _life(record: RunRecord) -> tuple[dict[str, Any], float]:
     """Return the process that trains a run, and its last sign of life, as far as they are told."""
     try:
-        process = json.loads(record.tags.get(PROCESS, ""))
-        return dict(process), float(record.tags.get(BEAT, ""))
-    except (ValueError, TypeError):
-        return {}, 0.0
+        process = dict(json.loads(record.tags.get(PROCESS, "")))
+    except (ValueError, TypeError, RecursionError):
+        process = {}
+    try:
+        beat = float(record.tags.get(BEAT, ""))
+    except ValueError:
+        beat = 0.0
+    return process, beat if math.isfinite(beat) else 0.0
 
 
 def _user() -> str:

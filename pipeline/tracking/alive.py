@@ -26,7 +26,9 @@ def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
     if process.get("host") != platform.node():
         return time.time() - heartbeat < BOUND
     pid, started = process.get("pid"), process.get("started")
-    return process.get("boot") == _boot() and isinstance(pid, int) and _started(pid) == started
+    if type(pid) is not int or started is None or process.get("boot") != _boot():
+        return False
+    return _started(pid) == started
 
 
 def _boot() -> str:
@@ -54,5 +56,5 @@ def _started(pid: int) -> float | None:
         process = psutil.Process(pid)
         gone = process.status() == psutil.STATUS_ZOMBIE
         return None if gone else float(process.create_time())
-    except psutil.Error:
+    except (psutil.Error, ValueError, OverflowError):  # gone, or no number of a process
         return None

@@ -12,7 +12,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt
+
+from pipeline.config import settings
 
 NAME = "outbox.jsonl"
 
@@ -27,18 +31,18 @@ class Points:
     time: int
 
 
-@dataclass(frozen=True)
+@settings
 class Birth:
     """What a run is created with; `id` is its name on this machine, for good."""
 
-    id: str
+    id: Annotated[str, Field(pattern="^[0-9A-Za-z]+$")]  # it becomes part of a search
     address: str  # of the store it belongs to, without password; "" for the one beside it
     experiment: str
     name: str | None
-    start: int  # ms since the epoch
+    start: NonNegativeInt  # ms since the epoch
     tags: dict[str, str]
     params: dict[str, str]
-    dataset: dict[str, str]  # name, digest, source, shapes
+    dataset: dict[Literal["name", "digest", "source", "profile"], str]  # all of them or none
 
 
 @dataclass
@@ -129,12 +133,8 @@ def _put(content: Content, kind: str, value: Any) -> None:
     """Take up an entry; raise ValueError or TypeError for one that no outbox holds."""
     if kind == "run":
         birth = Birth(**value)
-        texts = (birth.id, birth.address, birth.experiment, birth.name or "")
-        pairs = {**birth.tags, **birth.params, **birth.dataset}
-        if not birth.id.isalnum() or not all(
-            isinstance(text, str) for text in (*texts, *pairs, *pairs.values())
-        ):
-            raise TypeError
+        if len(birth.dataset) not in (0, 4):
+            raise ValueError
         content.birth = content.birth or birth
     elif kind == "points":
         key, steps, values, at = value

@@ -125,7 +125,7 @@ class Delivery:
         if self.training:
             with self.mutex:
                 self.tags = {PROCESS: this_process_text(), **self.tags}
-            self._beat = time.monotonic() if self._new else -math.inf
+            self._beat = -math.inf if lookup else time.monotonic()
         self.connected = True
 
     def _learn(self, run: Any) -> None:
@@ -347,12 +347,14 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     What a local run had not delivered is delivered with it; with a server, where that may take
     long, resume and sync do it.
     """
-    if not record.remote:
+    here = record.outbox.exists()
+    if here and not record.remote:
         replay(tracking, record, ("KILLED", end))
-    elif not outbox.read(record.outbox).status:
-        lock = locked(record) if record.outbox.exists() else None
+    elif not (here and outbox.read(record.outbox).status):
+        lock = locked(record) if here else None
         for key, value in _dead(record).items():
             tracking.client.set_tag(record.id, key, value)
+        end = max(end, int(record.start_time * 1000))
         tracking.client.set_terminated(record.id, "KILLED", end)
         if lock:
             lock.release()
@@ -375,15 +377,16 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
         box = Outbox(record.outbox)
         try:
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
-            status = content.status or default
-            if status[0] == "KILLED" and not content.status:
-                delivery.tags |= {
-                    REASON: "its process is gone",
-                    RESUME: f"waymark resume {record.id}",
-                }
+            if not content.status:  # it did not live to record its end
+                content.status = default
+                if default[0] == "KILLED":
+                    content.tags |= _dead(record)
+                    box.append("tags", _dead(record))
+                box.append("status", content.status)
+            delivery.tags = {**(content.birth.tags if content.birth else {}), **content.tags}
             delivery.deliver()
-            delivery.close(*status)
-            settled(box, delivery.info, status[0])
+            delivery.close(*content.status)
+            settled(box, delivery.info, content.status[0])
         finally:
             box.close()
     finally:
