@@ -154,7 +154,9 @@ def evaluate(
 @OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
     """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
-    lines = list(_store(overrides, create=True).sync())
+    from pipeline.tracking.recovery import sync as work
+
+    lines = list(work(_store(overrides, create=True)))
     for line, _ in lines:
         print(line)
     if not lines:

@@ -49,6 +49,7 @@ from pipeline.runtime import start_tensorflow
 from pipeline.score import Score
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, RunRecord, TrackedRun, Tracking
+from pipeline.tracking.recovery import settle
 from pipeline.train import Diverged, Machine, train
 
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
@@ -185,7 +186,7 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     if record.status == "FINISHED" and reached == config.steps:
-        tracking.settle(record)
+        settle(tracking, record)
         return None
     parameters = None if found else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.tags.get("waymark.init_digest"):

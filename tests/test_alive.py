@@ -26,6 +26,7 @@ from pipeline.__main__ import _composed
 from pipeline.config import BadInput
 from pipeline.tracking import TrackedRun, Tracking, alive, outbox
 from pipeline.tracking.alive import is_alive, this_process
+from pipeline.tracking.recovery import sync
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -329,7 +330,7 @@ def test_any_command_finds_the_dead(
     assert [key for key in after["training"]["points"] if key.startswith("test/")]
 
     Tracking(None)
-    list(Tracking(None).sync())
+    list(sync(Tracking(None)))
     assert {name: seen(run_id) for name, run_id in ids.items()} == after
 
 

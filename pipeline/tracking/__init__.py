@@ -26,7 +26,8 @@ from urllib.request import url2pathname
 from pipeline.config import BadInput, Resolved, without_password
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import is_alive, this_process
-from pipeline.tracking.outbox import Birth, Content
+from pipeline.tracking.outbox import Birth
+from pipeline.tracking.recovery import bury
 from pipeline.tracking.tracked import (
     BEAT,
     LOCAL,
@@ -35,11 +36,8 @@ from pipeline.tracking.tracked import (
     RESUME,
     RunRecord,
     TrackedRun,
-    bury,
-    forget,
-    locked,
+    last_sign,
     reason_of,
-    replay,
     sweep,
     this_process_text,
 )
@@ -108,7 +106,7 @@ class Tracking:
 
                 # Two processes that both create the schema break each other, hence the lock.
                 with FileLock(self.root / "mlflow.lock", timeout=60):
-                    with self._sql() as database:  # MLflow tries a minute and a half to open it
+                    with self.sql() as database:  # MLflow tries a minute and a half to open it
                         database.execute("SELECT 1 FROM sqlite_master").fetchall()
                     self._local = SqlAlchemyStore(self.uri, str(self.root / "artifacts"))
                     self._settle()
@@ -124,7 +122,7 @@ class Tracking:
         return client
 
     @contextmanager
-    def _sql(self, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
+    def sql(self, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
         """Open the local database itself; commit at the end. A lock is waited for so long."""
         assert self.database
         with closing(sqlite3.connect(self.database, timeout=patience)) as database, database:
@@ -134,7 +132,7 @@ class Tracking:
         """Point a moved or copied store's rows to where it lies now: MLflow's are absolute."""
         root, tagged = str(self.root), "(SELECT experiment_id FROM experiment_tags WHERE key = ?)"
         own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
-        with self._sql() as database:  # nothing is written, and no lock asked for, without need
+        with self.sql() as database:  # nothing is written, and no lock asked for, without need
             values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
             roots = {value for (value,) in database.execute(values, (ROOT,))} - {root}
             for old in roots:
@@ -162,7 +160,7 @@ class Tracking:
         shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
         birth = Birth(
             id=uuid.uuid4().hex,
-            address=self._place(),
+            address=self.place,
             experiment=config.experiment_name,
             name=config.run_name,
             start=time.time_ns() // 1_000_000,
@@ -183,7 +181,7 @@ class Tracking:
             },
         )
         if self.server:
-            record = self._offline(birth, None, "RUNNING", self.root / "spool" / birth.id)
+            record = self.offline(birth, None, "RUNNING", self.root / "spool" / birth.id)
         else:
             try:
                 record = self.record(self.ensure(birth, None, lookup=False))
@@ -213,7 +211,7 @@ class Tracking:
         own = {key: text for key, text in record.tags.items() if key != LOCAL}
         return Birth(
             id=record.local,
-            address=self._place(),
+            address=self.place,
             experiment=experiment,
             name=record.name,
             start=start,
@@ -322,7 +320,7 @@ class Tracking:
             remote,
         )
 
-    def _offline(
+    def offline(
         self, birth: Birth, ids: tuple[str, str] | None, status: str, home: Path
     ) -> RunRecord:
         """Return what is known of a run from its outbox alone; `home` is its folder."""
@@ -339,7 +337,8 @@ class Tracking:
             home.parent.name == "spool",
         )
 
-    def _place(self) -> str:
+    @property
+    def place(self) -> str:
         """Return the store's address without user and password; nothing for a local file."""
         return "" if self.database else re.sub(r"://\S*@", "://", self.address)
 
@@ -347,9 +346,9 @@ class Tracking:
         """Yield the runs of this machine that are not, or not all, in the server."""
         for path in sorted(self.root.glob(f"spool/*/{outbox.NAME}")):
             content = outbox.read(path)
-            if content.birth and content.birth.address == self._place():
+            if content.birth and content.birth.address == self.place:
                 status = content.status[0] if content.status else "RUNNING"
-                record = self._offline(content.birth, content.ids, status, path.parent)
+                record = self.offline(content.birth, content.ids, status, path.parent)
                 yield replace(record, tags=record.tags | content.tags, offline=True)
 
     def find(self, text: str) -> RunRecord:
@@ -416,81 +415,9 @@ class Tracking:
                 continue
             with suppress(Exception):  # a process holds it after all, or the next command can
                 if self.database:
-                    with self._sql(0.1) as database:  # for which MLflow would wait long
+                    with self.sql(0.1) as database:  # for which MLflow would wait long
                         database.execute("BEGIN IMMEDIATE")
-                bury(self, record, _last_sign(record, beat))
-
-    def sync(self) -> Iterator[tuple[str, bool]]:
-        """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
-
-        A run that a local database has lost is made again from its folder. Runs that a process
-        is training are left alone.
-        """
-        here = [*self.root.glob(f"artifacts/*/*/{outbox.NAME}")] if self.database else []
-        known = self._ids() if here else {}
-        for path in sorted([*here, *self.root.glob(f"spool/*/{outbox.NAME}")]):
-            home, lost = path.parent, path in here and path.parent.name not in known
-            if path in here and not lost and outbox.is_delivered(path):
-                continue
-            content = outbox.read(path)
-            if content.birth is None or known.get(home.name) == "deleted":
-                continue
-            if lost and (content.birth.id in known or not (home / "artifacts").exists()):
-                continue  # a copy of a run's folder, or what MLflow's garbage collection left
-            if content.birth.address == self._place():
-                yield from self._deliver(home, content, lost)
-            elif not content.delivered:
-                where = content.birth.address or "the store beside it"
-                yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
-        if self.server:
-            with suppress(Exception):  # what is wrong with it has been said above, if it matters
-                self.reap()
-
-    def _deliver(self, home: Path, content: Content, lost: bool) -> Iterator[tuple[str, bool]]:
-        assert content.birth
-        ids = (home.name, home.parent.name) if self.database else content.ids
-        status = content.status[0] if content.status else "RUNNING"
-        record = self._offline(content.birth, ids, status, home)
-        beat = _last_sign(record, 0) / 1000
-        if status == "RUNNING" and content.process and is_alive(content.process, beat):
-            return
-        try:
-            if content.delivered and not lost:
-                if self.client.get_run(record.id).info.status == "FINISHED":
-                    forget(home)  # it was finished on another machine
-                return
-            if lost:
-                record = self._rebuilt(record, content.birth)
-            replay(self, record, ("KILLED", int(beat * 1000)))
-        except BadInput as error:
-            yield str(error), True
-        except Exception as error:  # of MLflow, the network, the disk: the outbox stays
-            yield f"run {record.id}: {reason_of(error)}", False
-        else:
-            yield f"run {record.id}: delivered", True
-
-    def _rebuilt(self, record: RunRecord, birth: Birth) -> RunRecord:
-        """Make a run anew that the database has lost, and give its folder the new id."""
-        lock = locked(record)
-        try:
-            made = self.record(self.ensure(birth, None, lookup=True))
-            if made.outbox.exists():
-                raise BadInput(f"run {made.id} has a folder already; {record.folder.parent} stays.")
-            age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
-            box = outbox.Outbox(record.outbox)
-            box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
-            box.close()
-            os.utime(record.outbox, ns=(age, age))
-            made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
-            os.rename(record.folder.parent, made.folder.parent)
-        finally:
-            lock.release()
-        return made
-
-    def _ids(self) -> dict[str, str]:
-        """Return the ids of all runs of a local store, and whether they are active or deleted."""
-        with self._sql() as database:
-            return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
+                bury(self, record, last_sign(record, beat))
 
     def system_metrics(self, run_id: str) -> Any:
         """Start MLflow's monitor of CPU and memory for a run."""
@@ -526,13 +453,6 @@ class Tracking:
         newer = _newest(there) > _newest(here)
         return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
 
-    def settle(self, record: RunRecord) -> None:
-        """Deliver what an ended run's outbox holds, and keep no spool of it."""
-        if record.outbox.exists() and (record.remote or self.undelivered(record)):
-            replay(self, record, (record.status, time.time_ns() // 1_000_000))
-        elif record.remote and record.folder.exists():
-            forget(record.folder.parent)
-
     def link(self, record: RunRecord) -> str:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
         if not record.known:
@@ -543,13 +463,6 @@ class Tracking:
         if self.database:
             return f"waymark ui, then http://127.0.0.1:5000/{page}"
         return f"{self.address}/{page}"
-
-
-def _last_sign(record: RunRecord, beat: float) -> int:
-    """Return the latest time (ms) at which a run is known to have lived."""
-    with suppress(OSError):
-        beat = max(beat, record.outbox.stat().st_mtime)
-    return int(beat * 1000)
 
 
 def _newest(names: list[str]) -> int:

@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,10 @@ GONE = ".gone-"
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
 PROCESS, BEAT, LOCAL = "waymark.process", "waymark.heartbeat", "waymark.local_id"
 RESUME, REASON = "waymark.resume", "waymark.reason"
+
+
+class Busy(BadInput):
+    """Say that another process has a run."""
 
 
 @dataclass(frozen=True)
@@ -201,9 +205,9 @@ class TrackedRun:
         settings: Any,
         new: bool = False,
     ) -> None:
-        """Hold a run; `birth` is what its outbox lacks. Raise BadInput if it is not free."""
+        """Hold a run; `birth` is what its outbox lacks. Raise Busy if it is not free."""
         self._tracking, self._settings = tracking, settings
-        self._lock = locked(record)
+        self._lock = hold(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
         if birth:
@@ -341,56 +345,11 @@ class TrackedRun:
                 self._patience.wait(0.5)
 
 
-def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
-    """Mark KILLED a run whose process is gone; raise BadInput if a process has it.
-
-    What a local run had not delivered is delivered with it; with a server, where that may take
-    long, resume and sync do it.
-    """
-    here = record.outbox.exists()
-    if here and not record.remote:
-        replay(tracking, record, ("KILLED", end))
-    elif not (here and outbox.read(record.outbox).status):
-        lock = locked(record) if here else None
-        for key, value in _dead(record).items():
-            tracking.client.set_tag(record.id, key, value)
-        end = max(end, int(record.start_time * 1000))
-        tracking.client.set_terminated(record.id, "KILLED", end)
-        if lock:
-            lock.release()
-
-
-def _dead(record: RunRecord) -> dict[str, str]:
-    return {REASON: "its process is gone", RESUME: f"waymark resume {record.id}"}
-
-
-def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> None:
-    """Deliver all that stands in the outbox of a run that no process trains.
-
-    `default` is the status (and when, ms) of a run that did not live to record one. Raises
-    BadInput if a process has the run, and what MLflow raises.
-    """
-    lock = locked(record)
-    try:
-        content = outbox.read(record.outbox)
-        delivery = Delivery(tracking, record, content, new=False)
-        box = Outbox(record.outbox)
-        try:
-            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
-            if not content.status:  # it did not live to record its end
-                content.status = default
-                if default[0] == "KILLED":
-                    content.tags |= _dead(record)
-                    box.append("tags", _dead(record))
-                box.append("status", content.status)
-            delivery.tags = {**(content.birth.tags if content.birth else {}), **content.tags}
-            delivery.deliver()
-            delivery.close(*content.status)
-            settled(box, delivery.info, content.status[0])
-        finally:
-            box.close()
-    finally:
-        lock.release()
+def last_sign(record: RunRecord, beat: float) -> int:
+    """Return the latest time (ms) at which a run is known to have lived."""
+    with contextlib.suppress(OSError):
+        beat = max(beat, record.outbox.stat().st_mtime)
+    return int(beat * 1000)
 
 
 def reason_of(error: BaseException) -> str:
@@ -435,8 +394,18 @@ def sweep(spool: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def locked(record: RunRecord) -> Any:
-    """Hold a run for this process; raise BadInput if another one has it."""
+@contextlib.contextmanager
+def locked(record: RunRecord) -> Iterator[None]:
+    """Hold a run for this process; raise Busy if another one has it."""
+    lock = hold(record)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def hold(record: RunRecord) -> Any:
+    """Hold a run until the lock that is returned is released; raise Busy as `locked` does."""
     from filelock import FileLock, Timeout
 
     record.folder.mkdir(parents=True, exist_ok=True)
@@ -444,7 +413,7 @@ def locked(record: RunRecord) -> Any:
     try:
         lock.acquire()
     except Timeout:
-        raise BadInput(f"run {record.id}: another process is training it.") from None
+        raise Busy(f"run {record.id}: another process is training it.") from None
     return lock
 
 

@@ -1,0 +1,158 @@
+"""Runs that no process trains: their end told, what they left delivered, lost ones made again."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.config import BadInput
+from pipeline.tracking import outbox
+from pipeline.tracking.alive import is_alive
+from pipeline.tracking.outbox import Birth, Content, Outbox
+from pipeline.tracking.tracked import (
+    REASON,
+    RESUME,
+    Busy,
+    Delivery,
+    RunRecord,
+    forget,
+    last_sign,
+    locked,
+    reason_of,
+    settled,
+)
+
+if TYPE_CHECKING:
+    from pipeline.tracking import Tracking
+
+
+def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
+    """Mark KILLED a run whose process is gone; raise Busy if a process has it.
+
+    What a local run had not delivered is delivered with it; with a server, where that may take
+    long, resume and sync do it.
+    """
+    here = record.outbox.exists()
+    if here and not record.remote:
+        replay(tracking, record, ("KILLED", end))
+    elif not (here and outbox.read(record.outbox).status):
+        with locked(record) if here else nullcontext():
+            for key, value in _dead(record).items():
+                tracking.client.set_tag(record.id, key, value)
+            end = max(end, int(record.start_time * 1000))
+            tracking.client.set_terminated(record.id, "KILLED", end)
+
+
+def _dead(record: RunRecord) -> dict[str, str]:
+    return {REASON: "its process is gone", RESUME: f"waymark resume {record.id}"}
+
+
+def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> None:
+    """Deliver all that stands in the outbox of a run that no process trains.
+
+    `default` is the status (and when, ms) of a run that did not live to record one. Raises
+    Busy if a process has the run, and what MLflow raises.
+    """
+    with locked(record):
+        content = outbox.read(record.outbox)
+        delivery = Delivery(tracking, record, content, new=False)
+        box = Outbox(record.outbox)
+        try:
+            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+            if not content.status:  # it did not live to record its end
+                content.status = default
+                if default[0] == "KILLED":
+                    content.tags |= _dead(record)
+                    box.append("tags", _dead(record))
+                box.append("status", content.status)
+            delivery.tags = {**(content.birth.tags if content.birth else {}), **content.tags}
+            delivery.deliver()
+            delivery.close(*content.status)
+            settled(box, delivery.info, content.status[0])
+        finally:
+            box.close()
+
+
+def settle(tracking: "Tracking", record: RunRecord) -> None:
+    """Deliver what an ended run's outbox holds, and keep no spool of it."""
+    if record.outbox.exists() and (record.remote or tracking.undelivered(record)):
+        replay(tracking, record, (record.status, time.time_ns() // 1_000_000))
+    elif record.remote and record.folder.exists():
+        forget(record.folder.parent)
+
+
+def sync(tracking: "Tracking") -> Iterator[tuple[str, bool]]:
+    """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
+
+    A run that a local database has lost is made again from its folder. Runs that a process
+    is training are left alone.
+    """
+    here = [*tracking.root.glob(f"artifacts/*/*/{outbox.NAME}")] if tracking.database else []
+    known = _ids(tracking) if here else {}
+    for path in sorted([*here, *tracking.root.glob(f"spool/*/{outbox.NAME}")]):
+        home, lost = path.parent, path in here and path.parent.name not in known
+        if path in here and not lost and outbox.is_delivered(path):
+            continue
+        content = outbox.read(path)
+        if content.birth is None or known.get(home.name) == "deleted":
+            continue
+        if lost and (content.birth.id in known or not (home / "artifacts").exists()):
+            continue  # a copy of a run's folder, or what MLflow's garbage collection left
+        if content.birth.address == tracking.place:
+            yield from _deliver(tracking, home, content, lost)
+        elif not content.delivered:
+            where = content.birth.address or "the store beside it"
+            yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
+    if tracking.server:
+        with suppress(Exception):  # what is wrong with it has been said above, if it matters
+            tracking.reap()
+
+
+def _deliver(
+    tracking: "Tracking", home: Path, content: Content, lost: bool
+) -> Iterator[tuple[str, bool]]:
+    assert content.birth
+    ids = (home.name, home.parent.name) if tracking.database else content.ids
+    status = content.status[0] if content.status else "RUNNING"
+    record = tracking.offline(content.birth, ids, status, home)
+    beat = last_sign(record, 0) / 1000
+    if status == "RUNNING" and content.process and is_alive(content.process, beat):
+        return
+    try:
+        if content.delivered and not lost:
+            if tracking.client.get_run(record.id).info.status == "FINISHED":
+                forget(home)  # it was finished on another machine
+            return
+        if lost:
+            record = _rebuilt(tracking, record, content.birth)
+        replay(tracking, record, ("KILLED", int(beat * 1000)))
+    except Busy as error:
+        yield str(error), True
+    except Exception as error:  # of MLflow, the network, the disk: the outbox stays
+        yield f"run {record.id}: {reason_of(error)}", False
+    else:
+        yield f"run {record.id}: delivered", True
+
+
+def _rebuilt(tracking: "Tracking", record: RunRecord, birth: Birth) -> RunRecord:
+    """Make a run anew that the database has lost, and give its folder the new id."""
+    with locked(record):
+        made = tracking.record(tracking.ensure(birth, None, lookup=True))
+        if made.outbox.exists():
+            raise BadInput(f"{made.folder.parent} is there already; {record.folder.parent} stays.")
+        age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
+        box = outbox.Outbox(record.outbox)
+        box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
+        box.close()
+        os.utime(record.outbox, ns=(age, age))
+        made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(record.folder.parent, made.folder.parent)
+    return made
+
+
+def _ids(tracking: "Tracking") -> dict[str, str]:
+    """Return the ids of all runs of a local store, and whether they are active or deleted."""
+    with tracking.sql() as database:
+        return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
