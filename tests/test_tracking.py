@@ -565,6 +565,26 @@ def test_the_remote_home_follows_the_folder(
     assert not folder.exists()
 
 
+def test_a_server_leads_nothing_out_of_a_runs_folder(
+    server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracking = Tracking(server[0], create=True)
+    tracked = created(tracking)
+    assert tracked.finish("KILLED") is None
+    client, run_id = MlflowClient(server[0]), tracked.info.id
+    for name in ("../../out", "/tmp/out", "..", ""):
+        client.set_tag(run_id, "waymark.local_id", name)
+        assert tracking.record(client.get_run(run_id)).folder == (
+            tmp_path / "mlruns" / "spool" / run_id / "artifacts"
+        )
+    good = ["checkpoints/w-7.npz", "checkpoints/w-7.json"]
+    bad = ["checkpoints/../../out-8.json", "../out-9.json", "/tmp/out-9.json", "checkpoints/.."]
+    files = [SimpleNamespace(path=name) for name in (*bad, *good)]
+    monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *_: files)
+    assert tracking.newer(tracking.record(client.get_run(run_id))) == good
+
+
 REFUSED: list[Any] = []
 
 

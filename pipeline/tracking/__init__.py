@@ -297,7 +297,9 @@ class Tracking:
     def record(self, run: Any) -> RunRecord:
         """Return what MLflow knows of a run, and where its files lie here."""
         info, tags = run.info, dict(run.data.tags)
-        local = tags.get(LOCAL, info.run_id)
+        local = next((t for t in (tags.get(LOCAL, ""), info.run_id) if t.isalnum()), None)
+        if local is None:  # it becomes the name of a folder
+            raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
         scheme, _, path = info.artifact_uri.rpartition("://")
         remote = self.server or scheme not in ("", "file")
@@ -445,10 +447,13 @@ class Tracking:
         if not record.remote or record.offline:
             return []
         try:
-            there = [file.path for file in self.client.list_artifacts(record.id, "checkpoints")]
+            listed = [file.path for file in self.client.list_artifacts(record.id, "checkpoints")]
         except Exception as error:  # of MLflow, the network
             reason = reason_of(error)
             raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
+        there = [
+            name for name in listed if name == f"checkpoints/{Path(name).name}"
+        ]  # none outside
         here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
         newer = _newest(there) > _newest(here)
         return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
