@@ -451,9 +451,7 @@ class Tracking:
         except Exception as error:  # of MLflow, the network
             reason = reason_of(error)
             raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
-        there = [
-            name for name in listed if name == f"checkpoints/{Path(name).name}"
-        ]  # none outside
+        there = [name for name in listed if re.fullmatch(r"checkpoints/\w[\w.-]*", name)]
         here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
         newer = _newest(there) > _newest(here)
         return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
