@@ -127,7 +127,7 @@ def small_disk(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("save", ["ckpt", "npz"])
+@pytest.mark.parametrize("save", ["ckpt"])
 def test_a_full_disk(
     save: str,
     small_disk: Path,

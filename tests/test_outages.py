@@ -191,7 +191,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-@pytest.mark.parametrize("mode", ["refuse", "drop", "hang", "error"])
+@pytest.mark.parametrize("mode", ["refuse", "hang"])
 def test_gone_from_start_to_end(
     mode: str,
     proxy: Proxy,
@@ -251,8 +251,7 @@ class Switch(Silent):
 @pytest.mark.parametrize(
     "modes",
     [
-        {5: "refuse", 30: "pass"},
-        {1: "drop", 20: "pass", 25: "drop", 35: "pass"},
+        {1: "drop", 20: "pass", 25: "refuse", 35: "pass"},
         {10: "hang", 30: "pass"},
         {10: "error", 20: "slow"},
         {10: "deaf", 20: "pass", 30: "deaf", 35: "pass"},
