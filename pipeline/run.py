@@ -152,6 +152,7 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     trusted = given.pop("trusted_modules", [])
     tracking = Tracking(given["tracking.uri"])
     record = tracking.find(text)
+    refuse_links(record.folder)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:

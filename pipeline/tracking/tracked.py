@@ -68,7 +68,6 @@ class Delivery:
         self._opened = time.time_ns()
         self.waiting = list(content.points)
         self.tags = dict(content.tags)
-        self.status = content.status
         self.training = False  # this process trains the run: say so, and that it is alive
         self.changed = record.remote and not new  # files in the folder are other ones than there
         self.mutex = threading.Lock()
@@ -217,7 +216,7 @@ class TrackedRun:
                 self._created(record)
         self._outbox.append("begun", this_process())
         self._delivery = Delivery(tracking, record, content, new)
-        self._delivery.training, self._delivery.status = True, None
+        self._delivery.training = True
         self._delivery.created = self._created
         self._error: Exception | None = None
         self._monitor: Any = None
