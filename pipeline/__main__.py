@@ -1,17 +1,13 @@
 """The command line: parse, compose, call one function per command."""
 
 import os
-import re
 import sys
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from pipeline import __version__
 
-HERE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 
 OVERRIDES = click.argument("overrides", nargs=-1)
@@ -39,13 +35,14 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     With --config-from RUN the configuration is that run's; key=value changes it.
     """
     if config_from is not None:
-        from pipeline.run import recorded
-        from pipeline.run import run as work
+        from pipeline import library
 
-        _summary(work(recorded(config_from, _parsed(arguments))))
+        _summary(library.run(*arguments, config_from=config_from))
         return 0
     import hydra
     from omegaconf import DictConfig
+
+    from pipeline.compose import CONF, hydra_errors, refusal
 
     statuses = []
 
@@ -60,10 +57,10 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
         main(job)()
-    except _hydra_errors() as error:
+    except hydra_errors() as error:
         from pipeline.config import BadInput
 
-        raise BadInput(_refusal(error, list(arguments))) from None
+        raise BadInput(refusal(error, list(arguments))) from None
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)
     return max(statuses, default=0)
@@ -84,9 +81,12 @@ def _check_flags(arguments: list[str]) -> None:
 
 
 def _run(cfg: Any, arguments: list[str]) -> int:
-    from pipeline.run import run as work
+    from hydra.core.hydra_config import HydraConfig
 
-    resolved = _resolved(cfg, arguments)
+    from pipeline.compose import resolved as check
+    from pipeline.running import run as work
+
+    resolved = check(cfg, HydraConfig.get().runtime.choices, arguments)
     steps, every = resolved.config.steps, resolved.config.save.every
     if every > steps:
         _complain(f"save.every={every} is above steps={steps}: only the last step is saved.")
@@ -102,9 +102,9 @@ def resume(run: str, overrides: tuple[str, ...]) -> int:
 
     steps=N extends it; settings that would change its numbers are refused.
     """
-    from pipeline.run import resume as work
+    from pipeline import library
 
-    result = work(run, _parsed(overrides))
+    result = library.resume(run, *overrides)
     if result is None:
         print("nothing left to do")
     else:
@@ -129,24 +129,21 @@ def evaluate(
     """
     import json
 
-    from pipeline import evaluate as work
+    from pipeline import library
     from pipeline.config import BadInput
 
-    if checkpoint:
-        resolved = _composed(list(arguments))
-        found = work.evaluate_files(resolved, Path(checkpoint).expanduser(), source == "meta")
-    elif not arguments or "=" in arguments[0]:
+    if not checkpoint and (not arguments or "=" in arguments[0]):
         raise BadInput("evaluate: give a RUN, or --checkpoint PATH.")
-    else:
-        found = work.evaluate_run(arguments[0], step, source == "meta", _parsed(arguments[1:]))
+    run = None if checkpoint else arguments[0]
+    overrides = arguments if checkpoint else arguments[1:]
+    meta = source == "meta"
+    found = library.evaluate(run, *overrides, checkpoint=checkpoint, step=step, from_meta=meta)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(found.plain()))
     else:
-        loss = f", loss {found['loss']:.5f}" if "loss" in found else ""
-        print(
-            f"accuracy {found['accuracy']:.4f}{loss} ({found['hits']} of {found['total']} images)"
-        )
-        print(f"restored from {found['source']}")
+        loss = "" if found.loss is None else f", loss {found.loss:.5f}"
+        print(f"accuracy {found.accuracy:.4f}{loss} ({found.hits} of {found.total} images)")
+        print(f"restored from {found.source}")
     return 0
 
 
@@ -183,130 +180,15 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
 def _store(overrides: tuple[str, ...], create: bool = False) -> Any:
     """Open the store that a command names, whose only override is tracking.uri."""
+    from pipeline.compose import parsed
     from pipeline.config import BadInput
     from pipeline.tracking import Tracking
 
-    given = _parsed(overrides)
+    given = parsed(overrides)
     unknown = sorted(set(given) - {"tracking.uri"})
     if unknown:
         raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
     return Tracking(given.get("tracking.uri"), create=create)
-
-
-def _parsed(overrides: tuple[str, ...]) -> dict[str, Any]:
-    """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    from pipeline.config import BadInput
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except OverrideParseException as error:
-        raise BadInput(f"{error.override}: is not of the form key=value.") from None
-    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
-        raise BadInput(f"{error} (in {' '.join(overrides)[:80]!r}).") from None
-    for item in parsed:
-        if item.is_sweep_override() or item.is_delete() or item.is_add():
-            raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
-    return {item.key_or_group: item.value() for item in parsed}
-
-
-def _composed(overrides: list[str]) -> Any:
-    """Return the checked configuration for `overrides`, without starting a run."""
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from pipeline.config import BadInput
-
-    try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", overrides, return_hydra_config=True)
-    except _hydra_errors() as error:
-        raise BadInput(_refusal(error, overrides)) from None
-    HydraConfig.instance().set_config(cfg)
-    return _resolved(cfg, overrides)
-
-
-def _resolved(cfg: Any, overrides: list[str]) -> Any:
-    """Return the checked configuration for what Hydra composed; here the DictConfig dies."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from pipeline.config import GROUPS, BadInput, resolve
-
-    given = {text.lstrip("+").partition("=")[0] for text in overrides}
-
-    def source(key: str) -> str:
-        above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
-        return "the command line" if given & {key, *above} else "conf/"
-
-    chosen = HydraConfig.get().runtime.choices
-    choices = {group: str(chosen.get(group)) for group in GROUPS}
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-    try:
-        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    except _hydra_errors() as error:
-        raise BadInput(_refusal(error, overrides)) from None
-    names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
-    secrets = {os.environ[name] for name in names if os.environ.get(name)}
-    return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
-
-
-def _hydra_errors() -> tuple[type[Exception], ...]:
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    return (
-        *(HydraException, OmegaConfBaseException),
-        *(ValueError, TypeError, AssertionError, RecursionError),
-    )
-
-
-def _refusal(error: Exception, arguments: list[str]) -> str:
-    """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import MissingMandatoryValue
-
-    from pipeline.config import GROUPS, nearest
-
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, member = str(error.missing_cfg_file).rpartition("/")
-        options = sorted(error.options)
-        hint = nearest(member, options)
-        return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
-    if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override}: cannot be read as key=value; "
-            f"a value with special characters stands in quotes: 'key=\"value\"'."
-        )
-    if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: a value is missing."
-    unknown = re.search(r"Could not override '([^']+)'", str(error))
-    if unknown and unknown[1].split(".")[0] == "tags":
-        return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
-    if unknown and unknown[1] not in GROUPS:
-        return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    return "; ".join(lines[:2])
-
-
-def _known_keys(arguments: list[str]) -> list[str]:
-    """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
-    import contextlib
-
-    import hydra
-    from omegaconf import OmegaConf
-
-    from pipeline.config import GROUPS, flatten
-
-    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
-    for groups in (chosen, []):
-        with contextlib.suppress(*_hydra_errors()):
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                values = OmegaConf.to_container(hydra.compose("config", groups))
-            return [*GROUPS, *flatten(values)]  # type: ignore[arg-type]
-    return list(GROUPS)
 
 
 def _summary(result: Any) -> None:
@@ -355,6 +237,8 @@ def _complete(arguments: list[str]) -> int:
         return 0
     os.environ["COMP_LINE"] = " ".join(["waymark", *words[2:]])
     import hydra
+
+    from pipeline.compose import CONF
 
     sys.argv = ["waymark", *arguments]
     hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(print)()

@@ -27,7 +27,7 @@ class Score:
         return self.hits / len(self.predictions)
 
     @property
-    def summary(self) -> dict[str, float | int]:
+    def summary(self) -> dict[str, Any]:
         total = len(self.predictions)
         return {**self.metrics, "hits": self.hits, "total": total}
 

@@ -22,7 +22,7 @@ import pytest
 from filelock import FileLock
 from mlflow.tracking import MlflowClient
 
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.tracking import TrackedRun, Tracking, alive, outbox
 from pipeline.tracking.alive import is_alive, this_process
@@ -154,8 +154,8 @@ import json, os, signal, sys, time
 from types import SimpleNamespace
 import numpy as np
 from mlflow.tracking import MlflowClient
-from pipeline import run as work
-from pipeline.__main__ import _composed
+from pipeline import running as work
+from pipeline.compose import composed
 from pipeline.progress import Silent
 from pipeline.tracking import Tracking
 
@@ -172,10 +172,10 @@ def refusing(real):
     return refuse
 
 overrides = sys.argv[1:]
-settings = _composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
+settings = composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
-ids = {"whole": work.run(_composed([*overrides, "run_name=whole"])).run_id}
+ids = {"whole": work.run(composed([*overrides, "run_name=whole"])).run_id}
 tracking = Tracking(None)
 made = {name: tracking.create(settings, {"waymark.version": "test"}, data)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
@@ -192,7 +192,7 @@ for name, run in made.items():
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
 work.watcher = lambda *_: KillAt(0, 0)
-work.run(_composed([*overrides, "run_name=training"]))
+work.run(composed([*overrides, "run_name=training"]))
 """
 
 ENDS = {name: name for name in ("FINISHED", "FAILED", "KILLED")}
@@ -394,7 +394,7 @@ def test_a_run_that_another_process_has_is_left_to_it(
 
 
 def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: Path) -> None:
-    config = _composed([*SHORT, f"data.path={small}"]).config
+    config = composed([*SHORT, f"data.path={small}"]).config
     trackings = [Tracking(None) for _ in range(4)]
     barrier = threading.Barrier(len(trackings))
     got: list[TrackedRun] = []

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 
-from pipeline import __main__ as program
+from pipeline.compose import composed
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -180,7 +180,7 @@ def test_every_bounded_key_has_a_row() -> None:
 
     keys = set()
     for choice in (["model=cnn"], ["optimizer=sgd"], ["save=npz"]):
-        keys |= set(flatten(program._composed(choice).values))
+        keys |= set(flatten(composed(choice).values))
     rows = " ".join(CONFIGURED)
     assert [k for k in keys if not k.endswith("_target_") and f"{k}=" not in rows] == []
 
@@ -273,14 +273,14 @@ def two_runs(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
 ) -> tuple[Path, str]:
     """Return a folder with two finished runs of one name, and the id of the first."""
-    from pipeline.run import run
+    from pipeline.running import run
 
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(empty_store, folder / "mlruns")
     arguments = [*SMALL_RUN, "data=arrays", f"data.path={small}", "batch_size=5", "eval_every=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ids = [run(program._composed([*arguments, "run_name=twin"])).run_id for _ in range(2)]
+        ids = [run(composed([*arguments, "run_name=twin"])).run_id for _ in range(2)]
     return folder, ids[0]
 
 

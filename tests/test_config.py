@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.config import (
     FORMAT,
     GROUPS,
@@ -30,7 +30,7 @@ from pipeline.config import (
 )
 
 REPO = Path(__file__).resolve().parent.parent
-PLAIN = _composed([])
+PLAIN = composed([])
 RECORD = yaml.safe_load(PLAIN.record())
 
 
@@ -69,7 +69,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_defaults_are_the_chapters() -> None:
-    config, cnn = PLAIN.config, _composed(["model=cnn"]).config
+    config, cnn = PLAIN.config, composed(["model=cnn"]).config
     assert PLAIN.choices == {
         "model": "softmax", "data": "mnist_5k", "optimizer": "adam", "save": "ckpt",
     }  # fmt: skip
@@ -94,26 +94,26 @@ def test_the_defaults_are_the_chapters() -> None:
 
 def test_the_number_of_threads_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 13)
-    resolved = _composed([])
+    resolved = composed([])
     assert resolved.config.runtime.intra_op_threads == 13
     assert resolved.values["runtime"]["intra_op_threads"] == 13
     assert resolved.params()["runtime.intra_op_threads"] == "13"
-    assert _composed(["runtime.intra_op_threads=3"]).config.runtime.intra_op_threads == 3
+    assert composed(["runtime.intra_op_threads=3"]).config.runtime.intra_op_threads == 3
 
 
 @pytest.mark.parametrize("model", members("model"))
 @pytest.mark.parametrize("optimizer", members("optimizer"))
 def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
     rates = {"softmax": 1e-3, "cnn": 1e-4}
-    resolved = _composed([f"optimizer={optimizer}", f"model={model}"])
+    resolved = composed([f"optimizer={optimizer}", f"model={model}"])
     assert resolved.config.optimizer.learning_rate == rates[model]
-    given = _composed([f"optimizer={optimizer}", f"model={model}", "optimizer.learning_rate=0.5"])
+    given = composed([f"optimizer={optimizer}", f"model={model}", "optimizer.learning_rate=0.5"])
     assert given.config.optimizer.learning_rate == 0.5
 
 
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
-    resolved = _composed([f"+experiment={experiment}"])
+    resolved = composed([f"+experiment={experiment}"])
     expected = {
         "chapter_softmax_npz": {"model": "softmax", "data": "mnist", "save": "npz"},
         "chapter_cnn_npz": {"model": "cnn", "data": "mnist", "save": "npz"},
@@ -140,25 +140,25 @@ save.meta_graph=false | data.sampling=epoch | model.init_stddev=3 | save.keep_be
                                       if o.strip()])  # fmt: skip
 def test_accepted(override: str) -> None:
     key, _, text = override.partition("=")
-    value = at(_composed([override]).config, key)
+    value = at(composed([override]).config, key)
     assert value == yaml.safe_load(text.replace("1e-30", "1.0e-30"))
     assert isinstance(value, bool) == (text in ("true", "false"))
 
 
 def test_a_whole_number_becomes_a_float_where_one_is_wanted() -> None:
     given = ["model=cnn", "model.init_bias=0", "model.keep_prob=1", "optimizer.learning_rate=1"]
-    config = _composed(given).config
+    config = composed(given).config
     values = (config.model.init_bias, config.model.keep_prob, config.optimizer.learning_rate)
     assert [type(value) for value in values] == [float] * 3
 
 
 def test_keep_best() -> None:
-    config = _composed(["save.keep_best={metric: test/loss, mode: min}"]).config
+    config = composed(["save.keep_best={metric: test/loss, mode: min}"]).config
     assert asdict(config.save.keep_best) == {"metric": "test/loss", "mode": "min"}
 
 
 def test_tags() -> None:
-    config = _composed(["+tags.who=me", "+tags.n=3", "+tags.Upper-case=1.5"]).config
+    config = composed(["+tags.who=me", "+tags.n=3", "+tags.Upper-case=1.5"]).config
     assert config.tags == {"who": "me", "n": 3, "Upper-case": 1.5}
 
 
@@ -195,7 +195,7 @@ def test_refused(override: str) -> None:
     key, _, text = override.partition("=")
     shown = {"null": "None", "true": "True", "1e3": "1000.0", '""': "''"}.get(text, text.strip('"'))
     with pytest.raises(BadInput) as error:
-        _composed([override])
+        composed([override])
     said = str(error.value)
     assert said.startswith(key)
     assert shown in said
@@ -237,7 +237,7 @@ def test_refused(override: str) -> None:
 )  # fmt: skip
 def test_refused_with_words(overrides: list[str], said: str) -> None:
     with pytest.raises(BadInput, match=said) as error:
-        _composed(overrides)
+        composed(overrides)
     assert "\n" not in str(error.value)
 
 
@@ -247,14 +247,14 @@ def test_refused_with_words(overrides: list[str], said: str) -> None:
 )
 def test_odd_overrides_are_bad_input(override: str) -> None:
     with pytest.raises(BadInput) as error:
-        _composed([override])
+        composed([override])
     assert "\n" not in str(error.value)
 
 
 def test_a_refused_key_is_named_whatever_its_letters() -> None:
     for override, key in {"+Foo=3": "Foo", "+tags.A-b=[1]": "tags.A-b"}.items():
         with pytest.raises(BadInput) as error:
-            _composed([override])
+            composed([override])
         assert str(error.value).startswith(key), override
 
 
@@ -302,7 +302,7 @@ def test_such_texts_are_refused_from_the_command_line() -> None:
             "tags.x='`id`' (the command line): no control characters but"}  # fmt: skip
     for override, said in rows.items():
         with pytest.raises(BadInput) as error:
-            _composed([override])
+            composed([override])
         assert str(error.value).startswith(said)
 
 
@@ -396,7 +396,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_class_of_ones_own(mine: str) -> None:
     for target, depth in (("Model", 3), ("Plain", 5)):
         given = ["~model.init_stddev", f"model._target_={mine}.{target}", f"+model.depth={depth}"]
-        assert _composed(given).config.model.depth == depth
+        assert composed(given).config.model.depth == depth
 
 
 @pytest.mark.parametrize(
@@ -417,12 +417,12 @@ def test_a_class_of_ones_own_that_cannot_be_used(
 ) -> None:
     given = ["~model.init_stddev", f"model._target_={mine}.{target}", setting]
     with pytest.raises(BadInput, match=said):
-        _composed(given)
+        composed(given)
 
 
 def test_a_module_that_fails_without_words(mine: str) -> None:
     with pytest.raises(BadInput, match=r"^model\._target_='waymark_mine_\d+_broken\.Model' "):
-        _composed([f"model._target_={mine}_broken.Model"])
+        composed([f"model._target_={mine}_broken.Model"])
 
 
 # The record of a run
@@ -470,13 +470,13 @@ def test_a_record_gives_the_same_configuration_again(
     assert again.record() == resolved.record()
 
 
-RECORD_CNN = _composed(["model=cnn", "data=arrays", "data.path=mine.npz"])
+RECORD_CNN = composed(["model=cnn", "data=arrays", "data.path=mine.npz"])
 
 
 @pytest.mark.parametrize("overrides", [[], ["model=cnn", "save=npz"], ["optimizer=sgd"],
                                        ["data=fashion_mnist"], ["+experiment=smoke"]])  # fmt: skip
 def test_every_choice_goes_through_the_record(overrides: list[str], tmp_path: Path) -> None:
-    resolved = _composed(overrides)
+    resolved = composed(overrides)
     again = read(resolved.record(), tmp_path)
     assert (again.config, again.choices) == (resolved.config, resolved.choices)
 
@@ -507,7 +507,7 @@ def test_frozen_keys_do_not_change(tmp_path: Path) -> None:
 
 def test_passwords_are_not_recorded() -> None:
     uri = "postgresql+psycopg2://user:p@ss:w0rd@host:5432/db"
-    resolved = _composed([f"tracking.uri='{uri}'"])
+    resolved = composed([f"tracking.uri='{uri}'"])
     assert resolved.config.tracking.uri == uri
     for text in (resolved.record(), *resolved.params().values()):
         assert "w0rd" not in text
@@ -533,7 +533,7 @@ def test_without_password(uri: str | None, shown: str | None) -> None:
 
 def test_values_from_the_environment_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYMARK_TEST_KEY", "hunter2")
-    resolved = _composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}",
+    resolved = composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}",
                           "run_name=by-${oc.env:WAYMARK_TEST_KEY}"])  # fmt: skip
     assert "hunter2" not in resolved.record()
     assert not any("hunter2" in value for value in resolved.params().values())
@@ -548,7 +548,7 @@ def test_values_from_the_environment_are_found(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYMARK_TEST_KEY", "hunter2")
-    resolved = _composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}", *overrides])
+    resolved = composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}", *overrides])
     assert "hunter2" not in resolved.record()
     assert not any("hunter2" in value for value in resolved.params().values())
 
@@ -557,7 +557,7 @@ def test_values_from_the_environment_are_found(
                                             "data.path=x", "save=npz"]])  # fmt: skip
 def test_params_are_within_mlflows_limits(overrides: list[str]) -> None:
     long = ["init_from=" + "x" * 4000, "+tags.t=" + "y" * 7000]
-    resolved = _composed([*overrides, *long])
+    resolved = composed([*overrides, *long])
     params = resolved.params()
     assert len(params) <= 100
     for key, value in params.items():

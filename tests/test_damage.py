@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import __main__ as program
-from pipeline import evaluate as work
+from pipeline import evaluation as work
 from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.compose import composed
 from pipeline.config import BadInput, from_record
 from pipeline.digest import digest
-from pipeline.run import run
+from pipeline.running import run
 from pipeline.score import Score
 
 STEPS = (2, 4, 6)
@@ -57,7 +57,7 @@ def recorded(
     data = ["data=arrays", f"data.path={small}", f"save={request.param}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        result = run(program._composed([*SETTINGS, *data]))
+        result = run(composed([*SETTINGS, *data]))
         tracking = work.Tracking(None)  # opening it takes longer than what is tested
     stem = "model_ckpt" if request.param == "ckpt" else "weights"
     made = Recorded(home, result.run_id, stem, {}, tracking)
@@ -85,7 +85,7 @@ def evaluate(
 
     def evaluate(step: str) -> tuple[int, str]:
         found = work.evaluate_run("latest", step, False, {})
-        return found["step"], seen[-1]
+        return found.step, seen[-1]
 
     monkeypatch.setattr(work, "Tracking", lambda uri: recorded.tracking)
     monkeypatch.setattr(work, "load_data", lambda config: data)

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import run as work
-from pipeline.__main__ import _composed
+from pipeline import running as work
+from pipeline.compose import composed
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -30,7 +30,7 @@ def undisturbed(
     shutil.copytree(empty_store, folder / "mlruns")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = work.run(_composed([*SHORT, f"data.path={small}"]))
+        result = work.run(composed([*SHORT, f"data.path={small}"]))
     return {"ckpt": result.state_digest, "npz": result.state_digest}
 
 

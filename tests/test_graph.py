@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline import graph
-from pipeline.__main__ import _composed
 from pipeline.checkpoints.ckpt import Ckpt
+from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.data import Dataset, ImageSpec
 from pipeline.runtime import start_tensorflow
@@ -156,9 +156,9 @@ def test_a_tf1_programs_graph_is_scored(files: Files) -> None:
 @pytest.mark.parametrize("model", ["softmax", "cnn"])
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Path) -> None:
-    from pipeline.evaluate import parameter_shapes, score_parameters
+    from pipeline.evaluation import parameter_shapes, score_parameters
 
-    resolved = _composed([f"model={model}", f"precision={precision}"])
+    resolved = composed([f"model={model}", f"precision={precision}"])
     spec = ImageSpec((4, 4, 1), 3)
     shapes = parameter_shapes(resolved.config, spec)
     draw = np.random.default_rng(1)

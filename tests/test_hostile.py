@@ -14,7 +14,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import __main__ as program
 from pipeline import archive as reader
 from pipeline import graph
 from pipeline.checkpoints.bundle import check_bundle, read_bundle
@@ -23,8 +22,9 @@ from pipeline.checkpoints.foreign import match, read_parameters
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.retention import start
 from pipeline.checkpoints.store import CheckpointStore, refuse_links
+from pipeline.compose import composed, parsed
 from pipeline.config import BadInput
-from pipeline.run import Result, run
+from pipeline.running import Result, run
 from pipeline.runtime import start_tensorflow
 
 SHAPES = {"w": (4, 3)}
@@ -465,7 +465,7 @@ def recorded(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         data = ["data=arrays", f"data.path={small}", "progress=false"]
-        yield folder, run(program._composed([*settings, *data]))
+        yield folder, run(composed([*settings, *data]))
 
 
 PLACES = ["checkpoints", "checkpoints/model_ckpt-2.index", "checkpoints/model_ckpt-2.json"]
@@ -543,7 +543,7 @@ typed |= st.builds(str.__add__, st.sampled_from(keys), texts | likely)
 @given(st.lists(typed, max_size=3))
 def test_any_override_is_parsed_or_refused(given: list[str]) -> None:
     try:
-        assert isinstance(program._parsed(tuple(given)), dict)
+        assert isinstance(parsed(given), dict)
     except BadInput as error:
         assert str(error).isprintable()
 
@@ -553,7 +553,7 @@ def test_any_override_is_parsed_or_refused(given: list[str]) -> None:
 @example(["steps=" + "9" * 5000])
 def test_any_override_composes_or_is_refused(given: list[str]) -> None:
     try:
-        resolved = program._composed(given)
+        resolved = composed(given)
     except BadInput as error:
         assert str(error).isprintable()
     else:

@@ -27,10 +27,11 @@ from hypothesis import strategies as st
 from pipeline import __main__ as command
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import read_parameters
+from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.data import Dataset, Mnist5k
-from pipeline.evaluate import evaluate_files, evaluate_run
-from pipeline.run import Result, run
+from pipeline.evaluation import evaluate_files, evaluate_run
+from pipeline.running import Result, run
 from pipeline.runtime import start_tensorflow
 
 THREADS = "runtime.intra_op_threads=2"
@@ -218,7 +219,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def waymark(home: Path, *overrides: str) -> Run:
     usual = ["progress=false", "record.changes=false", "eval_every=0", THREADS]
-    resolved = command._composed([*usual, *overrides])
+    resolved = composed([*usual, *overrides])
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(home):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Run(run(resolved), resolved.config.steps)
@@ -317,7 +318,7 @@ def test_numpy_reads_the_npz_without_pickle(npz_run: Run, softmax_run: Run) -> N
 
 def test_waymark_reads_its_own_files_as_anybodys(softmax_run: Run, npz_run: Run) -> None:
     for path in (softmax_run.prefix, npz_run.checkpoints / "weights-30.npz"):
-        assert scored("softmax", path)["accuracy"] == softmax_run.result.restored
+        assert scored("softmax", path).accuracy == softmax_run.result.restored
 
 
 @pytest.mark.parametrize("from_meta", [False, True])
@@ -327,8 +328,8 @@ def test_waymark_itself_scores_state_and_graph_alike(
     monkeypatch.chdir(home)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = evaluate_run(softmax_run.result.run_id, "latest", from_meta, {})
-    assert found["step"] == 30
-    assert found["accuracy"] == softmax_run.result.restored
+    assert found.step == 30
+    assert found.accuracy == softmax_run.result.restored
 
 
 PLAIN = """
@@ -381,7 +382,7 @@ def test_plain_tensorflow_scores_the_graph_file_without_waymark(
 
 
 def scored(model: str, path: Path, from_meta: bool = False) -> dict[str, Any]:
-    resolved = command._composed([f"model={model}", THREADS])
+    resolved = composed([f"model={model}", THREADS])
     return evaluate_files(resolved, path, from_meta)
 
 
@@ -413,10 +414,10 @@ def test_a_chapters_saver_checkpoint_gives_its_accuracy(
         shutil.copytree(path.parent, tmp_path / "moved")
         path = tmp_path / "moved" / path.name
     found = scored(model, path)
-    assert same_float32(found["accuracy"], chapter.accuracy)
-    assert found["total"] == 1000
+    assert same_float32(found.accuracy, chapter.accuracy)
+    assert found.total == 1000
     if model == "softmax":
-        assert found["hits"] == softmax_by_hand(chapter.values[0])
+        assert found.hits == softmax_by_hand(chapter.values[0])
 
 
 @pytest.mark.parametrize("model", ["softmax", "cnn"])
@@ -428,7 +429,7 @@ def test_a_chapters_graph_file_training_operations_included_gives_its_accuracy(
     assert b"Adam" in meta
     assert b"gradients" in meta
     found = scored(model, chapter.prefix, from_meta=True)
-    assert same_float32(found["accuracy"], chapter.accuracy)
+    assert same_float32(found.accuracy, chapter.accuracy)
 
 
 @pytest.mark.parametrize("names", ["arr_0", "weights", "anything"])
@@ -442,8 +443,8 @@ def test_an_npz_of_one_array_gives_its_accuracy(
     else:
         np.savez(path, **{names: weights})
     found = scored("softmax", path)
-    assert found["hits"] == softmax_by_hand(weights)
-    assert same_float32(found["accuracy"], softmax_program.accuracy)
+    assert found.hits == softmax_by_hand(weights)
+    assert same_float32(found.accuracy, softmax_program.accuracy)
 
 
 def test_an_npz_of_eight_positional_arrays_gives_its_accuracy(
@@ -452,7 +453,7 @@ def test_an_npz_of_eight_positional_arrays_gives_its_accuracy(
     path = tmp_path / "cnn_weight_storage.npz"
     np.savez(path, *cnn_program.values)
     found = scored("cnn", path)
-    assert same_float32(found["accuracy"], cnn_program.accuracy)
+    assert same_float32(found.accuracy, cnn_program.accuracy)
     rows = [f"{i} {name} {shape}" for i, (name, shape) in enumerate(SHAPES["cnn"].items())]
     assert [line for line in capsys.readouterr().err.splitlines() if "weights" in line] == rows[::2]
 
@@ -472,7 +473,7 @@ def test_the_pickled_npz_is_refused_with_the_line_that_converts_it(
     monkeypatch.chdir(tmp_path)
     exec(line[0], {"np": np})
     found = scored("cnn", tmp_path / "converted.npz")
-    assert same_float32(found["accuracy"], cnn_program.accuracy)
+    assert same_float32(found.accuracy, cnn_program.accuracy)
 
 
 class Armed:
@@ -642,7 +643,7 @@ def test_an_object_based_checkpoint_matches_by_shape(
     chapter: Written = request.getfixturevalue(f"{model}_program")
     path = object_based(tf, tmp_path, chapter.values)
     found = scored(model, path)
-    assert same_float32(found["accuracy"], chapter.accuracy)
+    assert same_float32(found.accuracy, chapter.accuracy)
 
 
 @pytest.mark.parametrize("values", [[W, W], [W[0]], [W, W[0]]])

@@ -447,7 +447,7 @@ def test_a_signal_ends_the_whole_multirun(
     client: Callable[[Path], MlflowClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.run.watcher", lambda *_: StopAtOnce(0, 0))
+    monkeypatch.setattr("pipeline.running.watcher", lambda *_: StopAtOnce(0, 0))
     done = main("run", "-m", "seed=0,1", "steps=5000", "eval_every=0", THREADS)
     assert done.returncode == 143
     (run,) = client(place).search_runs(["1"])
@@ -612,15 +612,15 @@ def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
 ) -> tuple[str, dict[int, float]]:
     """Return the digest and the losses of the long run when nobody stops it."""
-    from pipeline.__main__ import _composed
-    from pipeline.run import run
+    from pipeline.compose import composed
+    from pipeline.running import run
 
     folder = tmp_path_factory.mktemp("undisturbed")
     shutil.copytree(empty_store, folder / "mlruns")
     arguments = [*LONG, "data=arrays", f"data.path={small}", THREADS, "progress=false"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = run(_composed(arguments))
+        result = run(composed(arguments))
     points = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").get_metric_history(
         result.run_id, "train/loss"
     )
@@ -733,7 +733,7 @@ def test_the_wheel_works_outside_the_checkout(
 
     shutil.copytree(empty_store, elsewhere / "mlruns")
     outside = {**environment, "PYTHONPATH": str(unpacked)}
-    asked = [sys.executable, "-c", "import pipeline.__main__ as program; print(program.CONF)"]
+    asked = [sys.executable, "-c", "import pipeline.compose as program; print(program.CONF)"]
     found = subprocess.run(asked, cwd=elsewhere, env=outside, capture_output=True, text=True)
     assert found.stdout == f"{unpacked}/pipeline/conf\n"
     done = waymark("run", "steps=20", "save.every=10", THREADS, cwd=elsewhere, env=outside)

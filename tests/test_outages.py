@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import run as work
-from pipeline.__main__ import _composed
+from pipeline import running as work
+from pipeline.compose import composed
 from pipeline.progress import Silent
 from pipeline.tracking import TrackedRun
 from pipeline.tracking.outbox import read
@@ -129,7 +129,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = work.run(_composed([*SHORT, f"data.path={small}"]))
+        result = work.run(composed([*SHORT, f"data.path={small}"]))
     return points(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"), result.run_id), (
         result.state_digest
     )

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.data import Mnist5k
-from pipeline.run import Result, run
+from pipeline.running import Result, run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_snippets_read_what_a_run_saved(
     save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result: Result = run(_composed(["progress=false", f"save={save}"]))
+    result: Result = run(composed(["progress=false", f"save={save}"]))
     data = Mnist5k(sampling="replacement").load()
     images = data.x_test.reshape(len(data.x_test), -1).astype(np.float32) / np.float32(255)
     names = {"images": images, "one_hot": np.eye(10, dtype=np.float32)[data.y_test]}

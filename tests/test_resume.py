@@ -16,14 +16,14 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipeline import run as work
-from pipeline.__main__ import _composed
+from pipeline import running as work
 from pipeline.checkpoints import SaveFormat, store
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.store import CheckpointStore
+from pipeline.compose import composed
 from pipeline.digest import digest
-from pipeline.evaluate import load_data
+from pipeline.evaluation import load_data
 from pipeline.progress import Silent
 from pipeline.runtime import start_tensorflow
 from pipeline.stopping import Stopped
@@ -84,7 +84,7 @@ def undisturbed(
             shutil.copytree(empty_store, folder / "mlruns")
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
-                result = work.run(_composed([*overrides, *data, "progress=false"]))
+                result = work.run(composed([*overrides, *data, "progress=false"]))
             found[key] = end(folder, result.run_id)
         return found[key]
 
@@ -94,7 +94,7 @@ def undisturbed(
 @pytest.mark.parametrize("model", RUNS)
 def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None:
     start_tensorflow(2)
-    config = _composed([*RUNS[model], *data]).config
+    config = composed([*RUNS[model], *data]).config
     dataset, total = load_data(config), 60
     whole = Machine(config, dataset)
     losses = whole.advance(total)
@@ -142,7 +142,7 @@ def test_the_program_in_pieces_of_any_sizes(
     overrides = [*RUNS[model], *short, "save.every=25", "save.max_to_keep=0"]
     expected = undisturbed(*overrides)
     draw, total = random.Random(f"{model}'s stops"), int(short[0].partition("=")[2])
-    resolved = _composed([*overrides, *data])
+    resolved = composed([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
         monkeypatch.setattr(work, "watcher", lambda *_, target=target: StopAt(target))
@@ -287,7 +287,7 @@ def test_killed_at_a_named_point(
         dying.setattr(owner, "real_write", getattr(owner, "write", None), raising=False)
         dying.setattr(owner, name, after(getattr(owner, name), count, half))
         with pytest.raises(Killed):
-            work.run(_composed([*overrides, *data, "progress=false"]))
+            work.run(composed([*overrides, *data, "progress=false"]))
     # A real kill takes the sending thread along, and with it its hold on the run.
     started[0]._patience.set()
     started[0]._wake.set()
@@ -316,7 +316,7 @@ def test_a_run_that_saved_nothing_starts_again(
 
     monkeypatch.setattr(work, "train", crash)
     with pytest.raises(work.Failed, match=r"RuntimeError: no more power; to go on: "):
-        work.run(_composed([*overrides, *data]))
+        work.run(composed([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")
     run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(folder.name)
     assert run.info.status == "FAILED"
@@ -335,7 +335,7 @@ def test_a_run_that_saved_nothing_starts_again(
 
 @pytest.fixture
 def finished(place: Path, data: list[str]) -> str:
-    return work.run(_composed([*SHORT, *data, "progress=false"])).run_id
+    return work.run(composed([*SHORT, *data, "progress=false"])).run_id
 
 
 def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main: Main) -> None:
@@ -409,7 +409,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
     place: Path, data: list[str], main: Main, undisturbed: Callable[..., End], save: str
 ) -> None:
     overrides = [*SHORT, f"save={save}"]
-    run_id = work.run(_composed([*overrides, *data, "progress=false"])).run_id
+    run_id = work.run(composed([*overrides, *data, "progress=false"])).run_id
     folder = place / f"mlruns/artifacts/1/{run_id}/artifacts/checkpoints"
     names = {"ckpt": "model_ckpt-40.data-00000-of-00001", "npz": "weights-40.npz"}
     path = folder / names[save]

@@ -23,8 +23,8 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import run as work
-from pipeline.__main__ import _composed
+from pipeline import running as work
+from pipeline.compose import composed
 from pipeline.progress import Silent
 from pipeline.stopping import Stopped
 from pipeline.tracking import Tracking, outbox
@@ -87,12 +87,12 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Pat
         # The runs' process is one that is gone: its pid belongs to this one now.
         gone = {**this_process(), "started": 1.0}
         patch.setattr("pipeline.tracking.tracked.this_process", lambda: gone)
-        kept.ids["whole"] = work.run(_composed([*overrides, "run_name=whole"])).run_id
+        kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
         patch.setattr(work, "watcher", lambda *_: StopAt(23))
         with pytest.raises(Stopped):
-            work.run(_composed([*overrides, "run_name=training"]))
+            work.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = Tracking(None).find("training").id
-        settings = _composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
+        settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
         failed = Tracking(None).create(settings, {"waymark.version": "1"}, DATA)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
         failed.tag({"waymark.reason": "a\nb"})

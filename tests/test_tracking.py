@@ -29,9 +29,9 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.tracking import MlflowClient
 
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.config import BadInput
-from pipeline.run import run
+from pipeline.running import run
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.outbox import Content, Outbox, Points, read
 
@@ -158,7 +158,7 @@ def tracking(place: Path) -> Tracking:
 
 
 def created(tracking: Tracking, *overrides: str) -> TrackedRun:
-    resolved = _composed([THREADS, *overrides])
+    resolved = composed([THREADS, *overrides])
     return tracking.create(resolved, {"waymark.version": "test"}, DATA)
 
 
@@ -186,7 +186,7 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: T
     outbox = Outbox(box)
     outbox.add(Points("train/loss", [3], [0.125], 1_700_000_000_000))
     outbox.close()
-    again = tracking.reopen(tracking.find(tracked.info.id), _composed([THREADS]).config)
+    again = tracking.reopen(tracking.find(tracked.info.id), composed([THREADS]).config)
     assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
     again.record([2, 3, 4], {"train/loss": [7.0, 7.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -226,7 +226,7 @@ def test_a_store_that_fails_costs_nothing(
     assert box.exists()
     record = tracking.find(tracked.info.id)
     assert tracking.undelivered(record)
-    assert tracking.reopen(record, _composed([THREADS]).config).finish("FINISHED") is None
+    assert tracking.reopen(record, composed([THREADS]).config).finish("FINISHED") is None
     assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 2501)]
     assert tracking.find(tracked.info.id).status == "FINISHED"
     assert not tracking.undelivered(record)
@@ -256,7 +256,7 @@ def test_a_slow_store_does_not_hold_up_recording(
 
 def test_a_run_belongs_to_one_process(tracking: Tracking) -> None:
     tracked = created(tracking)
-    config = _composed([THREADS]).config
+    config = composed([THREADS]).config
     with pytest.raises(BadInput, match=f"run {tracked.info.id}: another process is training it"):
         tracking.reopen(tracking.find(tracked.info.id), config)
     tracked.finish("KILLED")
@@ -273,7 +273,7 @@ def test_a_clock_that_jumps_back_does_no_harm(
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
     tracked.record([2, 3], {"train/loss": [0.25, 0.125]})
     assert tracked.finish("KILLED") is None
-    again = tracking.reopen(tracking.find("latest"), _composed([THREADS]).config)
+    again = tracking.reopen(tracking.find("latest"), composed([THREADS]).config)
     assert again.info.id == tracked.info.id
     again.record([3, 4], {"train/loss": [9.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -285,12 +285,12 @@ def test_a_clock_that_jumps_back_does_no_harm(
 
 FOUR = """
 import sys
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.tracking import Tracking
 from types import SimpleNamespace
 import numpy as np
 
-resolved = _composed(["runtime.intra_op_threads=2"])
+resolved = composed(["runtime.intra_op_threads=2"])
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
 print("ready", flush=True)
@@ -400,7 +400,7 @@ def test_runs_that_are_not_meant_clearly_are_refused(store: dict[str, str]) -> N
 def test_a_copied_folder_never_writes_into_the_original(
     place: Path, small: Path, monkeypatch: pytest.MonkeyPatch, main: Main
 ) -> None:
-    result = run(_composed([*SHORT, f"data.path={small}"]))
+    result = run(composed([*SHORT, f"data.path={small}"]))
     copy = place / "elsewhere"
     copy.mkdir()
     shutil.copytree("mlruns", copy / "mlruns")
@@ -498,7 +498,7 @@ def test_a_run_moves_between_folders_through_a_server(
     local = tmp_path / "local"
     local.mkdir()
     monkeypatch.chdir(local)
-    undisturbed = run(_composed([*short, "steps=12", f"tracking.uri=sqlite:///{local}/own.db"]))
+    undisturbed = run(composed([*short, "steps=12", f"tracking.uri=sqlite:///{local}/own.db"]))
     assert record.data.tags["waymark.state_digest"] == undisturbed.state_digest
 
     # Where the run began, its spool is older than what the server holds.
@@ -556,7 +556,7 @@ def test_the_remote_home_follows_the_folder(
     assert folder.exists()
 
     # A file of the same name and size, which another process has written: it is sent again.
-    again = tracking.reopen(tracking.find(run_id), _composed([THREADS]).config)
+    again = tracking.reopen(tracking.find(run_id), composed([THREADS]).config)
     put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
     again.changed()
     assert again.finish("FINISHED") is None

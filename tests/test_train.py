@@ -20,8 +20,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pipeline import train as module
-from pipeline.__main__ import _composed
 from pipeline.checkpoints import State
+from pipeline.compose import composed
 from pipeline.data import Dataset, batch_indices
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
@@ -47,7 +47,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 
 def config(*overrides: str) -> Any:
     fixed = ["batch_size=10", "runtime.intra_op_threads=2", "seed=11"]
-    return _composed([*fixed, *overrides]).config
+    return composed([*fixed, *overrides]).config
 
 
 @cache
@@ -280,7 +280,7 @@ def results(path: str) -> list[str]:
     found = []
     for overrides, steps in (([], 30), (["model=cnn", "model.keep_prob=0.5"], 2)):
         arguments = ["data=arrays", f"data.path={path}", "seed=7", "batch_size=64", *overrides]
-        given = _composed(arguments).config
+        given = composed(arguments).config
         ours = Machine(given, given.data.load())
         losses = ours.advance(steps)
         found.append(f"{digest({**ours.state(), 'losses': losses})} {ours.score().loss!r}")
@@ -289,7 +289,7 @@ def results(path: str) -> list[str]:
 
 PROGRAM = f"""
 import sys
-from pipeline.__main__ import _composed
+from pipeline.compose import composed
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
 from pipeline.train import Machine

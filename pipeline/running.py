@@ -38,7 +38,7 @@ from pipeline.config import (
 )
 from pipeline.data import Dataset
 from pipeline.digest import digest
-from pipeline.evaluate import (
+from pipeline.evaluation import (
     load_data,
     log_parameters,
     parameter_shapes,

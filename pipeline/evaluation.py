@@ -4,6 +4,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,22 @@ from pipeline.runtime import start_tensorflow
 from pipeline.score import Score, Scorer
 from pipeline.tracking import Tracking
 from pipeline.train import check_state, initial_state
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a restored checkpoint scored on the whole test set."""
+
+    accuracy: float  # hits / total
+    hits: int
+    total: int
+    source: str  # which files were restored
+    step: int | None = None  # of a run's checkpoint
+    loss: float | None = None  # mean softmax cross entropy; a graph alone does not tell it
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def load_data(config: Config) -> Dataset:
@@ -54,9 +71,7 @@ def score_parameters(config: Config, data: Dataset, parameters: State) -> Score:
     return Scorer(config.model, config.precision, data)(values)
 
 
-def evaluate_run(
-    text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]
-) -> dict[str, Any]:
+def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
     """Score a checkpoint of a run: a step, `best` or `latest`; write nothing to the run.
 
     Raises BadInput for what is not there, Damaged for a named checkpoint that is damaged.
@@ -82,7 +97,7 @@ def evaluate_run(
         start_tensorflow(config.runtime.intra_op_threads)
         scored = _score_step(config, data, store, chosen, from_meta)
         source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
-        return {"step": chosen, **scored, "source": source}
+        return Evaluation(**scored, step=chosen, source=source)
 
 
 def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
@@ -129,7 +144,7 @@ def _score_step(
     return _hits(hits, data)
 
 
-def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> dict[str, Any]:
+def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
     """Score files that Waymark did not write; raise BadInput if they do not fit."""
     config = resolved.config
     data = load_data(config)
@@ -142,11 +157,11 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> dict[str,
         if not found:
             raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
         hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)
-        return {**_hits(hits, data), "source": str(prefix)}
+        return Evaluation(**_hits(hits, data), source=str(prefix))
     shapes = parameter_shapes(config, data.spec)
     parameters = read_parameters(path, shapes, "--checkpoint")
     log_parameters(parameters)
-    return {**score_parameters(config, data, parameters).summary, "source": str(path)}
+    return Evaluation(**score_parameters(config, data, parameters).summary, source=str(path))
 
 
 def _hits(hits: int, data: Dataset) -> dict[str, Any]:

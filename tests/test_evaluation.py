@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.__main__ import _composed
 from pipeline.checkpoints.store import Damaged
+from pipeline.compose import composed
 from pipeline.config import BadInput
-from pipeline.evaluate import evaluate_run
-from pipeline.run import Result, resume, run
+from pipeline.evaluation import evaluate_run
+from pipeline.running import Result, resume, run
 
 
 @pytest.fixture
 def result(place: Path) -> Result:
     """Return a run with checkpoints at 10, 20, 30 that were evaluated at 10, 20, 30."""
     settings = ["steps=30", "save.every=10", "eval_every=10", "save=npz", "progress=false"]
-    return run(_composed(settings))
+    return run(composed(settings))
 
 
 def manifest(result: Result, step: int) -> Path:
@@ -25,14 +25,14 @@ def manifest(result: Result, step: int) -> Path:
 def test_best_is_the_highest_and_passes_over_damage(
     result: Result, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = {s: evaluate_run("latest", str(s), False, {})["accuracy"] for s in (10, 20, 30)}
+    scores = {s: evaluate_run("latest", str(s), False, {}).accuracy for s in (10, 20, 30)}
     best = max(scores, key=lambda step: (scores[step], -step))
-    assert evaluate_run("latest", "best", False, {})["step"] == best
+    assert evaluate_run("latest", "best", False, {}).step == best
     manifest(result, best).write_text("{")
     capsys.readouterr()
     del scores[best]
     second = max(scores, key=lambda step: (scores[step], -step))
-    assert evaluate_run("latest", "best", False, {})["step"] == second
+    assert evaluate_run("latest", "best", False, {}).step == second
     assert f"checkpoint {best} is damaged" in capsys.readouterr().err
 
 

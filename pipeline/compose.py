@@ -1,0 +1,150 @@
+"""Hydra: from overrides and the YAML files in `conf/` to a checked configuration."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import GROUPS, BadInput, Config, Resolved, flatten, nearest, resolve
+
+HERE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
+
+
+def parsed(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    overrides = list(overrides)
+    try:
+        found = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise BadInput(f"{error.override}: is not of the form key=value.") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise BadInput(f"{error} (in {' '.join(overrides)[:80]!r}).") from None
+    for item in found:
+        if item.is_sweep_override() or item.is_delete() or item.is_add():
+            raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
+    return {item.key_or_group: item.value() for item in found}
+
+
+def composed(overrides: Sequence[str]) -> Resolved:
+    """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
+    import hydra
+
+    overrides = list(overrides)
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("config", overrides, return_hydra_config=True)
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, overrides)) from None
+    return resolved(cfg, cfg.hydra.runtime.choices, overrides)
+
+
+def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resolved:
+    """Return the checked configuration for what Hydra composed; here the DictConfig dies.
+
+    `chosen` holds the member that was chosen of each group.
+    """
+    from omegaconf import OmegaConf
+
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+
+    def source(key: str) -> str:
+        above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
+        return "the command line" if given & {key, *above} else "conf/"
+
+    choices = {group: str(chosen.get(group)) for group in GROUPS}
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    try:
+        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, overrides)) from None
+    names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
+    secrets = {os.environ[name] for name in names if os.environ.get(name)}
+    return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
+
+
+def described(config: Config) -> Resolved:
+    """Return a typed configuration together with the plain values that record it.
+
+    Raises BadInput for what `resolve` refuses: a Config's own types are checked only when it is
+    made.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        if field.name in GROUPS:
+            plain = {"_target_": _target(value), **plain}
+        values[field.name] = plain
+    choices = {group: _member(group, _target(getattr(config, group))) for group in GROUPS}
+    return resolve(values, choices, lambda key: "the given configuration")
+
+
+def _target(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _member(group: str, target: str) -> str:
+    """Return the name by which `conf/` knows a class, else the class's own."""
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if target in flatten(yaml.safe_load(path.read_text(encoding="utf-8"))).values():
+            return path.stem
+    return target.rpartition(".")[2].lower()
+
+
+def hydra_errors() -> tuple[type[Exception], ...]:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return (
+        *(HydraException, OmegaConfBaseException),
+        *(ValueError, TypeError, AssertionError, RecursionError),
+    )
+
+
+def refusal(error: Exception, arguments: list[str]) -> str:
+    """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, member = str(error.missing_cfg_file).rpartition("/")
+        options = sorted(error.options)
+        hint = nearest(member, options)
+        return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as key=value; "
+            f"a value with special characters stands in quotes: 'key=\"value\"'."
+        )
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: a value is missing."
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown and unknown[1].split(".")[0] == "tags":
+        return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
+    if unknown and unknown[1] not in GROUPS:
+        return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return "; ".join(lines[:2])
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
+    for groups in (chosen, []):
+        with contextlib.suppress(*hydra_errors()):
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                values = OmegaConf.to_container(hydra.compose("config", groups))
+            return [*GROUPS, *flatten(values)]  # type: ignore[arg-type]
+    return list(GROUPS)

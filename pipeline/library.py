@@ -1,0 +1,57 @@
+"""The commands as functions, for notebooks and scripts; the command line calls these."""
+
+from pathlib import Path
+
+from pipeline import evaluation, running
+from pipeline.compose import composed, described, parsed
+from pipeline.config import Config
+from pipeline.evaluation import Evaluation
+from pipeline.running import Result
+
+
+def configure(*overrides: str) -> Config:
+    """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
+    return composed(overrides).config
+
+
+def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:
+    """Train, save, restore, evaluate and record a new run.
+
+    Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
+    recorded run `config_from` with plain key=value `overrides` on top.
+
+    Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
+    """
+    if config_from is not None:
+        return running.run(running.recorded(config_from, parsed(overrides)))
+    return running.run(composed(overrides) if config is None else described(config))
+
+
+def resume(run: str, *overrides: str) -> Result | None:
+    """Continue an interrupted run in its own MLflow run; None if nothing was left to do.
+
+    Raises BadInput for an unknown run or an override that would change the numbers, Failed if
+    no published checkpoint is whole or the work fails, Stopped after a signal.
+    """
+    return running.resume(run, parsed(overrides))
+
+
+def evaluate(
+    run: str | None,
+    *overrides: str,
+    checkpoint: str | Path | None = None,
+    step: str = "latest",
+    from_meta: bool = False,
+) -> Evaluation:
+    """Restore a checkpoint and score it on the test set; write nothing.
+
+    Either a run's checkpoint at `step` (a number, `best` or `latest`), or with run=None the
+    files at `checkpoint`, with the model and data that `overrides` choose. With `from_meta`
+    graph and weights come from the files alone.
+
+    Raises BadInput for what is not there or does not fit, Damaged for a damaged checkpoint.
+    """
+    if run is None:
+        path = Path(checkpoint or "").expanduser()
+        return evaluation.evaluate_files(composed(overrides), path, from_meta)
+    return evaluation.evaluate_run(run, step, from_meta, parsed(overrides))
