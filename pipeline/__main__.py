@@ -97,19 +97,48 @@ def _run(cfg: Any, arguments: list[str]) -> int:
 @cli.command()
 @click.argument("run")
 @OVERRIDES
-def resume(run: str, overrides: tuple[str, ...]) -> int:
+@click.option("--allow-drift", is_flag=True, help="Go on in another numerical environment.")
+def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
     """Continue an interrupted run, in the same MLflow run.
 
     steps=N extends it; settings that would change its numbers are refused.
     """
     from pipeline import library
 
-    result = library.resume(run, *overrides)
+    result = library.resume(run, *overrides, allow_drift=allow_drift)
     if result is None:
         print("nothing left to do")
-    else:
-        _summary(result)
-    return 0
+        return 0
+    _summary(result)
+    return _verdict(result.verdict) if result.verdict else 0
+
+
+@cli.command()
+@click.argument("run")
+@OVERRIDES
+@click.option("--threads", type=click.IntRange(min=1), help="Another number of threads.")
+@click.option("--at-commit", is_flag=True, help="Run the recorded commit with its changes.")
+@click.option("--trust-code", is_flag=True, help="Allow --at-commit to run what is recorded.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
+def rerun(
+    run: str,
+    overrides: tuple[str, ...],
+    threads: int | None,
+    at_commit: bool,
+    trust_code: bool,
+    as_json: bool,
+) -> int:
+    """Do a recorded run again and tell whether it comes to the same bits.
+
+    Exit status 0 if it does, 3 if not, with what differs. OVERRIDES may change save, save.*,
+    log_every, eval_every, data.path, tracking.*, names and progress.
+    """
+    from pipeline import library
+
+    verdict = library.rerun(
+        run, *overrides, threads=threads, at_commit=at_commit, trust_code=trust_code
+    )
+    return _verdict(verdict, as_json)
 
 
 @cli.command()
@@ -127,10 +156,8 @@ def evaluate(
     Two forms: `waymark evaluate RUN` for a run's checkpoint and
     `waymark evaluate --checkpoint PATH model=... data=...` for any files.
     """
-    import json
-
     from pipeline import library
-    from pipeline.config import BadInput
+    from pipeline.config import BadInput, json_text
 
     if not checkpoint and (not arguments or "=" in arguments[0]):
         raise BadInput("evaluate: give a RUN, or --checkpoint PATH.")
@@ -139,7 +166,7 @@ def evaluate(
     meta = source == "meta"
     found = library.evaluate(run, *overrides, checkpoint=checkpoint, step=step, from_meta=meta)
     if as_json:
-        print(json.dumps(found.plain()))
+        print(json_text(found.plain()))
     else:
         loss = "" if found.loss is None else f", loss {found.loss:.5f}"
         print(f"accuracy {found.accuracy:.4f}{loss} ({found.hits} of {found.total} images)")
@@ -199,6 +226,17 @@ def _summary(result: Any) -> None:
     print(f"checkpoints kept      {steps}")
     print(f"run                   {result.run_id}")
     print(f"in the UI             {result.link}")
+
+
+def _verdict(verdict: Any, as_json: bool = False) -> int:
+    from pipeline.config import Sentence
+
+    if as_json:
+        print(verdict.dump().replace("\n", ""))
+    else:
+        for line in verdict.lines():
+            print(Sentence(line))
+    return 0 if verdict.identical else 3
 
 
 def _guarded(work: Any) -> int:

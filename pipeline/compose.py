@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,30 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
     names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
     secrets = {os.environ[name] for name in names if os.environ.get(name)}
     return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
+
+
+def switched(
+    body: Mapping[str, Any], choices: Mapping[str, str], members: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return recorded values and choices with other `members` of groups in them.
+
+    What the members' YAML sets comes in, what the former ones' set goes; all else stays as it
+    was recorded. Raises BadInput for a member that does not exist.
+    """
+    values, now = deepcopy(dict(body)), {**choices}
+    for group, member in members.items():
+        before, after = (_defaults([f"{group}={name}"]) for name in (now[group], member))
+        for key in {**before, **after}:
+            if before.get(key) != after.get(key) or (key in before) != (key in after):
+                *parents, last = key.split(".")
+                place = values
+                for parent in parents:
+                    place = place[parent]
+                place.pop(last, None)
+                if key in after:
+                    place[last] = after[key]
+        now[group] = member
+    return values, now
 
 
 def described(config: Config) -> Resolved:
@@ -138,13 +163,20 @@ def refusal(error: Exception, arguments: list[str]) -> str:
 
 def _known_keys(arguments: list[str]) -> list[str]:
     """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
+    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
+    for groups in (chosen, []):
+        with contextlib.suppress(BadInput):
+            return [*GROUPS, *_defaults(groups)]
+    return list(GROUPS)
+
+
+def _defaults(members: list[str]) -> dict[str, Any]:
+    """Return what `conf/` says with the chosen members, flat, as it stands there."""
     import hydra
     from omegaconf import OmegaConf
 
-    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
-    for groups in (chosen, []):
-        with contextlib.suppress(*hydra_errors()):
-            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-                values = OmegaConf.to_container(hydra.compose("config", groups))
-            return [*GROUPS, *flatten(values)]  # type: ignore[arg-type]
-    return list(GROUPS)
+    try:
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            return flatten(OmegaConf.to_container(hydra.compose("config", members)))  # type: ignore[arg-type]
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, members)) from None

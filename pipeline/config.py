@@ -5,7 +5,9 @@ Nothing here imports TensorFlow or MLflow, so a bad value is refused within a se
 """
 
 import difflib
+import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -137,6 +139,19 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON that every reader takes: NaN and infinities stand in it as texts."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def without_password(uri: str | None) -> str | None:
@@ -323,14 +338,10 @@ def check_format(version: object, origin: object) -> None:
         )
 
 
-def from_record(
-    path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
-) -> Resolved:
-    """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the values and choices of a run's config.yaml.
 
-    Raises BadInput for a file that is missing, damaged, of a newer format, or that names
-    classes outside Waymark and the trusted modules; and for overrides that change what lies
-    under the keys in `frozen` (but `data.path`).
+    Raises BadInput for a file that is missing, damaged, or of a newer format.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -344,19 +355,48 @@ def from_record(
     choices = body.pop("choices", None)
     if not isinstance(choices, dict) or set(choices) != set(GROUPS):
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
+    return body, choices
+
+
+def from_record(
+    path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
+) -> Resolved:
+    """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
+
+    Raises BadInput for what `read_record` refuses, and for a record that names classes outside
+    Waymark and the trusted modules; and for overrides that change what lies under the keys in
+    `frozen` (but `data.path`).
+    """
+    body, choices = read_record(path)
     known = {**flatten(body), **choices}
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise BadInput(f"{unknown[0]}: there is no such key{nearest(unknown[0], known)}.")
+    _check_known(overrides, known)
     changed = {key: value for key, value in overrides.items() if value != known[key]}
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k != "data.path")]
     if fixed:
         raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; start a new one.")
-    for key, value in changed.items():
+    return with_overrides(body, choices, changed, trusted, f"recorded in {path}")
+
+
+def with_overrides(
+    body: dict[str, Any],
+    choices: dict[str, str],
+    overrides: Mapping[str, Any],
+    trusted: list[str],
+    origin: str,
+) -> Resolved:
+    """Return recorded values with `overrides` (dotted keys) put on top, checked; see `resolve`."""
+    _check_known(overrides, flatten(body))
+    for key, value in overrides.items():
         *parents, last = key.split(".")
         place = body
         for parent in parents:
             place = place[parent]
         place[last] = value
     body["trusted_modules"] = trusted
-    return resolve(body, choices, lambda key: f"recorded in {path}", trusted)
+    return resolve(body, choices, lambda key: origin, trusted)
+
+
+def _check_known(overrides: Iterable[str], known: Collection[str]) -> None:
+    unknown = [key for key in overrides if key not in known]
+    if unknown:
+        raise BadInput(f"{unknown[0]}: there is no such key{nearest(unknown[0], known)}.")

@@ -1,28 +1,50 @@
 """What a run ran on and which code it ran: environment.json and changes.patch."""
 
+import hashlib
+import json
 import os
 import platform
 import re
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable, Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
 import pipeline
-from pipeline.config import FORMAT, without_password
+from pipeline.config import FORMAT, flatten, without_password
 
 SECRET = re.compile(
     r"(?i)(api[_-]?key|secret|token|passw(or)?d|private[_ ]key|credential)|://[^/\s:]+:[^@\s]+@"
     r"|\b(AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-\w{20,}|bearer\s)"
     r"|^.\s*[\"']?[A-Za-z0-9+/]{40,}\W*$"  # of a private key's body
 )
+# The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
+# with TF_ are Terraform's, and may be secret.)
+STEERING = (
+    *("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS"),
+    *("TF_ENABLE_AUTO_MIXED_PRECISION", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE"),
+    "NVIDIA_TF32_OVERRIDE",
+)
+# Of a CPU's flags, those that name instructions for arithmetic (x86; ARM).
+ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
+# What of environment.json decides the bits of the next step; the rest explains, at most.
+NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
+Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
+CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
 
 
-def environment(intra_op_threads: int) -> dict[str, Any]:
-    """Describe everything beside configuration and data that can change a result's bits."""
+def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe everything beside configuration and data that can change a result's bits.
+
+    `own` names the modules outside Waymark whose classes take part.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
     build = tf.sysconfig.get_build_info()
     return {
@@ -35,13 +57,16 @@ def environment(intra_op_threads: int) -> dict[str, Any]:
             "version": tf.version.VERSION,
             "git": tf.version.GIT_VERSION,
             "cuda": build.get("cuda_version") if build["is_cuda_build"] else None,
-            "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS"),
+            "onednn": IsMklEnabled(),
             "deterministic_ops": is_op_determinism_enabled(),
         },
+        "settings": {name: os.environ[name] for name in STEERING if name in os.environ},
         "cpu": _cpu(),
+        "cores": os.cpu_count(),
         "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
         "intra_op_threads": intra_op_threads,
         "git_commit": git_commit(),
+        "code": _code(own),
         "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
 
@@ -56,26 +81,74 @@ def _packages() -> dict[str, str]:
 
 
 def _cpu() -> dict[str, Any]:
-    facts: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count()}
+    """Return the CPU's model, instructions for arithmetic, and caches (Eigen's blocks fit them)."""
+    facts: dict[str, Any] = {"machine": platform.machine()}
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:  # not Linux
-        return {**facts, "model": platform.processor()}
+        names = ("machdep.cpu.brand_string", "hw.l1dcachesize", "hw.l2cachesize")
+        told = dict(zip(names, (_output("sysctl", "-n", *names) or "").splitlines(), strict=False))
+        return {**facts, "model": told.pop(names[0], platform.processor()), "caches": told}
     info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = info.get("flags") or info.get("Features") or ""  # on x86, on ARM
-    return {**facts, "model": info.get("model name"), "flags": flags.split()}
+    instructions = sorted(flag for flag in flags.split() if ARITHMETIC.match(flag))
+    model = info.get("model name")
+    return {**facts, "model": model, "instructions": instructions, "caches": _caches()}
 
 
-def _git(*arguments: str) -> str | None:
-    """Run git where the code stands: Waymark's own checkout, else the current folder."""
-    root = Path(pipeline.__file__).parent.parent
-    where = root if (root / ".git").exists() else Path.cwd()
-    command = ["git", "-C", str(where), *arguments]
+def _caches() -> dict[str, str]:
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
+        except OSError:  # a container may hide it
+            continue
+        caches[f"L{level} {kind}"] = size
+    return caches
+
+
+def _code(own: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each source file of Waymark and of the user's own modules.
+
+    What a user's module imports from beside it counts as well, if it lies in the same package.
+    """
+    here = Path(pipeline.__file__).parent
+    files = {
+        ".".join(p.relative_to(here.parent).with_suffix("").parts): p for p in here.rglob("*.py")
+    }
+    roots = {name.partition(".")[0] for name in own}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in roots and getattr(module, "__file__", None):
+            files[name] = Path(str(module.__file__))
+    found = {}
+    for name, path in sorted(files.items()):
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def _output(*command: str, **variables: str) -> str | None:
+    """Return what a command prints, None if it is not there, fails, or hangs."""
+    env = {**os.environ, **variables}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=10)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=10, env=env
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None
+
+
+def checkout() -> Path:
+    """Return where the code stands: Waymark's own checkout, else the current folder."""
+    if CHECKOUT in os.environ:
+        return Path(os.environ[CHECKOUT])
+    root = Path(pipeline.__file__).parent.parent
+    return root if (root / ".git").exists() else Path.cwd()
+
+
+def _git(*arguments: str, **variables: str) -> str | None:
+    return _output("git", "-C", str(checkout()), *arguments, **variables)
 
 
 def git_commit() -> str | None:
@@ -84,9 +157,85 @@ def git_commit() -> str | None:
 
 
 def changes() -> str | None:
-    """Return the uncommitted changes as a patch, lines that look like secrets masked."""
-    patch = _git("diff", "HEAD", "--no-color", "--no-ext-diff")
+    """Return the uncommitted changes as a patch, lines that look like secrets masked.
+
+    Python files that git does not know yet are changes, too.
+    """
+    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or ""
+    with tempfile.TemporaryDirectory() as scratch:
+        index = {}
+        if new:  # they are put into an index beside git's own, which stays as it is
+            index = {"GIT_INDEX_FILE": f"{scratch}/index"}
+            _git("read-tree", "HEAD", **index)
+            _git("add", "--intent-to-add", "--", *new.rstrip("\0").split("\0"), **index)
+        patch = _git("diff", "HEAD", "--no-color", "--no-ext-diff", **index)
     if not patch:
         return None
     lines = patch.splitlines(keepends=True)
     return "".join(f"{line[:1]}(masked)\n" if SECRET.search(line) else line for line in lines)
+
+
+def diffstat(patch: str | None, beside: str | None = None) -> str:
+    """Return in one line how many lines of which files a patch adds and takes away.
+
+    Files that another patch changes in just the same way are left out.
+    """
+    own, other = _by_file(patch), _by_file(beside)
+    told = []
+    for name, lines in own.items():
+        if lines != other.get(name):
+            signs = [line[:1] for line in lines if not line.startswith(("+++ ", "--- "))]
+            told.append(f"{name} +{signs.count('+')} -{signs.count('-')}")
+    more = f" and {len(told) - 10} more" if len(told) > 10 else ""
+    return ", ".join(told[:10]) + more or "none"
+
+
+def _by_file(patch: str | None) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in (patch or "").splitlines():
+        if line.startswith("diff --git "):
+            lines = found.setdefault(line.rpartition(" b/")[2], [])
+        elif not line.startswith("index "):
+            lines.append(line)
+    return found
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return what environment.json holds; nothing for one that is missing or damaged."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Return what differs between two environments, what decides the bits first.
+
+    Of lists and of code only the items that differ are told. What one of the two does not
+    tell, since another version of Waymark wrote it, is left out.
+    """
+    found: list[Difference] = []
+    for topic in (*NUMERICAL, "packages", "python", "platform", "waymark", "git_commit"):
+        if topic not in old or topic not in new:
+            continue
+        was, now = flatten({topic: old[topic]}), flatten({topic: new[topic]})
+        optional = topic in ("settings", "packages")
+        for key in sorted({*was, *now} if optional else was.keys() & now.keys()):
+            a, b = was.get(key), now.get(key)
+            if isinstance(a, list) and isinstance(b, list):
+                a, b = ([str(x) for x in one if x not in other] for one, other in ((a, b), (b, a)))
+            if a != b:
+                found.append((key, a, b))
+    was, now = old.get("code", {}), new.get("code", {})
+    changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    if was and now and changed:
+        before, after = ([name for name in changed if name in side] for side in (was, now))
+        found.append(("code", before, after))
+    return found
+
+
+def numerical(found: Iterable[Difference]) -> list[Difference]:
+    """Return those differences that decide the bits of the next step on the same code."""
+    return [each for each in found if each[0].partition(".")[0] in NUMERICAL]

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
-from pipeline import evaluation, running
+from pipeline import evaluation, rerunning, running
 from pipeline.compose import composed, described, parsed
 from pipeline.config import Config
 from pipeline.evaluation import Evaluation
 from pipeline.running import Result
+from pipeline.verdict import Verdict
 
 
 def configure(*overrides: str) -> Config:
@@ -27,13 +28,34 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
     return running.run(composed(overrides) if config is None else described(config))
 
 
-def resume(run: str, *overrides: str) -> Result | None:
+def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:
     """Continue an interrupted run in its own MLflow run; None if nothing was left to do.
 
-    Raises BadInput for an unknown run or an override that would change the numbers, Failed if
-    no published checkpoint is whole or the work fails, Stopped after a signal.
+    Raises BadInput for an unknown run, an override that would change the numbers, or (without
+    `allow_drift`) a numerical environment other than the recorded one; Failed if no published
+    checkpoint is whole or the work fails; Stopped after a signal.
     """
-    return running.resume(run, parsed(overrides))
+    return running.resume(run, parsed(overrides), allow_drift)
+
+
+def rerun(
+    run: str,
+    *overrides: str,
+    threads: int | None = None,
+    at_commit: bool = False,
+    trust_code: bool = False,
+) -> Verdict:
+    """Do a recorded run again, as a new run, and tell whether it came to the same bits.
+
+    `overrides` may change where data, checkpoints and records go, not the numbers. `threads`
+    replaces the recorded number of threads; where TensorFlow already runs in this process with
+    another number, a new process does the work. `at_commit` runs the recorded commit with its
+    recorded changes, which takes `trust_code`, since it executes what a record says.
+
+    Raises BadInput for an unknown run or an override that could change the numbers, Failed if
+    the work fails, Stopped after a signal.
+    """
+    return rerunning.rerun(run, overrides, threads, at_commit, trust_code)
 
 
 def evaluate(

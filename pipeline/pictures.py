@@ -14,7 +14,7 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     left = figure.subplots()
     steps = sorted(losses)
     values = np.array([losses[s] for s in steps], np.float64)
-    values[np.abs(values) > 1e300] = np.nan  # infinity, as MLflow gives it back after a resume
+    values[np.isinf(values)] = np.nan  # a gap in the line
     marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
     left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
     left.set_xlabel("step")

@@ -1,6 +1,5 @@
 """One run from configuration to recorded result, and going on with one that was interrupted."""
 
-import json
 import shlex
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import pipeline
-from pipeline import environment, graph, pictures
+from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.retention import Memory, start
@@ -27,6 +26,7 @@ from pipeline.checkpoints.store import (
     refuse_links,
     replace_file,
 )
+from pipeline.compose import switched
 from pipeline.config import (
     BadInput,
     Config,
@@ -34,10 +34,21 @@ from pipeline.config import (
     Sentence,
     first_line,
     from_record,
+    json_text,
+    read_record,
+    with_overrides,
     without_password,
 )
 from pipeline.data import Dataset
 from pipeline.digest import digest
+from pipeline.environment import (
+    changes,
+    differences,
+    environment,
+    git_commit,
+    numerical,
+    read_environment,
+)
 from pipeline.evaluation import (
     load_data,
     log_parameters,
@@ -49,8 +60,12 @@ from pipeline.runtime import start_tensorflow
 from pipeline.score import Score
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, RunRecord, TrackedRun, Tracking
+from pipeline.tracking.history import NAME as HISTORY
+from pipeline.tracking.history import History, load
 from pipeline.tracking.recovery import settle
 from pipeline.train import Diverged, Machine, train
+from pipeline.verdict import DATA, INIT, RERUN_OF, VERDICT, Evidence, Verdict, evidence, judge, told
+from pipeline.verdict import NAME as REPORT
 
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
 
@@ -65,6 +80,8 @@ FROZEN = (
 class Failed(Sentence):
     """Say in one sentence why the work failed; the command exits 1."""
 
+    verdict: Verdict | None = None  # of a rerun that diverged, as its original may have
+
 
 @dataclass(frozen=True)
 class Result:
@@ -77,6 +94,7 @@ class Result:
     state_digest: str
     folder: Path
     link: str  # to the run in MLflow's UI, or the command that opens it
+    verdict: Verdict | None = None  # of a rerun
 
 
 class Saver:
@@ -113,10 +131,12 @@ class Saver:
         self._memory = self._store.publish(
             step, now, state, metrics, self._memory, regular, self.graph
         )
+        if self._store.newest:
+            self._tracked.saved(step, self._store.newest.digest)
 
 
-def run(resolved: Resolved) -> Result:
-    """Train, save, restore, evaluate and record a new run.
+def run(resolved: Resolved, original: Evidence | None = None) -> Result:
+    """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
     Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
     """
@@ -127,20 +147,22 @@ def run(resolved: Resolved) -> Result:
         tracking = Tracking(config.tracking.uri, create=True)
         tags = _tags(resolved, data)
         if parameters:
-            tags["waymark.init_digest"] = digest(parameters)
+            tags[INIT] = digest(parameters)
+        if original:
+            tags[RERUN_OF] = original.record.id
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
-        return _Work(resolved, data, tracking, tracked, parameters, None, stop).run()
+        return _Work(resolved, data, tracking, tracked, parameters, None, stop, original).run()
 
 
-def resume(text: str, overrides: Mapping[str, Any]) -> Result | None:
+def resume(text: str, overrides: Mapping[str, Any], allow_drift: bool = False) -> Result | None:
     """Go on with a run in its own MLflow run; None if nothing was left to do.
 
-    Raises BadInput for an unknown run or an override that would change the numbers, Failed if
-    no published checkpoint is whole.
+    Raises BadInput for an unknown run, an override that would change the numbers, or (without
+    `allow_drift`) a numerical environment that would; Failed if no published checkpoint is whole.
     """
     with Stop() as stop:
-        return _resume(text, dict(overrides), stop)
+        return _resume(text, dict(overrides), stop, allow_drift)
 
 
 def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
@@ -151,17 +173,27 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     given = {"tracking.uri": None, **overrides}
     trusted = given.pop("trusted_modules", [])
     tracking = Tracking(given["tracking.uri"])
-    record = tracking.find(text)
+    return record_of(tracking, tracking.find(text), given, trusted)
+
+
+def record_of(
+    tracking: Tracking, record: RunRecord, overrides: Mapping[str, Any], trusted: list[str]
+) -> Resolved:
+    """Return the configuration of a run that was found; see `recorded`."""
     refuse_links(record.folder)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:
             folder = Path(scratch) / "run"
             tracking.fetch(record, "config.yaml", folder)
-        return from_record(folder / "config.yaml", given, trusted, ())
+        values, choices = read_record(folder / "config.yaml")
+    members = {key: str(overrides[key]) for key in choices if key in overrides}
+    others = {key: value for key, value in overrides.items() if key not in members}
+    values, choices = switched(values, choices, members)
+    return with_overrides(values, choices, others, trusted, f"recorded by run {record.id}")
 
 
-def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
+def _resume(text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
     refuse_links(record.folder)
@@ -172,7 +204,7 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
     data = load_data(config)
-    if data.digest != record.tags.get("waymark.data_digest"):
+    if data.digest != record.tags.get(DATA):
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
     start_tensorflow(config.runtime.intra_op_threads)
     found, damage = store.newest_whole()
@@ -189,13 +221,39 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop) -> Result | None:
     if record.status == "FINISHED" and reached == config.steps:
         settle(tracking, record)
         return None
+    if found and not allow_drift:
+        _refuse_drift(record, config)
     parameters = None if found else _initial_parameters(config, data)
-    if parameters and digest(parameters) != record.tags.get("waymark.init_digest"):
+    if parameters and digest(parameters) != record.tags.get(INIT):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
     tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: ""})
-    return _Work(resolved, data, tracking, tracked, parameters, found, stop).run()
+    original = _original(tracking, record)
+    return _Work(resolved, data, tracking, tracked, parameters, found, stop, original).run()
+
+
+def _refuse_drift(record: RunRecord, config: Config) -> None:
+    """Raise BadInput if the next steps would be computed by other means than the last ones."""
+    old = read_environment(record.folder / "environment.json")
+    drift = numerical(differences(old, environment(config.runtime.intra_op_threads)))
+    if drift:
+        raise BadInput(
+            f"run {record.id}: was trained in another numerical environment, so that its bits "
+            f"would not be repeatable ({'; '.join(map(told, drift))}); "
+            f"waymark resume --allow-drift goes on all the same."
+        )
+
+
+def _original(tracking: Tracking, record: RunRecord) -> Evidence | None:
+    """Return what an interrupted rerun is to be compared with, if that is still there."""
+    if RERUN_OF not in record.tags:
+        return None
+    try:
+        return evidence(tracking, tracking.find(record.tags[RERUN_OF]))
+    except BadInput as error:
+        print(f"waymark: no verdict: {error}", file=sys.stderr)
+        return None
 
 
 def _initial_parameters(config: Config, data: Dataset) -> State | None:
@@ -211,11 +269,11 @@ def _initial_parameters(config: Config, data: Dataset) -> State | None:
 def _tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
     tags = {
         "waymark.version": pipeline.__version__,
-        "waymark.data_digest": data.digest,
+        DATA: data.digest,
         "waymark.save_format": resolved.choices.get("save", ""),
         "waymark.steps": str(resolved.config.steps),
     }
-    commit = environment.git_commit()
+    commit = git_commit()
     return {**tags, "mlflow.source.git.commit": commit} if commit else tags
 
 
@@ -224,6 +282,10 @@ def _fetch(tracking: Tracking, record: RunRecord) -> None:
     newer = tracking.newer(record)
     if newer or not (record.folder / "config.yaml").exists():
         tracking.fetch(record, "config.yaml", record.folder)
+    for name in ("environment.json", HISTORY):  # there is none before the first words of a run
+        if newer or not (record.folder / name).exists():
+            with suppress(BadInput):
+                tracking.fetch(record, name, record.folder)
     for name in newer:
         if not (record.folder / name).exists():
             tracking.fetch(record, name, record.folder)
@@ -241,12 +303,14 @@ class _Work:
         parameters: State | None,
         found: tuple[Manifest, State] | None,
         stop: Stop,
+        original: Evidence | None = None,
     ) -> None:
         self.resolved, self.config, self.data = resolved, resolved.config, data
         self.tracking, self.tracked = tracking, tracked
         self.parameters, self.found = parameters, found
         self.folder = tracked.info.folder
         self.stop = stop
+        self.original = original  # what this run is to be compared with
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
@@ -261,15 +325,22 @@ class _Work:
             own = isinstance(error, (Diverged, NotSaved))
             reason = ("" if own else f"{type(error).__name__}: ") + first_line(error)
             resumable = not isinstance(error, Diverged)  # it would again
+            verdict = self._judge() if isinstance(error, Diverged) else None
             self._end("FAILED", reason, resumable)
             after = f"; to go on: {self._resume_command()}" if resumable else ""
-            raise Failed(f"run {self.tracked.info.id} failed: {reason}{after}") from error
+            failed = Failed(f"run {self.tracked.info.id} failed: {reason}{after}")
+            failed.verdict = verdict
+            raise failed from error
         self._end("FINISHED")
         return replace(result, link=self.tracking.link(self.tracked.info))
 
     def _end(self, status: str, reason: str = "", resumable: bool = False) -> None:
         """Record how the run ended; wait for a server, but not long once a signal has come."""
         run_id = self.tracked.info.id
+        with suppress(OSError):  # a full disk: the outbox has it all
+            history = History(self.tracked.points, self.tracked.digests)
+            replace_file(self.folder / HISTORY, history.dump())
+            self.tracked.changed()
         if reason:
             self.tracked.tag({REASON: reason})
         if resumable:
@@ -286,12 +357,16 @@ class _Work:
         config, words = self.config, ["waymark", "resume", self.tracked.info.id]
         if config.tracking.uri:
             words.append(f"tracking.uri={without_password(config.tracking.uri)}")
-        parts = (config.model, config.data, config.optimizer, config.save)
-        modules = {type(part).__module__ for part in parts}
-        own = sorted(name for name in modules if not name.startswith("pipeline."))
+        own = self._own_modules()
         if own:
             words.append(f"trusted_modules=[{','.join(own)}]")
         return shlex.join(words)
+
+    def _own_modules(self) -> list[str]:
+        """Return the modules outside Waymark whose classes take part."""
+        parts = (self.config.model, self.config.data, self.config.optimizer, self.config.save)
+        modules = {type(part).__module__ for part in parts}
+        return sorted(name for name in modules if not name.startswith("pipeline."))
 
     def _work(self) -> Result:
         config, tracked = self.config, self.tracked
@@ -301,6 +376,7 @@ class _Work:
         self._describe()
         self.stop.check()
         machine = Machine(config, self.data)
+        self.shapes = machine.shapes
         saver = self._saver(machine)
         self.stop.check()
         show = watcher(config.progress, config.steps, machine.step)
@@ -319,14 +395,35 @@ class _Work:
             saver.wait()
         tracked.flush()
         self.stop.check()
-        return self._conclude(trained)
+        result = self._conclude(trained)
+        return replace(result, verdict=self._judge())
+
+    def _judge(self) -> Verdict | None:
+        """Compare a rerun with its original, and record the verdict."""
+        if self.original is None:
+            return None
+        known = History(self.tracked.points, self.tracked.digests)
+        new = Evidence(self.tracked.info, known, self.facts, self.patch)
+        verdict = judge(self.tracking, self.original, new, self.shapes)
+        replace_file(self.folder / REPORT, verdict.dump())
+        self.tracked.changed()
+        self.tracked.tag({VERDICT: "identical" if verdict.identical else "different"})
+        return verdict
 
     def _describe(self) -> None:
-        facts = environment.environment(self.config.runtime.intra_op_threads)
-        files = {"environment.json": json.dumps(facts, indent=1)}
-        patch = environment.changes() if self.config.record.changes else None
-        if patch:
-            files["changes.patch"] = patch
+        """Record environment and code; those of the processes before this one, where others."""
+        place = self.folder / "environment.json"
+        old = read_environment(place)
+        self.facts = environment(self.config.runtime.intra_op_threads, self._own_modules())
+        earlier = old.pop("earlier", [])
+        if differences(old, self.facts):
+            earlier = [*earlier, old]
+        if earlier:
+            self.facts["earlier"] = earlier
+        self.patch = changes() if self.config.record.changes else None
+        files = {place.name: json_text(self.facts, indent=1)}
+        if self.patch:
+            files["changes.patch"] = self.patch
         for name, text in files.items():
             replace_file(self.folder / name, text)
         self.tracked.changed()
@@ -342,6 +439,7 @@ class _Work:
             self.found = None
             machine.load(state)
             memory = store.recover(manifest)
+            self._recall(store)
             with suppress(Damaged):
                 store.verify_graph(manifest)
                 graph_is_whole = bool(manifest.graph)
@@ -358,6 +456,18 @@ class _Work:
                 replace_file(saver.graph, body)
         self.store = store
         return saver
+
+    def _recall(self, store: CheckpointStore) -> None:
+        """Record the digests that stand elsewhere: another machine's, one just before a kill."""
+        known: dict[int, str] = {}
+        with suppress(OSError):
+            old = load((self.folder / HISTORY).read_bytes())
+            known |= old.digests if old else {}
+        for step in store.steps():
+            with suppress(Damaged):
+                known[step] = store.manifest(step).digest
+        for step, text in known.items():
+            self.tracked.saved(step, text)
 
     def _conclude(self, trained: Score | None) -> Result:
         """Restore the last checkpoint from disk, evaluate it, record and draw."""
@@ -394,7 +504,7 @@ class _Work:
             "loss": score.loss,
             "confusion_matrix": counts.tolist(),
         }
-        (folder / "metrics.json").write_text(json.dumps(body))
+        (folder / "metrics.json").write_text(json_text(body))
         points = self.tracked.points
         losses, accuracies = points.get("train/loss", {}), points.get("test/accuracy", {})
         pictures.loss_curve(folder / "loss.png", losses, accuracies)

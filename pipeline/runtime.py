@@ -46,6 +46,17 @@ def start_tensorflow(intra_op_threads: int) -> Any:
     return tf
 
 
+def can_start(intra_op_threads: int) -> bool:
+    """Tell whether this process can run TensorFlow with so many threads."""
+    if "tensorflow" not in sys.modules:
+        return True
+    try:
+        start_tensorflow(intra_op_threads)
+    except RuntimeError:
+        return False
+    return True
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Hold back what is written to file descriptor 2; pass on what is not TensorFlow's noise."""

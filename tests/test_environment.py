@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -69,17 +70,27 @@ def test_everything_is_there_and_is_json() -> None:
     assert build["version"] == tf.version.VERSION
     assert set(build) == {"version", "git", "cuda", "onednn", "deterministic_ops"}
     assert facts["cpu"]["machine"] == platform.machine()
-    assert facts["cpu"]["cores"] == os.cpu_count()
-    assert {"platform", "gpus", "git_commit", "command"} <= set(facts)
+    assert facts["cores"] == os.cpu_count()
+    assert {"platform", "gpus", "git_commit", "command", "settings", "code"} <= set(facts)
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
 def test_the_instruction_set_is_there() -> None:
     cpu = environment(1)["cpu"]
     assert cpu["model"] is None or isinstance(cpu["model"], str)
-    assert isinstance(cpu["flags"], list)
     if platform.machine() == "x86_64":
-        assert "sse2" in cpu["flags"]
+        assert "sse2" in cpu["instructions"]
+    assert not {"hypervisor", "rdrand", "fsgsbase", "flush_l1d"} & set(cpu["instructions"])
+
+
+@pytest.mark.skipif(
+    not Path("/sys/devices/system/cpu/cpu0/cache/index0/size").exists(),
+    reason="this machine does not tell its caches",
+)
+def test_the_caches_are_there() -> None:
+    caches = environment(1)["cpu"]["caches"]
+    assert {"L1 Data", "L2 Unified"} <= set(caches)
+    assert all(re.fullmatch(r"\d+[KMG]", size) for size in caches.values())
 
 
 def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,13 +98,14 @@ def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         raise FileNotFoundError
 
     monkeypatch.setattr(Path, "read_text", missing)
-    assert set(module._cpu()) == {"machine", "cores", "model"}
+    assert set(module._cpu()) == {"machine", "model", "caches"}
 
 
 def test_what_changes_tensorflows_bits_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setenv("TF_VAR_password", "Terraform's")
     facts = environment(5)
-    assert facts["tensorflow"]["onednn"] == "0"
+    assert facts["settings"] == {"TF_ENABLE_ONEDNN_OPTS": "0"}
     assert facts["tensorflow"]["deterministic_ops"] is False
     assert facts["intra_op_threads"] == 5
 

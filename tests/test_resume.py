@@ -453,7 +453,7 @@ def test_a_recorded_configuration_starts_a_new_run(place: Path, finished: str, m
         assert run_id != finished
         digests.append(end(place, run_id).digest)
     assert digests[0] == end(place, finished).digest != digests[1]
-    for given in ("model=cnn", "stesp=1", "steps"):
+    for given in ("model=cnm", "stesp=1", "steps"):
         refused = main("run", "--config-from", finished, given)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert given.partition("=")[0] in refused.stderr

@@ -119,6 +119,7 @@ class CheckpointStore:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.save, self._changed = folder, save, changed
+        self.newest: Manifest | None = None  # that this store has published
         self._resume_point: int | None = None  # the newest checkpoint, if it does not count
 
     def path(self, step: int) -> Path:
@@ -227,6 +228,7 @@ class CheckpointStore:
         body = json.loads(json.dumps(body))
         body["checksum"] = _checksum(body)
         replace_file(self.path(step).with_suffix(".json"), json.dumps(body, indent=1))
+        self.newest = manifest
         self._retain(memory, step)
         self._resume_point = None if regular else step
         return memory

@@ -444,6 +444,15 @@ class Tracking:
 
         Manifests come last, as they do when a checkpoint is published.
         """
+        there = self.checkpoints(record)
+        here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
+        return there if _newest(there) > _newest(here) else []
+
+    def checkpoints(self, record: RunRecord) -> list[str]:
+        """Return the names of a remote run's checkpoint files, manifests last; none of a local's.
+
+        Raises BadInput if the store does not answer.
+        """
         if not record.remote or record.offline:
             return []
         try:
@@ -452,9 +461,17 @@ class Tracking:
             reason = reason_of(error)
             raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
         there = [name for name in listed if re.fullmatch(r"checkpoints/\w[\w.-]*", name)]
-        here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
-        newer = _newest(there) > _newest(here)
-        return sorted(there, key=lambda name: name.endswith(".json")) if newer else []
+        return sorted(there, key=lambda name: name.endswith(".json"))
+
+    def artifact(self, record: RunRecord, name: str) -> bytes | None:
+        """Return what a small artifact of a run holds, None if the run has none of that name."""
+        with tempfile.TemporaryDirectory() as scratch, suppress(OSError, BadInput):
+            path = record.folder / name
+            if record.remote and not record.offline and not path.exists():
+                path = Path(scratch) / "run" / name
+                self.fetch(record, name, Path(scratch) / "run")
+            return path.read_bytes()
+        return None
 
     def link(self, record: RunRecord) -> str:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""

@@ -52,6 +52,7 @@ class Content:
     birth: Birth | None = None
     ids: tuple[str, str] | None = None  # MLflow's: run, experiment
     points: list[Points] = field(default_factory=list)
+    digests: dict[int, str] = field(default_factory=dict)  # of the states saved, by step
     tags: dict[str, str] = field(default_factory=dict)  # set since, the last value of each
     process: dict[str, Any] | None = None  # that began last to train the run
     status: tuple[str, int] | None = None  # at the end, and when (ms); None while it goes on
@@ -142,6 +143,9 @@ def _put(content: Content, kind: str, value: Any) -> None:
         if len(points.steps) != len(points.values):
             raise ValueError
         content.points.append(points)
+    elif kind == "digest":
+        step, text = value
+        content.digests[int(step)] = str(text)
     elif kind == "tags":
         content.tags |= {str(key): str(text) for key, text in value.items()}
     elif kind == "ids":

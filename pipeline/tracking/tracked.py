@@ -136,7 +136,7 @@ class Delivery:
         have: dict[str, dict[int, float]] = {}
         for key in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, key)
-            have[key] = {point.step: point.value for point in history}
+            have[key] = {point.step: exact(point.value) for point in history}
         with self.mutex:
             for key, known in have.items():
                 self._known(key, {**known, **self.points.get(key, {})})
@@ -194,7 +194,7 @@ class Delivery:
 
 
 class TrackedRun:
-    """One run being trained; the training code sees record, flush, changed, tag and finish."""
+    """One run being trained; the training code sees record, saved, flush, tag and finish."""
 
     def __init__(
         self,
@@ -209,6 +209,7 @@ class TrackedRun:
         self._lock = hold(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
+        self.digests = content.digests  # of the states saved, by step; also of those removed since
         if birth:
             content.birth = birth
             self._outbox.append("run", asdict(birth))
@@ -264,6 +265,12 @@ class TrackedRun:
                     self._outbox.add(points)
                     delivery.points.setdefault(key, {}).update(new)
                     delivery.waiting.append(points)
+
+    def saved(self, step: int, digest: str) -> None:
+        """Record the digest of the state that a checkpoint holds: retention may remove it."""
+        if self.digests.get(step) != digest:
+            self._outbox.append("digest", [step, digest])
+            self.digests[step] = digest
 
     def flush(self) -> None:
         """Make everything recorded so far durable on this machine."""
@@ -419,6 +426,11 @@ def hold(record: RunRecord) -> Any:
 def this_process_text() -> str:
     """Return what names this process, as a tag."""
     return json.dumps(this_process())
+
+
+def exact(value: float) -> float:
+    """Return a value as it was recorded: MLflow gives infinity back as 1.8e308."""
+    return math.copysign(math.inf, value) if abs(value) > 1e300 else value
 
 
 def _unknown(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:

@@ -1,0 +1,180 @@
+"""Do a recorded run again, as a new run, and tell whether it came to the same bits."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pipeline
+from pipeline import running
+from pipeline.compose import parsed
+from pipeline.config import NAME, BadInput
+from pipeline.environment import CHECKOUT, checkout, diffstat
+from pipeline.runtime import can_start
+from pipeline.stopping import Stopped
+from pipeline.tracking import Tracking
+from pipeline.verdict import Evidence, Verdict, evidence, load
+
+# What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
+FREE = (
+    *("log_every", "eval_every", "data.path", "progress", "record.changes"),
+    *("experiment_name", "run_name", "trusted_modules"),
+)
+
+
+def rerun(
+    text: str,
+    overrides: Sequence[str],
+    threads: int | None = None,
+    at_commit: bool = False,
+    trust_code: bool = False,
+) -> Verdict:
+    """Run a recorded run again and compare every value and every state by its bits.
+
+    `threads` replaces the recorded number of threads, to see what that does. Where TensorFlow
+    already runs in this process with another number, a new process does the work. `at_commit`
+    runs the recorded commit with its recorded changes instead of the code as it is now; that
+    takes `trust_code`.
+
+    Raises BadInput for an unknown run, an override that could change the numbers, or a record
+    that is damaged; Failed and Stopped as `running.run` does.
+    """
+    given = {"tracking.uri": None, **_allowed(overrides)}
+    trusted = given.pop("trusted_modules", [])
+    tracking = Tracking(given["tracking.uri"])
+    record = tracking.find(text)
+    original = evidence(tracking, record)
+    words = ["rerun", record.id, *overrides]
+    words += [f"--threads={threads}"] if threads is not None else []
+    if at_commit:
+        with _worktree(original, trust_code) as variables:
+            return _in_a_new_process(words, variables)
+    name = f"rerun of {record.name.removeprefix('rerun of ')}"
+    given.setdefault("run_name", name if re.fullmatch(NAME[0], name) else None)
+    if threads is not None:
+        given["runtime.intra_op_threads"] = threads
+    resolved = running.record_of(tracking, record, given, trusted)
+    if not can_start(resolved.config.runtime.intra_op_threads):
+        return _in_a_new_process(words, {})
+    try:
+        verdict = running.run(resolved, original).verdict
+    except running.Failed as failed:
+        if failed.verdict is None:
+            raise
+        verdict = failed.verdict
+    assert verdict
+    return verdict
+
+
+def _allowed(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the overrides as values; raise BadInput for one that could change the numbers."""
+    given = parsed(overrides)
+    for key in given:
+        if key == "runtime.intra_op_threads":
+            raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
+        if key not in FREE and key.partition(".")[0] not in ("save", "tracking"):
+            raise BadInput(
+                f"{key}: could change the numbers, so a rerun does not take it; "
+                f"for an ordinary new run: waymark run --config-from RUN {key}=..."
+            )
+    return given
+
+
+def _in_a_new_process(words: Sequence[str], variables: dict[str, str]) -> Verdict:
+    """Do a rerun in a process of its own, whose lines appear here; return its verdict.
+
+    Raises BadInput, Failed or Stopped with what the process says.
+    """
+    home = str(Path(pipeline.__file__).parent.parent)
+    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, **variables}
+    command = [sys.executable, "-P", "-m", "pipeline", *words, "--json"]
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as child,
+        _signals_to(child),
+    ):
+        last = ""
+        for line in child.stdout or ():
+            print(last, end="", flush=True)
+            last = line
+        status = child.wait()
+        errors.seek(0)
+        *others, said = errors.read().splitlines() or [""]
+    said = said.removeprefix("waymark: ")
+    print("\n".join(others), end="\n" * bool(others), file=sys.stderr)
+    if status in (0, 3):
+        return load(last)
+    if status > 128:
+        raise Stopped(status - 128)
+    raise BadInput(said) if status == 2 else running.Failed(said)
+
+
+@contextmanager
+def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
+    """Let a signal to this process end the child in good order, and wait for that."""
+    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(n, lambda number, _: child.send_signal(number)) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, old, strict=True):
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _worktree(original: Evidence, trust_code: bool) -> Iterator[dict[str, str]]:
+    """Check out what a run recorded of its code; yield the variables that make Python use it."""
+    run, commit, patch = original.record, original.facts.get("git_commit"), original.patch or ""
+    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40,64}", commit):
+        raise BadInput(f"--at-commit: run {run.id} recorded no git commit.")
+    where = checkout()
+    try:
+        top = Path(_git(where, "rev-parse", "--show-toplevel").strip())
+    except BadInput:
+        raise BadInput(
+            f"--at-commit: {where} is no git checkout, which commit {commit[:12]} could come from."
+        ) from None
+    print(_git(top, "log", "-1", "--format=commit %h of %cs: %s", commit).strip())
+    print(f"recorded changes: {diffstat(patch)}", flush=True)
+    if re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE):
+        raise BadInput(f"--at-commit: the changes that run {run.id} recorded are masked in part.")
+    if not trust_code:
+        raise BadInput("--at-commit runs this code: if you trust the record, add --trust-code.")
+    with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
+        code = Path(scratch) / "code"
+        _git(top, "worktree", "prune")
+        _git(top, "worktree", "add", "--quiet", "--detach", str(code), commit)
+        try:
+            if patch:
+                (Path(scratch) / "changes.patch").write_text(patch, encoding="utf-8")
+                _git(code, "apply", "--whitespace=nowarn", f"{scratch}/changes.patch")
+            inside = Path.cwd().relative_to(top) if Path.cwd().is_relative_to(top) else Path()
+            path = os.pathsep.join(dict.fromkeys([str(code), str(code / inside)]))
+            yield {"PYTHONPATH": path, CHECKOUT: str(code)}
+        finally:
+            _git(top, "worktree", "remove", "--force", str(code))
+
+
+def _git(where: Path, *arguments: str) -> str:
+    """Return what git prints; raise BadInput with what it says if it fails."""
+    command = ["git", "-C", str(where), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines() or ["no reason given"]
+        raise BadInput(f"--at-commit: git {arguments[0]} fails: {said[-1]}") from None
+    except OSError as error:
+        raise BadInput(f"--at-commit: git cannot be run ({error.strerror}).") from None

@@ -1,0 +1,261 @@
+"""Whether two runs are the same, bit for bit, and if not, where they part and what differs."""
+
+import json
+import math
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from pipeline.checkpoints import State
+from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.store import refuse_links
+from pipeline.config import BadInput, json_text
+from pipeline.environment import Difference, differences, diffstat
+from pipeline.tracking import RunRecord, Tracking
+from pipeline.tracking.history import History, history, is_timing
+from pipeline.tracking.tracked import reason_of
+
+RERUN_OF, VERDICT = "waymark.rerun_of", "waymark.verdict"
+DATA, INIT = "waymark.data_digest", "waymark.init_digest"
+NAME = "rerun.json"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a run recorded that tells whether another one is the same."""
+
+    record: RunRecord
+    history: History
+    facts: Mapping[str, Any]  # environment.json
+    patch: str | None  # changes.patch
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the restored accuracy, else the last one in training."""
+        for key in ("restored/accuracy", "test/accuracy"):
+            known = self.history.metrics.get(key)
+            if known:
+                return known[max(known)]
+        return None
+
+
+@dataclass(frozen=True)
+class Parting:
+    """The first step at which a metric's values are not the same bits."""
+
+    step: int
+    recorded: float
+    now: float
+
+
+@dataclass(frozen=True)
+class Apart:
+    """The largest difference between two arrays, absolute and relative to the larger value."""
+
+    absolute: float
+    relative: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison of a rerun with its original found."""
+
+    identical: bool
+    run_id: str
+    rerun_of: str
+    losses: int  # compared, at steps where both runs have one; likewise:
+    evaluations: int
+    checkpoints: int
+    partings: dict[str, Parting]  # metric -> where it parts first; empty if none does
+    checkpoint: int | None  # the first step at which the saved states differ
+    weights: dict[str, Apart]  # by parameter, at the last step both runs have a checkpoint of
+    accuracy: tuple[float | None, float | None]  # recorded, now
+    differences: list[Difference] = field(default_factory=list)  # of data, code, environment
+
+    def dump(self) -> str:
+        """Return the text of rerun.json."""
+        word = "identical" if self.identical else "different"
+        return json_text({"verdict": word, **asdict(self)}, indent=1)
+
+    def lines(self) -> list[str]:
+        """Return the verdict as lines for a terminal."""
+        compared = (
+            f"{self.losses} losses, {self.evaluations} evaluations, {self.checkpoints} checkpoints"
+        )
+        head = "identical to" if self.identical else "different from"
+        lines = [f"{head} run {self.rerun_of} ({compared} compared)"]
+        if not (self.losses or self.checkpoints):
+            return [f"nothing that run {self.rerun_of} recorded can be compared"]
+        if not self.identical:
+            lines += self._partings()
+        if self.differences:
+            lines.append("although these differ:" if self.identical else "what differs:")
+            lines += [f"  {told(each)}" for each in self.differences]
+        elif not self.identical:
+            lines.append("nothing that was recorded of data, code and environment differs")
+        return lines
+
+    def _partings(self) -> list[str]:
+        lines = []
+        for key, each in self.partings.items():
+            values = f"{number(each.recorded)} recorded, {number(each.now)} now"
+            lines.append(f"{key} parts at step {each.step}: {values}")
+        if "train/loss" not in self.partings:
+            lines.append("no loss parts")
+        if self.checkpoint is not None:
+            lines.append(f"the state parts at the checkpoint of step {self.checkpoint}")
+        for name, apart in self.weights.items():
+            far = f"at most {apart.absolute:.3g} apart, {apart.relative:.3g} relative"
+            lines.append(f"final {name}: {far}")
+        accuracies = ["-" if value is None else f"{value:.4f}" for value in self.accuracy]
+        lines.append(f"accuracy {accuracies[0]} recorded, {accuracies[1]} now")
+        return lines
+
+
+VERDICT_FIELDS = pydantic.TypeAdapter(Verdict)
+
+
+def load(text: str) -> Verdict:
+    """Return the verdict that `Verdict.dump` wrote; raise ValueError for another text."""
+    body = json.loads(text)
+    del body["verdict"]
+    return VERDICT_FIELDS.validate_python(body)
+
+
+def number(value: float) -> str:
+    """Return a metric's value, short but telling it from all other float32 values."""
+    short = str(np.float32(value))
+    return short if float(np.float32(value)) == value or value != value else repr(value)
+
+
+def told(difference: Difference) -> str:
+    """Say in one line what differs."""
+    what, recorded, now = difference
+    if isinstance(recorded, list) and isinstance(now, list):
+        gone, new = ([x for x in a if x not in b] for a, b in ((recorded, now), (now, recorded)))
+        words = [("only recorded", gone), ("only now", new)]
+        words += [("changed", [x for x in recorded if x in now])]
+        return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
+    texts = ("not set" if value is None else str(value) for value in (recorded, now))
+    return f"{what}: {' recorded, '.join(texts)} now"
+
+
+def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
+    """Gather what a run recorded; raise BadInput if the store does not answer."""
+    refuse_links(record.folder)
+    facts = tracking.artifact(record, "environment.json")
+    patch = tracking.artifact(record, "changes.patch")
+    try:
+        found = json.loads(facts or b"{}")
+    except (ValueError, RecursionError):
+        found = {}
+    text = None if patch is None else patch.decode(errors="replace")
+    try:
+        known = history(tracking, record)
+    except Exception as error:  # of MLflow, the network
+        raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
+    return Evidence(record, known, found if isinstance(found, dict) else {}, text)
+
+
+def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str, Any]) -> Verdict:
+    """Compare a rerun with its original: every value and digest that both have, by its bits.
+
+    `shapes` names the model's parameters, whose final values are compared if anything differs.
+    """
+    partings, counts = {}, {}
+    keys = [key for key in old.history.metrics if key in new.history.metrics and not is_timing(key)]
+    for key in sorted(keys, key=lambda key: key != "train/loss"):
+        recorded, now = old.history.metrics[key], new.history.metrics[key]
+        steps = sorted(recorded.keys() & now.keys())
+        counts[key] = len(steps)
+        parted = [step for step in steps if _bits(recorded[step]) != _bits(now[step])]
+        if parted:
+            partings[key] = Parting(parted[0], recorded[parted[0]], now[parted[0]])
+    saved = sorted(old.history.digests.keys() & new.history.digests.keys())
+    apart = [step for step in saved if old.history.digests[step] != new.history.digests[step]]
+    different = bool(partings or apart)
+    weights = _weights(tracking, old, new, max(saved, default=None), shapes) if different else {}
+    return Verdict(
+        identical=not different and bool(counts.get("train/loss") or saved),
+        run_id=new.record.id,
+        rerun_of=old.record.id,
+        losses=counts.pop("train/loss", 0),
+        evaluations=sum(count for key, count in counts.items() if key.endswith("/accuracy")),
+        checkpoints=len(saved),
+        partings=partings,
+        checkpoint=apart[0] if apart else None,
+        weights=weights,
+        accuracy=(old.accuracy, new.accuracy),
+        differences=all_differences(old, new),
+    )
+
+
+def all_differences(old: Evidence, new: Evidence) -> list[Difference]:
+    """Return what differs between two runs beside their configuration, likely causes first."""
+    found: list[Difference] = []
+    for name, tag in (("data", DATA), ("init_from", INIT)):
+        was, now = old.record.tags.get(tag), new.record.tags.get(tag)
+        if was != now:
+            found.append((name, was, now))
+    found += differences(old.facts, new.facts)
+    if (old.patch or "") != (new.patch or ""):
+        was, now = diffstat(old.patch, new.patch), diffstat(new.patch, old.patch)
+        found.append(("uncommitted changes", was, now))
+    for run in (old, new):  # was it resumed somewhere else?
+        for earlier in run.facts.get("earlier", []):
+            for what, was, now in differences(earlier, run.facts):
+                found.append(
+                    (f"{what}, before and after run {run.record.id} was resumed", was, now)
+                )
+    return found
+
+
+def _bits(value: float) -> bytes:
+    """Return what two values have in common if they are the same: of NaNs there is one."""
+    return b"nan" if math.isnan(value) else struct.pack("<d", value)
+
+
+def _weights(
+    tracking: Tracking, old: Evidence, new: Evidence, step: int | None, shapes: Mapping[str, Any]
+) -> dict[str, Apart]:
+    """Return how far the parameters are apart at a step, if both runs still have it."""
+    if step is None:
+        return {}
+    try:
+        was, now = (_parameters(tracking, run.record, step, shapes) for run in (old, new))
+    except BadInput:  # one of the checkpoints is gone, or damaged
+        return {}
+    return {name: _apart(was[name], now[name]) for name in shapes}
+
+
+def _apart(was: np.ndarray, now: np.ndarray) -> Apart:
+    """Return the largest absolute and relative difference of two float32 arrays."""
+    a, b = was.astype(np.float64), now.astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        absolute = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
+        relative = np.where(absolute == 0, 0, absolute / np.maximum(np.abs(a), np.abs(b)))
+    largest = (np.max(np.nan_to_num(x, nan=np.inf), initial=0) for x in (absolute, relative))
+    return Apart(*map(float, largest))
+
+
+def _parameters(
+    tracking: Tracking, record: RunRecord, step: int, shapes: Mapping[str, Any]
+) -> State:
+    """Return the parameters that a run saved at a step; raise BadInput if it has them no more."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = record.folder
+        files = [*run.glob(f"checkpoints/*-{step}.*")]
+        if not files:
+            run = Path(scratch) / "run"
+            for name in tracking.checkpoints(record):
+                if f"-{step}." in name:
+                    tracking.fetch(record, name, run)
+            files = [*run.glob(f"checkpoints/*-{step}.*")]
+        path = next((path for path in files if path.suffix in (".npz", ".index")), run / "none.npz")
+        return read_parameters(path, shapes, "checkpoint")
