@@ -1,3 +1,35 @@
-"""Waymark: train TensorFlow models that can be trusted, compared and repeated."""
+"""Waymark: train TensorFlow models that can be trusted, compared and repeated.
+
+    from pipeline import compare, evaluate, rerun, resume, run
+
+    result = run("model=cnn", "steps=200", "progress=false")
+    print(result.run_id, result.restored)
+
+The commands as functions; their names are looked up in `pipeline.library` when they are used, so
+that importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.library import (
+        BadInput,
+        Failed,
+        compare,
+        configure,
+        evaluate,
+        rerun,
+        resume,
+        run,
+    )
 
 __version__ = "0.1.0"
+__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from pipeline import library
+
+    return getattr(library, name)

@@ -175,6 +175,73 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("runs", nargs=-1, metavar="RUN RUN... [tracking.uri=URI]")
+@click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
+@click.option("--sweep", metavar="RUN", help="The children of a parent run.")
+@click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
+@click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def compare(
+    runs: tuple[str, ...],
+    experiment: str | None,
+    sweep: str | None,
+    where: str | None,
+    plot: str | None,
+    as_csv: bool,
+    as_json: bool,
+) -> int:
+    """Show what differs between runs: configuration, results, data, code, environment.
+
+    Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
+    runs of MLflow's can be compared, not only Waymark's.
+    """
+    from pathlib import Path
+
+    from pipeline import library
+    from pipeline.comparison import check_plot
+
+    named = [text for text in runs if not text.startswith("tracking.uri=")]
+    uri = next((text.partition("=")[2] for text in runs if text not in named), None)
+    if plot:
+        check_plot(Path(plot).expanduser())
+    found = library.compare(
+        *named, experiment=experiment, sweep=sweep, where=where, tracking_uri=uri
+    )
+    if plot:
+        found.plot(Path(plot).expanduser())
+    if as_csv or as_json:
+        print(found.to_csv() if as_csv else found.to_json(), end="" if as_csv else "\n")
+    else:
+        print(found.text(_width()))
+    return 0
+
+
+@cli.command()
+@OVERRIDES
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+def runs(overrides: tuple[str, ...], limit: int) -> int:
+    """List the runs that were started last, and whether they can be resumed."""
+    from pipeline.listing import recent
+    from pipeline.table import duration, rendered
+
+    rows = []
+    for run in recent(_store_uri(overrides), limit):
+        accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
+        age, again = duration(run.age), "resume" if run.resumable else ""
+        row = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy, age, again]
+        columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
+        rows.append(dict(zip(columns, row, strict=True)))
+    print(rendered(rows, _width()) if rows else "there are no runs here yet")
+    return 0
+
+
+def _width() -> int | None:
+    """Return the terminal's width, None where the output goes elsewhere."""
+    return os.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+@cli.command()
 @OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
     """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
@@ -206,16 +273,22 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
 
 def _store(overrides: tuple[str, ...], create: bool = False) -> Any:
-    """Open the store that a command names, whose only override is tracking.uri."""
+    """Open the store that a command names."""
+    from pipeline.tracking import Tracking
+
+    return Tracking(_store_uri(overrides), create=create)
+
+
+def _store_uri(overrides: tuple[str, ...]) -> Any:
+    """Return tracking.uri, the only override of some commands; raise BadInput for others."""
     from pipeline.compose import parsed
     from pipeline.config import BadInput
-    from pipeline.tracking import Tracking
 
     given = parsed(overrides)
     unknown = sorted(set(given) - {"tracking.uri"})
     if unknown:
         raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
-    return Tracking(given.get("tracking.uri"), create=create)
+    return given.get("tracking.uri")
 
 
 def _summary(result: Any) -> None:

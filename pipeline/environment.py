@@ -131,12 +131,11 @@ def _output(*command: str, **variables: str) -> str | None:
     """Return what a command prints, None if it is not there, fails, or hangs."""
     env = {**os.environ, **variables}
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=10, env=env
-        )
+        done = subprocess.run(command, capture_output=True, timeout=10, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout if done.returncode == 0 else None
+    # A patch must come through as it is: line ends and bytes that are no UTF-8 as well.
+    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
 
 def checkout() -> Path:
@@ -156,10 +155,18 @@ def git_commit() -> str | None:
     return (_git("rev-parse", "HEAD") or "").strip() or None
 
 
+# Whatever the user's git is set to.
+PLAIN = (
+    *("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
+    *("--src-prefix=a/", "--dst-prefix=b/"),
+)
+
+
 def changes() -> str | None:
     """Return the uncommitted changes as a patch, lines that look like secrets masked.
 
-    Python files that git does not know yet are changes, too.
+    Python files that git does not know yet are changes, too. Bytes that are no UTF-8 are in it
+    as Python's surrogates.
     """
     new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or ""
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,11 +175,11 @@ def changes() -> str | None:
             index = {"GIT_INDEX_FILE": f"{scratch}/index"}
             _git("read-tree", "HEAD", **index)
             _git("add", "--intent-to-add", "--", *new.rstrip("\0").split("\0"), **index)
-        patch = _git("diff", "HEAD", "--no-color", "--no-ext-diff", **index)
+        patch = _git("diff", "HEAD", *PLAIN, **index)
     if not patch:
         return None
-    lines = patch.splitlines(keepends=True)
-    return "".join(f"{line[:1]}(masked)\n" if SECRET.search(line) else line for line in lines)
+    lines = patch.split("\n")
+    return "\n".join(f"{line[:1]}(masked)" if SECRET.search(line) else line for line in lines)
 
 
 def diffstat(patch: str | None, beside: str | None = None) -> str:

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from pipeline import evaluation, rerunning, running
+from pipeline import comparison, evaluation, rerunning, running
+from pipeline.comparison import Comparison
 from pipeline.compose import composed, described, parsed
-from pipeline.config import Config
+from pipeline.config import BadInput, Config
 from pipeline.evaluation import Evaluation
-from pipeline.running import Result
+from pipeline.running import Failed, Result
 from pipeline.verdict import Verdict
+
+__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
 
 
 def configure(*overrides: str) -> Config:
@@ -77,3 +80,20 @@ def evaluate(
         path = Path(checkpoint or "").expanduser()
         return evaluation.evaluate_files(composed(overrides), path, from_meta)
     return evaluation.evaluate_run(run, step, from_meta, parsed(overrides))
+
+
+def compare(
+    *runs: str,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    where: str | None = None,
+    tracking_uri: str | None = None,
+) -> Comparison:
+    """Compare runs: what differs in configuration, results, data, code and environment.
+
+    The runs are those named, those of an `experiment`, the children of the run `sweep`, those
+    that fit MLflow's filter `where`; of several conditions all must hold.
+
+    Raises BadInput for what does not exist and for fewer than two runs.
+    """
+    return comparison.compare(runs, tracking_uri, experiment, sweep, where)

@@ -1,7 +1,8 @@
-"""The two pictures of a run: its curves and its confusion matrix."""
+"""The pictures of a run, its curves and its confusion matrix, and of several runs together."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -14,7 +15,7 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     left = figure.subplots()
     steps = sorted(losses)
     values = np.array([losses[s] for s in steps], np.float64)
-    values[np.isinf(values)] = np.nan  # a gap in the line
+    values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
     marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
     left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
     left.set_xlabel("step")
@@ -24,6 +25,37 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
     right.set_ylabel("test accuracy", color="tab:orange")
     figure.savefig(path, dpi=100)
+
+
+def curves(
+    target: Path | BinaryIO,
+    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]],
+    kind: str = "png",
+) -> None:
+    """Draw losses and accuracies of several runs by step; those of one name in one colour."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for name, _, _ in runs))
+    colours = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(len(names))
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for place, title in enumerate(("training loss", "test accuracy")):
+        axes, drawn = figure.add_subplot(1, 2, place + 1), set()
+        for name, *values in runs:
+            known = values[place]
+            steps = sorted(known)
+            line = np.array([known[s] for s in steps], np.float64)
+            line[np.abs(line) > 1e300] = np.nan
+            marker = "." if len(steps) < 100 else ""
+            label = None if name in drawn else name
+            drawn.add(name)
+            colour = colours(names.index(name))
+            axes.plot(steps, line, color=colour, label=label, linewidth=0.8, marker=marker)
+        axes.set_xlabel("step")
+        axes.set_ylabel(title)
+    if len(names) <= 30:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    figure.savefig(target, dpi=100, format=kind)
 
 
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:

@@ -109,14 +109,16 @@ def _in_a_new_process(words: Sequence[str], variables: dict[str, str]) -> Verdic
             last = line
         status = child.wait()
         errors.seek(0)
-        *others, said = errors.read().splitlines() or [""]
-    said = said.removeprefix("waymark: ")
-    print("\n".join(others), end="\n" * bool(others), file=sys.stderr)
+        said = errors.read().splitlines()
+    refused = status in (1, 2)
+    for line in said[:-1] if refused else said:
+        print(line, file=sys.stderr)
     if status in (0, 3):
         return load(last)
-    if status > 128:
-        raise Stopped(status - 128)
-    raise BadInput(said) if status == 2 else running.Failed(said)
+    if not refused:
+        raise Stopped(status - 128 if status > 0 else -status)
+    sentence = said[-1].removeprefix("waymark: ") if said else "the new process gave no reason"
+    raise BadInput(sentence) if status == 2 else running.Failed(sentence)
 
 
 @contextmanager
@@ -159,7 +161,9 @@ def _worktree(original: Evidence, trust_code: bool) -> Iterator[dict[str, str]]:
         _git(top, "worktree", "add", "--quiet", "--detach", str(code), commit)
         try:
             if patch:
-                (Path(scratch) / "changes.patch").write_text(patch, encoding="utf-8")
+                (Path(scratch) / "changes.patch").write_bytes(
+                    patch.encode(errors="surrogateescape")
+                )
                 _git(code, "apply", "--whitespace=nowarn", f"{scratch}/changes.patch")
             inside = Path.cwd().relative_to(top) if Path.cwd().is_relative_to(top) else Path()
             path = os.pathsep.join(dict.fromkeys([str(code), str(code / inside)]))

@@ -64,7 +64,18 @@ from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
 from pipeline.tracking.recovery import settle
 from pipeline.train import Diverged, Machine, train
-from pipeline.verdict import DATA, INIT, RERUN_OF, VERDICT, Evidence, Verdict, evidence, judge, told
+from pipeline.verdict import (
+    DATA,
+    INIT,
+    RERUN_OF,
+    STATE,
+    VERDICT,
+    Evidence,
+    Verdict,
+    evidence,
+    judge,
+    told,
+)
 from pipeline.verdict import NAME as REPORT
 
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
@@ -421,11 +432,9 @@ class _Work:
         if earlier:
             self.facts["earlier"] = earlier
         self.patch = changes() if self.config.record.changes else None
-        files = {place.name: json_text(self.facts, indent=1)}
+        replace_file(place, json_text(self.facts, indent=1))
         if self.patch:
-            files["changes.patch"] = self.patch
-        for name, text in files.items():
-            replace_file(self.folder / name, text)
+            replace_file(self.folder / "changes.patch", self.patch.encode(errors="surrogateescape"))
         self.tracked.changed()
 
     def _saver(self, machine: Machine) -> Saver:
@@ -476,7 +485,7 @@ class _Work:
         score = score_state(self.config, self.data, state)
         restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
-        self.tracked.tag({"waymark.state_digest": manifest.digest})
+        self.tracked.tag({STATE: manifest.digest})
         self._report(step, manifest, score)
         accuracy = self.tracked.points.get("test/accuracy", {}).get(step)
         return Result(

@@ -22,7 +22,7 @@ from pipeline.tracking.history import History, history, is_timing
 from pipeline.tracking.tracked import reason_of
 
 RERUN_OF, VERDICT = "waymark.rerun_of", "waymark.verdict"
-DATA, INIT = "waymark.data_digest", "waymark.init_digest"
+DATA, INIT, STATE = "waymark.data_digest", "waymark.init_digest", "waymark.state_digest"
 NAME = "rerun.json"
 
 
@@ -134,16 +134,16 @@ def number(value: float) -> str:
     return short if float(np.float32(value)) == value or value != value else repr(value)
 
 
-def told(difference: Difference) -> str:
-    """Say in one line what differs."""
+def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:
+    """Say in one line what differs; `sides` are the words for its two sides."""
     what, recorded, now = difference
     if isinstance(recorded, list) and isinstance(now, list):
         gone, new = ([x for x in a if x not in b] for a, b in ((recorded, now), (now, recorded)))
-        words = [("only recorded", gone), ("only now", new)]
+        words = [(f"only {sides[0]}", gone), (f"only {sides[1]}", new)]
         words += [("changed", [x for x in recorded if x in now])]
         return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
-    texts = ("not set" if value is None else str(value) for value in (recorded, now))
-    return f"{what}: {' recorded, '.join(texts)} now"
+    texts = ["not set" if value is None else str(value) for value in (recorded, now)]
+    return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"
 
 
 def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
@@ -155,7 +155,7 @@ def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
         found = json.loads(facts or b"{}")
     except (ValueError, RecursionError):
         found = {}
-    text = None if patch is None else patch.decode(errors="replace")
+    text = None if patch is None else patch.decode(errors="surrogateescape")
     try:
         known = history(tracking, record)
     except Exception as error:  # of MLflow, the network
@@ -168,18 +168,10 @@ def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str,
 
     `shapes` names the model's parameters, whose final values are compared if anything differs.
     """
-    partings, counts = {}, {}
-    keys = [key for key in old.history.metrics if key in new.history.metrics and not is_timing(key)]
-    for key in sorted(keys, key=lambda key: key != "train/loss"):
-        recorded, now = old.history.metrics[key], new.history.metrics[key]
-        steps = sorted(recorded.keys() & now.keys())
-        counts[key] = len(steps)
-        parted = [step for step in steps if _bits(recorded[step]) != _bits(now[step])]
-        if parted:
-            partings[key] = Parting(parted[0], recorded[parted[0]], now[parted[0]])
+    parted, counts = partings(old.history, new.history)
     saved = sorted(old.history.digests.keys() & new.history.digests.keys())
     apart = [step for step in saved if old.history.digests[step] != new.history.digests[step]]
-    different = bool(partings or apart)
+    different = bool(parted or apart)
     weights = _weights(tracking, old, new, max(saved, default=None), shapes) if different else {}
     return Verdict(
         identical=not different and bool(counts.get("train/loss") or saved),
@@ -188,12 +180,29 @@ def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str,
         losses=counts.pop("train/loss", 0),
         evaluations=sum(count for key, count in counts.items() if key.endswith("/accuracy")),
         checkpoints=len(saved),
-        partings=partings,
+        partings=parted,
         checkpoint=apart[0] if apart else None,
         weights=weights,
         accuracy=(old.accuracy, new.accuracy),
         differences=all_differences(old, new),
     )
+
+
+def partings(old: History, new: History) -> tuple[dict[str, Parting], dict[str, int]]:
+    """Return where metrics part, the loss first, and how many values of each were compared.
+
+    A metric that measures the machine is left out.
+    """
+    found, counts = {}, {}
+    keys = [key for key in old.metrics if key in new.metrics and not is_timing(key)]
+    for key in sorted(keys, key=lambda key: key != "train/loss"):
+        recorded, now = old.metrics[key], new.metrics[key]
+        steps = sorted(recorded.keys() & now.keys())
+        counts[key] = len(steps)
+        apart = [step for step in steps if _bits(recorded[step]) != _bits(now[step])]
+        if apart:
+            found[key] = Parting(apart[0], recorded[apart[0]], now[apart[0]])
+    return found, counts
 
 
 def all_differences(old: Evidence, new: Evidence) -> list[Difference]:

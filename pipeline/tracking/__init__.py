@@ -34,15 +34,17 @@ from pipeline.tracking.tracked import (
     PROCESS,
     REASON,
     RESUME,
+    Facts,
     RunRecord,
     TrackedRun,
+    exact,
     last_sign,
     reason_of,
     sweep,
     this_process_text,
 )
 
-__all__ = ["REASON", "RESUME", "RunRecord", "TrackedRun", "Tracking", "ui_command"]
+__all__ = ["REASON", "RESUME", "Facts", "RunRecord", "TrackedRun", "Tracking", "ui_command"]
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
@@ -403,6 +405,58 @@ class Tracking:
         experiments = [e.experiment_id for e in self.client.search_experiments()]
         return list(self.client.search_runs(experiments, query, order_by=order, max_results=most))
 
+    def select(
+        self, experiment: str | None, sweep: str | None, where: str | None, most: int = 50_000
+    ) -> list[tuple[RunRecord, Facts]]:
+        """Return the runs that fit all conditions, the one started last first, at most so many.
+
+        `sweep` is RUN of a parent, whose children are meant; `where` is a filter of MLflow's,
+        as in "params.model = 'cnn'". Raises BadInput for what does not exist or cannot be read.
+        """
+        conditions = [where] if where else []
+        if sweep:
+            conditions.append(f"tags.mlflow.parentRunId = '{self.find(sweep).id}'")
+        try:
+            experiments = self.client.search_experiments()
+            ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
+            if not ids:
+                raise BadInput(f"--experiment={experiment!r}: there is no such experiment.")
+            found: list[tuple[RunRecord, Facts]] = []
+            token, query, order = None, " AND ".join(conditions), ["attributes.start_time DESC"]
+            while len(found) < most:
+                page = self.client.search_runs(ids, query, 1, min(most, 1000), order, token)
+                found += [(self.record(run), _facts(run)) for run in page]
+                token = page.token
+                if not token:
+                    break
+        except BadInput:
+            raise
+        except Exception as error:  # of MLflow, the network
+            what = f"--where={where!r}" if where else self._named
+            raise BadInput(f"{what}: cannot be used ({reason_of(error)}).") from None
+        return found
+
+    def reached(self, record: RunRecord, key: str) -> int:
+        """Return the last step at which a run recorded a metric, 0 if it did at none."""
+        here = [step for p in outbox.read(record.outbox).points if p.key == key for step in p.steps]
+        if not here and record.known and not record.offline:
+            with suppress(Exception):  # of MLflow, the network: less is told
+                here = [point.step for point in self.client.get_metric_history(record.id, key)]
+        return max(here, default=0)
+
+    def facts(self, record: RunRecord) -> Facts:
+        """Return what is known of a run as a whole; raise BadInput if the store does not answer."""
+        if record.known and not record.offline:
+            try:
+                return _facts(self.client.get_run(record.id))
+            except Exception as error:  # of MLflow, the network
+                reason = reason_of(error)
+                raise BadInput(f"run {record.id}: cannot be read ({reason}).") from None
+        content = outbox.read(record.outbox)
+        last = {p.key: p.values[-1] for p in content.points if p.values}
+        params = content.birth.params if content.birth else {}
+        return Facts(params, last, content.status[1] / 1000 if content.status else None)
+
     def reap(self) -> None:
         """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
 
@@ -483,6 +537,12 @@ class Tracking:
         if self.database:
             return f"waymark ui, then http://127.0.0.1:5000/{page}"
         return f"{self.address}/{page}"
+
+
+def _facts(run: Any) -> Facts:
+    metrics = {key: exact(value) for key, value in run.data.metrics.items()}
+    end = run.info.end_time
+    return Facts(dict(run.data.params), metrics, end / 1000 if end else None)
 
 
 def _newest(names: list[str]) -> int:

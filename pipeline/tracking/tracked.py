@@ -58,6 +58,15 @@ class RunRecord:
         return self.folder.parent / outbox.NAME
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run as a whole, beside its record."""
+
+    params: dict[str, str]
+    metrics: dict[str, float]  # the last value of each
+    end: float | None  # seconds since the epoch; None while it goes on
+
+
 class Delivery:
     """What MLflow does not have yet of one run; every step of sending it can be repeated."""
 

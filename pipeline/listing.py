@@ -1,0 +1,38 @@
+"""The recent runs of a store."""
+
+import time
+from dataclasses import dataclass
+
+from pipeline.tracking import RESUME, Facts, RunRecord, Tracking
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One of the recent runs."""
+
+    id: str
+    name: str
+    model: str
+    status: str
+    steps: str  # reached and asked for
+    accuracy: float | None
+    age: float  # seconds since it began
+    resumable: bool
+
+
+def recent(uri: str | None, most: int) -> list[Listed]:
+    """Return the runs that began last, the last one first; raise BadInput if there is no store."""
+    tracking = Tracking(uri)
+    found = tracking.select(None, None, None, most)
+    return [_listed(tracking, record, facts) for record, facts in found]
+
+
+def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
+    steps = record.tags.get("waymark.steps", facts.params.get("steps", "-"))
+    if record.status != "FINISHED":
+        steps = f"{tracking.reached(record, 'train/loss')} of {steps}"
+    accuracy = facts.metrics.get("restored/accuracy", facts.metrics.get("test/accuracy"))
+    resumable = bool(record.tags.get(RESUME)) and record.status != "FINISHED"
+    model = facts.params.get("model", "-")
+    age = time.time() - record.start_time
+    return Listed(record.id, record.name, model, record.status, steps, accuracy, age, resumable)

@@ -1,0 +1,116 @@
+"""The commands as functions: the page on them is true, and a configuration may be an object."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import pipeline
+from pipeline import BadInput, configure, evaluate, library, rerun, resume, run
+from pipeline.compose import composed, described
+from pipeline.config import GROUPS
+from pipeline.models.cnn import Cnn
+
+PAGE = Path(__file__).parent.parent / "LIBRARY.md"
+SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
+
+
+def test_the_page_is_true(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert set(pipeline.__all__) - {"BadInput", "Failed"} <= set(names)
+    assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
+    rows = (place / "table.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(names["comparison"].rows) == 3  # two seeds of one configuration
+    assert f"identical to run {names['second'].run_id}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", pipeline.__all__)
+def test_everything_the_package_offers_is_there(name: str) -> None:
+    assert getattr(pipeline, name) is getattr(library, name)
+    assert getattr(pipeline, name).__doc__
+
+
+def test_what_the_package_does_not_offer_is_an_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'runn'"):
+        getattr(pipeline, "runn")  # noqa: B009
+
+
+def test_functions_stay_functions_whatever_is_imported() -> None:
+    program = """
+import importlib, pkgutil, pipeline
+for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
+    if module.name != "pipeline.__main__":
+        importlib.import_module(module.name)
+for name in pipeline.__all__:
+    assert callable(getattr(pipeline, name)), name
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PAGE.parent)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["model=cnn", "save=npz"], ["save.keep_best={metric: test/loss, mode: min}"]],
+    ids=" ".join,
+)
+def test_a_typed_configuration_is_recorded_as_its_overrides_are(overrides: list[str]) -> None:
+    whole = composed(overrides)
+    typed = described(configure(*overrides))
+    assert yaml.safe_load(typed.record()) == yaml.safe_load(whole.record())
+    assert typed.config == whole.config
+    assert typed.params() == whole.params()
+
+
+def test_a_typed_configuration_gives_the_same_bits(place: Path) -> None:
+    by_words = run(*SHORT, "model=softmax", "seed=3", "optimizer.learning_rate=0.01")
+    config = configure(*SHORT)
+    optimizer = replace(config.optimizer, learning_rate=0.01)
+    by_object = run(config=replace(config, seed=3, optimizer=optimizer))
+    assert by_object.run_id != by_words.run_id
+    assert by_object.state_digest == by_words.state_digest
+    assert rerun(by_object.run_id).identical
+
+
+class Mine(Cnn):  # type: ignore[misc]
+    """A class of the user's own."""
+
+
+def test_a_class_of_ones_own_is_named_after_itself(place: Path) -> None:
+    config = configure(*SHORT)
+    mine = Mine(init_stddev=0.1, init_bias=0.1, keep_prob=1.0)
+    recorded = described(replace(config, model=mine))
+    assert recorded.choices == {**dict.fromkeys(GROUPS, ""), **recorded.choices, "model": "mine"}
+    assert recorded.values["model"]["_target_"] == f"{__name__}.Mine"
+    assert recorded.values["model"]["keep_prob"] == 1.0
+
+
+REFUSED: list[tuple[Callable[[], Any], str]] = [
+    (lambda: run("stesp=3"), "nearest is steps"),
+    (lambda: run("steps=0"), "steps=0"),
+    (lambda: run("steps=3", config_from="nothing"), "'nothing'"),
+    (lambda: run(config=replace(configure(), batch_size=4001)), "batch_size=4001"),
+    (lambda: configure("model=resnet"), "softmax"),
+    (lambda: evaluate("nothing"), "'nothing'"),
+    (lambda: evaluate(None, checkpoint="nothing.npz"), "nothing.npz"),
+    (lambda: resume("nothing"), "'nothing'"),
+    (lambda: rerun("nothing"), "'nothing'"),
+    (lambda: library.compare("nothing", "none"), "'nothing'"),
+    (lambda: library.compare(), "two runs or more"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_refusals_are_one_sentence(number: int, place: Path) -> None:
+    work, words = REFUSED[number]
+    with pytest.raises(BadInput) as refused:
+        work()
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
