@@ -232,15 +232,15 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool)
     if record.status == "FINISHED" and reached == config.steps:
         settle(tracking, record)
         return None
-    if found and not allow_drift:
+    if not allow_drift:
         _refuse_drift(record, config)
     parameters = None if found else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.tags.get(INIT):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
+    original = _original(tracking, record)
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
     tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: ""})
-    original = _original(tracking, record)
     return _Work(resolved, data, tracking, tracked, parameters, found, stop, original).run()
 
 
