@@ -168,7 +168,8 @@ def changes() -> str | None:
     Python files that git does not know yet are changes, too. Bytes that are no UTF-8 are in it
     as Python's surrogates.
     """
-    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py") or ""
+    top = (_git("rev-parse", "--show-cdup") or "").strip() or "."  # from a folder in it
+    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", f"{top}/*.py") or ""
     with tempfile.TemporaryDirectory() as scratch:
         index = {}
         if new:  # they are put into an index beside git's own, which stays as it is
@@ -211,10 +212,24 @@ def _by_file(patch: str | None) -> dict[str, list[str]]:
 def read_environment(path: Path) -> dict[str, Any]:
     """Return what environment.json holds; nothing for one that is missing or damaged."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_environment(path.read_bytes())
+    except OSError:
         return {}
-    return facts if isinstance(facts, dict) else {}
+
+
+def parse_environment(body: bytes | None) -> dict[str, Any]:
+    """Return what the bytes of environment.json hold, as far as it is what Waymark writes."""
+    try:
+        facts = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    for key, kind in (("code", dict), ("earlier", list)):
+        if not isinstance(facts.get(key, kind()), kind):
+            del facts[key]
+    facts["earlier"] = [each for each in facts.get("earlier", []) if isinstance(each, dict)]
+    return facts
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:

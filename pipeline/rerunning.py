@@ -15,7 +15,7 @@ from typing import Any
 import pipeline
 from pipeline import running
 from pipeline.compose import parsed
-from pipeline.config import NAME, BadInput
+from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat
 from pipeline.runtime import can_start
 from pipeline.stopping import Stopped
@@ -57,7 +57,7 @@ def rerun(
         with _worktree(original, trust_code) as variables:
             return _in_a_new_process(words, variables)
     name = f"rerun of {record.name.removeprefix('rerun of ')}"
-    given.setdefault("run_name", name if re.fullmatch(NAME[0], name) else None)
+    given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
     resolved = running.record_of(tracking, record, given, trusted)
@@ -108,6 +108,8 @@ def _in_a_new_process(words: Sequence[str], variables: dict[str, str]) -> Verdic
             print(last, end="", flush=True)
             last = line
         status = child.wait()
+        if status not in (0, 3):
+            print(last, end="", flush=True)
         errors.seek(0)
         said = errors.read().splitlines()
     refused = status in (1, 2)
@@ -149,8 +151,8 @@ def _worktree(original: Evidence, trust_code: bool) -> Iterator[dict[str, str]]:
         raise BadInput(
             f"--at-commit: {where} is no git checkout, which commit {commit[:12]} could come from."
         ) from None
-    print(_git(top, "log", "-1", "--format=commit %h of %cs: %s", commit).strip())
-    print(f"recorded changes: {diffstat(patch)}", flush=True)
+    print(Sentence(_git(top, "log", "-1", "--format=commit %h of %cs: %s", commit).strip()))
+    print(Sentence(f"recorded changes: {diffstat(patch)}"), flush=True)
     if re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE):
         raise BadInput(f"--at-commit: the changes that run {run.id} recorded are masked in part.")
     if not trust_code:

@@ -1,5 +1,6 @@
 """Whether two runs are the same, bit for bit, and if not, where they part and what differs."""
 
+import contextlib
 import json
 import math
 import struct
@@ -14,9 +15,9 @@ import pydantic
 
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
-from pipeline.checkpoints.store import refuse_links
+from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
-from pipeline.environment import Difference, differences, diffstat
+from pipeline.environment import Difference, differences, diffstat, parse_environment
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import History, history, is_timing
 from pipeline.tracking.tracked import reason_of
@@ -149,18 +150,27 @@ def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -
 def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
     """Gather what a run recorded; raise BadInput if the store does not answer."""
     refuse_links(record.folder)
-    facts = tracking.artifact(record, "environment.json")
+    facts = parse_environment(tracking.artifact(record, "environment.json"))
     patch = tracking.artifact(record, "changes.patch")
-    try:
-        found = json.loads(facts or b"{}")
-    except (ValueError, RecursionError):
-        found = {}
     text = None if patch is None else patch.decode(errors="surrogateescape")
     try:
         known = history(tracking, record)
     except Exception as error:  # of MLflow, the network
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
-    return Evidence(record, known, found if isinstance(found, dict) else {}, text)
+    return Evidence(record, _with_manifests(known, record), facts, text)
+
+
+def _with_manifests(known: History, record: RunRecord) -> History:
+    """Add the digests that stand in manifests alone, and that of the final state."""
+    digests = dict(known.digests)
+    for path in record.folder.glob("checkpoints/*-*.json"):
+        with contextlib.suppress(Damaged, BadInput):
+            manifest = read_manifest(path)
+            digests.setdefault(manifest.step, manifest.digest)
+    steps = record.tags.get("waymark.steps", "")
+    if STATE in record.tags and record.status == "FINISHED" and steps.isdecimal():
+        digests.setdefault(int(steps), record.tags[STATE])
+    return History(known.metrics, digests)
 
 
 def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str, Any]) -> Verdict:

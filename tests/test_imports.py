@@ -20,6 +20,7 @@ LINE = (
     "pipeline.score",
     "pipeline.train",
     "pipeline.evaluation",
+    "pipeline.work",
     "pipeline.running",
     "pipeline.library",
     "pipeline.__main__",

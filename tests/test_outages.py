@@ -268,7 +268,7 @@ def test_gone_for_a_while(
     undisturbed: tuple[Points, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(work, "watcher", lambda *_: Switch(proxy, modes))
+    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Switch(proxy, modes))
     done = main("run", *short, f"tracking.uri={proxy.uri}")
     assert (done.returncode, done.stderr) == (0, "")
     arrived(server, tmp_path.name, undisturbed)
@@ -284,7 +284,7 @@ def test_back_only_after_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
-    monkeypatch.setattr(work, "watcher", lambda *_: Switch(proxy, {30: "refuse"}))
+    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Switch(proxy, {30: "refuse"}))
     done = main("run", *short, "tracking.flush_seconds=1", store)
     assert done.returncode == 0
     run_id = done.stdout.split()[1]
@@ -314,7 +314,7 @@ def test_offline_interrupted_and_resumed_offline(
         raise RuntimeError("no more power")
 
     with monkeypatch.context() as broken:
-        broken.setattr(work._Work, "_conclude", crash)
+        broken.setattr(work.Work, "_conclude", crash)
         failed = main("run", *short, "tracking.flush_seconds=0.2", store)
     assert failed.returncode == 1
     local = failed.stdout.split()[1]

@@ -145,7 +145,7 @@ def test_the_program_in_pieces_of_any_sizes(
     resolved = composed([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
-        monkeypatch.setattr(work, "watcher", lambda *_, target=target: StopAt(target))
+        monkeypatch.setattr("pipeline.work.watcher", lambda *_, target=target: StopAt(target))
         with pytest.raises(Stopped):
             work.resume("latest", {}) if run_id else work.run(resolved)
         (folder,) = place.glob("mlruns/artifacts/1/*")
@@ -254,8 +254,8 @@ POINTS: dict[str, tuple[Any, str, int, Any]] = {
     "between payload and manifest": (store, "replace_file", 2, None),
     "between manifest and state file": (CheckpointStore, "_retain", 3, None),
     "inside retention": (CheckpointStore, "_remove", 1, manifest_alone),
-    "after the last checkpoint": (work._Work, "_conclude", 1, None),
-    "after restoring": (work._Work, "_report", 1, None),
+    "after the last checkpoint": (work.Work, "_conclude", 1, None),
+    "after restoring": (work.Work, "_report", 1, None),
 }
 
 
@@ -314,7 +314,7 @@ def test_a_run_that_saved_nothing_starts_again(
     def crash(*_: Any) -> None:
         raise RuntimeError("no more power\nhere")
 
-    monkeypatch.setattr(work, "train", crash)
+    monkeypatch.setattr("pipeline.work.train", crash)
     with pytest.raises(work.Failed, match=r"RuntimeError: no more power; to go on: "):
         work.run(composed([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")

@@ -105,6 +105,21 @@ def _checksum(body: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; raise Damaged, or BadInput for another format."""
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+        checksum = body.pop("checksum")
+        if _checksum(body) != checksum:
+            raise Damaged(f"{path.name} does not hold what was written")
+        check_format(body["format"], path)  # only now is another format not damage
+        return MANIFEST.validate_python(body)
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
+        raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from None
+
+
 class CheckpointStore:
     """The checkpoints of one run, in one folder and one format.
 
@@ -135,20 +150,10 @@ class CheckpointStore:
 
     def manifest(self, step: int) -> Manifest:
         """Read the manifest of `step`; raise Damaged, or BadInput for another format."""
-        path = self.path(step).with_suffix(".json")
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            checksum = body.pop("checksum")
-            whole = _checksum(body) == checksum
-            if whole:  # only then is another format not damage, which a resume removes
-                check_format(body["format"], path)
-            if not whole or body["step"] != step:
-                raise Damaged(f"{path.name} does not hold what was written")
-            return MANIFEST.validate_python(body)
-        except FileNotFoundError:
-            raise Damaged(f"{path.name} is missing") from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-            raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from None
+        manifest = read_manifest(self.path(step).with_suffix(".json"))
+        if manifest.step != step:
+            raise Damaged(f"{self.path(step).name}.json does not hold what was written")
+        return manifest
 
     def verify(self, manifest: Manifest) -> None:
         """Check every payload file's size and SHA-256; raise Damaged."""

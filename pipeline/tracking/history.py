@@ -59,9 +59,10 @@ def history(
     own: dict[str, dict[int, float]] = {}
     for points in here.points:
         own.setdefault(points.key, {}).update(zip(points.steps, points.values, strict=True))
-    if record.offline or (own and not record.remote):
+    there = None if record.offline else load(tracking.artifact(record, NAME))
+    if there is None and (record.offline or (own and not record.remote)):
         return History(own, here.digests)
-    there = load(tracking.artifact(record, NAME)) or History(_from_mlflow(tracking, record, keys))
+    there = there or History(_from_mlflow(tracking, record, keys))
     metrics = {
         key: {**there.metrics.get(key, {}), **own.get(key, {})} for key in {**there.metrics, **own}
     }

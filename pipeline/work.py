@@ -1,0 +1,310 @@
+"""What one process does for a run, from its configuration to its recorded end."""
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipeline import graph, pictures
+from pipeline.checkpoints import State
+from pipeline.checkpoints.retention import Memory, start
+from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
+from pipeline.config import Resolved, Sentence, first_line, json_text, without_password
+from pipeline.data import Dataset
+from pipeline.environment import changes, differences, environment, read_environment
+from pipeline.evaluation import score_state
+from pipeline.progress import watcher
+from pipeline.runtime import start_tensorflow
+from pipeline.score import Score
+from pipeline.stopping import Stop, Stopped
+from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
+from pipeline.tracking.history import NAME as HISTORY
+from pipeline.tracking.history import History, load
+from pipeline.train import Diverged, Machine, train
+from pipeline.verdict import NAME as REPORT
+from pipeline.verdict import STATE, VERDICT, Evidence, Verdict, judge
+
+GREETING = 0.5  # seconds that training waits, in all, for a tracking server
+
+
+class Failed(Sentence):
+    """Say in one sentence why the work failed; the command exits 1."""
+
+    verdict: Verdict | None = None  # of a rerun that diverged, as its original may have
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run is: accuracies are fractions of the whole test set."""
+
+    run_id: str
+    trained: float | None  # None if a resume had no step left to train
+    restored: float
+    checkpoints: list[int]
+    state_digest: str
+    folder: Path
+    link: str  # to the run in MLflow's UI, or the command that opens it
+    verdict: Verdict | None = None  # of a rerun
+
+
+class Saver:
+    """Publish copies of the state in the background, one at a time, records first."""
+
+    def __init__(self, store: CheckpointStore, tracked: TrackedRun, memory: Memory) -> None:
+        self._store, self._tracked, self._memory = store, tracked, memory
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
+        self._pending: Future[None] | None = None
+        self.graph: Path | None = None
+        self.newest = -1  # the step handed over last
+
+    def save(
+        self, step: int, state: State, metrics: Mapping[str, float], regular: bool = True
+    ) -> None:
+        """Take a copy of the state; wait only for a save that is still in flight."""
+        now = time.time()
+        self.wait()
+        self.newest = step
+        self._pending = self._pool.submit(self._publish, step, now, state, metrics, regular)
+        if not self._store.save.asynchronous:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save in flight; raise what it raised."""
+        pending, self._pending = self._pending, None
+        if pending:
+            pending.result()
+
+    def _publish(
+        self, step: int, now: float, state: State, metrics: Mapping[str, float], regular: bool
+    ) -> None:
+        self._tracked.flush()  # record before publish
+        self._memory = self._store.publish(
+            step, now, state, metrics, self._memory, regular, self.graph
+        )
+        if self._store.newest:
+            self._tracked.saved(step, self._store.newest.digest)
+
+
+class Work:
+    """What one process does for a run, from its configuration to its recorded end."""
+
+    def __init__(
+        self,
+        resolved: Resolved,
+        data: Dataset,
+        tracking: Tracking,
+        tracked: TrackedRun,
+        parameters: State | None,
+        found: tuple[Manifest, State] | None,
+        stop: Stop,
+        original: Evidence | None = None,
+    ) -> None:
+        self.resolved, self.config, self.data = resolved, resolved.config, data
+        self.tracking, self.tracked = tracking, tracked
+        self.parameters, self.found = parameters, found
+        self.folder = tracked.info.folder
+        self.stop = stop
+        self.original = original  # what this run is to be compared with
+
+    def run(self) -> Result:
+        """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
+        self.stop.begun = True
+        try:
+            result = self.stop.run(self._work)
+        except Stopped as error:
+            print("to go on:", self._resume_command(), file=sys.stderr)
+            self._end("KILLED", str(error), resumable=True)
+            raise
+        except Exception as error:
+            own = isinstance(error, (Diverged, NotSaved))
+            reason = ("" if own else f"{type(error).__name__}: ") + first_line(error)
+            resumable = not isinstance(error, Diverged)  # it would again
+            verdict = self._judge() if isinstance(error, Diverged) else None
+            self._end("FAILED", reason, resumable)
+            after = f"; to go on: {self._resume_command()}" if resumable else ""
+            failed = Failed(f"run {self.tracked.info.id} failed: {reason}{after}")
+            failed.verdict = verdict
+            raise failed from error
+        self._end("FINISHED")
+        return replace(result, link=self.tracking.link(self.tracked.info))
+
+    def _end(self, status: str, reason: str = "", resumable: bool = False) -> None:
+        """Record how the run ended; wait for a server, but not long once a signal has come."""
+        run_id = self.tracked.info.id
+        with suppress(OSError):  # a full disk: the outbox has it all
+            history = History(self.tracked.points, self.tracked.digests)
+            replace_file(self.folder / HISTORY, history.dump())
+            self.tracked.changed()
+        if reason:
+            self.tracked.tag({REASON: reason})
+        if resumable:
+            self.tracked.tag({RESUME: f"waymark resume {run_id}"})
+        left = self.tracked.finish(status, lambda: self.stop.signal is not None)
+        if left:
+            print(
+                f"waymark: not all of run {run_id} has reached MLflow ({left}); "
+                f"it is kept in {self.folder.parent}, and waymark sync delivers it",
+                file=sys.stderr,
+            )
+
+    def _resume_command(self) -> str:
+        config, words = self.config, ["waymark", "resume", self.tracked.info.id]
+        if config.tracking.uri:
+            words.append(f"tracking.uri={without_password(config.tracking.uri)}")
+        own = self._own_modules()
+        if own:
+            words.append(f"trusted_modules=[{','.join(own)}]")
+        return shlex.join(words)
+
+    def _own_modules(self) -> list[str]:
+        """Return the modules outside Waymark whose classes take part."""
+        parts = (self.config.model, self.config.data, self.config.optimizer, self.config.save)
+        modules = {type(part).__module__ for part in parts}
+        return sorted(name for name in modules if not name.startswith("pipeline."))
+
+    def _work(self) -> Result:
+        config, tracked = self.config, self.tracked
+        start_tensorflow(config.runtime.intra_op_threads)
+        tracked.wait(GREETING)  # a server has had the time of TensorFlow's start as well
+        print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
+        self._describe()
+        self.stop.check()
+        machine = Machine(config, self.data)
+        self.shapes = machine.shapes
+        saver = self._saver(machine)
+        self.stop.check()
+        show = watcher(config.progress, config.steps, machine.step)
+
+        def stopping(step: int) -> bool:
+            if self.stop.signal is None:
+                return False
+            if saver.newest != step:
+                saver.save(step, machine.state(), {}, regular=False)
+            return True
+
+        try:
+            trained = train(config, machine, tracked, saver.save, show, stopping)
+        finally:
+            show.close()
+            saver.wait()
+        tracked.flush()
+        self.stop.check()
+        result = self._conclude(trained)
+        return replace(result, verdict=self._judge())
+
+    def _judge(self) -> Verdict | None:
+        """Compare a rerun with its original, and record the verdict."""
+        if self.original is None:
+            return None
+        known = History(self.tracked.points, self.tracked.digests)
+        new = Evidence(self.tracked.info, known, self.facts, self.patch)
+        verdict = judge(self.tracking, self.original, new, self.shapes)
+        replace_file(self.folder / REPORT, verdict.dump())
+        self.tracked.changed()
+        self.tracked.tag({VERDICT: "identical" if verdict.identical else "different"})
+        return verdict
+
+    def _describe(self) -> None:
+        """Record environment and code; those of the processes before this one, where others."""
+        place = self.folder / "environment.json"
+        old = read_environment(place)
+        self.facts = environment(self.config.runtime.intra_op_threads, self._own_modules())
+        earlier = old.pop("earlier", [])
+        if differences(old, self.facts):
+            earlier = [*earlier, old]
+        if earlier:
+            self.facts["earlier"] = earlier
+        self.patch = changes() if self.config.record.changes else None
+        replace_file(place, json_text(self.facts, indent=1))
+        if self.patch:
+            replace_file(self.folder / "changes.patch", self.patch.encode(errors="surrogateescape"))
+        self.tracked.changed()
+
+    def _saver(self, machine: Machine) -> Saver:
+        """Prepare the checkpoints' folder and put the machine where the run stands."""
+        folder, save = self.folder / "checkpoints", self.config.save
+        folder.mkdir(exist_ok=True)
+        store = CheckpointStore(folder, save, self.tracked.changed)
+        graph_is_whole = False
+        if self.found:
+            manifest, state = self.found
+            self.found = None
+            machine.load(state)
+            memory = store.recover(manifest)
+            self._recall(store)
+            with suppress(Damaged):
+                store.verify_graph(manifest)
+                graph_is_whole = bool(manifest.graph)
+        else:
+            store.sweep()
+            machine.replace(self.parameters or {})
+            memory = start(self.tracked.info.start_time, save.policy)
+        saver = Saver(store, self.tracked, memory)
+        saver.newest = machine.step
+        if save.graph:
+            saver.graph = folder / save.graph
+            if not graph_is_whole:
+                body = graph.export(self.config, self.data.spec, machine.shapes)
+                replace_file(saver.graph, body)
+        self.store = store
+        return saver
+
+    def _recall(self, store: CheckpointStore) -> None:
+        """Record the digests that stand elsewhere: another machine's, one just before a kill."""
+        known: dict[int, str] = {}
+        with suppress(OSError):
+            old = load((self.folder / HISTORY).read_bytes())
+            known |= old.digests if old else {}
+        for step in store.steps():
+            with suppress(Damaged):
+                known[step] = store.manifest(step).digest
+        for step, text in known.items():
+            self.tracked.saved(step, text)
+
+    def _conclude(self, trained: Score | None) -> Result:
+        """Restore the last checkpoint from disk, evaluate it, record and draw."""
+        step = self.config.steps
+        manifest, state = self.store.read(step)
+        score = score_state(self.config, self.data, state)
+        restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
+        self.tracked.record([step], restored)
+        self.tracked.tag({STATE: manifest.digest})
+        self._report(step, manifest, score)
+        accuracy = self.tracked.points.get("test/accuracy", {}).get(step)
+        return Result(
+            self.tracked.info.id,
+            trained.accuracy if trained else accuracy,
+            score.accuracy,
+            self.store.steps(),
+            manifest.digest,
+            self.folder,
+            self.tracking.link(self.tracked.info),
+        )
+
+    def _report(self, step: int, manifest: Manifest, score: Score) -> None:
+        folder = self.folder / "evaluation"
+        folder.mkdir(exist_ok=True)
+        classes = self.data.spec.classes
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (self.data.y_test, score.predictions), 1)
+        body = {
+            "step": step,
+            "state_digest": manifest.digest,
+            "accuracy": score.accuracy,
+            "hits": score.hits,
+            "total": len(score.predictions),
+            "loss": score.loss,
+            "confusion_matrix": counts.tolist(),
+        }
+        (folder / "metrics.json").write_text(json_text(body))
+        points = self.tracked.points
+        losses, accuracies = points.get("train/loss", {}), points.get("test/accuracy", {})
+        pictures.loss_curve(folder / "loss.png", losses, accuracies)
+        pictures.confusion_matrix(folder / "confusion_matrix.png", counts)
+        self.tracked.changed()
