@@ -133,11 +133,15 @@ def rerun(
     Exit status 0 if it does, 3 if not, with what differs. OVERRIDES may change save, save.*,
     log_every, eval_every, data.path, tracking.*, names and progress.
     """
+    import contextlib
+
     from pipeline import library
 
-    verdict = library.rerun(
-        run, *overrides, threads=threads, at_commit=at_commit, trust_code=trust_code
-    )
+    # The object stands alone on stdout.
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        verdict = library.rerun(
+            run, *overrides, threads=threads, at_commit=at_commit, trust_code=trust_code
+        )
     return _verdict(verdict, as_json)
 
 
@@ -196,20 +200,20 @@ def compare(
     Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
     runs of MLflow's can be compared, not only Waymark's.
     """
-    from pathlib import Path
-
     from pipeline import library
-    from pipeline.comparison import check_plot
+    from pipeline.comparison import plot_path
+    from pipeline.config import BadInput
 
     named = [text for text in runs if not text.startswith("tracking.uri=")]
     uri = next((text.partition("=")[2] for text in runs if text not in named), None)
-    if plot:
-        check_plot(Path(plot).expanduser())
+    if as_csv and as_json:
+        raise BadInput("--csv --json: one of the two.")
+    path = None if plot is None else plot_path(plot)
     found = library.compare(
         *named, experiment=experiment, sweep=sweep, where=where, tracking_uri=uri
     )
-    if plot:
-        found.plot(Path(plot).expanduser())
+    if path:
+        found.plot(path)
     if as_csv or as_json:
         print(found.to_csv() if as_csv else found.to_json(), end="" if as_csv else "\n")
     else:
@@ -225,14 +229,13 @@ def runs(overrides: tuple[str, ...], limit: int) -> int:
     from pipeline.listing import recent
     from pipeline.table import duration, rendered
 
+    columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
     for run in recent(_store_uri(overrides), limit):
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         age, again = duration(run.age), "resume" if run.resumable else ""
-        row = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy, age, again]
-        columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
-        rows.append(dict(zip(columns, row, strict=True)))
-    print(rendered(rows, _width()) if rows else "there are no runs here yet")
+        rows.append([run.id[:8], run.name, run.model, run.status, run.steps, accuracy, age, again])
+    print(rendered(columns, rows, _width()) if rows else "there are no runs here yet")
     return 0
 
 

@@ -7,12 +7,17 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline import pictures
-from pipeline.config import BadInput, json_text
+from pipeline.checkpoints.store import replace_file
+from pipeline.config import BadInput, Sentence, json_text
 from pipeline.table import duration, rendered
 from pipeline.tracking import Facts, RunRecord, Tracking
 from pipeline.verdict import (
@@ -28,9 +33,10 @@ from pipeline.verdict import (
 )
 
 LOSS, ACCURACY = "train/loss", "test/accuracy"
-# Words in a metric's name that tell which way is better.
-HIGHER = re.compile(r"acc|auc|f1|precision|recall|score|r2", re.IGNORECASE)
-LOWER = re.compile(r"loss|error|err$|rmse|mse|mae|perplexity", re.IGNORECASE)
+# Words in a metric's name that tell which way is better; the second ones win.
+HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
+HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
+LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
 PACE = "train/steps_per_second"
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
@@ -83,6 +89,7 @@ class Comparison:
     data: dict[str, list[str]]  # digest of the data -> ids of its runs
     differences: dict[str, list[tuple[str, Any, Any]]]  # run -> from the first run, what, here
     partings: dict[str, Parting] | None  # of two runs: metric -> where it parts; else None
+    names: dict[str, str]  # run -> its name
     curves: list[Curves] = field(repr=False)  # one of each run
 
     @property
@@ -97,56 +104,51 @@ class Comparison:
         return json_text(body)
 
     def to_csv(self) -> str:
-        """Return the table as CSV, one line a row, full precision."""
-        parts = ("final", "best", "std", "low", "high")
-        columns = ["name", "runs", "status", *self.keys]
-        columns += [f"{key} {part}" for key in self.metrics for part in parts]
-        columns += ["seconds", "steps_per_second", "state_digest", "data_digest"]
+        """Return the table as CSV, one line a row, full precision, columns named as MLflow does."""
+        parts = ("best", "std", "low", "high")
+        columns = ["name", "run_ids", "status", *(f"params.{key}" for key in self.keys)]
+        for key in self.metrics:
+            columns += [f"metrics.{key}", *(f"metrics.{key}.{part}" for part in parts)]
+        columns += ["seconds", "steps_per_second", "state_digests", "data_digest"]
         text = io.StringIO()
-        out = csv.writer(text, lineterminator="\n")
+        out = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         out.writerow(columns)
         for row in self.rows:
             cells: list[Any] = [row.name, " ".join(row.runs), row.status]
-            cells += [row.values.get(key, "") for key in self.keys]
+            cells += [row.values.get(key) for key in self.keys]
             for key in self.metrics:
                 metric = row.metrics.get(key)
-                cells += [getattr(metric, part, None) for part in parts]
-            out.writerow(
-                [*cells, row.seconds, row.steps_per_second, " ".join(row.states), row.data]
-            )
+                cells += [getattr(metric, part, None) for part in ("final", *parts)]
+            cells += [row.seconds, row.steps_per_second, " ".join(row.states), row.data]
+            out.writerow(cells)
         return text.getvalue()
 
-    def table(self) -> list[dict[str, str]]:
-        """Return the table as it is shown: one mapping of column to text a row."""
-        shown = []
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return the table as it is shown: the columns' names, and each row's texts."""
         several = any(len(row.runs) > 1 for row in self.rows)
+        told = {row.status for row in self.rows} != {"FINISHED"}
+        columns = ["run", *["seeds"] * several, *["status"] * told, *self.keys, *self.metrics]
+        columns += ["duration", "steps/s", "state"]
+        shown = []
         for row in self.rows:
-            cells = {"run": row.label}
-            if several:
-                cells["seeds"] = str(len(row.runs))
-            if {each.status for each in self.rows} != {"FINISHED"}:
-                cells["status"] = row.status
-            cells |= {key: row.values.get(key, "-") for key in self.keys}
-            for key in self.metrics:
-                cells[key] = _cell(row.metrics.get(key))
-            cells["duration"] = "-" if row.seconds is None else duration(row.seconds)
-            pace = row.steps_per_second
-            cells["steps/s"] = "-" if pace is None else f"{pace:.4g}"
-            cells["state"] = row.states[0][:8] if len(row.runs) == 1 and row.states else "-"
+            cells = [row.label, *[str(len(row.runs))] * several, *[row.status] * told]
+            cells += [row.values.get(key, "-") for key in self.keys]
+            cells += [_cell(row.metrics.get(key)) for key in self.metrics]
+            cells.append("-" if row.seconds is None else duration(row.seconds))
+            cells.append("-" if row.steps_per_second is None else f"{row.steps_per_second:.4g}")
+            cells.append(row.states[0][:8] if len(row.runs) == 1 and row.states else "-")
             shown.append(cells)
-        return shown
+        return columns, shown
 
     def notes(self) -> list[str]:
         """Return what stands below the table, as lines."""
-        names = {run: f"{row.name} {run[:8]}" for row in self.rows for run in row.runs}
         lines = ["metrics: final value / best value on the way; * the best of all rows"]
         if any(metric.ties for row in self.rows for metric in row.metrics.values()):
             lines[0] += "; ~ a tie with it: the 95 % intervals of the means overlap"
         for runs in self.same_state:
-            lines.append(f"the same final state: {', '.join(names[run] for run in runs)}")
+            lines.append(f"the same final state: {self._named(runs)}")
         if len(self.data) > 1:
-            for data, runs in self.data.items():
-                lines.append(f"data {data[:8]}: {', '.join(names[run] for run in runs)}")
+            lines += [f"data {data[:8]}: {self._named(runs)}" for data, runs in self.data.items()]
         for key, parting in (self.partings or {}).items():
             values = f"{number(parting.recorded)} and {number(parting.now)}"
             lines.append(f"{key} parts at step {parting.step}: {values}")
@@ -156,32 +158,35 @@ class Comparison:
         for run, found in self.differences.items():
             for each in found:
                 grouped.setdefault(told(each, ("in the first run", "here")), []).append(run)
-        for text, runs in grouped.items():
-            lines.append(f"{', '.join(names[run] for run in runs)}: {text}")
-        return lines
+        lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
+        return [str(Sentence(line)) for line in lines]
+
+    def _named(self, runs: list[str]) -> str:
+        return ", ".join(f"{self.names[run]} {run[:8]}" for run in runs)
 
     def text(self, width: int | None = None) -> str:
         """Return table and notes for a terminal so many characters wide (None: any width)."""
-        return "\n".join([rendered(self.table(), width), "", *self.notes()])
+        return "\n".join([rendered(*self.table(), width), "", *self.notes()])
 
     def plot(self, path: Path) -> None:
         """Draw the curves of losses and accuracies together, as a PNG file or an HTML page.
 
         Raises BadInput for another kind of file.
         """
-        check_plot(path)
+        path = plot_path(str(path))
         if path.suffix == ".png":
-            pictures.curves(path, self.curves)
+            replace_file(path, pictures.curves(self.curves, "png"))
             return
-        drawing = io.BytesIO()
-        pictures.curves(drawing, self.curves, "svg")
-        rows = self.table()
-        cells = ["".join(f"<th>{html.escape(column)}</th>" for column in rows[0])]
-        cells += ["".join(f"<td>{html.escape(c)}</td>" for c in row.values()) for row in rows]
+        svg = pictures.curves(self.curves, "svg").decode()
+        columns, rows = self.table()
+        cells = [_html("th", columns), *(_html("td", row) for row in rows)]
         table = "\n".join(f"<tr>{row}</tr>" for row in cells)
-        notes = "\n".join(f"<li>{html.escape(line)}</li>" for line in self.notes())
-        svg = drawing.getvalue().decode()
-        path.write_text(PAGE.format(table=table, notes=notes, svg=svg[svg.index("<svg") :]))
+        notes = _html("li", self.notes())
+        replace_file(path, PAGE.format(table=table, notes=notes, svg=svg[svg.index("<svg") :]))
+
+
+def _html(tag: str, texts: Iterable[str]) -> str:
+    return "".join(f"<{tag}>{html.escape(str(Sentence(text)))}</{tag}>" for text in texts)
 
 
 PAGE = """<!doctype html>
@@ -219,7 +224,8 @@ def compare(
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; these are {len(chosen)}.")
-    records = [evidence(tracking, record) for record, _ in chosen.values()]
+    with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
+        records = list(pool.map(partial(evidence, tracking), [r for r, _ in chosen.values()]))
     return _compared(records, [_as_it_is(*pair) for pair in chosen.values()])
 
 
@@ -229,12 +235,18 @@ def _as_it_is(record: RunRecord, facts: Facts) -> Facts:
     return replace(facts, params={**facts.params, **steps})
 
 
-def check_plot(path: Path) -> None:
-    """Raise BadInput for a file that no plot can be written to."""
+def plot_path(text: str) -> Path:
+    """Return the file that a plot is to be written to; raise BadInput for one that cannot be."""
+    try:
+        path = Path(text).expanduser().absolute()
+    except RuntimeError:  # there is no such user
+        path = Path(text).absolute()
     if path.suffix not in (".png", ".html"):
-        raise BadInput(f"--plot={str(path)!r}: must end in .png or .html.")
-    if not path.absolute().parent.is_dir():
-        raise BadInput(f"--plot={str(path)!r}: there is no folder {path.absolute().parent}.")
+        raise BadInput(f"--plot={text!r}: must end in .png or .html.")
+    if not path.parent.is_dir() or path.is_dir():
+        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise BadInput(f"--plot={text!r}: {what}.")
+    return path
 
 
 def _compared(found: list[Evidence], facts: list[Facts]) -> Comparison:
@@ -260,6 +272,7 @@ def _compared(found: list[Evidence], facts: list[Facts]) -> Comparison:
         data,
         {run: differences for run, differences in others.items() if differences},
         partings(found[0].history, found[1].history)[0] if len(found) == 2 else None,
+        {each.record.id: each.record.name for each in found},
         [_curves(row, found[i]) for row, own in zip(rows, groups, strict=True) for i in own],
     )
 
@@ -287,11 +300,12 @@ def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
     rows: dict[Any, list[int]] = {}
     seen: dict[Any, int] = {}
     for index, (each, known) in enumerate(zip(found, facts, strict=True)):
-        seed = known.params.get("seed", index)
+        seed = known.params.get("seed")
         kept = {k: v for k, v in known.params.items() if k not in ("seed", "run_name")}
         same = (tuple(sorted(kept.items())), each.record.tags.get(DATA))
         count = seen[same, seed] = seen.get((same, seed), -1) + 1
-        lonely = index if not known.params else None  # nothing says that it is like another one
+        # Without a seed nothing says what two runs of one configuration differ by.
+        lonely = None if "seed" in known.params else index
         rows.setdefault((same, count, lonely), []).append(index)
     return list(rows.values())
 
@@ -299,7 +313,8 @@ def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
 def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: list[str]) -> Row:
     own = [found[i] for i in members]
     known = [facts[i] for i in members]
-    seconds = [f.end - e.record.start_time for e, f in zip(own, known, strict=True) if f.end]
+    pairs = list(zip(own, known, strict=True))
+    seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
     paces = [
         f.metrics["train/steps_per_second"] for f in known if "train/steps_per_second" in f.metrics
     ]
@@ -316,8 +331,8 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
         ", ".join(dict.fromkeys(e.record.status for e in own)),
         {key: known[0].params[key] for key in keys if key in known[0].params},
         metrics,
-        statistics.fmean(seconds) if seconds else None,
-        statistics.fmean(paces) if paces else None,
+        _mean(seconds) if seconds else None,
+        _mean(paces) if paces else None,
         [e.record.tags[STATE] for e in own if STATE in e.record.tags],
         own[0].record.tags.get(DATA),
     )
@@ -333,16 +348,24 @@ def _final_and_best(key: str, run: Evidence, facts: Facts) -> tuple[float, float
 
 def _better(key: str) -> Callable[[Iterable[float]], float] | None:
     """Return what picks the best of some values of a metric, None if its name does not tell."""
-    if HIGHER.search(key):
-        return max
-    return min if LOWER.search(key) else None
+    words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
+    words |= {word.rstrip("0123456789") for word in words}  # accuracy5
+    if words & LOWER:
+        return min
+    return max if words & HIGHER else None
+
+
+def _mean(values: list[float]) -> float:
+    """Return the mean; of opposite infinities it is NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return values[0] if len(values) == 1 else float(np.mean(values))
 
 
 def _metric(values: list[tuple[float, float]]) -> Metric:
     from scipy import stats
 
     finals = [final for final, _ in values]
-    mean, best = statistics.fmean(finals), statistics.fmean(best for _, best in values)
+    mean, best = _mean(finals), _mean([best for _, best in values])
     if len(values) < 2 or not all(map(math.isfinite, finals)):
         return Metric(mean, best)
     std = statistics.stdev(finals)
@@ -357,12 +380,13 @@ def _marked(rows: list[Row]) -> list[Row]:
         known = {i: row.metrics[key] for i, row in enumerate(rows) if key in row.metrics}
         finals = [m.final for m in known.values() if not math.isnan(m.final)]
         bests = [m.best for m in known.values() if not math.isnan(m.best)]
-        if not better or len(set(finals)) < 2:  # nothing to choose between
+        if not better or len(known) < 2 or not finals:
             continue
         lead = next(m for m in known.values() if m.final == better(finals))
-        for i, m in known.items():
-            leads, best = m.final == lead.final, m.best == better(bests)
-            ties = not leads and _overlap(m, lead)
+        for i, m in known.items():  # where all are equal, there is nothing to choose
+            leads = m.final == lead.final and len(set(finals)) > 1
+            best = m.best == better(bests) and len(set(bests)) > 1
+            ties = m.final != lead.final and _overlap(m, lead)
             rows[i].metrics[key] = replace(m, final_leads=leads, best_leads=best, ties=ties)
     return rows
 
@@ -381,7 +405,7 @@ def _cell(metric: Metric | None) -> str:
     if metric.std is not None and metric.low is not None and metric.high is not None:
         final += f" ±{_short(metric.std)} [{_short(metric.low)}, {_short(metric.high)}]"
     final += "*" * metric.final_leads + "~" * metric.ties
-    if metric.best == metric.final:
+    if metric.best == metric.final or math.isnan(metric.best):
         return final
     return f"{final} / {_short(metric.best)}" + "*" * metric.best_leads
 

@@ -1,10 +1,12 @@
 """The pictures of a run, its curves and its confusion matrix, and of several runs together."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
+
+from pipeline.config import Sentence
 
 
 def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float]) -> None:
@@ -28,34 +30,41 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
 
 
 def curves(
-    target: Path | BinaryIO,
-    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]],
-    kind: str = "png",
-) -> None:
-    """Draw losses and accuracies of several runs by step; those of one name in one colour."""
+    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str
+) -> bytes:
+    """Draw losses and accuracies of several runs by step, those of one name in one colour.
+
+    Returns the bytes of a file of this kind, `png` or `svg`.
+    """
+    import warnings
+
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for name, _, _ in runs))
     colours = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(len(names))
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure, lines = Figure(figsize=(11, 4.5), layout="constrained"), {}
     for place, title in enumerate(("training loss", "test accuracy")):
-        axes, drawn = figure.add_subplot(1, 2, place + 1), set()
+        axes = figure.add_subplot(1, 2, place + 1)
         for name, *values in runs:
-            known = values[place]
-            steps = sorted(known)
-            line = np.array([known[s] for s in steps], np.float64)
+            steps = sorted(values[place])
+            line = np.array([values[place][s] for s in steps], np.float64)
             line[np.abs(line) > 1e300] = np.nan
-            marker = "." if len(steps) < 100 else ""
-            label = None if name in drawn else name
-            drawn.add(name)
-            colour = colours(names.index(name))
-            axes.plot(steps, line, color=colour, label=label, linewidth=0.8, marker=marker)
+            marker, colour = "." if len(steps) < 100 else "", colours(names.index(name))
+            lines[name] = axes.plot(steps, line, color=colour, linewidth=0.8, marker=marker)[0]
         axes.set_xlabel("step")
         axes.set_ylabel(title)
     if len(names) <= 30:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    figure.savefig(target, dpi=100, format=kind)
+        # A leading underscore would hide a name, a dollar sign make a formula of it.
+        texts = [f" {Sentence(name)}"[:40] for name in lines]
+        legend = figure.legend(lines.values(), texts, loc="outside right upper", fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
+        figure.savefig(file, dpi=100, format=kind)
+    return file.getvalue()
 
 
 def confusion_matrix(path: Path, counts: np.ndarray) -> None:

@@ -54,15 +54,15 @@ def rerun(
     words = ["rerun", record.id, *overrides]
     words += [f"--threads={threads}"] if threads is not None else []
     if at_commit:
-        with _worktree(original, trust_code) as variables:
-            return _in_a_new_process(words, variables)
+        with _worktree(original, trust_code) as code:
+            return _in_a_new_process(words, code, checkout=code[0])
     name = f"rerun of {record.name.removeprefix('rerun of ')}"
     given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
     resolved = running.record_of(tracking, record, given, trusted)
     if not can_start(resolved.config.runtime.intra_op_threads):
-        return _in_a_new_process(words, {})
+        return _in_a_new_process(words)
     try:
         verdict = running.run(resolved, original).verdict
     except running.Failed as failed:
@@ -87,39 +87,49 @@ def _allowed(overrides: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _in_a_new_process(words: Sequence[str], variables: dict[str, str]) -> Verdict:
+def _in_a_new_process(
+    words: Sequence[str], code: Sequence[str] = (), checkout: str | None = None
+) -> Verdict:
     """Do a rerun in a process of its own, whose lines appear here; return its verdict.
 
-    Raises BadInput, Failed or Stopped with what the process says.
+    `code` are folders that its modules come from first. Raises BadInput, Failed or Stopped with
+    what the process says.
     """
     home = str(Path(pipeline.__file__).parent.parent)
-    path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, **variables}
+    path = os.pathsep.join([*code, home, *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
     command = [sys.executable, "-P", "-m", "pipeline", *words, "--json"]
+    last = ""
     with (
-        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryFile("w+") as answer,
+        # A session of its own: else a terminal's Ctrl-C would reach it besides what we pass on.
         subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            env=env,
+            stdout=answer,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
         ) as child,
         _signals_to(child),
     ):
-        last = ""
-        for line in child.stdout or ():
+        for line in child.stderr or ():
             print(last, end="", flush=True)
             last = line
         status = child.wait()
-        if status not in (0, 3):
-            print(last, end="", flush=True)
-        errors.seek(0)
-        said = errors.read().splitlines()
-    refused = status in (1, 2)
-    for line in said[:-1] if refused else said:
-        print(line, file=sys.stderr)
+        answer.seek(0)
+        told = answer.read()
+    if status not in (1, 2):
+        print(last, end="", flush=True)
     if status in (0, 3):
-        return load(last)
-    if not refused:
-        raise Stopped(status - 128 if status > 0 else -status)
-    sentence = said[-1].removeprefix("waymark: ") if said else "the new process gave no reason"
+        return load(told)
+    number = status - 128 if status > 128 else -status
+    if number in (signal.SIGINT, signal.SIGTERM):
+        raise Stopped(number)
+    if status not in (1, 2):
+        raise running.Failed(f"the process of the rerun was ended by signal {number}")
+    sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"
     raise BadInput(sentence) if status == 2 else running.Failed(sentence)
 
 
@@ -139,8 +149,8 @@ def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 @contextmanager
-def _worktree(original: Evidence, trust_code: bool) -> Iterator[dict[str, str]]:
-    """Check out what a run recorded of its code; yield the variables that make Python use it."""
+def _worktree(original: Evidence, trust_code: bool) -> Iterator[list[str]]:
+    """Check out what a run recorded of its code; yield the folders it is imported from."""
     run, commit, patch = original.record, original.facts.get("git_commit"), original.patch or ""
     if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40,64}", commit):
         raise BadInput(f"--at-commit: run {run.id} recorded no git commit.")
@@ -168,8 +178,7 @@ def _worktree(original: Evidence, trust_code: bool) -> Iterator[dict[str, str]]:
                 )
                 _git(code, "apply", "--whitespace=nowarn", f"{scratch}/changes.patch")
             inside = Path.cwd().relative_to(top) if Path.cwd().is_relative_to(top) else Path()
-            path = os.pathsep.join(dict.fromkeys([str(code), str(code / inside)]))
-            yield {"PYTHONPATH": path, CHECKOUT: str(code)}
+            yield [str(code), str(code / inside)]
         finally:
             _git(top, "worktree", "remove", "--force", str(code))
 

@@ -22,7 +22,7 @@ from pipeline.stopping import Stop
 from pipeline.tracking import REASON, RESUME, RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
-from pipeline.verdict import DATA, INIT, RERUN_OF, Evidence, evidence, told
+from pipeline.verdict import DATA, INIT, RERUN_OF, VERSION, Evidence, evidence, told
 from pipeline.work import Failed, Result, Work
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
@@ -166,7 +166,7 @@ def _initial_parameters(config: Config, data: Dataset) -> State | None:
 
 def _tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
     tags = {
-        "waymark.version": pipeline.__version__,
+        VERSION: pipeline.__version__,
         DATA: data.digest,
         "waymark.save_format": resolved.choices.get("save", ""),
         "waymark.steps": str(resolved.config.steps),

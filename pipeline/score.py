@@ -56,13 +56,16 @@ class Scorer:
             return losses, tf.argmax(logits, 1)
 
         self._batch, self._labels = batch, data.y_test
+        self._compiled: Any = None
 
     def __call__(self, parameters: "Mapping[str, tf.Tensor]") -> Score:
         import tensorflow as tf
 
         values = {name: tf.convert_to_tensor(value) for name, value in parameters.items()}
+        if self._compiled is None:  # asked for by name: TensorFlow then counts no retracing
+            self._compiled = self._batch.get_concrete_function(values, tf.constant(0))
         starts = range(0, len(self._labels), BATCH)
-        parts = [self._batch(values, tf.constant(start)) for start in starts]
+        parts = [self._compiled(values, tf.constant(start)) for start in starts]
         losses = np.concatenate([part[0].numpy() for part in parts])
         predictions = np.concatenate([part[1].numpy() for part in parts])
         hits = int(np.count_nonzero(predictions == self._labels))

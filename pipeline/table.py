@@ -1,27 +1,35 @@
 """Rows of text as a table on a terminal."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from pipeline.config import Sentence
 
 UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
-def rendered(rows: Sequence[Mapping[str, str]], width: int | None) -> str:
-    """Return rows with the same columns as a table of text, so many characters wide."""
+def rendered(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Return a table as text; where it is wider than `width`, each row as lines of its own."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = io.StringIO()
-    table = Table(box=None, pad_edge=False)
-    for column in rows[0]:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(str(Sentence(cell))) for cell in row.values()))
-    Console(file=out, width=width or 10_000).print(table)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
+    columns, *safe = [[str(Sentence(cell)) for cell in row] for row in (columns, *rows)]
+    table, out = Table(box=None, pad_edge=False), io.StringIO()
+    for column in columns:
+        table.add_column(Text(column))
+    for row in safe:
+        table.add_row(*map(Text, row))
+    Console(file=out, width=100_000).print(table)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    longest = max(map(len, columns))
+    blocks = [
+        "\n".join(f"{column:{longest}}  {cell}" for column, cell in zip(columns, row, strict=True))
+        for row in safe
+    ]
+    return "\n\n".join(blocks)
 
 
 def duration(seconds: float) -> str:

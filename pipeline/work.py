@@ -17,7 +17,7 @@ from pipeline.checkpoints.retention import Memory, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
 from pipeline.config import Resolved, Sentence, first_line, json_text, without_password
 from pipeline.data import Dataset
-from pipeline.environment import changes, differences, environment, read_environment
+from pipeline.environment import changes, differences, diffstat, environment, read_environment
 from pipeline.evaluation import score_state
 from pipeline.progress import watcher
 from pipeline.runtime import start_tensorflow
@@ -221,6 +221,7 @@ class Work:
         if earlier:
             self.facts["earlier"] = earlier
         self.patch = changes() if self.config.record.changes else None
+        self.facts["changes"] = diffstat(self.patch) if self.config.record.changes else None
         replace_file(place, json_text(self.facts, indent=1))
         if self.patch:
             replace_file(self.folder / "changes.patch", self.patch.encode(errors="surrogateescape"))

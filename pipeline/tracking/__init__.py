@@ -311,7 +311,7 @@ class Tracking:
             folder = self.root / "spool" / local / "artifacts"
         else:
             folder = Path(url2pathname(path) if scheme else path)
-        start = info.start_time / 1000
+        start = (info.start_time or 0) / 1000
         return RunRecord(
             info.run_id,
             local,
@@ -361,6 +361,8 @@ class Tracking:
         Raises BadInput if there is none, or more than one.
         """
         try:
+            if self.server:
+                self.reap()
             found = [self.record(run) for run in self._matching(text)]
         except Exception as error:  # whatever is wrong with the server, what is here is here
             if not self.server:
@@ -368,8 +370,6 @@ class Tracking:
             found, trouble = [], f"; {self._named}: cannot be used ({reason_of(error)})"
         else:
             trouble = ""
-            if self.server:
-                self.reap()
         here = [record for record in self._spooled() if trouble or not record.known]
         if text == "latest":
             found = sorted([*found, *here], key=lambda record: record.start_time)[-1:]
@@ -414,9 +414,11 @@ class Tracking:
         as in "params.model = 'cnn'". Raises BadInput for what does not exist or cannot be read.
         """
         conditions = [where] if where else []
-        if sweep:
+        if sweep is not None:
             conditions.append(f"tags.mlflow.parentRunId = '{self.find(sweep).id}'")
         try:
+            if self.server:
+                self.reap()
             experiments = self.client.search_experiments()
             ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
             if not ids:
@@ -432,7 +434,8 @@ class Tracking:
         except BadInput:
             raise
         except Exception as error:  # of MLflow, the network
-            what = f"--where={where!r}" if where else self._named
+            wrong = where and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+            what = f"--where={where!r}" if wrong else self._named
             raise BadInput(f"{what}: cannot be used ({reason_of(error)}).") from None
         return found
 

@@ -5,7 +5,7 @@ process ends, for those who have only the artifacts.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -48,12 +48,10 @@ def load(body: bytes | None) -> History | None:
         return None
 
 
-def history(
-    tracking: "Tracking", record: RunRecord, keys: Collection[str] | None = None
-) -> History:
+def history(tracking: "Tracking", record: RunRecord) -> History:
     """Return what a run recorded, from the most exact places there are.
 
-    `keys` limits what MLflow is asked for, where it must be asked. Raises what MLflow raises.
+    Raises what MLflow raises.
     """
     here = outbox.read(record.outbox)
     own: dict[str, dict[int, float]] = {}
@@ -62,19 +60,20 @@ def history(
     there = None if record.offline else load(tracking.artifact(record, NAME))
     if there is None and (record.offline or (own and not record.remote)):
         return History(own, here.digests)
-    there = there or History(_from_mlflow(tracking, record, keys))
+    there = there or foreign(tracking, record)
     metrics = {
         key: {**there.metrics.get(key, {}), **own.get(key, {})} for key in {**there.metrics, **own}
     }
     return History(metrics, {**there.digests, **here.digests})
 
 
-def _from_mlflow(
-    tracking: "Tracking", record: RunRecord, keys: Collection[str] | None
-) -> dict[str, dict[int, float]]:
-    known = tracking.client.get_run(record.id).data.metrics
+def foreign(tracking: "Tracking", record: RunRecord) -> History:
+    """Return what MLflow has of any run; raise what it raises."""
     metrics = {}
-    for key in sorted(known if keys is None else set(keys) & set(known)):
+    for key in sorted(tracking.client.get_run(record.id).data.metrics):
         points = tracking.client.get_metric_history(record.id, key)
-        metrics[key] = {point.step: exact(point.value) for point in points}
-    return metrics
+        steps = [point.step for point in points]
+        if not any(steps):  # logged without a step, as MLflow allows: they are in order
+            steps = list(range(len(points)))
+        metrics[key] = {step: exact(p.value) for step, p in zip(steps, points, strict=True)}
+    return History(metrics)
