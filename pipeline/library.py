@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline import comparison, evaluation, rerunning, running
+from pipeline import comparing, evaluation, rerunning, running
 from pipeline.comparison import Comparison
 from pipeline.compose import composed, described, parsed
 from pipeline.config import BadInput, Config
@@ -96,4 +96,4 @@ def compare(
 
     Raises BadInput for what does not exist and for fewer than two runs.
     """
-    return comparison.compare(runs, tracking_uri, experiment, sweep, where)
+    return comparing.compare(runs, tracking_uri, experiment, sweep, where)

@@ -29,7 +29,7 @@ def recent(uri: str | None, most: int) -> list[Listed]:
 
 def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
     steps = record.tags.get("waymark.steps", facts.params.get("steps", "-"))
-    if record.status != "FINISHED":
+    if record.status != "FINISHED" and steps != "-":
         steps = f"{tracking.reached(record, 'train/loss')} of {steps}"
     accuracy = facts.metrics.get("restored/accuracy", facts.metrics.get("test/accuracy"))
     resumable = bool(record.tags.get(RESUME)) and record.status != "FINISHED"

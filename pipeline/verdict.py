@@ -5,7 +5,7 @@ import json
 import math
 import struct
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment
 from pipeline.tracking import RunRecord, Tracking
-from pipeline.tracking.history import History, foreign, history, is_timing
+from pipeline.tracking.history import History, history, is_timing
 from pipeline.tracking.tracked import reason_of
 
 VERSION, RERUN_OF, VERDICT = "waymark.version", "waymark.rerun_of", "waymark.verdict"
@@ -148,24 +148,16 @@ def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -
 
 
 def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
-    """Gather what a run recorded; raise BadInput if the store does not answer."""
-    if VERSION not in record.tags:  # another program's: it has none of our files
-        return Evidence(record, _answer(foreign, tracking, record), {}, None)
+    """Gather what a run of Waymark's recorded; raise BadInput if the store does not answer."""
     refuse_links(record.folder)
     facts = parse_environment(tracking.artifact(record, "environment.json"))
     patch = tracking.artifact(record, "changes.patch") if facts.get("changes") != "none" else None
     text = None if patch is None else patch.decode(errors="surrogateescape")
-    known = _with_manifests(_answer(history, tracking, record), record)
-    return Evidence(record, known, facts, text)
-
-
-def _answer(
-    ask: Callable[[Tracking, RunRecord], History], tracking: Tracking, record: RunRecord
-) -> History:
     try:
-        return ask(tracking, record)
+        known = history(tracking, record)
     except Exception as error:  # of MLflow, the network
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
+    return Evidence(record, _with_manifests(known, record), facts, text)
 
 
 def _with_manifests(known: History, record: RunRecord) -> History:

@@ -522,12 +522,13 @@ class Tracking:
 
     def artifact(self, record: RunRecord, name: str) -> bytes | None:
         """Return what a small artifact of a run holds, None if the run has none of that name."""
-        with tempfile.TemporaryDirectory() as scratch, suppress(OSError, BadInput):
+        with suppress(OSError, BadInput):
             path = record.folder / name
-            if record.remote and not record.offline and not path.exists():
-                path = Path(scratch) / "run" / name
+            if path.exists() or not record.remote or record.offline:
+                return path.read_bytes()
+            with tempfile.TemporaryDirectory() as scratch:
                 self.fetch(record, name, Path(scratch) / "run")
-            return path.read_bytes()
+                return (Path(scratch) / "run" / name).read_bytes()
         return None
 
     def link(self, record: RunRecord) -> str:

@@ -5,7 +5,7 @@ process ends, for those who have only the artifacts.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -60,17 +60,17 @@ def history(tracking: "Tracking", record: RunRecord) -> History:
     there = None if record.offline else load(tracking.artifact(record, NAME))
     if there is None and (record.offline or (own and not record.remote)):
         return History(own, here.digests)
-    there = there or foreign(tracking, record)
+    there = there or foreign(tracking, record, tracking.facts(record).metrics)
     metrics = {
         key: {**there.metrics.get(key, {}), **own.get(key, {})} for key in {**there.metrics, **own}
     }
     return History(metrics, {**there.digests, **here.digests})
 
 
-def foreign(tracking: "Tracking", record: RunRecord) -> History:
-    """Return what MLflow has of any run; raise what it raises."""
+def foreign(tracking: "Tracking", record: RunRecord, keys: Iterable[str]) -> History:
+    """Return what MLflow has of metrics of any run; raise what it raises."""
     metrics = {}
-    for key in sorted(tracking.client.get_run(record.id).data.metrics):
+    for key in keys:
         points = tracking.client.get_metric_history(record.id, key)
         steps = [point.step for point in points]
         if not any(steps):  # logged without a step, as MLflow allows: they are in order
