@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
 from pipeline.tracking import Facts, RunRecord, Tracking
-from pipeline.tracking.history import foreign
+from pipeline.tracking.history import PACE, foreign, is_timing
 from pipeline.tracking.tracked import reason_of
 from pipeline.verdict import DATA, STATE, VERSION, Evidence, all_differences, evidence, partings
 
@@ -24,7 +24,6 @@ HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bl
 HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
 LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
-PACE = "train/steps_per_second"
 
 
 def compare(
@@ -138,16 +137,10 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
     known = [facts[i] for i in members]
     pairs = list(zip(own, known, strict=True))
     seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
-    paces = [
-        f.metrics["train/steps_per_second"] for f in known if "train/steps_per_second" in f.metrics
-    ]
+    paces = [f.metrics[PACE] for f in known if PACE in f.metrics]
     metrics = {}
-    for key in dict.fromkeys(key for f in known for key in f.metrics):
-        values = [
-            _final_and_best(key, e, f) for e, f in zip(own, known, strict=True) if key in f.metrics
-        ]
-        if key != "train/steps_per_second" and not key.startswith("system/"):
-            metrics[key] = _metric(values)
+    for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
+        metrics[key] = _metric([_final_and_best(key, e, f) for e, f in pairs if key in f.metrics])
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
     shared = [f"{key.rpartition('.')[2]}={value}" for key, value in config.items()]
     first = f"{own[0].record.name} {own[0].record.id[:8]}"

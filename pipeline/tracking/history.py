@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from pipeline.tracking import Tracking
 
 NAME = "history.json"
+PACE = "train/steps_per_second"
 
 
 def is_timing(key: str) -> bool:
     """Tell whether a metric measures the machine, and so is another one each time."""
-    return key == "train/steps_per_second" or key.startswith("system/")
+    return key == PACE or key.startswith("system/")
 
 
 @dataclass(frozen=True)
