@@ -2,7 +2,6 @@
 
 import math
 import re
-import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -188,7 +187,7 @@ def _metric(values: list[tuple[float, float]]) -> Metric:
     mean, best = _mean(finals), _mean([best for _, best in values])
     if len(values) < 2 or not all(map(math.isfinite, finals)):
         return Metric(mean, best, len(values))
-    std = statistics.stdev(finals)
+    std = float(np.std(finals, ddof=1))
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return Metric(mean, best, len(values), std, mean - half, mean + half)
 
@@ -198,17 +197,22 @@ def _marked(rows: list[Row]) -> list[Row]:
     for key in dict.fromkeys(key for row in rows for key in row.metrics):
         better = _better(key)
         known = {i: row.metrics[key] for i, row in enumerate(rows) if key in row.metrics}
-        finals = [m.final for m in known.values() if not math.isnan(m.final)]
-        bests = [m.best for m in known.values() if not math.isnan(m.best)]
-        if not better or len(known) < 2 or not finals:
+        if not better or len(known) < 2:
             continue
-        lead = next(m for m in known.values() if m.final == better(finals))
-        for i, m in known.items():  # where all are equal, there is nothing to choose
-            leads = m.final == lead.final and len(set(finals)) > 1
-            best = m.best == better(bests) and len(set(bests)) > 1
-            ties = m.final != lead.final and _overlap(m, lead)
-            rows[i].metrics[key] = replace(m, final_leads=leads, best_leads=best, ties=ties)
+        final = _lead(better, [m.final for m in known.values()])
+        best = _lead(better, [m.best for m in known.values()])
+        leads = [m for m in known.values() if m.final == final]
+        for i, m in known.items():
+            marks = {"final_leads": m in leads, "best_leads": m.best == best}
+            ties = m not in leads and any(_overlap(m, lead) for lead in leads)
+            rows[i].metrics[key] = replace(m, **marks, ties=ties)
     return rows
+
+
+def _lead(better: Callable[[Iterable[float]], float], values: Sequence[float]) -> float | None:
+    """Return the best of some values; None where all are equal, and none is better."""
+    known = [value for value in values if not math.isnan(value)]
+    return better(known) if len(set(known)) > 1 or 0 < len(known) < len(values) else None
 
 
 def _overlap(a: Metric, b: Metric) -> bool:

@@ -78,7 +78,7 @@ class Comparison:
         parts = ("best", "std", "low", "high", "count")
         columns = ["name", "run_ids", "status", *(f"params.{key}" for key in self.keys)]
         for key in self.metrics:
-            columns += [f"metrics.{key}", *(f"metrics.{key}.{part}" for part in parts)]
+            columns += [f"metrics.{key}", *(f"{part} of metrics.{key}" for part in parts)]
         columns += ["seconds", "steps_per_second", "state_digests", "data_digest"]
         text = io.StringIO()
         out = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)

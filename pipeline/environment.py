@@ -225,10 +225,11 @@ def parse_environment(body: bytes | None) -> dict[str, Any]:
         return {}
     if not isinstance(facts, dict):
         return {}
-    for key, kind in (("code", dict), ("earlier", list)):
-        if not isinstance(facts.get(key, kind()), kind):
-            del facts[key]
-    facts["earlier"] = [each for each in facts.get("earlier", []) if isinstance(each, dict)]
+    earlier = facts.pop("earlier", [])
+    facts["earlier"] = [e for e in earlier if isinstance(e, dict)] if type(earlier) is list else []
+    for each in (facts, *facts["earlier"]):
+        if not isinstance(each.get("code", {}), dict):
+            del each["code"]
     return facts
 
 

@@ -131,8 +131,9 @@ def load(text: str) -> Verdict:
 
 def number(value: float) -> str:
     """Return a metric's value, short but telling it from all other float32 values."""
-    short = str(np.float32(value))
-    return short if float(np.float32(value)) == value or value != value else repr(value)
+    with np.errstate(over="ignore"):
+        rounded = np.float32(value)
+    return str(rounded) if rounded == value or math.isnan(value) else repr(value)
 
 
 def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:

@@ -365,8 +365,11 @@ class Tracking:
                 self.reap()
             found = [self.record(run) for run in self._matching(text)]
         except Exception as error:  # whatever is wrong with the server, what is here is here
-            if not self.server:
+            if isinstance(error, BadInput):
                 raise
+            if not self.server:
+                reason = reason_of(error)
+                raise BadInput(f"RUN={text!r}: {self.address} cannot be read ({reason}).") from None
             found, trouble = [], f"; {self._named}: cannot be used ({reason_of(error)})"
         else:
             trouble = ""
@@ -431,6 +434,7 @@ class Tracking:
                 token = page.token
                 if not token:
                     break
+            del found[most:]
         except BadInput:
             raise
         except Exception as error:  # of MLflow, the network
