@@ -2,13 +2,12 @@
 
 import math
 import re
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
@@ -150,8 +149,8 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
         ", ".join(dict.fromkeys(e.record.status for e in own)),
         config,
         metrics,
-        _mean(seconds) if seconds else None,
-        _mean(paces) if paces else None,
+        statistics.mean(seconds) if seconds else None,
+        statistics.mean(paces) if paces else None,
         [e.record.tags[STATE] for e in own if STATE in e.record.tags],
         own[0].record.tags.get(DATA),
     )
@@ -174,20 +173,17 @@ def _better(key: str) -> Callable[[Iterable[float]], float] | None:
     return max if words & HIGHER else None
 
 
-def _mean(values: list[float]) -> float:
-    """Return the mean; of opposite infinities it is NaN."""
-    with np.errstate(invalid="ignore", over="ignore"):
-        return values[0] if len(values) == 1 else float(np.mean(values))
-
-
 def _metric(values: list[tuple[float, float]]) -> Metric:
     from scipy import stats
 
     finals = [final for final, _ in values]
-    mean, best = _mean(finals), _mean([best for _, best in values])
+    mean, best = statistics.mean(finals), statistics.mean(best for _, best in values)
     if len(values) < 2 or not all(map(math.isfinite, finals)):
         return Metric(mean, best, len(values))
-    std = float(np.std(finals, ddof=1))
+    try:
+        std = statistics.stdev(finals)
+    except OverflowError:
+        std = math.inf
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * std / math.sqrt(len(values))
     return Metric(mean, best, len(values), std, mean - half, mean + half)
 
