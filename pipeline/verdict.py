@@ -133,7 +133,8 @@ def number(value: float) -> str:
     """Return a metric's value, short but telling it from all other float32 values."""
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
-    return str(rounded) if rounded == value or math.isnan(value) else repr(value)
+    exact = float(rounded) == value or math.isnan(value)
+    return str(rounded) if exact else repr(value)
 
 
 def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:
