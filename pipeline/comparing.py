@@ -173,11 +173,15 @@ def _better(key: str) -> Callable[[Iterable[float]], float] | None:
     return max if words & HIGHER else None
 
 
+def _mean(values: list[float]) -> float:
+    return values[0] if len(set(map(str, values))) == 1 else statistics.mean(values)  # -0.0 too
+
+
 def _metric(values: list[tuple[float, float]]) -> Metric:
     from scipy import stats
 
     finals = [final for final, _ in values]
-    mean, best = statistics.mean(finals), statistics.mean(best for _, best in values)
+    mean, best = _mean(finals), _mean([best for _, best in values])
     if len(values) < 2 or not all(map(math.isfinite, finals)):
         return Metric(mean, best, len(values))
     try:

@@ -127,7 +127,8 @@ class Comparison:
         grouped: dict[str, list[str]] = {}
         for run, found in self.differences.items():
             for each in found:
-                grouped.setdefault(told(each, ("in the first run", "here")), []).append(run)
+                if each[0] != "data":  # told above
+                    grouped.setdefault(told(each, ("in the first run", "here")), []).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [str(Sentence(line)) for line in lines]
 

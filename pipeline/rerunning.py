@@ -187,8 +187,9 @@ def _git(where: Path, *arguments: str) -> str:
     """Return what git prints; raise BadInput with what it says if it fails."""
     command = ["git", "-C", str(where), *arguments]
     try:
-        options = {"capture_output": True, "text": True, "errors": "replace"}
-        return subprocess.run(command, check=True, **options).stdout  # type: ignore[call-overload]
+        return subprocess.run(
+            command, capture_output=True, check=True, text=True, errors="replace"
+        ).stdout
     except subprocess.CalledProcessError as error:
         said = error.stderr.strip().splitlines() or ["no reason given"]
         raise BadInput(f"--at-commit: git {arguments[0]} fails: {said[-1]}") from None
