@@ -105,7 +105,12 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
     """
     from pipeline import library
 
-    result = library.resume(run, *overrides, allow_drift=allow_drift)
+    try:
+        result = library.resume(run, *overrides, allow_drift=allow_drift)
+    except library.Failed as failed:
+        if failed.verdict is None:
+            raise
+        return _verdict(failed.verdict)  # a rerun that diverged, as its original may have
     if result is None:
         print("nothing left to do")
         return 0
