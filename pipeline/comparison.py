@@ -127,7 +127,7 @@ class Comparison:
         grouped: dict[str, list[str]] = {}
         for run, found in self.differences.items():
             for each in found:
-                if each[0] != "data":  # told above
+                if each[0] != "data" or len(self.data) < 2:  # told above
                     grouped.setdefault(told(each, ("in the first run", "here")), []).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [str(Sentence(line)) for line in lines]
