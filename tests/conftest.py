@@ -1,6 +1,8 @@
 """What the whole-program tests share: the program, places to run it in, a look into MLflow."""
 
+import gc
 import os
+import pickle
 import secrets
 import shutil
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 import absl.logging
 import numpy as np
 import pytest
+from filelock import FileLock
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -29,6 +32,44 @@ FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")
 BOUND = 60  # seconds that anything may take which is waited for
 
 Done = subprocess.CompletedProcess[str]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the tests with a server come first: pytest-xdist leaves them to one worker then, since
+    a worker without work takes from the end of another one's, and only one server is started.
+    """
+    items.sort(key=lambda item: "server" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish() -> None:
+    """Spare Python the search for garbage in all that was imported: a tenth of the tests' time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="session")
+def once(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]:
+    """Return what makes something dear in a folder, once for all workers of pytest-xdist.
+
+    They read it at the same time, so nothing may change it later: tests that write take a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def once(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+        folder, told = base / name, base / f"{name}.pickle"
+        with FileLock(base / f"{name}.lock"):
+            if not told.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what failed before is made anew
+                folder.mkdir()
+                made = make(folder)
+                told.write_bytes(pickle.dumps(made))
+            return folder, pickle.loads(told.read_bytes())
+
+    return once
 
 
 @pytest.fixture(scope="session")
@@ -86,13 +127,15 @@ def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def empty_store(once: Callable[..., tuple[Path, Any]]) -> Path:
     """Return an `mlruns` with a store and no run: making one takes seconds, copying it none."""
-    from pipeline.tracking import Tracking
 
-    folder = tmp_path_factory.mktemp("store") / "mlruns"
-    Tracking(f"sqlite:///{folder}/mlflow.db", create=True)
-    return folder
+    def make(folder: Path) -> None:
+        from pipeline.tracking import Tracking
+
+        Tracking(f"sqlite:///{folder}/mlruns/mlflow.db", create=True)
+
+    return once("empty-store", make)[0] / "mlruns"
 
 
 @pytest.fixture
@@ -193,5 +236,5 @@ def server(
         # Drawn, not written here: a run records the changes of this very file.
         yield f"http://me:{secrets.token_hex(8)}@127.0.0.1:{port}", folder
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # asked to end, it waits for what still talks to it
         process.wait(BOUND)

@@ -122,12 +122,19 @@ def test_of_another_host_only_the_age_of_its_heartbeat_counts(
     assert is_alive({}, NOW - age) is expected
 
 
-GARBAGE: list[Any] = [None, "", "1", str(os.getpid()), 0, -1, 2**22 + 1, 10**30, 10**5000]
-GARBAGE += [True, False, math.nan, math.inf, float(os.getpid()), [], [os.getpid()], {}, "../self"]
+NO_PIDS = (None, "", "1", 0, -1, 2**22 + 1, 10**30, True, False, math.nan, math.inf, [], {})
+GARBAGE: dict[str, Any] = {
+    **{repr(pid): pid for pid in (*NO_PIDS, "../self")},
+    "beyond all digits": 10**5000,
+    "own, as text": str(os.getpid()),
+    "own, as a fraction": float(os.getpid()),
+    "own, in a list": [os.getpid()],
+}
 
 
-@pytest.mark.parametrize("pid", GARBAGE, ids=lambda pid: repr(pid)[:9] if pid != 10**5000 else "-")
-def test_what_is_no_pid_is_no_living_process(system: str, pid: Any) -> None:
+@pytest.mark.parametrize("name", GARBAGE)
+def test_what_is_no_pid_is_no_living_process(system: str, name: str) -> None:
+    pid = GARBAGE[name]
     own = this_process()
     for start in (own["started"], None, "", math.nan):
         assert is_alive({**own, "pid": pid, "started": start}, time.time()) is False
@@ -154,6 +161,7 @@ import json, os, signal, sys, time
 from types import SimpleNamespace
 import numpy as np
 from mlflow.tracking import MlflowClient
+import pipeline.work
 from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import Silent
@@ -191,7 +199,7 @@ for name, run in made.items():
     run.tag({"colour": "red"})
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
-work.watcher = lambda *_: KillAt(0, 0)
+pipeline.work.watcher = lambda *_: KillAt(0, 0)
 work.run(composed([*overrides, "run_name=training"]))
 """
 
@@ -211,35 +219,36 @@ class Graves:
 
 @pytest.fixture(scope="module")
 def graves(
-    tmp_path_factory: pytest.TempPathFactory,
+    once: Callable[..., tuple[Path, Any]],
     empty_store: Path,
     small: Path,
     environment: dict[str, str],
 ) -> Graves:
-    folder = tmp_path_factory.mktemp("graves")
-    shutil.copytree(empty_store, folder / "mlruns")
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *SHORT, f"data.path={small}"],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * BOUND,
-    )
-    died = time.time()
-    assert done.returncode == -signal.SIGKILL, done
-    _, ids, training = done.stdout.splitlines()
-    database = folder / "mlruns/mlflow.db"
-    with closing(sqlite3.connect(database)) as connection, connection:
-        connection.execute(f"UPDATE runs SET start_time = start_time - {HOUR * 1000}")
-        change = f"UPDATE tags SET value = value - {HOUR} WHERE key = 'waymark.heartbeat'"
-        connection.execute(change)
-    for path in folder.glob("mlruns/artifacts/*/*/outbox.jsonl"):
-        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - HOUR))
-    return Graves(
-        folder / "mlruns", {**json.loads(ids), "training": training.split()[1]}, died - HOUR
-    )
+    def make(folder: Path) -> tuple[dict[str, str], float]:
+        shutil.copytree(empty_store, folder / "mlruns")
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, *SHORT, f"data.path={small}"],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=2 * BOUND,
+        )
+        died = time.time()
+        assert done.returncode == -signal.SIGKILL, done
+        _, ids, training = done.stdout.splitlines()
+        database = folder / "mlruns/mlflow.db"
+        with closing(sqlite3.connect(database)) as connection, connection:
+            connection.execute(f"UPDATE runs SET start_time = start_time - {HOUR * 1000}")
+            change = f"UPDATE tags SET value = value - {HOUR} WHERE key = 'waymark.heartbeat'"
+            connection.execute(change)
+        for path in folder.glob("mlruns/artifacts/*/*/outbox.jsonl"):
+            os.utime(path, (path.stat().st_atime, path.stat().st_mtime - HOUR))
+        return {**json.loads(ids), "training": training.split()[1]}, died - HOUR
+
+    folder, (ids, died) = once("graves", make)
+    return Graves(folder / "mlruns", ids, died)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -55,10 +54,10 @@ combinations = pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run of the program, what two fresh processes made of it, and its record."""
+    """One run of the program, what a fresh process made of it, and its record."""
 
     done: Done
-    evaluated: Done
+    evaluated: Done | None
     from_meta: Done | None
     id: str
     record: Run
@@ -99,27 +98,47 @@ def run_id(done: Done) -> str:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("work")
+def made(
+    once: Callable[..., tuple[Path, Any]], waymark: Callable[..., Done]
+) -> tuple[Path, tuple[list[Path], list[tuple[Done, Done | None, Done | None]]]]:
+    """Run every model with every save format, two at a time, in one folder that was empty.
+
+    Return the folder, what was in it and in its `mlruns` afterwards, and what was said.
+    """
+
+    def make(folder: Path) -> Any:
+        def train(combination: tuple[str, str]) -> Done:
+            model, save = combination
+            choice = [f"model={model}", f"save={save}", *STEPS[model], "save.max_to_keep=2"]
+            return waymark("run", *choice, THREADS, cwd=folder)
+
+        def evaluate(combination: tuple[str, str], done: Done) -> tuple[Done | None, Done | None]:
+            again, evaluated, meta = ["evaluate", run_id(done), "--json"], None, None
+            if combination == ("cnn", "npz"):
+                evaluated = waymark(*again, cwd=folder)
+            if combination == ("softmax", "ckpt"):
+                meta = waymark(*again, "--from", "meta", cwd=folder)
+            return evaluated, meta
+
+        with ThreadPoolExecutor(2) as pool:
+            trained = list(pool.map(train, COMBINATIONS))
+            found = sorted(p.relative_to(folder) for p in [*folder.iterdir(), *folder.glob("*/*")])
+            evaluated = list(pool.map(evaluate, COMBINATIONS, trained))
+        return found, [(done, *more) for done, more in zip(trained, evaluated, strict=True)]
+
+    return once("recorded", make)
+
+
+@pytest.fixture(scope="module")
+def workplace(made: tuple[Path, Any]) -> Path:
+    return made[0]
 
 
 @pytest.fixture(scope="module")
 def recorded(
-    workplace: Path, waymark: Callable[..., Done], client: Callable[[Path], MlflowClient]
+    made: tuple[Path, Any], client: Callable[[Path], MlflowClient]
 ) -> dict[tuple[str, str], Recorded]:
-    """Run every model with every save format, two at a time, in one folder that was empty."""
-
-    def work(combination: tuple[str, str]) -> tuple[Done, Done, Done | None]:
-        model, save = combination
-        choice = [f"model={model}", f"save={save}", *STEPS[model], "save.max_to_keep=2", THREADS]
-        done = waymark("run", *choice, cwd=workplace)
-        again = ["evaluate", run_id(done), "--json"]
-        graph = ["--from", "meta"]
-        meta = waymark(*again, *graph, cwd=workplace) if save == "ckpt" else None
-        return done, waymark(*again, cwd=workplace), meta
-
-    with ThreadPoolExecutor(2) as pool:
-        all_done = list(pool.map(work, COMBINATIONS))
+    workplace, (_, all_done) = made
     opened = client(workplace)
     found = {}
     for combination, (done, evaluated, meta) in zip(COMBINATIONS, all_done, strict=True):
@@ -159,14 +178,21 @@ def test_what_a_run_prints(one: Recorded, combination: tuple[str, str]) -> None:
 
 @combinations
 def test_one_accuracy_in_training_restored_and_from_the_graph(
-    one: Recorded, combination: tuple[str, str]
+    one: Recorded,
+    combination: tuple[str, str],
+    workplace: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """The processes that evaluate are others than those that trained."""
+    monkeypatch.chdir(workplace)
     step, trained = one.history("test/accuracy")[-1]
     assert one.history("restored/accuracy") == [(step, trained)]
     assert one.history("restored/loss") == one.history("test/loss")[-1:]
-    evaluated = json.loads(one.evaluated.stdout)
+    done = one.evaluated or main("evaluate", one.id, "--json")
+    evaluated = json.loads(done.stdout)
     # As the chapter's program prints what it loads.
-    assert (one.evaluated.returncode, one.evaluated.stderr) == (0, LOADED[combination[0]])
+    assert (done.returncode, done.stderr) == (0, LOADED[combination[0]])
     assert (evaluated["step"], evaluated["total"]) == (step, 1000)
     assert evaluated["accuracy"] == trained == evaluated["hits"] / 1000
     assert [(step, evaluated["loss"])] == one.history("restored/loss")
@@ -175,9 +201,10 @@ def test_one_accuracy_in_training_restored_and_from_the_graph(
     counts = np.array(written["confusion_matrix"])
     assert (counts.sum(1) == 100).all()  # the test set has a hundred of each digit
     assert counts.trace() == evaluated["hits"]
-    if one.from_meta:
-        assert (one.from_meta.returncode, one.from_meta.stderr) == (0, "")
-        assert json.loads(one.from_meta.stdout)["accuracy"] == trained
+    if combination[1] == "ckpt":
+        meta = one.from_meta or main("evaluate", one.id, "--json", "--from", "meta")
+        assert (meta.returncode, meta.stderr) == (0, "")
+        assert json.loads(meta.stdout)["accuracy"] == trained
 
 
 @combinations
@@ -189,7 +216,8 @@ def test_the_files_of_a_run(one: Recorded, combination: tuple[str, str]) -> None
         names += ["checkpoint", "model_ckpt.meta"]
     else:
         names = [f"weights-{step}{end}" for step in steps for end in (".npz", ".json")]
-    expected = {"config.yaml", "environment.json"} | {f"checkpoints/{name}" for name in names}
+    expected = {"config.yaml", "environment.json", "history.json"}
+    expected |= {f"checkpoints/{name}" for name in names}
     pictures = {"evaluation/loss.png", "evaluation/confusion_matrix.png"}
     expected |= pictures | {"evaluation/metrics.json"}
     found = {str(p.relative_to(one.folder)) for p in one.folder.rglob("*") if p.is_file()}
@@ -207,11 +235,10 @@ def test_the_files_of_a_run(one: Recorded, combination: tuple[str, str]) -> None
 
 
 def test_a_run_writes_only_mlruns(
-    recorded: dict[tuple[str, str], Recorded], workplace: Path
+    made: tuple[Path, Any], recorded: dict[tuple[str, str], Recorded], workplace: Path
 ) -> None:
-    assert [path.name for path in workplace.iterdir()] == ["mlruns"]
-    inside = {path.name for path in (workplace / "mlruns").iterdir()}
-    assert inside == {"mlflow.db", "mlflow.lock", "artifacts"}
+    inside = [Path("mlruns", name) for name in ("artifacts", "mlflow.db", "mlflow.lock")]
+    assert made[1][0] == [Path("mlruns"), *inside]
     boxes = list(workplace.glob("mlruns/artifacts/*/*/outbox.jsonl"))
     assert len(boxes) == len(recorded)
     assert all(is_delivered(box) for box in boxes)
@@ -382,12 +409,12 @@ def test_the_shell_completes(tmp_path: Path, environment: dict[str, str]) -> Non
 
 
 def test_a_terminal_gets_a_bar(
-    workplace: Path, start: Callable[..., "subprocess.Popen[str]"], environment: dict[str, str]
+    place: Path, start: Callable[..., "subprocess.Popen[str]"], environment: dict[str, str]
 ) -> None:
     ours, theirs = pty.openpty()
     wide = {**environment, "COLUMNS": "160", "TERM": "xterm"}
     arguments = ["run", *STEPS["softmax"], THREADS]
-    process = start(*arguments, cwd=workplace, stdout=theirs, stderr=theirs, env=wide)
+    process = start(*arguments, cwd=place, stdout=theirs, stderr=theirs, env=wide)
     os.close(theirs)
     seen = b""
     with process, os.fdopen(ours, "rb", buffering=0) as terminal:
@@ -447,7 +474,7 @@ def test_a_signal_ends_the_whole_multirun(
     client: Callable[[Path], MlflowClient],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.running.watcher", lambda *_: StopAtOnce(0, 0))
+    monkeypatch.setattr("pipeline.work.watcher", lambda *_: StopAtOnce(0, 0))
     done = main("run", "-m", "seed=0,1", "steps=5000", "eval_every=0", THREADS)
     assert done.returncode == 143
     (run,) = client(place).search_runs(["1"])
@@ -567,11 +594,17 @@ SHORT = ["steps=10", "save.every=5", "eval_every=5", "batch_size=8", THREADS]
 
 
 def test_classes_outside_the_package_by_target(
-    place: Path, waymark: Callable[..., Done], client: Callable[[Path], MlflowClient]
+    place: Path,
+    main: Main,
+    client: Callable[[Path], MlflowClient],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """That a process finds one in its folder, the test of the second signal shows."""
     own_module(place, "stripes")
+    monkeypatch.delitem(sys.modules, "stripes", raising=False)
     targets = ["model._target_=stripes.Centred", "data._target_=stripes.Stripes"]
-    done = waymark("run", *targets, "optimizer.learning_rate=0.1", *SHORT, cwd=place)
+    done = main("run", *targets, "optimizer.learning_rate=0.1", *SHORT)
+    monkeypatch.delitem(sys.modules, "stripes")
     assert (done.returncode, done.stderr) == (0, "")
     assert "accuracy restored     1.0000" in done.stdout
     run = client(place).get_run(run_id(done))
@@ -604,57 +637,40 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
     assert "checkpoints kept      5, 10, 12" in trusted.stdout
 
 
-LONG = ["model=cnn", "steps=1500", "save.every=100", "eval_every=100", "batch_size=10"]
+LONG = ["model=cnn", "steps=900", "save.every=50", "eval_every=50", "batch_size=10", THREADS]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
-) -> tuple[str, dict[int, float]]:
-    """Return the digest and the losses of the long run when nobody stops it."""
-    from pipeline.compose import composed
-    from pipeline.running import run
-
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(empty_store, folder / "mlruns")
-    arguments = [*LONG, "data=arrays", f"data.path={small}", THREADS, "progress=false"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = run(composed(arguments))
-    points = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db").get_metric_history(
-        result.run_id, "train/loss"
-    )
-    return result.state_digest, {point.step: point.value for point in points}
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_stops_a_run_that_can_go_on(
+def test_signals_stop_a_run_that_can_go_on(
     place: Path,
+    empty_store: Path,
     start: Callable[..., "subprocess.Popen[str]"],
     main: Main,
     client: Callable[[Path], MlflowClient],
-    undisturbed: tuple[str, dict[int, float]],
     small: Path,
-    number: signal.Signals,
-    status: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with start("run", *LONG, "data=arrays", f"data.path={small}", THREADS, cwd=place) as process:
-        assert process.stdout is not None
-        head = process.stdout.readline()
-        head += process.stdout.readline()  # the first evaluation: it is training
-        process.send_signal(number)
-        out, err = process.communicate(timeout=BOUND)
-    key = run_id(Done([], 0, head))
-    assert process.returncode == status
-    assert "accuracy restored" not in out
-    assert err.splitlines()[-1] == f"to go on: waymark resume {key}"
-    run = client(place).get_run(key)
-    assert run.info.status == "KILLED"
-    assert run.data.tags["waymark.reason"] == f"stopped by {number.name}"
-    reached = [p.step for p in client(place).get_metric_history(key, "train/loss")]
-    assert 100 <= max(reached) < 1500
-    saved = place / f"mlruns/artifacts/1/{key}/artifacts/checkpoints"
-    assert (saved / f"model_ckpt-{max(reached)}.json").exists()  # no step is lost
+    long = [*LONG, "data=arrays", f"data.path={small}"]
+    before, key = 50, ""
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        with start(*(["resume", key] if key else ["run", *long]), cwd=place) as process:
+            assert process.stdout is not None
+            head = process.stdout.readline()
+            head += process.stdout.readline()  # the first evaluation: it is training
+            process.send_signal(number)
+            out, err = process.communicate(timeout=BOUND)
+        assert key in ("", run_id(Done([], 0, head)))
+        key = run_id(Done([], 0, head))
+        assert process.returncode == status
+        assert "accuracy restored" not in out
+        assert err.splitlines()[-1] == f"to go on: waymark resume {key}"
+        run = client(place).get_run(key)
+        assert run.info.status == "KILLED"
+        assert run.data.tags["waymark.reason"] == f"stopped by {number.name}"
+        reached = max(p.step for p in client(place).get_metric_history(key, "train/loss"))
+        assert before <= reached < 900
+        saved = place / f"mlruns/artifacts/1/{key}/artifacts/checkpoints"
+        assert (saved / f"model_ckpt-{reached}.json").exists()  # no step is lost
+        before = reached + 1
 
     done = main("resume", key)
     assert done.returncode == 0, done
@@ -662,35 +678,62 @@ def test_a_signal_stops_a_run_that_can_go_on(
     points = client(place).get_metric_history(key, "train/loss")
     assert again.info.status == "FINISHED"
     assert again.data.tags.get("waymark.reason", "") == ""
-    assert again.data.tags["waymark.state_digest"] == undisturbed[0]
-    assert sorted((p.step, p.value) for p in points) == sorted(undisturbed[1].items())
     # The resume point off the cadence went when the next regular checkpoint came.
-    assert "checkpoints kept      900, 1000, 1100, 1200, 1300, 1400, 1500" in done.stdout
+    assert "checkpoints kept      600, 650, 700, 750, 800, 850, 900" in done.stdout
+
+    undisturbed = place / "undisturbed"
+    shutil.copytree(empty_store, undisturbed / "mlruns")
+    monkeypatch.chdir(undisturbed)
+    whole = run_id(main("run", *long))
+    expected = client(undisturbed).get_run(whole).data.tags["waymark.state_digest"]
+    assert again.data.tags["waymark.state_digest"] == expected
+    losses = client(undisturbed).get_metric_history(whole, "train/loss")
+    assert sorted((p.step, p.value) for p in points) == sorted((p.step, p.value) for p in losses)
+
+
+ENDLESS = """
+import sys
+from dataclasses import dataclass
+
+from pipeline.models.softmax import Softmax
+
+
+@dataclass
+class Endless(Softmax):
+    def logits(self, parameters, images, dropout):
+        import tensorflow as tf
+
+        said = tf.print("inside a step", output_stream=sys.stdout)
+        with tf.control_dependencies([said]):
+            turns = tf.while_loop(lambda n: n < 2**62, lambda n: [n + 1], [tf.zeros([], tf.int64)])
+        return super().logits(parameters, images, dropout) + tf.cast(turns[0], tf.float32)
+"""
 
 
 def test_a_second_signal_ends_at_once(
     place: Path,
     start: Callable[..., "subprocess.Popen[str]"],
     client: Callable[[Path], MlflowClient],
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
-    # One step takes seconds here, so the first signal is still being obeyed at the second.
-    heavy = ["model=cnn", "batch_size=4000", "steps=50", THREADS]
-    with start("run", *heavy, cwd=place) as process:
+    """A step that never ends keeps the first signal from being obeyed, however fast it is."""
+    (place / "endless.py").write_text(ENDLESS)
+    with start("run", "model._target_=endless.Endless", "save=npz", THREADS, cwd=place) as process:
         assert process.stdout is not None
         assert process.stderr is not None
-        key = run_id(Done([], 0, process.stdout.readline()))
-        graph = "mlruns/artifacts/1/*/artifacts/checkpoints/model_ckpt.meta"
-        poll(lambda: list(place.glob(graph)))  # the last thing before the first step
-        time.sleep(0.3)
-        process.send_signal(signal.SIGTERM)
-        assert process.stderr.readline() == "\n"
-        assert "once more stops at once" in process.stderr.readline()
-        process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=BOUND)
-    assert process.returncode == 143
+        try:
+            key = run_id(Done([], 0, process.stdout.readline()))
+            assert process.stdout.readline() == "inside a step\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr.readline() == "\n"
+            assert "once more stops at once" in process.stderr.readline()
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=BOUND)
+        finally:
+            process.kill()
+    assert (process.returncode, out, err) == (143, "", "")  # it was not ended in good order
     assert client(place).get_run(key).info.status == "RUNNING"
-    assert "to go on" not in err  # it was not ended in good order
+    folder = place / f"mlruns/artifacts/1/{key}/artifacts/checkpoints"
+    assert list(folder.iterdir()) == []  # what dies writes nothing
 
 
 def test_training_starts_from_saved_parameters(

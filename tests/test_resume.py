@@ -36,8 +36,8 @@ Main = Callable[..., Done]
 THREADS = "runtime.intra_op_threads=2"
 BOUND = 60  # seconds that anything may take which is waited for
 BASE = ["batch_size=10", "save.max_to_keep=3", "save.keep_every_n_hours=null", THREADS]
-SOFTMAX = [*BASE, "save=ckpt", "steps=6000", "save.every=100", "eval_every=500"]
-CNN = [*BASE, "save=npz", "steps=600", "save.every=30", "eval_every=60"]
+SOFTMAX = [*BASE, "save=ckpt", "steps=4000", "save.every=100", "eval_every=250"]
+CNN = [*BASE, "save=npz", "steps=300", "save.every=15", "eval_every=30"]
 CNN += ["model=cnn", "model.keep_prob=0.5"]
 RUNS = {"softmax": SOFTMAX, "cnn": CNN}
 

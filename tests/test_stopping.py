@@ -64,6 +64,24 @@ def test_three_signals_within_one_call_into_tensorflow_are_all_seen(exits: list[
     assert stopped.value.status == 143
 
 
+def test_a_signal_that_another_thread_takes_is_seen(exits: list[int]) -> None:
+    """The system gives a process's signal to any of its threads: nothing wakes the main one."""
+
+    def work() -> None:
+        time.sleep(0.3)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        end = time.monotonic() + 30
+        while stop.signal is None and time.monotonic() < end:
+            time.sleep(0.005)
+        seen.append(stop.signal)
+
+    seen: list[int | None] = []
+    with Stop() as stop:
+        stop.begun = True
+        stop.run(work)
+    assert (seen, exits) == ([signal.SIGTERM], [])
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_before_there_is_anything_to_save_a_signal_ends_at_once(
     exits: list[int], number: signal.Signals, status: int
