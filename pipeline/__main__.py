@@ -51,7 +51,9 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
         if statuses[-1] > 128:  # a signal is meant for the whole sweep
             sys.exit(statuses[-1])
 
-    _check_flags(list(arguments))
+    flags = _check_flags(list(arguments))
+    if flags.multirun and not (flags.cfg or flags.help or flags.hydra_help or flags.info):
+        return _sweep(list(arguments), flags.overrides)
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -66,8 +68,28 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     return max(statuses, default=0)
 
 
-def _check_flags(arguments: list[str]) -> None:
-    """Refuse in one sentence the flags that Hydra would refuse with a page on its usage."""
+def _sweep(arguments: list[str], overrides: list[str]) -> int:
+    """Run a sweep to its end; where a trial took its process with it, the others all the same."""
+    import hydra
+
+    from pipeline import sweeping
+    from pipeline.compose import CONF
+
+    flags = [text for text in arguments if text not in overrides]
+    sweep = sweeping.begin(overrides, flags)
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+
+    def launch(own: list[str]) -> None:
+        sys.argv = ["waymark run", *arguments, *own]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
+            sweeping.trial
+        )()
+
+    return sweeping.carry_out(sweep, launch)
+
+
+def _check_flags(arguments: list[str]) -> Any:
+    """Return what Hydra makes of its flags; refuse in one sentence what it refuses in a page."""
     from hydra._internal.utils import get_args_parser
 
     from pipeline.config import BadInput
@@ -77,7 +99,7 @@ def _check_flags(arguments: list[str]) -> None:
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
-    parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
 
 def _run(cfg: Any, arguments: list[str]) -> int:

@@ -125,6 +125,15 @@ def _member(group: str, target: str) -> str:
     return target.rpartition(".")[2].lower()
 
 
+def plain(cfg: Any) -> dict[str, Any]:
+    """Return what Hydra composed as plain values, `???` where one is missing."""
+    from omegaconf import OmegaConf
+
+    own = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
+           for key in cfg if not OmegaConf.is_missing(cfg, key)}  # fmt: skip
+    return {str(key): value for key, value in own.items()}
+
+
 def hydra_errors() -> tuple[type[Exception], ...]:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

@@ -21,6 +21,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
 
+# Keys that came later than the first records of this format, and what was done before.
+LATER = {"objective": {"metric": "restored/accuracy", "mode": "max"}, "rerun_finished": False}
+
 # What each group's class must offer; a user's own class needs no more than this.
 GROUPS = {
     "model": ("initial", "logits"),
@@ -86,6 +89,12 @@ class Record:
 
 
 @settings
+class Objective:
+    metric: str
+    mode: Literal["min", "max"]
+
+
+@settings
 class Config:
     """Everything that decides a run; see the README's table for the meaning of each key."""
 
@@ -104,6 +113,8 @@ class Config:
     runtime: Runtime
     tracking: Tracking
     record: Record
+    objective: Objective
+    rerun_finished: bool
     progress: Literal["auto"] | bool
     trusted_modules: list[str]
     experiment_name: Annotated[str, Field(min_length=1)]
@@ -346,7 +357,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
         _check_yaml(text)
-        body = dict(yaml.safe_load(text))
+        body = {**LATER, **yaml.safe_load(text)}
         version = body.pop("format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = first_line(error)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
-from importlib.metadata import distributions
+from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
         "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
         "intra_op_threads": intra_op_threads,
         "git_commit": git_commit(),
-        "code": _code(own),
+        "code": code(own),
         "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
 
@@ -107,7 +107,13 @@ def _caches() -> dict[str, str]:
     return caches
 
 
-def _code(own: Iterable[str]) -> dict[str, str]:
+def fingerprint() -> dict[str, Any]:
+    """Return what decides the bits beside configuration, data and code, without TensorFlow."""
+    settings = {name: os.environ[name] for name in STEERING if name in os.environ}
+    return {"tensorflow": version("tensorflow"), "cpu": _cpu(), "settings": settings}
+
+
+def code(own: Iterable[str]) -> dict[str, str]:
     """Return the SHA-256 of each source file of Waymark and of the user's own modules.
 
     What a user's module imports from beside it counts as well, if it lies in the same package.

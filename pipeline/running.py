@@ -33,7 +33,9 @@ FROZEN = (
 )
 
 
-def run(resolved: Resolved, original: Evidence | None = None) -> Result:
+def run(
+    resolved: Resolved, original: Evidence | None = None, tags: Mapping[str, str] | None = None
+) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
     Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
@@ -43,7 +45,7 @@ def run(resolved: Resolved, original: Evidence | None = None) -> Result:
         data = load_data(config)
         parameters = _initial_parameters(config, data)
         tracking = Tracking(config.tracking.uri, create=True)
-        tags = _tags(resolved, data)
+        tags = {**_tags(resolved, data), **(tags or {})}
         if parameters:
             tags[INIT] = digest(parameters)
         if original:

@@ -15,7 +15,7 @@ from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
-from pipeline.config import Resolved, Sentence, first_line, json_text, without_password
+from pipeline.config import Config, Resolved, Sentence, first_line, json_text, without_password
 from pipeline.data import Dataset
 from pipeline.environment import changes, differences, diffstat, environment, read_environment
 from pipeline.evaluation import score_state
@@ -51,6 +51,13 @@ class Result:
     folder: Path
     link: str  # to the run in MLflow's UI, or the command that opens it
     verdict: Verdict | None = None  # of a rerun
+
+
+def own_modules(config: Config) -> list[str]:
+    """Return the modules outside Waymark whose classes take part."""
+    parts = (config.model, config.data, config.optimizer, config.save)
+    modules = {type(part).__module__ for part in parts}
+    return sorted(name for name in modules if not name.startswith("pipeline."))
 
 
 class Saver:
@@ -157,16 +164,10 @@ class Work:
         config, words = self.config, ["waymark", "resume", self.tracked.info.id]
         if config.tracking.uri:
             words.append(f"tracking.uri={without_password(config.tracking.uri)}")
-        own = self._own_modules()
+        own = own_modules(self.config)
         if own:
             words.append(f"trusted_modules=[{','.join(own)}]")
         return shlex.join(words)
-
-    def _own_modules(self) -> list[str]:
-        """Return the modules outside Waymark whose classes take part."""
-        parts = (self.config.model, self.config.data, self.config.optimizer, self.config.save)
-        modules = {type(part).__module__ for part in parts}
-        return sorted(name for name in modules if not name.startswith("pipeline."))
 
     def _work(self) -> Result:
         config, tracked = self.config, self.tracked
@@ -214,7 +215,7 @@ class Work:
         """Record environment and code; those of the processes before this one, where others."""
         place = self.folder / "environment.json"
         old = read_environment(place)
-        self.facts = environment(self.config.runtime.intra_op_threads, self._own_modules())
+        self.facts = environment(self.config.runtime.intra_op_threads, own_modules(self.config))
         earlier = old.pop("earlier", [])
         if differences(old, self.facts):
             earlier = [*earlier, old]

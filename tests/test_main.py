@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,6 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipeline import __version__
-from pipeline.progress import Silent
 from pipeline.tracking.outbox import is_delivered
 
 Done = subprocess.CompletedProcess[str]
@@ -436,49 +434,6 @@ def test_a_bar_can_be_asked_for_and_silence_too(place: Path, main: Main) -> None
     silent = main("run", *STEPS["softmax"], THREADS, "progress=false")
     assert len(silent.stdout.splitlines()) == 6
     assert (silent.returncode, silent.stderr) == (0, "")
-
-
-def test_a_multirun_makes_one_run_a_job(
-    place: Path, main: Main, client: Callable[[Path], MlflowClient]
-) -> None:
-    done = main("run", "-m", "seed=0,1", *STEPS["softmax"], THREADS)
-    assert (done.returncode, done.stderr) == (0, "")
-    runs = client(place).search_runs(["1"])
-    assert sorted(run.data.params["seed"] for run in runs) == ["0", "1"]
-    assert {run.info.status for run in runs} == {"FINISHED"}
-    assert len({run.data.tags["waymark.state_digest"] for run in runs}) == 2
-    assert {path.name for path in place.iterdir()} == {"mlruns"}
-
-
-def test_a_failing_job_does_not_hide_behind_a_good_one(
-    place: Path, main: Main, client: Callable[[Path], MlflowClient]
-) -> None:
-    done = main("run", "-m", "batch_size=5000,10", *STEPS["softmax"], THREADS)
-    assert done.returncode == 2
-    assert done.stderr.startswith("waymark: batch_size=5000")
-    (run,) = client(place).search_runs(["1"])
-    assert (run.data.params["batch_size"], run.info.status) == ("10", "FINISHED")
-
-
-class StopAtOnce(Silent):
-    """Send this process a signal as soon as it trains."""
-
-    def advanced(self, step: int, loss: float) -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        self.advanced = super().advanced  # type: ignore[method-assign]
-
-
-def test_a_signal_ends_the_whole_multirun(
-    place: Path,
-    main: Main,
-    client: Callable[[Path], MlflowClient],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pipeline.work.watcher", lambda *_: StopAtOnce(0, 0))
-    done = main("run", "-m", "seed=0,1", "steps=5000", "eval_every=0", THREADS)
-    assert done.returncode == 143
-    (run,) = client(place).search_runs(["1"])
-    assert (run.data.params["seed"], run.info.status) == ("0", "KILLED")
 
 
 def test_system_metrics_on_request(

@@ -192,6 +192,32 @@ class Tracking:
             birth = replace(birth, id=record.id, name=record.name)
         return TrackedRun(self, record, birth, config.tracking, new=True)
 
+    def parent(self, experiment: str, name: str, tags: Mapping[str, str], key: str) -> RunRecord:
+        """Return the run that has the same tag `key`, made if there is none, RUNNING from now on.
+
+        Raises BadInput if the store does not answer.
+        """
+        alive = {PROCESS: this_process_text(), BEAT: str(int(time.time())), REASON: ""}
+        try:
+            known = self.select(None, None, f"tags.`{key}` = '{tags[key]}'")
+            if not known:
+                own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags, **alive}
+                made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
+                return self.record(made)
+            record = known[-1][0]  # the first one that was made
+            self.client.update_run(record.id, status="RUNNING")
+            for tag, text in {**tags, **alive}.items():
+                self.client.set_tag(record.id, tag, text)
+            return record
+        except Exception as error:  # of MLflow, the network
+            raise BadInput(f"{self._named}: takes no sweep ({reason_of(error)}).") from None
+
+    def stillborn(self, experiment: str, name: str, tags: Mapping[str, str]) -> None:
+        """Record a run that failed before it began."""
+        own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags}
+        made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
+        self.client.set_terminated(made.info.run_id, "FAILED")
+
     def reopen(self, record: RunRecord, config: Any) -> TrackedRun:
         """Go on with a run: replay its outbox, and skip from now on what is recorded.
 

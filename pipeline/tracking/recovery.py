@@ -46,7 +46,8 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
 
 
 def _dead(record: RunRecord) -> dict[str, str]:
-    return {REASON: "its process is gone", RESUME: f"waymark resume {record.id}"}
+    again = record.tags.get(RESUME) or f"waymark resume {record.id}"  # a sweep has its own command
+    return {REASON: "its process is gone", RESUME: again}
 
 
 def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> None:

@@ -1,0 +1,177 @@
+"""Sweeps: one parent, named children, failures that stay local, the same command completing it."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from pipeline.library import run
+from pipeline.progress import Silent
+
+Done = subprocess.CompletedProcess[str]
+Main = Callable[..., Done]
+Open = Callable[[Path], MlflowClient]
+
+SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
+SHORT += ["runtime.intra_op_threads=2", "save=npz"]
+PARENT = "mlflow.parentRunId"
+
+
+def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
+    """Return the parents and the children of a store, the oldest first."""
+    found = client.search_runs(["1"], order_by=["attributes.start_time ASC"])
+    parents = [each for each in found if each.data.tags.get("waymark.kind") == "sweep"]
+    return parents, [each for each in found if each not in parents]
+
+
+def digests(children: list[Run]) -> dict[str, str]:
+    return {each.info.run_name: each.data.tags["waymark.state_digest"] for each in children}
+
+
+def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, client: Open) -> None:
+    done = main("run", "-m", "seed=0,1", "optimizer.learning_rate=0.01,0.1", *SHORT)
+    assert (done.returncode, done.stderr) == (0, "")
+    (parent,), children = runs(client(place))
+    assert parent.info.status == "FINISHED"
+    assert parent.info.run_name == "optimizer.learning_rate, seed"
+    names = [f"seed={seed} learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.1)]
+    assert sorted(each.info.run_name for each in children) == sorted(names)
+    assert {each.data.tags[PARENT] for each in children} == {parent.info.run_id}
+    assert {each.data.params["runtime.intra_op_threads"] for each in children} == {"2"}
+    accuracy = {each.info.run_id: each.data.metrics["restored/accuracy"] for each in children}
+    best = parent.data.tags["waymark.best"]
+    assert accuracy[best] == max(accuracy.values()) == parent.data.metrics["best/restored/accuracy"]
+    assert parent.data.metrics["sweep/finished"] == 4
+    listed = {file.path for file in client(place).list_artifacts(parent.info.run_id)}
+    assert listed == {"sweep.csv", "sweep.html", "curves.png"}
+    rows = [line for line in done.stdout.splitlines() if line.startswith("learning_rate=")]
+    assert [row.split()[:2] for row in rows] == [
+        ["learning_rate=0.01", "2"],
+        ["learning_rate=0.1", "2"],
+    ]
+    alone = run(*SHORT, "seed=1", "optimizer.learning_rate=0.1")
+    assert digests(children)["seed=1 learning_rate=0.1"] == alone.state_digest
+
+
+def test_the_same_command_again_does_nothing_twice(place: Path, main: Main, client: Open) -> None:
+    command = ["run", "-m", "seed=0,1", *SHORT]
+    assert main(*command).returncode == 0
+    before = runs(client(place))
+    again = main(*command)
+    assert (again.returncode, again.stderr) == (0, "")
+    (parent,), children = runs(client(place))
+    assert [each.info.run_id for each in children] == [each.info.run_id for each in before[1]]
+    assert parent.info.run_id == before[0][0].info.run_id
+    # Wider: the same sweep, and what is new is done. Another order of the words changes nothing.
+    wider = main("run", "-m", *SHORT, "seed=0,1,2")
+    assert wider.returncode == 0
+    (parent,), children = runs(client(place))
+    assert [each.info.run_name for each in children] == ["seed=0", "seed=1", "seed=2"]
+    assert {each.data.tags[PARENT] for each in children} == {parent.info.run_id}
+    # Other fixed values: another sweep. A trial that another sweep has done is not done again.
+    assert main("run", "-m", "batch_size=100,50", "seed=0", *SHORT).returncode == 0
+    parents, children = runs(client(place))
+    assert [each.info.run_name for each in children][3:] == ["batch_size=50"]
+    assert children[3].data.tags[PARENT] == parents[1].info.run_id
+    assert parents[1].data.metrics["sweep/finished"] == 2
+    # Unless it is asked for.
+    assert main(*command, "rerun_finished=true").returncode == 0
+    assert len(runs(client(place))[1]) == 6
+
+
+def test_failures_stay_local(
+    place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "-m", "batch_size=5000,10", "optimizer.learning_rate=0.01,1e38", *SHORT]
+    command += ["optimizer=sgd"]
+    done = main(*command)
+    assert done.returncode == 1
+    (parent,), children = runs(client(place))
+    told = {each.info.run_name: each for each in children}
+    assert {name: each.info.status for name, each in told.items()} == {
+        "batch_size=5000 learning_rate=0.01": "FAILED",
+        "batch_size=5000 learning_rate=1e+38": "FAILED",
+        "batch_size=10 learning_rate=0.01": "FINISHED",
+        "batch_size=10 learning_rate=1e+38": "FAILED",
+    }
+    for name, words in (("batch_size=5000 learning_rate=0.01", "must be 1 to 4000"),
+                        ("batch_size=10 learning_rate=1e+38", "the loss at step")):  # fmt: skip
+        assert words in told[name].data.tags["waymark.reason"]
+        assert words in done.stdout
+    assert parent.info.status == "FAILED"
+    completing = f"waymark {' '.join(command)}"
+    assert done.stderr.endswith(f"to complete the sweep: {completing}\n")
+    assert parent.data.tags["waymark.resume"] == completing
+
+
+class StopAt(Silent):
+    """Send this process a signal once, at step 3 of the second trial."""
+
+    trials = 0
+
+    def __init__(self, steps: int, done: int) -> None:
+        super().__init__(steps, done)
+        StopAt.trials += 1
+
+    def advanced(self, step: int, loss: float) -> None:
+        if StopAt.trials == 2 and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_interrupted_sweep_is_completed_by_the_same_command(
+    place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "-m", "seed=0,1,2", *SHORT, "save.every=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(StopAt, "trials", 0)
+        patch.setattr("pipeline.work.watcher", lambda _, steps, done: StopAt(steps, done))
+        done = main(*command)
+    assert done.returncode == 143
+    (parent,), children = runs(client(place))
+    assert parent.info.status == "KILLED"
+    assert [each.info.status for each in children] == ["FINISHED", "KILLED"]
+    assert main(*command).returncode == 0
+    (parent,), children = runs(client(place))
+    assert parent.info.status == "FINISHED"
+    assert [each.info.status for each in children] == ["FINISHED"] * 3
+    for child in children:
+        history = client(place).get_metric_history(child.info.run_id, "train/loss")
+        assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
+    alone = run(*SHORT, "save.every=1", "seed=1")
+    assert digests(children)["seed=1"] == alone.state_digest
+
+
+def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None:
+    for arguments, words in (
+        (["seed=0,1", "stesp=3"], "nearest is steps"),
+        (["seed=0,1", "model=resnet"], "softmax"),
+        (["seed=0,1", "tracking.uri=ftp://x"], "ftp://x"),
+    ):
+        done = main("run", "-m", *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert words in done.stderr
+    assert client(place).search_runs(["0"]) == []
+    assert client(place).get_experiment_by_name("waymark") is None
+
+
+def test_joblib_does_them_side_by_side(
+    place: Path, waymark: Callable[..., Done], client: Open
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="waymark[joblib]")
+    short = [word for word in SHORT if "threads" not in word]
+    command = ["run", "-m", "seed=0,1", *short, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = waymark(*command, cwd=place)
+    assert done.returncode == 0, done
+    (parent,), children = runs(client(place))
+    assert {each.info.status for each in children} == {"FINISHED"}
+    threads = str(max(1, (os.cpu_count() or 1) // 2))
+    assert {each.data.params["runtime.intra_op_threads"] for each in children} == {threads}
+    assert parent.data.tags["waymark.threads"] == threads
+    processes = {json.loads(each.data.tags["waymark.process"])["pid"] for each in children}
+    assert len(processes) == 2
