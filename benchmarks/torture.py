@@ -264,7 +264,6 @@ class Victim:
 
 def victim(arena: Arena, model: str, save: str) -> Victim:
     """Run in one piece, and once more stopped by a signal at a step drawn."""
-    from pipeline import running as work
     from pipeline.progress import Silent
 
     class StopAt(Silent):
