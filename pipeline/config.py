@@ -357,7 +357,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
         _check_yaml(text)
-        body = {**LATER, **yaml.safe_load(text)}
+        body = dict(yaml.safe_load(text))
+        body |= {key: value for key, value in LATER.items() if key not in body}
         version = body.pop("format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = first_line(error)

@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -50,7 +50,11 @@ class Stop:
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` on a worker thread; return its result or raise what it raised."""
         with ThreadPoolExecutor(1, thread_name_prefix="work") as pool:
-            return pool.submit(work).result()
+            future = pool.submit(work)
+            # A signal that the system gives to another thread does not wake this one.
+            while not wait([future], timeout=0.2).done:
+                pass
+            return future.result()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None or not self.begun:

@@ -292,8 +292,9 @@ def test_through_a_tracking_server(
     done = main("rerun", run_id, uri)
     assert (done.returncode, done.stderr) == (0, "")
     client = MlflowClient(server[0])
-    (original,) = client.search_runs(["1"], "attributes.run_name = 'on a server'")
-    (new,) = client.search_runs(["1"], "attributes.run_name = 'rerun of on a server'")
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    (original,) = client.search_runs(everywhere, "attributes.run_name = 'on a server'")
+    (new,) = client.search_runs(everywhere, "attributes.run_name = 'rerun of on a server'")
     assert new.data.tags["waymark.rerun_of"] == original.info.run_id
     assert new.data.tags["waymark.verdict"] == "identical"
     report = client.download_artifacts(new.info.run_id, "rerun.json", str(place))

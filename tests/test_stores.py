@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -103,9 +104,13 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Pat
 
 
 @pytest.fixture(autouse=True)
-def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+def quiet() -> Iterator[None]:
     """Let MLflow say what it does in the program, which sets this before it imports MLflow."""
-    monkeypatch.setattr(logging.getLogger("mlflow"), "level", logging.WARNING)
+    logger = logging.getLogger("mlflow")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture
@@ -160,9 +165,15 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return for how long MLflow has waited; it does not, in truth."""
+    """Return for how long MLflow has waited; it does not, in truth. Other threads may sleep."""
     slept: list[float] = []
-    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", slept.append)
+    real = time.sleep
+
+    def sleep(seconds: float) -> None:
+        own = threading.current_thread() is threading.main_thread()
+        slept.append(seconds) if own else real(seconds)
+
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", sleep)
     return slept
 
 
