@@ -53,7 +53,7 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
 
     flags = _check_flags(list(arguments))
     if flags.multirun and not (flags.cfg or flags.help or flags.hydra_help or flags.info):
-        return _sweep(list(arguments), flags.overrides)
+        return _sweep(list(arguments), flags.overrides, flags.config_dir)
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -68,7 +68,7 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     return max(statuses, default=0)
 
 
-def _sweep(arguments: list[str], overrides: list[str]) -> int:
+def _sweep(arguments: list[str], overrides: list[str], config_dir: str | None) -> int:
     """Run a sweep to its end; where a trial took its process with it, the others all the same."""
     import hydra
 
@@ -76,7 +76,7 @@ def _sweep(arguments: list[str], overrides: list[str]) -> int:
     from pipeline.compose import CONF
 
     flags = [text for text in arguments if text not in overrides]
-    sweep = sweeping.begin(overrides, flags)
+    sweep = sweeping.begin(overrides, flags, config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
     def launch(own: list[str]) -> None:

@@ -55,11 +55,12 @@ class Sweep:
     overrides: list[str]  # for each trial, behind the command's own
 
 
-def begin(overrides: Sequence[str], flags: Sequence[str]) -> Sweep:
+def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Sweep:
     """Find or make the parent run of a sweep, and fix what its trials share.
 
     A sweep is the same one if its varied keys and all that is fixed are the same, whatever
-    values it goes through. Raises BadInput for what Hydra does not compose.
+    values it goes through. `config_dir` is a folder of the user's own YAML. Raises BadInput for
+    what Hydra does not compose.
     """
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -69,8 +70,11 @@ def begin(overrides: Sequence[str], flags: Sequence[str]) -> Sweep:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+        own_yaml = (
+            [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+        )
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", fixed, return_hydra_config=True)
+            cfg = hydra.compose("config", [*fixed, *own_yaml], return_hydra_config=True)
     except hydra_errors() as error:
         raise BadInput(refusal(error, list(overrides))) from None
     values = plain(cfg)
@@ -161,7 +165,9 @@ def _trial(resolved: Resolved, name: str) -> float:
     if open_ and not finished:
         for tag, text in tags.items():
             tracking.client.set_tag(open_[0].id, tag, text)
-        running.resume(open_[0].id, {"tracking.uri": config.tracking.uri})
+        trusted = own_modules(config)  # the command itself names them
+        given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
+        running.resume(open_[0].id, given)
         run_id = open_[0].id
     else:
         values = {**resolved.values, "run_name": resolved.values["run_name"] or name}

@@ -147,6 +147,18 @@ def test_an_interrupted_sweep_is_completed_by_the_same_command(
     assert digests(children)["seed=1"] == alone.state_digest
 
 
+def test_a_folder_of_ones_own_yaml_is_looked_into(place: Path, main: Main, client: Open) -> None:
+    (place / "own conf" / "optimizer").mkdir(parents=True)
+    yaml = "_target_: pipeline.optimizers.Sgd\nmomentum: 0.5\n"
+    (place / "own conf" / "optimizer" / "mine.yaml").write_text(yaml)
+    flags = ["--config-dir", "own conf"]
+    done = main("run", "-m", *flags, "optimizer=mine", "seed=0,1", *SHORT)
+    assert (done.returncode, done.stderr) == (0, "")
+    (parent,), children = runs(client(place))
+    assert [each.data.params["optimizer.momentum"] for each in children] == ["0.5", "0.5"]
+    assert parent.data.tags["waymark.resume"] == ""
+
+
 def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None:
     for arguments, words in (
         (["seed=0,1", "stesp=3"], "nearest is steps"),
