@@ -165,15 +165,16 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return for how long MLflow has waited; it does not, in truth. Other threads may sleep."""
+    """Return for how long MLflow has waited; it does not, in truth. Others may sleep."""
     slept: list[float] = []
-    real = time.sleep
 
     def sleep(seconds: float) -> None:
         own = threading.current_thread() is threading.main_thread()
-        slept.append(seconds) if own else real(seconds)
+        slept.append(seconds) if own else time.sleep(seconds)
 
-    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", sleep)
+    for module in ("db.utils", "tracking.sqlalchemy_store"):  # waiting for a child sleeps, too
+        asleep = SimpleNamespace(**{**vars(time), "sleep": sleep})
+        monkeypatch.setattr(f"mlflow.store.{module}.time", asleep)
     return slept
 
 
