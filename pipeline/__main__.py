@@ -69,21 +69,20 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
 
 
 def _sweep(arguments: list[str], overrides: list[str], config_dir: str | None) -> int:
-    """Run a sweep to its end; where a trial took its process with it, the others all the same."""
+    """Run a sweep to its end by Hydra's multirun."""
     import hydra
 
     from pipeline import sweeping
     from pipeline.compose import CONF
+    from pipeline.trial import trial
 
     flags = [text for text in arguments if text not in overrides]
     sweep = sweeping.begin(overrides, flags, config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"
 
-    def launch(own: list[str]) -> None:
-        sys.argv = ["waymark run", *arguments, *own]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(
-            sweeping.trial
-        )()
+    def launch() -> None:
+        sys.argv = ["waymark run", *arguments, *sweep.overrides]
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(trial)()
 
     return sweeping.carry_out(sweep, launch)
 

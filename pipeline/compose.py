@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
         return "the command line" if given & {key, *above} else "conf/"
 
     choices = {group: str(chosen.get(group)) for group in GROUPS}
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    own = _without_hydra(cfg)
     try:
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except hydra_errors() as error:
@@ -70,6 +71,52 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
     names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
     secrets = {os.environ[name] for name in names if os.environ.get(name)}
     return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
+
+
+class Composer:
+    """Compose the trials of a sweep, which differ in a few values, hundreds in a second.
+
+    Hydra takes a twentieth of a second for each. What it composed for one choice of groups holds
+    for all trials of that choice; their plain values are put on top, as Hydra does it.
+    """
+
+    def __init__(self, config_loader: Any, master: Any) -> None:
+        self._loader, self._master = config_loader, master
+        self._parsed = cache(self._parse)
+        self._base = cache(self._compose)
+
+    def __call__(self, overrides: Sequence[str]) -> Resolved:
+        """Return the checked configuration of one trial; raise what Hydra raises, and BadInput."""
+        from omegaconf import OmegaConf
+
+        items = [(text, *self._parsed(text)) for text in overrides]
+        base, choices = self._base(tuple(text for text, _, is_value in items if not is_value))
+        cfg = deepcopy(base)
+        for _, item, is_value in items:
+            if is_value:
+                OmegaConf.update(cfg, item.key_or_group, item.value(), merge=True)
+        return resolved(cfg, choices, list(overrides))
+
+    def _parse(self, text: str) -> tuple[Any, bool]:
+        """Return an override, and whether it only puts a plain value in an existing place."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        item = OverridesParser.create().parse_override(text)
+        other = item.is_add() or item.is_force_add() or item.is_delete() or item.package
+        group = other or self._loader.get_group_options(item.key_or_group)
+        plain = isinstance(item.value(), int | float | str | None)
+        return item, plain and not other and not group
+
+    def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+        cfg = self._loader.load_sweep_config(self._master, list(rest))
+        return _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
+
+
+def _without_hydra(cfg: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    own = [key for key in cfg if key != "hydra"]
+    return OmegaConf.masked_copy(cfg, own) if "hydra" in cfg else cfg
 
 
 def switched(

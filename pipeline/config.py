@@ -22,7 +22,11 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
 
 # Keys that came later than the first records of this format, and what was done before.
-LATER = {"objective": {"metric": "restored/accuracy", "mode": "max"}, "rerun_finished": False}
+LATER = {
+    "objective": {"metric": "restored/accuracy", "mode": "max"},
+    "prune": None,
+    "rerun_finished": False,
+}
 
 # What each group's class must offer; a user's own class needs no more than this.
 GROUPS = {
@@ -114,6 +118,7 @@ class Config:
     tracking: Tracking
     record: Record
     objective: Objective
+    prune: Literal["median", "asha"] | None
     rerun_finished: bool
     progress: Literal["auto"] | bool
     trusted_modules: list[str]

@@ -1,6 +1,7 @@
 """Show how a run goes: a bar on a terminal, the chapter's lines elsewhere, or nothing."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -59,3 +60,42 @@ def watcher(wish: Any, steps: int, done: int) -> Silent:
     if wish is False:
         return Silent(steps, done)
     return (Bar if wish is True or sys.stdout.isatty() else Lines)(steps, done)
+
+
+class Tally:
+    """Show nothing of a sweep."""
+
+    def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+        """Take note of how many of `total` trials are finished, pruned, running, failed."""
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+class SweepBar(Tally):
+    """Draw a bar with finished, running and failed trials, the best so far and time left."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        text = TextColumn("{task.fields[counts]}, best {task.fields[best]}")
+        self._bar = Progress(
+            BarColumn(), MofNCompleteColumn(), text, Left(True), speed_estimate_period=600
+        )
+        self._task = self._bar.add_task("", total=total, counts="-", best="-")
+        self._bar.start()
+
+    def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        over = sum(counts.values()) - counts["running"]
+        shown = "-" if best is None else f"{best:.4f}"
+        self._bar.update(self._task, completed=over, total=total, counts=told or "-", best=shown)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def tally(wish: Any, total: int) -> Tally:
+    """Return what `progress=` asks for during a sweep: a bar on a terminal, or nothing."""
+    return SweepBar(total) if wish is True or (wish == "auto" and sys.stdout.isatty()) else Tally()

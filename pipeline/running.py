@@ -17,13 +17,14 @@ from pipeline.data import Dataset
 from pipeline.digest import digest
 from pipeline.environment import differences, environment, git_commit, numerical, read_environment
 from pipeline.evaluation import load_data, log_parameters, parameter_shapes
+from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.stopping import Stop
 from pipeline.tracking import REASON, RESUME, RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
 from pipeline.verdict import DATA, INIT, RERUN_OF, VERSION, Evidence, evidence, told
-from pipeline.work import Failed, Result, Work
+from pipeline.work import PRUNED, Failed, Result, Work
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -34,11 +35,15 @@ FROZEN = (
 
 
 def run(
-    resolved: Resolved, original: Evidence | None = None, tags: Mapping[str, str] | None = None
+    resolved: Resolved,
+    original: Evidence | None = None,
+    tags: Mapping[str, str] | None = None,
+    pruner: Pruner | None = None,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
-    Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
+    Raises BadInput before anything is written, Stopped after a signal, Pruned if the `pruner` of
+    a sweep finds it hopeless, Failed otherwise.
     """
     config = resolved.config
     with Stop() as stop:
@@ -52,17 +57,23 @@ def run(
             tags[RERUN_OF] = original.record.id
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
-        return Work(resolved, data, tracking, tracked, parameters, None, stop, original).run()
+        work = Work(resolved, data, tracking, tracked, parameters, None, stop, original, pruner)
+        return work.run()
 
 
-def resume(text: str, overrides: Mapping[str, Any], allow_drift: bool = False) -> Result | None:
+def resume(
+    text: str,
+    overrides: Mapping[str, Any],
+    allow_drift: bool = False,
+    pruner: Pruner | None = None,
+) -> Result | None:
     """Go on with a run in its own MLflow run; None if nothing was left to do.
 
     Raises BadInput for an unknown run, an override that would change the numbers, or (without
     `allow_drift`) a numerical environment that would; Failed if no published checkpoint is whole.
     """
     with Stop() as stop:
-        return _resume(text, dict(overrides), stop, allow_drift)
+        return _resume(text, dict(overrides), stop, allow_drift, pruner)
 
 
 def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
@@ -93,7 +104,9 @@ def record_of(
     return with_overrides(values, choices, others, trusted, f"recorded by run {record.id}")
 
 
-def _resume(text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool) -> Result | None:
+def _resume(
+    text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool, pruner: Pruner | None
+) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
     refuse_links(record.folder)
@@ -129,8 +142,9 @@ def _resume(text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool)
     original = _original(tracking, record)
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
-    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: ""})
-    return Work(resolved, data, tracking, tracked, parameters, found, stop, original).run()
+    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", PRUNED: ""})
+    work = Work(resolved, data, tracking, tracked, parameters, found, stop, original, pruner)
+    return work.run()
 
 
 def _refuse_drift(record: RunRecord, config: Config) -> None:

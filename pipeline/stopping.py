@@ -20,6 +20,9 @@ class Stopped(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.status = 128 + number
 
+    def __reduce__(self) -> Any:
+        return Stopped, (self.status - 128,)
+
 
 class Stop:
     """Note SIGINT and SIGTERM while the context lasts; before `begun`, end at once.

@@ -1,58 +1,227 @@
 """Sweeps: one parent run, its trials nested under it; the same command again completes it.
 
 Hydra's own sweepers and launchers do the work. Before the first trial `begin` finds or makes the
-parent and fixes the number of threads; each trial, in whatever process it is launched, is done,
-resumed, or skipped because it is there (`trial`); at the end `conclude` records what came of it.
+parent and fixes the number of threads. A plugin of ours (`hydra_plugins.waymark`) stands before
+the launcher and asks `Sweep.launch` to skip what is finished and to launch again what took its
+process with it; at the end `conclude` records what came of it all.
 """
 
-import hashlib
 import json
 import math
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 import tempfile
+import threading
+import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparing, running
+from pipeline import comparing, trial
 from pipeline.compose import hydra_errors, plain, refusal
-from pipeline.compose import resolved as checked
-from pipeline.config import NAME, BadInput, Resolved, Sentence, first_line, flatten
-from pipeline.environment import code, fingerprint
-from pipeline.evaluation import load_data
-from pipeline.stopping import Stopped
+from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten
+from pipeline.progress import Tally, tally
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
-from pipeline.work import Failed, own_modules
+from pipeline.trial import KIND, SWEEP, TRIAL, member
+from pipeline.work import PRUNED
 
-# Variables of a trial's process.
-PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
-# Tags: what a run is, which sweep, which trial, who began it last, and MLflow's own for nesting.
-KIND, SWEEP, TRIAL, ATTEMPT = "waymark.kind", "waymark.sweep", "waymark.trial", "waymark.attempt"
+THREADS, BEST = "waymark.threads", "waymark.best"  # tags of the parent
 MOST = 3  # attempts of one command at a trial that ends its process
-THREADS, BEST, PARENT = "waymark.threads", "waymark.best", "mlflow.parentRunId"
-# What says nothing of a trial's numbers and files.
-ASIDE = (
-    *("tracking", "record", "progress", "experiment_name", "run_name", "tags"),
-    *("trusted_modules", "objective", "rerun_finished"),
-)
+LOOK = 2.0  # seconds between two looks at the trials
+BEAT = 20.0  # seconds between two signs of life of the parent
+PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+Pair = tuple[RunRecord, Facts]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sweep:
-    """A sweep that has a parent run."""
+    """A sweep that has a parent run, as one command carries it out."""
 
     tracking: Tracking
     parent: str
-    id: str  # of this command: the tag of the trials that are part of it
+    id: str  # of this command: the value of its trials' tag
     metric: str  # the objective, and which way is better
     mode: str
     command: str  # that completes the sweep
-    jobs: bool  # the launcher runs as many beside each other as `n_jobs` says
+    launcher: str  # the class that the user chose
     overrides: list[str]  # for each trial, behind the command's own
+    progress: Any  # what the user asked for: auto, true or false
+    total: int = 0  # trials handed over so far
+    skipped: dict[str, Pair] = field(default_factory=dict)  # trial -> its run, finished before
+    _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
+    _over: dict[str, Pair] | None = None
+
+    def left(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> list[int]:
+        """Return which trials are not finished yet; a job is a trial's overrides.
+
+        Of a trial that cannot be identified here, or whose runs belong to another sweep, the
+        process that does it will tell.
+        """
+        if self._over is None:
+            every = self.tracking.select(None, None, f"tags.`{member(self.parent)}` != ''")
+            done = [pair for pair in every if pair[0].status == "FINISHED"]
+            self._over = {record.tags.get(TRIAL, ""): (record, facts) for record, facts in done}
+        left = []
+        for index, job in enumerate(jobs):
+            found = self._identified(compose, tuple(job))
+            pair = self._over.get(found[0]) if found else None
+            config = found[1].config if found else None
+            if found and config and pair and trial.is_over(pair[0], config):
+                self.skipped[found[0]] = pair
+            else:
+                left.append(index)
+        return left
+
+    def _identified(
+        self, compose: Callable[..., Resolved], job: tuple[str, ...]
+    ) -> tuple[str, Resolved] | None:
+        if job not in self._keys:
+            self._keys[job] = None
+            with suppress(BadInput, *hydra_errors()):
+                resolved = compose(job)
+                self._keys[job] = trial.identity(resolved), resolved
+        return self._keys[job]
+
+    def launch(
+        self,
+        launch: Callable[[Sequence[Sequence[str]], int], Sequence[Any]],
+        compose: Callable[..., Resolved],
+        jobs: Sequence[Sequence[str]],
+        first: int,
+    ) -> list[Any]:
+        """Do trials by the user's launcher; return Hydra's JobReturns, in order.
+
+        A worker that is killed takes the launcher's other workers with it, or their results:
+        what is left is launched again, at last one by one, so that only the culprit is lost.
+        """
+        returns: dict[int, Any] = {}
+        self.total += len(jobs)
+        with self._watched():
+            for attempt in range(MOST):
+                left = [i for i in self.left(compose, jobs) if i not in returns]
+                batches = [left] if attempt < MOST - 1 else [[i] for i in left]
+                for batch in filter(None, batches):
+                    try:
+                        done = launch([jobs[i] for i in batch], first)
+                        returns.update(zip(batch, done, strict=True))
+                    except Exception as error:
+                        self._lost(error)
+        return [returns.get(i) or self._returned(job) for i, job in enumerate(jobs)]
+
+    def _lost(self, error: Exception) -> None:
+        """Note that a launcher gave up; raise what it raised if it had not even begun."""
+        self._over = None
+        self.tracking.reap()
+        if not self._members():
+            raise error
+
+    def _returned(self, job: Sequence[str]) -> Any:
+        from hydra.core.utils import JobReturn, JobStatus
+
+        found = self._keys.get(tuple(job))
+        pair = self.skipped.get(found[0]) if found else None
+        value = trial.objective(*pair, self.metric) if pair else math.nan
+        return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
+
+    def _members(self) -> list[Pair]:
+        """Return the runs of the trials that this command has come to."""
+        query = f"tags.`{member(self.parent)}` = '{self.id}'"
+        return self.tracking.select(None, None, query)
+
+    def outcome(self) -> "Outcome":
+        """Look what became of the trials: of several runs of one trial the finished one counts."""
+        order = {"FINISHED": 0, "RUNNING": 1}
+        counting = dict(self.skipped)
+        for record, facts in self._members():
+            key = record.tags.get(TRIAL, record.id)
+            other = counting.get(key)
+            if other is None or order.get(record.status, 2) < order.get(other[0].status, 2):
+                counting[key] = record, facts
+        runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
+        over = [pair for pair in runs if pair[0].status == "FINISHED"]
+        finished = [pair for pair in over if not pair[0].tags.get(PRUNED)]
+        scored = [p for p in finished if not math.isnan(p[1].metrics.get(self.metric, math.nan))]
+        pick: Callable[..., Any] = max if self.mode == "max" else min
+        best = pick(scored, key=lambda pair: pair[1].metrics[self.metric], default=None)
+        pruned = [pair for pair in over if pair not in finished]
+        return Outcome(finished, pruned, [pair for pair in runs if pair not in over], best)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
+        ended, bar = threading.Event(), tally(self.progress, self.total)
+
+        def watch() -> None:
+            told, beat, pause = "", time.monotonic(), LOOK
+            while not ended.wait(pause):
+                began = time.monotonic()
+                with suppress(Exception):  # a store that does not answer: the next look will tell
+                    told = self._tell(bar, told)
+                    if began - beat > BEAT:
+                        self.tracking.client.set_tag(self.parent, "waymark.heartbeat", _now())
+                        beat = began
+                pause = max(LOOK, 10 * (time.monotonic() - began))
+
+        watcher = threading.Thread(target=watch, name="sweep", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            bar.close()
+
+    def _tell(self, bar: Tally, told: str) -> str:
+        """Bring the bar and the parent's metrics up to date, if there is anything new."""
+        found = self.outcome()
+        counts = found.counts()
+        bar.show(self.total, counts, found.objective(self.metric))
+        now = json.dumps([counts, found.best and found.best[0].id])
+        if now != told:
+            self.record(found)
+        return now
+
+    def record(self, found: "Outcome") -> None:
+        """Put progress and the best trial so far into the parent run."""
+        client, counts = self.tracking.client, found.counts()
+        step = sum(counts.values()) - counts["running"]
+        for key, count in {**counts, "trials": self.total}.items():
+            client.log_metric(self.parent, f"sweep/{key}", count, step=step)
+        if found.best:
+            client.set_tag(self.parent, BEST, found.best[0].id)
+            value = found.best[1].metrics[self.metric]
+            client.log_metric(self.parent, f"best/{self.metric}", value, step=step)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep's trials: each trial's run that counts, the best of them."""
+
+    finished: list[Pair]
+    pruned: list[Pair]
+    others: list[Pair]  # failed, killed, or running
+    best: Pair | None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials have finished, were pruned, are running, have failed."""
+        running = sum(record.status == "RUNNING" for record, _ in self.others)
+        failed = len(self.others) - running
+        over = {"finished": len(self.finished), "pruned": len(self.pruned)}
+        return {**over, "running": running, "failed": failed}
+
+    def objective(self, metric: str) -> float | None:
+        return self.best[1].metrics[metric] if self.best else None
+
+
+def _now() -> str:
+    return str(int(time.time()))
 
 
 def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Sweep:
@@ -60,45 +229,49 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
 
     A sweep is the same one if its varied keys and all that is fixed are the same, whatever
     values it goes through. `config_dir` is a folder of the user's own YAML. Raises BadInput for
-    what Hydra does not compose.
+    what Hydra does not compose, and for an objective that pruning cannot follow.
     """
-    import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    from pipeline.compose import CONF
 
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
         fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
-        own_yaml = (
-            [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
-        )
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", [*fixed, *own_yaml], return_hydra_config=True)
+        values = _composed(fixed, config_dir)
     except hydra_errors() as error:
         raise BadInput(refusal(error, list(overrides))) from None
-    values = plain(cfg)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
+    goal = values["objective"]
+    last = goal["metric"].rpartition("/")[2]
+    if values["prune"] and last not in ("accuracy", "loss"):
+        raise BadInput(
+            f"prune={values['prune']}: objective.metric={goal['metric']!r} is not evaluated "
+            f"during training; an accuracy or a loss is."
+        )
     varied = sorted(
         {item.key_or_group for item in parsed if item.is_sweep_override()}
         | set(sweeper.get("params") or {})
     )
-    rest = flatten({k: v for k, v in values.items() if k not in ("hydra", *ASIDE)})
-    threads = rest.pop("runtime.intra_op_threads")
+    rest = flatten({k: v for k, v in values.items() if k not in ("hydra", *trial.ASIDE)})
+    threads = rest.pop(trial.THREADS)
     own = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
     tracking = Tracking(values["tracking"]["uri"], create=True)
     command = shlex.join(["waymark", "run", *flags, *overrides])
-    tags = {KIND: "sweep", SWEEP: _hash([varied, own]), RESUME: command}
+    tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), RESUME: command}
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or _threads(launcher)
     tracking.client.set_tag(parent.id, THREADS, str(threads))
-    keys = json.dumps(varied)
     command_id = uuid.uuid4().hex
-    variables = {PARENT_ID: parent.id, VARIED_KEYS: keys, COMMAND_ID: command_id}
+    variables = {
+        trial.PARENT_ID: parent.id,
+        trial.VARIED_KEYS: json.dumps(varied),
+        trial.COMMAND_ID: command_id,
+    }
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
-    if "runtime.intra_op_threads" not in varied:
-        more.append(f"runtime.intra_op_threads={threads}")
-    goal = values["objective"]
+    more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
+    if sweeper["_target_"] == GRID:
+        more.append(f"hydra.sweeper._target_={PLUGIN}.GridSweeper")
+    if trial.THREADS not in varied:
+        more.append(f"{trial.THREADS}={threads}")
     return Sweep(
         tracking,
         parent.id,
@@ -106,9 +279,20 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
         goal["metric"],
         goal["mode"],
         command,
-        "n_jobs" in launcher,
+        launcher["_target_"],
         more,
+        values["progress"],
     )
+
+
+def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+    import hydra
+
+    from pipeline.compose import CONF
+
+    own = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
 
 
 def _threads(launcher: Mapping[str, Any]) -> int:
@@ -120,159 +304,45 @@ def _threads(launcher: Mapping[str, Any]) -> int:
     return max(1, cores // beside) if beside > 0 else 1
 
 
-def trial(cfg: Any) -> float:
-    """Do one trial of a sweep in this process; return its objective, NaN if it has none.
+def carry_out(sweep: Sweep, launch: Callable[[], None]) -> int:
+    """Hand a sweep over to Hydra by `launch`; return the command's exit status."""
+    from hydra_plugins.waymark import TrialLauncher
 
-    A trial that is finished is skipped, one that was interrupted goes on. What goes wrong is
-    recorded and not raised, so that the others are done; a signal ends the process.
-    """
-    from hydra.core.hydra_config import HydraConfig
-
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes, in a launcher's worker
-    task = list(HydraConfig.get().overrides.task)
-    try:
-        resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
-        return _trial(resolved, _name(task))
-    except Stopped as stopped:
-        sys.exit(stopped.status)
-    except Failed as failed:  # its run tells
-        print(f"waymark: {failed}", file=sys.stderr)
-    except Exception as error:
-        known = isinstance(error, BadInput)
-        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
-        print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
-        _stillborn(plain(cfg), task, reason)
-    return math.nan
-
-
-def _trial(resolved: Resolved, name: str) -> float:
-    config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
-    tracking, key = Tracking(config.tracking.uri, create=True), _identity(resolved)
-    known = tracking.select(None, None, f"tags.`{TRIAL}` = '{key}'")
-    member = f"{SWEEP}.{parent}"
-    finished = [pair for pair in known if pair[0].status == "FINISHED"]
-    if finished and not config.rerun_finished:
-        record, facts = finished[0]
-        tracking.client.set_tag(record.id, member, command)
-        return facts.metrics.get(config.objective.metric, math.nan)
-    open_ = [record for record, _ in known if record.tags.get(RESUME)]
-    before = [record.tags.get(ATTEMPT, "").partition(":") for record in open_]
-    tries = max((int(n) for id_, _, n in before if id_ == command), default=0)
-    if tries >= MOST:
-        return math.nan  # it takes its process with it each time
-    tags = {PARENT: parent, TRIAL: key, ATTEMPT: f"{command}:{tries + 1}", member: command}
-    if open_ and not finished:
-        for tag, text in tags.items():
-            tracking.client.set_tag(open_[0].id, tag, text)
-        trusted = own_modules(config)  # the command itself names them
-        given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
-        running.resume(open_[0].id, given)
-        run_id = open_[0].id
-    else:
-        values = {**resolved.values, "run_name": resolved.values["run_name"] or name}
-        named = replace(
-            resolved, values=values, config=replace(config, run_name=values["run_name"])
-        )
-        result = running.run(named, tags=tags)
-        run_id = result.run_id
-    facts = tracking.facts(tracking.find(run_id))
-    return facts.metrics.get(config.objective.metric, math.nan)
-
-
-def _identity(resolved: Resolved) -> str:
-    """Return what makes two trials the same one: configuration, data, code, environment."""
-    values = {k: v for k, v in flatten(resolved.values).items() if k.partition(".")[0] not in ASIDE}
-    values.pop("data.path", None)
-    data = load_data(resolved.config).digest
-    return _hash([values, data, code(own_modules(resolved.config)), fingerprint()])
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _name(task: Sequence[str]) -> str:
-    """Return a trial's name: what was varied, with the last part of each key."""
-    varied = json.loads(os.environ[VARIED_KEYS])
-    pairs = [text.lstrip("+").partition("=") for text in task]
-    words = [f"{k.rpartition('.')[2]}={v}" for k, _, v in pairs if k in varied]
-    return " ".join(words)[: NAME[1]]
-
-
-def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
-    """Record a trial that failed before it had a run of its own."""
-    tracking = Tracking(values["tracking"]["uri"], create=True)
-    parent, member = os.environ[PARENT_ID], f"{SWEEP}.{os.environ[PARENT_ID]}"
-    tags = {
-        PARENT: parent,
-        TRIAL: _hash(sorted(task)),
-        member: os.environ[COMMAND_ID],
-        REASON: reason,
-    }
-    tracking.stillborn(values["experiment_name"], _name(task), tags)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a sweep's trials: each trial's run that counts, the best of them."""
-
-    finished: list[tuple[RunRecord, Facts]]
-    others: list[tuple[RunRecord, Facts]]  # failed, killed, or running elsewhere
-    best: tuple[RunRecord, Facts] | None
-
-
-def _members(sweep: Sweep) -> list[tuple[RunRecord, Facts]]:
-    """Return the runs of the trials that this command has come to."""
-    query = f"tags.`{SWEEP}.{sweep.parent}` = '{sweep.id}'"
-    return sweep.tracking.select(None, None, query)
-
-
-def outcome(sweep: Sweep) -> Outcome:
-    """Look what became of the trials: of several runs of one trial the finished one counts."""
-    order = {"FINISHED": 0, "RUNNING": 1}
-    counting: dict[str, tuple[RunRecord, Facts]] = {}
-    for record, facts in _members(sweep):
-        key = record.tags.get(TRIAL, record.id)
-        other = counting.get(key)
-        if other is None or order.get(record.status, 2) < order.get(other[0].status, 2):
-            counting[key] = record, facts
-    runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
-    finished = [pair for pair in runs if pair[0].status == "FINISHED"]
-    scored = [p for p in finished if not math.isnan(p[1].metrics.get(sweep.metric, math.nan))]
-    pick: Callable[..., Any] = max if sweep.mode == "max" else min
-    best = pick(scored, key=lambda pair: pair[1].metrics[sweep.metric], default=None)
-    return Outcome(finished, [pair for pair in runs if pair not in finished], best)
-
-
-def carry_out(sweep: Sweep, launch: Callable[[list[str]], None]) -> int:
-    """Launch a sweep's trials until all were tried; return the command's exit status.
-
-    `launch(overrides)` hands over to Hydra. A worker that is killed takes joblib's other workers
-    with it: what is left is launched again, at last one by one, so that only the culprit is lost.
-    """
-    tried: list[int] = []
-    while True:
-        alone = ["hydra.launcher.n_jobs=1"] if len(tried) > 1 and sweep.jobs else []
+    TrialLauncher.sweep, trial.in_parent = sweep, True
+    with _ended_by_sigterm():
         try:
-            launch([*sweep.overrides, *alone])
+            launch()
+        except KeyboardInterrupt:
+            return conclude(sweep, 128 + signal.SIGINT)
         except SystemExit as leaving:  # a signal, or Hydra has said what is wrong
             status = 2 if leaving.code == 1 else int(leaving.code or 0)
             return conclude(sweep, status) or status
         except hydra_errors() as error:
             conclude(sweep, 2)
             raise BadInput(refusal(error, sys.argv[2:])) from None
-        except Exception as error:
-            sweep.tracking.reap()
-            tries = sum(
-                int(r.tags.get(ATTEMPT, "0:0").partition(":")[2]) for r, _ in _members(sweep)
-            )
-            if tries in tried:  # nothing was even begun
-                print(f"waymark: {first_line(error)}", file=sys.stderr)
-                return conclude(sweep, 1)
-            tried.append(tries)
-        else:
-            return conclude(sweep)
+        except Exception as error:  # the launcher could not even begin
+            print(f"waymark: {first_line(error)}", file=sys.stderr)
+            return conclude(sweep, 1)
+    return conclude(sweep)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the sweep in good order, its own child processes first."""
+
+    def leave(number: int, _: Any) -> None:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        sys.exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def conclude(sweep: Sweep, status: int = 0) -> int:
@@ -280,10 +350,9 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 
     `status` is not 0 if the sweep could not come to its end.
     """
-    found, client, parent = outcome(sweep), sweep.tracking.client, sweep.parent
-    counts = {"sweep/finished": len(found.finished), "sweep/unfinished": len(found.others)}
-    for key, count in counts.items():
-        client.log_metric(parent, key, count)
+    sweep.tracking.reap()  # workers may have gone with the launcher
+    found, client, parent = sweep.outcome(), sweep.tracking.client, sweep.parent
+    sweep.record(found)
     if len(found.finished) > 1:
         table = comparing.compare([record.id for record, _ in found.finished], sweep.tracking.uri)
         with tempfile.TemporaryDirectory() as scratch:
@@ -295,13 +364,12 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
         print(table.text())
     if found.best:
         record, facts = found.best
-        client.set_tag(parent, BEST, record.id)
-        client.log_metric(parent, f"best/{sweep.metric}", facts.metrics[sweep.metric])
         best = f"{sweep.metric} {facts.metrics[sweep.metric]:.4f}"
         print(Sentence(f"best                  {record.name} ({record.id[:8]}), {best}"))
-    for record, _ in found.others:
+    for record, _ in [*found.pruned, *found.others]:
+        state = "PRUNED" if record.status == "FINISHED" else record.status
         reason = record.tags.get(REASON, "")
-        print(Sentence(f"{record.status:21} {record.name} ({record.id[:8]}) {reason}"))
+        print(Sentence(f"{state:21} {record.name} ({record.id[:8]}) {reason}"))
     status = status or (1 if found.others else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     client.set_terminated(parent, end)

@@ -20,6 +20,7 @@ from pipeline.data import Dataset
 from pipeline.environment import changes, differences, diffstat, environment, read_environment
 from pipeline.evaluation import score_state
 from pipeline.progress import watcher
+from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score
 from pipeline.stopping import Stop, Stopped
@@ -30,6 +31,8 @@ from pipeline.train import Diverged, Machine, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import STATE, VERDICT, Evidence, Verdict, judge
 
+# Tags of a sweep's trial: at which step it was ended as hopeless; what other trials judge by.
+PRUNED, VALUES = "waymark.pruned", "waymark.values"
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
 
 
@@ -37,6 +40,14 @@ class Failed(Sentence):
     """Say in one sentence why the work failed; the command exits 1."""
 
     verdict: Verdict | None = None  # of a rerun that diverged, as its original may have
+
+
+class Pruned(Exception):
+    """A trial of a sweep was ended as hopeless, with a checkpoint."""
+
+    def __init__(self, run_id: str, step: int, value: float) -> None:
+        super().__init__(f"pruned at step {step}")
+        self.run_id, self.step, self.value = run_id, step, value
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ class Work:
         found: tuple[Manifest, State] | None,
         stop: Stop,
         original: Evidence | None = None,
+        pruner: Pruner | None = None,
     ) -> None:
         self.resolved, self.config, self.data = resolved, resolved.config, data
         self.tracking, self.tracked = tracking, tracked
@@ -118,6 +130,8 @@ class Work:
         self.folder = tracked.info.folder
         self.stop = stop
         self.original = original  # what this run is to be compared with
+        self.pruner = pruner  # if this is a trial of a sweep that ends hopeless ones
+        self.pruned: Pruned | None = None
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
@@ -127,6 +141,10 @@ class Work:
         except Stopped as error:
             print("to go on:", self._resume_command(), file=sys.stderr)
             self._end("KILLED", str(error), resumable=True)
+            raise
+        except Pruned as error:
+            self.tracked.tag({PRUNED: str(error.step)})
+            self._end("FINISHED", str(error), resumable=True)
             raise
         except Exception as error:
             own = isinstance(error, (Diverged, NotSaved))
@@ -183,7 +201,7 @@ class Work:
         show = watcher(config.progress, config.steps, machine.step)
 
         def stopping(step: int) -> bool:
-            if self.stop.signal is None:
+            if self.stop.signal is None and not self._hopeless(step):
                 return False
             if saver.newest != step:
                 saver.save(step, machine.state(), {}, regular=False)
@@ -196,8 +214,20 @@ class Work:
             saver.wait()
         tracked.flush()
         self.stop.check()
+        if self.pruned:
+            raise self.pruned
         result = self._conclude(trained)
         return replace(result, verdict=self._judge())
+
+    def _hopeless(self, step: int) -> bool:
+        """Ask, where trials of a sweep are judged, whether to end; tell the others of this one."""
+        if not self.pruner or step not in self.pruner.steps:
+            return False
+        values = self.tracked.points[self.pruner.metric]
+        self.tracked.tag({VALUES: json_text(self.pruner.values(values))})
+        if self.pruner(step, values):
+            self.pruned = Pruned(self.tracked.info.id, step, values[step])
+        return self.pruned is not None
 
     def _judge(self) -> Verdict | None:
         """Compare a rerun with its original, and record the verdict."""

@@ -1,0 +1,56 @@
+"""Waymark's plugins for Hydra, which looks for plugins in this package only.
+
+`TrialLauncher` stands before the launcher that the user chose, `GridSweeper` is Hydra's own
+sweeper, and `OptunaSweeper` proposes trials by Optuna (Akiba et al., KDD 2019).
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class TrialLauncher(Launcher):
+    """Hand over to the user's launcher what is not finished yet, and again what was lost."""
+
+    sweep: ClassVar[Any] = None  # the pipeline.sweeping.Sweep that this process carries out
+
+    def __init__(self, **settings: Any) -> None:
+        self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.launcher](
+            **settings
+        )
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        from pipeline.compose import Composer
+
+        self._compose = Composer(hydra_context.config_loader, config)
+        self._launcher.setup(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def left(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return the jobs, each a trial's overrides, that are not finished yet."""
+        return [jobs[index] for index in self.sweep.left(self._compose, jobs)]
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Return what came of each job; see Sweep.launch."""
+        done: list[JobReturn] = self.sweep.launch(
+            self._launcher.launch, self._compose, job_overrides, initial_job_idx
+        )
+        return done
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's sweeper; it composes, to see whether that is legal, what is not finished yet."""
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        super().validate_batch_is_legal(self.launcher.left(batch))

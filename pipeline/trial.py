@@ -1,0 +1,229 @@
+"""One trial of a sweep: done, resumed, or skipped, in whatever process a launcher starts it."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from pipeline import running
+from pipeline.compose import plain
+from pipeline.compose import resolved as checked
+from pipeline.config import NAME, BadInput, Config, Resolved, first_line, flatten
+from pipeline.environment import code, fingerprint
+from pipeline.evaluation import load_data
+from pipeline.pruning import Pruner, judged_steps
+from pipeline.stopping import Stopped
+from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
+from pipeline.work import PRUNED, VALUES, Failed, Pruned, own_modules
+
+# Variables of a trial's process.
+PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
+# Tags: what a run is, which sweep, which trial; and MLflow's own for nesting.
+KIND, SWEEP, TRIAL, PARENT = "waymark.kind", "waymark.sweep", "waymark.trial", "mlflow.parentRunId"
+THREADS = "runtime.intra_op_threads"
+# What says nothing of a trial's numbers and files.
+ASIDE = (
+    *("tracking", "record", "progress", "experiment_name", "run_name", "tags"),
+    *("trusted_modules", "objective", "prune", "rerun_finished"),
+)
+PAUSE = 1.0  # seconds between two looks at a trial that another process is training
+
+in_parent = False  # this process is the sweep's own, not a launcher's worker
+
+
+class Hopeless(float):
+    """The objective of a pruned trial: NaN, with the step and the value at which it ended."""
+
+    step: int
+    value: float
+
+    def __new__(cls, step: int, value: float) -> "Hopeless":
+        self = super().__new__(cls, math.nan)
+        self.step, self.value = step, value
+        return self
+
+    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
+        return self.step, self.value
+
+
+def member(parent: str) -> str:
+    """Return the tag of all trials of a sweep; its value is the command that came to it last."""
+    return f"{SWEEP}.{parent}"
+
+
+def trial(cfg: Any) -> float:
+    """Do one trial of a sweep; return its objective, NaN if it has none.
+
+    A trial that is finished is skipped, one that was interrupted goes on. What goes wrong is
+    recorded and not raised, so that the others are done; a signal ends the sweep's own process.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own classes, in a launcher's worker
+    task = list(HydraConfig.get().overrides.task)
+    try:
+        resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
+        if THREADS in json.loads(os.environ[VARIED_KEYS]):
+            return _in_a_new_process(resolved, _name(task))
+        return _done(resolved, _name(task))
+    except Stopped as stopped:
+        if in_parent:
+            sys.exit(stopped.status)
+    except Failed as failed:  # its run tells
+        print(f"waymark: {failed}", file=sys.stderr)
+    except Exception as error:
+        known = isinstance(error, BadInput)
+        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
+        print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
+        _stillborn(plain(cfg), task, reason)
+    return math.nan
+
+
+def _in_a_new_process(resolved: Resolved, name: str) -> float:
+    """Do a trial in a process of its own: TensorFlow's threads are set once in each."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_done, resolved, name).result()
+    except BrokenExecutor:  # the process was killed; its run tells
+        Tracking(resolved.config.tracking.uri).reap()
+        return math.nan
+
+
+def _done(resolved: Resolved, name: str) -> float:
+    """Come to a trial's end, by this process or another; return its objective."""
+    config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
+    tracking, key = Tracking(config.tracking.uri, create=True), identity(resolved)
+    known = _settled(tracking, key, name)
+    finished = [pair for pair in known if is_over(pair[0], config)]
+    if finished:
+        tracking.client.set_tag(finished[0][0].id, member(parent), command)
+        return objective(*finished[0], config.objective.metric)
+    unfinished = [r for r, _ in known if r.tags.get(RESUME) and not config.rerun_finished]
+    tags = {PARENT: parent, TRIAL: key, member(parent): command}
+    pruner = _pruner(tracking, config, parent, key)
+    try:
+        if unfinished:
+            run_id = unfinished[0].id
+            for tag, text in tags.items():
+                tracking.client.set_tag(run_id, tag, text)
+            trusted = own_modules(config)  # the command itself names them
+            given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
+            running.resume(run_id, given, pruner=pruner)
+        else:
+            values = {**resolved.values, "run_name": resolved.values["run_name"] or name}
+            own = replace(config, run_name=values["run_name"])
+            run_id = running.run(Resolved(own, values, resolved.choices), None, tags, pruner).run_id
+    except Pruned as pruned:
+        return Hopeless(pruned.step, pruned.value)
+    record = tracking.find(run_id)
+    return objective(record, tracking.facts(record), config.objective.metric)
+
+
+def _settled(tracking: Tracking, key: str, name: str) -> list[tuple[RunRecord, Facts]]:
+    """Return the runs of a trial as soon as no other process is training one of them."""
+    query, told = f"tags.`{TRIAL}` = '{key}'", False
+    while True:
+        known = tracking.select(None, None, query)
+        if not any(record.status == "RUNNING" for record, _ in known):
+            return known
+        tracking.reap()
+        known = tracking.select(None, None, query)
+        elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
+        if not elsewhere:
+            return known
+        if not told:
+            print(f"{name}: another process is training run {elsewhere[0]}; waiting", flush=True)
+        told = True
+        time.sleep(PAUSE)
+
+
+def is_over(record: RunRecord, config: Config) -> bool:
+    """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
+    over = record.status == "FINISHED" and not (record.tags.get(PRUNED) and not config.prune)
+    return over and not config.rerun_finished
+
+
+def objective(record: RunRecord, facts: Facts, metric: str) -> float:
+    """Return what a finished trial's run achieved, NaN if it did not record that."""
+    if record.tags.get(PRUNED):
+        step = int(record.tags[PRUNED])
+        return Hopeless(step, _values(record).get(step, math.nan))
+    return facts.metrics.get(metric, math.nan)
+
+
+def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner | None:
+    if config.prune is None:
+        return None
+    metric = f"test/{config.objective.metric.rpartition('/')[2]}"
+    sign = 1 if config.objective.mode == "max" else -1
+    steps = judged_steps(config.prune, config.steps, config.eval_every)
+
+    @cache
+    def told(run_id: str) -> Mapping[int, float]:  # by a trial that was not judged itself
+        history = tracking.client.get_metric_history(run_id, metric)
+        return {point.step: point.value for point in history}
+
+    def others() -> list[Mapping[int, float]]:
+        found: list[Mapping[int, float]] = []
+        for record, _ in tracking.select(None, None, f"tags.`{member(parent)}` != ''"):
+            if record.tags.get(TRIAL) == key:
+                continue
+            if record.tags.get(VALUES):
+                found.append(_values(record))
+            elif record.status == "FINISHED":
+                found.append(told(record.id))
+        return found
+
+    return Pruner(config.prune, metric, sign, steps, others)
+
+
+def _values(record: RunRecord) -> dict[int, float]:
+    """Return what a trial told the others: its value at each step at which it was judged."""
+    told = json.loads(record.tags.get(VALUES) or "{}")
+    return {int(step): float(value) for step, value in told.items()}
+
+
+def identity(resolved: Resolved) -> str:
+    """Return what makes two trials the same one: configuration, data, code, environment.
+
+    Raises BadInput for data that cannot be loaded or do not fit the model.
+    """
+    values = {k: v for k, v in flatten(resolved.values).items() if k.partition(".")[0] not in ASIDE}
+    values.pop("data.path", None)
+    data = load_data(resolved.config).digest
+    return digest_of([values, data, _surroundings(tuple(own_modules(resolved.config)))])
+
+
+@cache
+def _surroundings(own: tuple[str, ...]) -> str:
+    """Return the digest of code and environment; the code is what this process has imported."""
+    return digest_of([code(own), fingerprint()])
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _name(task: Sequence[str]) -> str:
+    """Return a trial's name: what was varied, with the last part of each key."""
+    varied = json.loads(os.environ[VARIED_KEYS])
+    pairs = [text.lstrip("+").partition("=") for text in task]
+    words = [f"{k.rpartition('.')[2]}={v}" for k, _, v in pairs if k in varied]
+    return " ".join(words)[: NAME[1]]
+
+
+def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
+    """Record a trial that failed before it had a run of its own."""
+    tracking, parent = Tracking(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
+    own = {PARENT: parent, TRIAL: digest_of(sorted(task)), REASON: reason}
+    tags = {**own, member(parent): os.environ[COMMAND_ID]}
+    tracking.stillborn(values["experiment_name"], _name(task), tags)
