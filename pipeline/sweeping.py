@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import comparing, trial
+from pipeline.comparison import Comparison
 from pipeline.compose import hydra_errors, plain, refusal
 from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten
+from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.trial import KIND, SWEEP, TRIAL, member
@@ -64,20 +66,33 @@ class Sweep:
         Of a trial that cannot be identified here, or whose runs belong to another sweep, the
         process that does it will tell.
         """
+        over, seen, left = self._finished(), set(), []
+        for index, job in enumerate(jobs):
+            found = self._identified(compose, tuple(job))
+            if found is None:
+                left.append(index)
+                continue
+            key, resolved = found
+            pair = over.get(key)
+            if pair and trial.is_over(pair[0], resolved.config):
+                self.skipped[key] = pair
+            elif key not in seen:  # or it is the same trial in other words
+                seen.add(key)
+                left.append(index)
+        return left
+
+    def recall(self) -> None:
+        """Count the trials that earlier commands finished: this one's sweeper hands over others."""
+        self.skipped |= self._finished()
+        self.total += len(self.skipped)
+
+    def _finished(self) -> dict[str, Pair]:
+        """Return the finished trials of this sweep as they were found before the launch."""
         if self._over is None:
             every = self.tracking.select(None, None, f"tags.`{member(self.parent)}` != ''")
             done = [pair for pair in every if pair[0].status == "FINISHED"]
             self._over = {record.tags.get(TRIAL, ""): (record, facts) for record, facts in done}
-        left = []
-        for index, job in enumerate(jobs):
-            found = self._identified(compose, tuple(job))
-            pair = self._over.get(found[0]) if found else None
-            config = found[1].config if found else None
-            if found and config and pair and trial.is_over(pair[0], config):
-                self.skipped[found[0]] = pair
-            else:
-                left.append(index)
-        return left
+        return self._over
 
     def _identified(
         self, compose: Callable[..., Resolved], job: tuple[str, ...]
@@ -113,7 +128,16 @@ class Sweep:
                         returns.update(zip(batch, done, strict=True))
                     except Exception as error:
                         self._lost(error)
-        return [returns.get(i) or self._returned(job) for i, job in enumerate(jobs)]
+        done = {self._key(jobs[index]): value for index, value in returns.items()}
+        return [
+            returns.get(index) or done.get(self._key(job)) or self._returned(job)
+            for index, job in enumerate(jobs)
+        ]
+
+    def _key(self, job: Sequence[str]) -> str:
+        """Return what names a trial: its identity, or its overrides where that is not known."""
+        found = self._keys.get(tuple(job))
+        return found[0] if found else " ".join(job)
 
     def _lost(self, error: Exception) -> None:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
@@ -125,8 +149,7 @@ class Sweep:
     def _returned(self, job: Sequence[str]) -> Any:
         from hydra.core.utils import JobReturn, JobStatus
 
-        found = self._keys.get(tuple(job))
-        pair = self.skipped.get(found[0]) if found else None
+        pair = self.skipped.get(self._key(job))
         value = trial.objective(*pair, self.metric) if pair else math.nan
         return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
 
@@ -355,12 +378,7 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
     sweep.record(found)
     if len(found.finished) > 1:
         table = comparing.compare([record.id for record, _ in found.finished], sweep.tracking.uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            for name in ("sweep.html", "curves.png"):
-                table.plot(Path(scratch) / name)
-            (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
-            for path in sorted(Path(scratch).iterdir()):
-                client.log_artifact(parent, str(path))
+        _illustrate(sweep, table)
         print(table.text())
     if found.best:
         record, facts = found.best
@@ -377,3 +395,22 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return status
+
+
+def _illustrate(sweep: Sweep, table: Comparison) -> None:
+    """Put the table and the pictures of a sweep into its parent run."""
+    points = []
+    for row in table.rows:
+        known = row.metrics.get(sweep.metric)
+        if known and all(key in row.values for key in table.keys):
+            half = None if known.high is None else known.high - known.final
+            mark = "*" if known.final_leads else "~" if known.ties else ""
+            points.append(Point([row.values[key] for key in table.keys], known.final, half, mark))
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("sweep.html", "curves.png"):
+            table.plot(Path(scratch) / name)
+        (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
+        if points and table.keys:
+            (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, sweep.metric))
+        for path in sorted(Path(scratch).iterdir()):
+            sweep.tracking.client.log_artifact(sweep.parent, str(path))
