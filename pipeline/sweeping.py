@@ -128,9 +128,9 @@ class Sweep:
                         returns.update(zip(batch, done, strict=True))
                     except Exception as error:
                         self._lost(error)
-        done = {self._key(jobs[index]): value for index, value in returns.items()}
+        by_trial = {self._key(jobs[index]): value for index, value in returns.items()}
         return [
-            returns.get(index) or done.get(self._key(job)) or self._returned(job)
+            returns.get(index) or by_trial.get(self._key(job)) or self._returned(job)
             for index, job in enumerate(jobs)
         ]
 
