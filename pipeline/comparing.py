@@ -45,9 +45,14 @@ def compare(
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; these are {len(chosen)}.")
+    return compared(tracking, list(chosen.values()))
+
+
+def compared(tracking: Tracking, chosen: Sequence[tuple[RunRecord, Facts]]) -> Comparison:
+    """Compare runs that were found; raise BadInput for what cannot be read."""
     with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
-        records = list(pool.map(partial(_gathered, tracking), chosen.values()))
-    return _compared(records, [_as_it_is(*pair) for pair in chosen.values()])
+        records = list(pool.map(partial(_gathered, tracking), chosen))
+    return _compared(records, [_as_it_is(*pair) for pair in chosen])
 
 
 def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:

@@ -17,6 +17,8 @@ from pipeline.verdict import Parting, number, told
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
+NAMED = 20  # runs that a note below the table names, at most
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -133,7 +135,8 @@ class Comparison:
         return [str(Sentence(line)) for line in lines]
 
     def _named(self, runs: list[str]) -> str:
-        return ", ".join(f"{self.names[run]} {run[:8]}" for run in runs)
+        more = [f"and {len(runs) - NAMED} more"] if len(runs) > NAMED else []
+        return ", ".join([*(f"{self.names[run]} {run[:8]}" for run in runs[:NAMED]), *more])
 
     def text(self, width: int | None = None) -> str:
         """Return table and notes for a terminal so many characters wide (None: any width)."""

@@ -81,7 +81,11 @@ class Composer:
     """
 
     def __init__(self, config_loader: Any, master: Any) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
         self._loader, self._master = config_loader, master
+        self._parser = OverridesParser.create()
+        self._is_group = cache(lambda key: bool(config_loader.get_group_options(key)))
         self._parsed = cache(self._parse)
         self._base = cache(self._compose)
 
@@ -90,26 +94,33 @@ class Composer:
         from omegaconf import OmegaConf
 
         items = [(text, *self._parsed(text)) for text in overrides]
-        base, choices = self._base(tuple(text for text, _, is_value in items if not is_value))
-        cfg = deepcopy(base)
-        for _, item, is_value in items:
-            if is_value:
-                OmegaConf.update(cfg, item.key_or_group, item.value(), merge=True)
-        return resolved(cfg, choices, list(overrides))
+        rest = tuple(text for text, _, is_value in items if not is_value)
+        cfg, choices, before = self._base(rest)
+        put = {item.key_or_group: item.value() for _, item, is_value in items if is_value}
+        if not put.keys() <= before.keys():  # one of them replaces a whole branch
+            cfg, choices, before = self._compose(tuple(overrides))
+            put = {}
+        try:
+            for key, value in put.items():
+                OmegaConf.update(cfg, key, value, merge=True)
+            return resolved(cfg, choices, list(overrides))
+        finally:  # a copy for each would take longer than all the rest
+            for key in put:
+                OmegaConf.update(cfg, key, before[key], merge=True)
 
     def _parse(self, text: str) -> tuple[Any, bool]:
         """Return an override, and whether it only puts a plain value in an existing place."""
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        item = OverridesParser.create().parse_override(text)
+        item = self._parser.parse_override(text)
         other = item.is_add() or item.is_force_add() or item.is_delete() or item.package
-        group = other or self._loader.get_group_options(item.key_or_group)
-        plain = isinstance(item.value(), int | float | str | None)
-        return item, plain and not other and not group
+        plain = not other and isinstance(item.value(), int | float | str | None)
+        return item, plain and not self._is_group(item.key_or_group)
 
-    def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
+    def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        from omegaconf import OmegaConf
+
         cfg = self._loader.load_sweep_config(self._master, list(rest))
-        return _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
+        own, choices = _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
+        return own, choices, flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
 
 
 def _without_hydra(cfg: Any) -> Any:

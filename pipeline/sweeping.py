@@ -143,7 +143,7 @@ class Sweep:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
         self._over = None
         self.tracking.reap()
-        if not self._members():
+        if not self.members():
             raise error
 
     def _returned(self, job: Sequence[str]) -> Any:
@@ -153,7 +153,7 @@ class Sweep:
         value = trial.objective(*pair, self.metric) if pair else math.nan
         return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
 
-    def _members(self) -> list[Pair]:
+    def members(self) -> list[Pair]:
         """Return the runs of the trials that this command has come to."""
         query = f"tags.`{member(self.parent)}` = '{self.id}'"
         return self.tracking.select(None, None, query)
@@ -162,7 +162,7 @@ class Sweep:
         """Look what became of the trials: of several runs of one trial the finished one counts."""
         order = {"FINISHED": 0, "RUNNING": 1}
         counting = dict(self.skipped)
-        for record, facts in self._members():
+        for record, facts in self.members():
             key = record.tags.get(TRIAL, record.id)
             other = counting.get(key)
             if other is None or order.get(record.status, 2) < order.get(other[0].status, 2):
@@ -375,10 +375,12 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
     """
     sweep.tracking.reap()  # workers may have gone with the launcher
     found, client, parent = sweep.outcome(), sweep.tracking.client, sweep.parent
+    known = sweep.tracking.facts(sweep.tracking.find(parent))
     sweep.record(found)
     if len(found.finished) > 1:
-        table = comparing.compare([record.id for record, _ in found.finished], sweep.tracking.uri)
-        _illustrate(sweep, table)
+        table = comparing.compared(sweep.tracking, found.finished)
+        if sweep.members() or known.metrics.get("sweep/finished") != len(found.finished):
+            _illustrate(sweep, table)
         print(table.text())
     if found.best:
         record, facts = found.best

@@ -6,11 +6,19 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hydra
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from pipeline.compose import CONF, Composer, composed, hydra_errors
+from pipeline.config import BadInput, Resolved
 from pipeline.library import run
 from pipeline.progress import Silent
 
@@ -49,7 +57,7 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert accuracy[best] == max(accuracy.values()) == parent.data.metrics["best/restored/accuracy"]
     assert parent.data.metrics["sweep/finished"] == 4
     listed = {file.path for file in client(place).list_artifacts(parent.info.run_id)}
-    assert listed == {"sweep.csv", "sweep.html", "curves.png"}
+    assert listed == {"sweep.csv", "sweep.html", "sweep.png", "curves.png"}
     rows = [line for line in done.stdout.splitlines() if line.startswith("learning_rate=")]
     assert [row.split()[:2] for row in rows] == [
         ["learning_rate=0.01", "2"],
@@ -170,6 +178,101 @@ def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None
         assert words in done.stderr
     assert client(place).search_runs(["0"]) == []
     assert client(place).get_experiment_by_name("waymark") is None
+
+
+def test_only_what_is_new_is_composed_and_looked_up(
+    place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many trials have finished, the rest costs what it would cost alone."""
+    command = ["run", "-m", "optimizer.learning_rate=0.1,0.2", *SHORT]
+    assert main(*command, "seed=0,1,2").returncode == 0
+    composed, searched = [], []
+    compose, search = ConfigLoaderImpl.load_sweep_config, MlflowClient.search_runs
+
+    def count_compose(self: Any, *arguments: Any, **named: Any) -> Any:
+        composed.append(arguments)
+        return compose(self, *arguments, **named)
+
+    def count_search(self: Any, *arguments: Any, **named: Any) -> Any:
+        searched.append(arguments)
+        return search(self, *arguments, **named)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", count_compose)
+    monkeypatch.setattr(MlflowClient, "search_runs", count_search)
+    counts = []
+    for seeds in ("0", "0,1,2"):
+        assert main(*command, f"seed={seeds}").returncode == 0
+        counts.append((len(composed), len(searched)))
+        composed.clear(), searched.clear()
+    assert counts[0] == counts[1]
+    assert counts[0][0] == 1
+    assert main(*command, "seed=0,1,2,3").returncode == 0
+    assert len(composed) == 1 + 2 * 2  # once for all, twice by Hydra for each of the new ones
+
+
+groups = st.sampled_from(
+    ["model=cnn", "model=softmax", "data=arrays", "optimizer=sgd", "save=npz", "+tags.a=1"]
+)
+plain_values = st.sampled_from(
+    [
+        *("seed=3", "steps=7", "batch_size=20", "optimizer.learning_rate=1e-3", "run_name=null"),
+        *("model.init_stddev=0.2", "run_name='a b'", "run_name=7", "precision=mixed_bfloat16"),
+        *("tags=null", "tags={b: 2}", "save.keep_best=null", "init_from=x", "seed=zero", "nope=1"),
+        *("optimizer.momentum=0.5", "save.max_to_keep=0", "progress=true", "model=nope", "seed=4"),
+    ]
+)
+
+
+@given(st.lists(st.lists(st.one_of(groups, plain_values), max_size=6), min_size=1, max_size=4))
+@settings(max_examples=40, deadline=None)
+def test_trials_are_composed_as_hydra_composes_them(jobs: list[list[str]]) -> None:
+    def outcome(compose: Callable[[list[str]], Resolved], job: list[str]) -> Any:
+        try:
+            found = compose(job)
+            return found.values, found.choices
+        except (BadInput, *hydra_errors()):
+            return None
+
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        master = hydra.compose("config", return_hydra_config=True)
+        fast = Composer(GlobalHydra.instance().config_loader(), master)
+        found = [outcome(fast, job) for job in jobs]
+    assert found == [outcome(lambda job: composed(job), job) for job in jobs]
+
+
+def test_each_number_of_threads_has_a_process(
+    place: Path, waymark: Callable[..., Done], client: Open
+) -> None:
+    short = [word for word in SHORT if "threads" not in word]
+    done = waymark("run", "-m", "runtime.intra_op_threads=1,2", *short, cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    (_, children) = runs(client(place))
+    assert {each.data.params["runtime.intra_op_threads"] for each in children} == {"1", "2"}
+    assert len({each.data.tags["waymark.process"] for each in children}) == 2
+    alone = run(*short, "runtime.intra_op_threads=2")
+    assert digests(children)["intra_op_threads=2"] == alone.state_digest
+
+
+def test_a_trial_that_another_process_trains_is_waited_for(
+    place: Path, start: Callable[..., Any], poll: Callable[..., Any], main: Main, client: Open
+) -> None:
+    """Two commands at once: what one of them is doing the other does not do again."""
+    long = [word for word in SHORT if not word.startswith(("steps", "save.every"))]
+    command = ["run", "-m", "seed=0,1", *long, "steps=4000", "save.every=1000"]
+    with start(*command, cwd=place) as first:
+        poll(lambda: (place / "mlruns/mlflow.db").exists() and runs(client(place))[1])
+        assert main(*command).returncode == 0
+        assert first.wait(60) == 0
+    (parent,), children = runs(client(place))
+    assert [each.info.run_name for each in children] == ["seed=0", "seed=1"]
+    assert [each.info.status for each in [parent, *children]] == ["FINISHED"] * 3
+
+
+def test_one_trial_in_other_words_is_done_once(place: Path, main: Main, client: Open) -> None:
+    assert main("run", "-m", "optimizer.learning_rate=0.1,1e-1,0.10", *SHORT).returncode == 0
+    (parent,), children = runs(client(place))
+    assert len(children) == 1
+    assert parent.data.metrics["sweep/finished"] == 1
 
 
 def test_joblib_does_them_side_by_side(
