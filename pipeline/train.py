@@ -4,16 +4,20 @@ The law of its order, at one step: record, evaluate, hand a copy of the state to
 a save that falls due while one is in flight waits for it.
 """
 
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from pipeline.checkpoints import State
 from pipeline.config import Config, Sentence
-from pipeline.data import Dataset, ImageSpec, batch_indices
+from pipeline.data import SMALL, Dataset, ImageSpec, batch_indices
 from pipeline.models import forward, initial_key, scale
+from pipeline.optimizers import Adam, Sgd
 from pipeline.randomness import DROPOUT, random_key
 from pipeline.score import Score, Scorer
 
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
+PLAIN = (Adam, Sgd)  # they hand the learning rate to a kernel, as it is
 
 
 class Diverged(Exception):
@@ -69,13 +74,21 @@ class Machine:
         import tensorflow as tf
 
         initial, names = initial_state(config, data.spec)
-        self._initial = initial
+        self._spec = data.spec
         self._variables = {
             name: tf.Variable(value, trainable=False) for name, value in initial.items()
         }
         self._parameters = {name: self._variables[name] for name in names}
-        self._scorer = Scorer(config.model, config.precision, data)
+        self.scorer = Scorer(config.model, config.precision, data)
         self._advance = self._compile(config, data)
+        self._inputs = _inputs(config)
+
+    def begin(self, config: Config) -> None:
+        """Put the state of a new run in place, whose `shape` is that of the last one."""
+        initial, _ = initial_state(config, self._spec)
+        for name, variable in self._variables.items():
+            variable.assign(initial[name])
+        self._inputs = _inputs(config)
 
     def _compile(self, config: Config, data: Dataset) -> Any:
         import tensorflow as tf
@@ -88,16 +101,16 @@ class Machine:
             if name != "step" and name not in parameters
         }
 
-        def one_step() -> tf.Tensor:
+        def one_step(seed: tf.Tensor, optimizer: Any) -> tf.Tensor:
             step = step_variable.assign_add(1, read_value=True)
             picked = batch_indices(
-                config.data.sampling, config.seed, step, config.batch_size, len(data.x_train)
+                config.data.sampling, seed, step, config.batch_size, len(data.x_train)
             )
             pixels = scale(tf.gather(images, picked))
             values = {name: variable.read_value() for name, variable in parameters.items()}
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
-                dropout = random_key(config.seed, DROPOUT, step)
+                dropout = random_key(seed, DROPOUT, step)
                 logits = forward(config.model, config.precision, values, pixels, dropout)
                 loss = tf.reduce_mean(
                     tf.nn.sparse_softmax_cross_entropy_with_logits(
@@ -105,13 +118,20 @@ class Machine:
                     )
                 )
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-            config.optimizer.apply(parameters, slots, gradients)
+            optimizer.apply(parameters, slots, gradients)
             return loss
 
-        @tf.function(autograph=False, input_signature=[tf.TensorSpec([], tf.int32)])
-        def advance(steps: tf.Tensor) -> tf.Tensor:
+        kinds = (tf.int32, tf.int64, tf.float32)
+
+        @tf.function(autograph=False, input_signature=[tf.TensorSpec([], kind) for kind in kinds])
+        def advance(steps: tf.Tensor, seed: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
+            optimizer = config.optimizer
+            if type(optimizer) in PLAIN:
+                optimizer = copy(optimizer)
+                optimizer.learning_rate = rate
+
             def body(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-                return i + 1, losses.write(i, one_step())
+                return i + 1, losses.write(i, one_step(seed, optimizer))
 
             losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
             loop = tf.while_loop(
@@ -129,7 +149,7 @@ class Machine:
         """Run `steps` steps in one call; return their losses, float32 [steps]."""
         import tensorflow as tf
 
-        return self._advance(tf.constant(steps, tf.int32)).numpy()
+        return self._advance(tf.constant(steps, tf.int32), *self._inputs).numpy()
 
     def state(self) -> State:
         """Return a copy of everything that decides the next step."""
@@ -137,7 +157,7 @@ class Machine:
 
     def load(self, state: State) -> None:
         """Put a saved state in place, all or nothing; raise DoesNotFit."""
-        check_state(state, self._initial)
+        check_state(state, self._variables)
         for name, variable in self._variables.items():
             variable.assign(state[name])
 
@@ -153,7 +173,64 @@ class Machine:
 
     def score(self) -> Score:
         """Score the parameters as they are on the whole test set."""
-        return self._scorer(self._parameters)
+        return self.scorer(self._parameters)
+
+
+def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
+    """Return what the compiled function takes in each call beside the number of steps."""
+    import tensorflow as tf
+
+    plain = type(config.optimizer) in PLAIN
+    rate = config.optimizer.learning_rate if plain else 0.0
+    return tf.constant(config.seed, tf.int64), tf.constant(rate, tf.float32)
+
+
+def shape(config: Config, data: Dataset) -> tuple[Any, ...] | None:
+    """Return all that decides what a machine compiles, None if it cannot be told.
+
+    A user's own class may look at whatever it likes, and may remember what it saw.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    model, optimizer = config.model, config.optimizer
+    if not all(type(part).__module__.startswith("pipeline.") for part in (model, optimizer)):
+        return None
+    if type(optimizer) in PLAIN:
+        optimizer = copy(optimizer)
+        optimizer.learning_rate = 0.0
+    return (
+        *(type(model), repr(model), type(optimizer), repr(optimizer)),
+        *(data.digest, config.data.sampling, config.batch_size, config.precision),
+        *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
+        repr(tf.config.optimizer.get_experimental_options()),
+    )
+
+
+_idle: dict[Any, Machine] = {}  # at most one
+_idle_lock = threading.Lock()
+
+
+@contextmanager
+def lend(config: Config, data: Dataset) -> Iterator[Machine]:
+    """Lend a machine that stands at a new run's start, for one run alone.
+
+    The one that the run before has left, if it fits; it is dropped before another is compiled,
+    and after a run that failed.
+    """
+    key = shape(config, data) if data.nbytes < SMALL else None
+    with _idle_lock:
+        machine = _idle.pop(key, None)
+        _idle.clear()
+    if machine is None:
+        machine = Machine(config, data)
+    else:
+        machine.begin(config)
+    yield machine
+    if key is not None:
+        with _idle_lock:
+            _idle.clear()
+            _idle[key] = machine
 
 
 class Watcher(Protocol):

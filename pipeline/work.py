@@ -22,12 +22,12 @@ from pipeline.evaluation import score_state
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
-from pipeline.score import Score
+from pipeline.score import Score, Scorer
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
-from pipeline.train import Diverged, Machine, train
+from pipeline.train import Diverged, Machine, lend, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import STATE, VERDICT, Evidence, Verdict, judge
 
@@ -101,7 +101,6 @@ class Saver:
     def _publish(
         self, step: int, now: float, state: State, metrics: Mapping[str, float], regular: bool
     ) -> None:
-        self._tracked.flush()  # record before publish
         self._memory = self._store.publish(
             step, now, state, metrics, self._memory, regular, self.graph
         )
@@ -194,7 +193,16 @@ class Work:
         print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()
         self.stop.check()
-        machine = Machine(config, self.data)
+        with lend(config, self.data) as machine:
+            trained = self._train(machine)
+            result = None if self.pruned else self._conclude(trained, machine.scorer)
+        if self.pruned:
+            raise self.pruned
+        assert result
+        return replace(result, verdict=self._judge())
+
+    def _train(self, machine: Machine) -> Score | None:
+        config, tracked = self.config, self.tracked
         self.shapes = machine.shapes
         saver = self._saver(machine)
         self.stop.check()
@@ -214,10 +222,7 @@ class Work:
             saver.wait()
         tracked.flush()
         self.stop.check()
-        if self.pruned:
-            raise self.pruned
-        result = self._conclude(trained)
-        return replace(result, verdict=self._judge())
+        return trained
 
     def _hopeless(self, step: int) -> bool:
         """Ask, where trials of a sweep are judged, whether to end; tell the others of this one."""
@@ -262,7 +267,7 @@ class Work:
         """Prepare the checkpoints' folder and put the machine where the run stands."""
         folder, save = self.folder / "checkpoints", self.config.save
         folder.mkdir(exist_ok=True)
-        store = CheckpointStore(folder, save, self.tracked.changed)
+        store = CheckpointStore(folder, save, self.tracked.changed, self.tracked.info.outbox)
         graph_is_whole = False
         if self.found:
             manifest, state = self.found
@@ -299,11 +304,11 @@ class Work:
         for step, text in known.items():
             self.tracked.saved(step, text)
 
-    def _conclude(self, trained: Score | None) -> Result:
+    def _conclude(self, trained: Score | None, scorer: Scorer) -> Result:
         """Restore the last checkpoint from disk, evaluate it, record and draw."""
         step = self.config.steps
         manifest, state = self.store.read(step)
-        score = score_state(self.config, self.data, state)
+        score = score_state(self.config, self.data, state, scorer)
         restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
         self.tracked.tag({STATE: manifest.digest})

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from importlib.metadata import version
@@ -119,16 +120,33 @@ def test_the_command_is_there_without_its_password(monkeypatch: pytest.MonkeyPat
     assert "host/db" in command[3]
 
 
-def test_a_damaged_package_does_not_stop_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_package_does_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Let pip have left a folder without metadata, as it does when it is interrupted."""
-    packages = [
-        SimpleNamespace(name="good", version="1"),
-        SimpleNamespace(name=None, version=None),
-        SimpleNamespace(name="bad", version=None),
-        SimpleNamespace(name="good", version="2"),  # further back on the path: not the one used
-    ]
+    pairs = [("good", "1"), (None, None), ("bad", None)]
+    pairs.append(("good", "2"))  # further back on the path: not the one used
+    packages = [SimpleNamespace(metadata={"Name": n, "Version": v}) for n, v in pairs]
     monkeypatch.setattr(module, "distributions", lambda: iter(packages))
+    monkeypatch.syspath_prepend(tmp_path)  # else those found before are remembered
     assert environment(1)["packages"] == {"bad": None, "good": "1"}
+
+
+def test_a_package_that_is_installed_meanwhile_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Install, renew and remove a package while this process goes on."""
+    monkeypatch.syspath_prepend(tmp_path)
+    seen = [environment(1)["packages"].get("later")]
+    for text in ("1", "2", None):
+        for old in tmp_path.glob("*.dist-info"):
+            shutil.rmtree(old)
+        if text:
+            folder = tmp_path / f"later-{text}.dist-info"
+            folder.mkdir()
+            (folder / "METADATA").write_text(f"Name: later\nVersion: {text}\n")
+        seen.append(environment(1)["packages"].get("later"))
+    assert seen == [None, "1", "2", None]
 
 
 # The commit and its changes

@@ -1,8 +1,9 @@
 """The folder of a run's checkpoints: publishing, finding, verifying and removing them.
 
 The order in which a checkpoint appears, so that it exists completely or not at all:
-payload under temporary names, flushed; payload renamed; folder flushed; manifest renamed into
-place (this is the moment); folder flushed; state file; retention, manifest before payload.
+payload under temporary names, flushed with the run's records; payload renamed; folder flushed;
+manifest renamed into place (this is the moment); folder flushed; state file; retention, manifest
+before payload.
 A file that no manifest names does not exist to Waymark and is swept at the next resume.
 """
 
@@ -12,6 +13,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +61,13 @@ def file_facts(path: Path) -> dict[str, Any]:
         }
 
 
-def flush(path: Path) -> None:
-    """Wait until a file's or folder's contents are on disk."""
+def flush(*paths: Path) -> None:
+    """Wait until the contents of files and folders are on disk: for all of them at once."""
+    with ThreadPoolExecutor(len(paths)) as pool:
+        list(pool.map(_flush, paths))
+
+
+def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -69,10 +76,10 @@ def flush(path: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a text or bytes to `path`, durably and in one instant."""
+    """Write a text or bytes to `path`, durably and in one instant, after what stands beside it."""
     temporary = path.with_name(TEMPORARY + path.name)
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    flush(temporary)
+    flush(temporary, path.parent)
     os.replace(temporary, path)
     flush(path.parent)
 
@@ -124,7 +131,7 @@ class CheckpointStore:
     """The checkpoints of one run, in one folder and one format.
 
     `changed` is called when files have appeared or gone, so that a remote artifact store can
-    follow.
+    follow. `records` is a file that is on disk before a checkpoint is published.
     """
 
     def __init__(
@@ -132,8 +139,10 @@ class CheckpointStore:
         folder: Path,
         save: SaveFormat,
         changed: Callable[[], None] = lambda: None,
+        records: Path | None = None,
     ) -> None:
         self.folder, self.save, self._changed = folder, save, changed
+        self._records = [records] if records else []
         self.newest: Manifest | None = None  # that this store has published
         self._resume_point: int | None = None  # the newest checkpoint, if it does not count
 
@@ -249,14 +258,14 @@ class CheckpointStore:
             )
 
     def _write(self, step: int, state: State) -> dict[str, dict[str, Any]]:
-        """Write the payload files, durably; return their facts."""
-        files = {}
-        for written in self.save.write(self.folder / f"{TEMPORARY}{self.path(step).name}", state):
-            flush(written)
+        """Write the payload files, durably but for their names; return their facts."""
+        files, path = {}, self.folder / f"{TEMPORARY}{self.path(step).name}"
+        payload = self.save.write(path, state)
+        flush(*payload, *self._records)
+        for written in payload:
             final = self.folder / written.name.removeprefix(TEMPORARY)
             files[final.name] = file_facts(written)
             os.replace(written, final)
-        flush(self.folder)
         return files
 
     def _retain(self, memory: Memory, newest: int) -> None:

@@ -104,20 +104,16 @@ class Tracking:
         try:
             if self.database:
                 from filelock import FileLock
-                from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
                 # Two processes that both create the schema break each other, hence the lock.
                 with FileLock(self.root / "mlflow.lock", timeout=60):
-                    with self.sql() as database:  # MLflow tries a minute and a half to open it
-                        database.execute("SELECT 1 FROM sqlite_master").fetchall()
-                    self._local = SqlAlchemyStore(self.uri, str(self.root / "artifacts"))
+                    self._local = _store(self)
                     self._settle()
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(self.uri)
             if not self.server:
                 self.client = client
-                client.search_experiments(max_results=1)
                 self.reap()
         except Exception as error:
             raise BadInput(f"{self._named}: cannot be used ({reason_of(error)}).") from None
@@ -571,6 +567,26 @@ class Tracking:
         if self.database:
             return f"waymark ui, then http://127.0.0.1:5000/{page}"
         return f"{self.address}/{page}"
+
+
+_stores: dict[Any, Any] = {}  # at most one
+
+
+def _store(tracking: Tracking) -> Any:
+    """Return MLflow's store of a local file, whose schema it checks anew only if it may differ."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    assert tracking.database
+    with tracking.sql() as database:  # MLflow tries a minute and a half to open it
+        schema = database.execute("PRAGMA schema_version").fetchone()  # counts its changes
+    file = tracking.database.stat()
+    key = tracking.uri, file.st_dev, file.st_ino, schema
+    store = _stores.get(key)
+    if store is None:
+        store = SqlAlchemyStore(tracking.uri, str(tracking.root / "artifacts"))
+        _stores.clear()
+        _stores[key] = store  # a file that had no tables has another count from now on
+    return store
 
 
 def _facts(run: Any) -> Facts:
