@@ -16,6 +16,7 @@ from pipeline.config import GROUPS, BadInput, Config, Resolved, flatten, nearest
 
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
+EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
 
 
 def parsed(overrides: Iterable[str]) -> dict[str, Any]:
@@ -211,6 +212,8 @@ def refusal(error: Exception, arguments: list[str]) -> str:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = sorted(error.options)
         hint = nearest(member, options)
+        extra = EXTRAS.get(member.partition("_")[0]) if group == "hydra/launcher" else None
+        hint = f"; pip install 'waymark[{extra}]' brings it" if extra else hint
         return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
     if isinstance(error, OverrideParseException):
         return (

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ THREADS, BEST = "waymark.threads", "waymark.best"  # tags of the parent
 MOST = 3  # attempts of one command at a trial that ends its process
 LOOK = 2.0  # seconds between two looks at the trials
 BEAT = 20.0  # seconds between two signs of life of the parent
+OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Pair = tuple[RunRecord, Facts]
@@ -263,6 +265,10 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     except hydra_errors() as error:
         raise BadInput(refusal(error, list(overrides))) from None
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
+    if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
+        raise BadInput(
+            "hydra/sweeper=optuna: needs Optuna; pip install 'waymark[optuna]' brings it."
+        )
     goal = values["objective"]
     last = goal["metric"].rpartition("/")[2]
     if values["prune"] and last not in ("accuracy", "loss"):
