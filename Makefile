@@ -19,10 +19,10 @@ FIND_PYTHON = \
 		exit 1; \
 	fi
 
-.PHONY: help setup run ui test torture check lock
+.PHONY: help setup run ui test test-cluster torture check lock
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s  %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/installed ## install the locked packages and Waymark into .venv
 
@@ -34,6 +34,9 @@ ui: setup ## open the MLflow UI on the recorded runs
 
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: setup ## sweep over two Ray nodes on this machine, one of which is killed
+	@$(BIN)/python -m pytest -n 0 -m cluster -s $(ARGS)
 
 torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --seed 1"
 	@$(BIN)/python -m benchmarks.torture $(ARGS)

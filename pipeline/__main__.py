@@ -79,6 +79,7 @@ def _sweep(arguments: list[str], overrides: list[str], config_dir: str | None) -
     flags = [text for text in arguments if text not in overrides]
     sweep = sweeping.begin(overrides, flags, config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
 
     def launch() -> None:
         sys.argv = ["waymark run", *arguments, *sweep.overrides]

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 class Stopped(Exception):
@@ -25,7 +25,9 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Note SIGINT and SIGTERM while the context lasts; before `begun`, end at once.
+    """Note a signal while the context lasts; before `begun`, end at once.
+
+    SIGUSR2 is how Slurm and submitit say that a job's time will be up in a moment.
 
     A Python signal handler does not run while the main thread is inside a TensorFlow call, so
     long work runs on a worker thread and the main thread only waits.

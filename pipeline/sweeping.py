@@ -329,6 +329,10 @@ def _threads(launcher: Mapping[str, Any]) -> int:
     cores = os.cpu_count() or 1
     if str(launcher["_target_"]).endswith("BasicLauncher"):
         return cores
+    if "cpus_per_task" in launcher:  # submitit's
+        return int(launcher["cpus_per_task"] or 1)
+    if "ray" in launcher:
+        return max(1, int(launcher["ray"]["remote"].get("num_cpus") or 1))
     beside = launcher.get("n_jobs") or -1
     return max(1, cores // beside) if beside > 0 else 1
 

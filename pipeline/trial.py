@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -78,6 +79,8 @@ def trial(cfg: Any) -> float:
     except Stopped as stopped:
         if in_parent:
             sys.exit(stopped.status)
+        if stopped.status == 128 + signal.SIGUSR2:
+            raise  # only the job's time is up: the parent launches what is left of it again
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
     except Exception as error:
