@@ -145,7 +145,7 @@ while [[ $1 == --* ]]; do
   if [[ $1 != --unbuffered ]]; then shift; fi
   shift
 done
-exec "$@"
+exec "$@" &> "slurm.$SLURM_ARRAY_TASK_ID"
 """
 
 
@@ -165,7 +165,7 @@ def test_slurm_gets_an_array_of_jobs(
     command += ["hydra.launcher.array_parallelism=1", "hydra.launcher.partition=night"]
     path = f"{place / 'bin'}:{environment['PATH']}"
     done = waymark(*command, cwd=place, env={**environment, "PATH": path})
-    assert done.returncode == 0, done
+    assert done.returncode == 0, [done, *(each.read_text() for each in place.glob("slurm.*"))]
     folder = place / "mlruns" / ".submitit"
     (script,) = [each.read_text() for each in folder.glob("*/*.sh")]
     flags = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.M))
