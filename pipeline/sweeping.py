@@ -219,12 +219,12 @@ class Sweep:
         """Put progress and the best trial so far into the parent run."""
         client, counts = self.tracking.client, found.counts()
         step = sum(counts.values()) - counts["running"]
-        for key, count in {**counts, "trials": self.total}.items():
-            client.log_metric(self.parent, f"sweep/{key}", count, step=step)
         if found.best:
             client.set_tag(self.parent, BEST, found.best[0].id)
             value = found.best[1].metrics[self.metric]
             client.log_metric(self.parent, f"best/{self.metric}", value, step=step)
+        for key, count in {**counts, "trials": self.total}.items():
+            client.log_metric(self.parent, f"sweep/{key}", count, step=step)
 
 
 @dataclass(frozen=True)

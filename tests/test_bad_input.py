@@ -58,6 +58,7 @@ CONFIGURATION = {
     "model._target_=3": ["model", "_target_"],
     "objective.mode=best": ["objective.mode", "best"],
     "objective.metric=3": ["objective.metric", "3"],
+    "prune=hyperband": ["prune", "hyperband", "median", "asha"],
     "rerun_finished=maybe": ["rerun_finished", "maybe"],
     "+model.inner._target_=pipeline.optimizers.Adam": ["model.inner._target_"],
     "data=arrays": ["data.path", "missing"],

@@ -21,7 +21,8 @@ OWN = [*OPTIMIZER, "optimizer._target_=own.Own"]
 THREADS = "runtime.intra_op_threads=2"  # as in the tests' own process
 
 # A class of the user's, which a worker finds in the current folder; beside it lie files that say
-# which trial gets a signal at step 23: <steps>.<signal>, and then .once or .always.
+# which trial gets a signal at step 23: <steps>.<signal>, and then .once or .always; the signal may
+# be PARENT, SIGKILL for the process that started this one.
 MODULE = """
 import os, signal
 from pathlib import Path
@@ -38,7 +39,10 @@ class Signalled(Silent):
             _, number, often = path.name.split(".")
             if often == "once":
                 path.unlink()
-            os.kill(os.getpid(), signal.Signals[number])
+            if number == "PARENT":
+                os.kill(os.getppid(), signal.SIGKILL)
+            else:
+                os.kill(os.getpid(), signal.Signals[number])
 
 pipeline.work.watcher = lambda wish, steps, done: Signalled(steps, done)
 """
@@ -130,6 +134,19 @@ def test_what_kills_a_worker_of_joblib_costs_no_trial(
     assert done.returncode == 0, done
     assert not (place / "62.SIGKILL.once").exists()
     whole(client(place), [60, 61, 62, 63, 64, 65], short)
+
+
+def test_a_killed_sweep_of_joblib_is_completed_by_the_same_command(
+    place: Path, waymark: Callable[..., Done], client: Open, short: list[str]
+) -> None:
+    """At once: its workers are still there, in the middle of trials."""
+    command = ["run", "-m", "steps=60,61,62,63", *short, *OWN, THREADS]
+    command += ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    (place / "61.PARENT.once").touch()
+    assert waymark(*command, cwd=place, stdout=subprocess.DEVNULL).returncode == -9
+    done = waymark(*command, cwd=place)
+    assert done.returncode == 0, done
+    whole(client(place), [60, 61, 62, 63], short)
 
 
 # What Slurm's commands do, on this machine and at once.

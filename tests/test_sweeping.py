@@ -45,7 +45,10 @@ def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
 def begun(folder: Path) -> bool:
     """Tell whether a trial of a sweep has begun; MLflow's client would make a store itself."""
     uri = f"file:{folder}/mlruns/mlflow.db?mode=ro"
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(uri, uri=True)) as db,
+    ):
         return bool(db.execute("SELECT count(*) > 1 FROM runs").fetchone()[0])
     return False
 
