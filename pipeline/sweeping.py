@@ -267,17 +267,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     except hydra_errors() as error:
         raise BadInput(refusal(error, list(overrides))) from None
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
-    if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
-        raise BadInput(
-            "hydra/sweeper=optuna: needs Optuna; pip install 'waymark[optuna]' brings it."
-        )
-    goal = values["objective"]
-    last = goal["metric"].rpartition("/")[2]
-    if values["prune"] and last not in ("accuracy", "loss"):
-        raise BadInput(
-            f"prune={values['prune']}: objective.metric={goal['metric']!r} is not evaluated "
-            f"during training; an accuracy or a loss is."
-        )
+    _check(sweeper, values["objective"]["metric"], values["prune"])
     varied = sorted(
         {item.key_or_group for item in parsed if item.is_sweep_override()}
         | set(sweeper.get("params") or {})
@@ -291,12 +281,8 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or _threads(launcher)
     tracking.client.set_tag(parent.id, THREADS, str(threads))
-    command_id = uuid.uuid4().hex
-    variables = {
-        trial.PARENT_ID: parent.id,
-        trial.VARIED_KEYS: json.dumps(varied),
-        trial.COMMAND_ID: command_id,
-    }
+    keys, command_id = json.dumps(varied), uuid.uuid4().hex
+    variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
     more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
     if sweeper["_target_"] == GRID:
@@ -307,8 +293,8 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
         tracking,
         parent.id,
         command_id,
-        goal["metric"],
-        goal["mode"],
+        values["objective"]["metric"],
+        values["objective"]["mode"],
         command,
         launcher["_target_"],
         more,
@@ -324,6 +310,19 @@ def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
     own = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
+
+
+def _check(sweeper: Mapping[str, Any], metric: str, prune: str | None) -> None:
+    """Raise BadInput for what only a sweep can find wrong."""
+    if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
+        raise BadInput(
+            "hydra/sweeper=optuna: needs Optuna; pip install 'waymark[optuna]' brings it."
+        )
+    if prune and metric.rpartition("/")[2] not in ("accuracy", "loss"):
+        raise BadInput(
+            f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
+            f"an accuracy or a loss is."
+        )
 
 
 def _threads(launcher: Mapping[str, Any]) -> int:
