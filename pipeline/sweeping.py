@@ -6,6 +6,8 @@ the launcher and asks `Sweep.launch` to skip what is finished and to launch agai
 process with it; at the end `conclude` records what came of it all.
 """
 
+import csv
+import io
 import json
 import math
 import multiprocessing
@@ -57,6 +59,7 @@ class Sweep:
     launcher: str  # the class that the user chose
     overrides: list[str]  # for each trial, behind the command's own
     progress: Any  # what the user asked for: auto, true or false
+    began: float = field(default_factory=time.monotonic)
     total: int = 0  # trials handed over so far
     skipped: dict[str, Pair] = field(default_factory=dict)  # trial -> its run, finished before
     _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
@@ -155,6 +158,15 @@ class Sweep:
         value = trial.objective(*pair, self.metric) if pair else math.nan
         return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
 
+    def pace(self, found: "Outcome") -> str:
+        """Say how many trials there are, and how many this command has done in a minute."""
+        counts = [f"{count} {name}" for name, count in found.counts().items() if count]
+        text = f"trials                {', '.join(counts) or 'none'}"
+        over = len(found.finished) + len(found.pruned)
+        done = over - len(self.skipped)
+        minutes = (time.monotonic() - self.began) / 60
+        return f"{text}; {done} of them now, {done / minutes:.1f} a minute" if done else text
+
     def members(self) -> list[Pair]:
         """Return the runs of the trials that this command has come to."""
         query = f"tags.`{member(self.parent)}` = '{self.id}'"
@@ -242,6 +254,15 @@ class Outcome:
         failed = len(self.others) - running
         over = {"finished": len(self.finished), "pruned": len(self.pruned)}
         return {**over, "running": running, "failed": failed}
+
+    def rows(self, metric: str) -> list[tuple[str, str, str, str, float | None]]:
+        """Return name, run id, status, its reason and objective of every trial."""
+        rows = []
+        for record, facts in [*self.finished, *self.pruned, *self.others]:
+            state = "PRUNED" if (record, facts) in self.pruned else record.status
+            reason, value = record.tags.get(REASON, ""), facts.metrics.get(metric)
+            rows.append((record.name, record.id, state, reason, value))
+        return rows
 
     def objective(self, metric: str) -> float | None:
         return self.best[1].metrics[metric] if self.best else None
@@ -397,10 +418,12 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
         record, facts = found.best
         best = f"{sweep.metric} {facts.metrics[sweep.metric]:.4f}"
         print(Sentence(f"best                  {record.name} ({record.id[:8]}), {best}"))
-    for record, _ in [*found.pruned, *found.others]:
-        state = "PRUNED" if record.status == "FINISHED" else record.status
-        reason = record.tags.get(REASON, "")
-        print(Sentence(f"{state:21} {record.name} ({record.id[:8]}) {reason}"))
+    rows = found.rows(sweep.metric)
+    for name, run_id, state, reason, _ in rows:
+        if state != "FINISHED":
+            print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
+    client.log_text(parent, _csv(rows), "trials.csv")
+    print(sweep.pace(found))
     status = status or (1 if found.others else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     client.set_terminated(parent, end)
@@ -408,6 +431,13 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return status
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerows([("name", "run_id", "status", "reason", "objective"), *rows])
+    return text.getvalue()
 
 
 def _illustrate(sweep: Sweep, table: Comparison) -> None:

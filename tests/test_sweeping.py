@@ -1,6 +1,7 @@
 """Sweeps: one parent, named children, failures that stay local, the same command completing it."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -72,7 +73,8 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert accuracy[best] == max(accuracy.values()) == parent.data.metrics["best/restored/accuracy"]
     assert parent.data.metrics["sweep/finished"] == 4
     listed = {file.path for file in client(place).list_artifacts(parent.info.run_id)}
-    assert listed == {"sweep.csv", "sweep.html", "sweep.png", "curves.png"}
+    assert listed == {"sweep.csv", "sweep.html", "sweep.png", "curves.png", "trials.csv"}
+    assert re.search(r"^trials +4 finished; 4 of them now, [\d.]+ a minute$", done.stdout, re.M)
     rows = [line for line in done.stdout.splitlines() if line.startswith("learning_rate=")]
     assert [row.split()[:2] for row in rows] == [
         ["learning_rate=0.01", "2"],
@@ -123,9 +125,15 @@ def test_failures_stay_local(
         "batch_size=10 learning_rate=0.01": "FINISHED",
         "batch_size=10 learning_rate=1e+38": "FAILED",
     }
+    text = client(place).download_artifacts(parent.info.run_id, "trials.csv", str(place))
+    table = {row["name"]: row for row in csv.DictReader(Path(text).read_text().splitlines())}
+    assert {name: row["status"] for name, row in table.items()} == {
+        name: each.info.status for name, each in told.items()
+    }
     for name, words in (("batch_size=5000 learning_rate=0.01", "must be 1 to 4000"),
                         ("batch_size=10 learning_rate=1e+38", "the loss at step")):  # fmt: skip
         assert words in told[name].data.tags["waymark.reason"]
+        assert words in table[name]["reason"]
         assert words in done.stdout
     assert parent.info.status == "FAILED"
     completing = f"waymark {' '.join(command)}"
