@@ -2,7 +2,7 @@
 
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,11 @@ def run(
     original: Evidence | None = None,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
+    began: Callable[[], None] = lambda: None,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
+
+    `began` is called when the run is recorded, before it trains.
 
     Raises BadInput before anything is written, Stopped after a signal, Pruned if the `pruner` of
     a sweep finds it hopeless, Failed otherwise.
@@ -57,6 +60,7 @@ def run(
             tags[RERUN_OF] = original.record.id
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
+        began()
         work = Work(resolved, data, tracking, tracked, parameters, None, stop, original, pruner)
         return work.run()
 
@@ -66,6 +70,7 @@ def resume(
     overrides: Mapping[str, Any],
     allow_drift: bool = False,
     pruner: Pruner | None = None,
+    began: Callable[[], None] = lambda: None,
 ) -> Result | None:
     """Go on with a run in its own MLflow run; None if nothing was left to do.
 
@@ -73,7 +78,7 @@ def resume(
     `allow_drift`) a numerical environment that would; Failed if no published checkpoint is whole.
     """
     with Stop() as stop:
-        return _resume(text, dict(overrides), stop, allow_drift, pruner)
+        return _resume(text, dict(overrides), stop, allow_drift, pruner, began)
 
 
 def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
@@ -105,7 +110,12 @@ def record_of(
 
 
 def _resume(
-    text: str, overrides: dict[str, Any], stop: Stop, allow_drift: bool, pruner: Pruner | None
+    text: str,
+    overrides: dict[str, Any],
+    stop: Stop,
+    allow_drift: bool,
+    pruner: Pruner | None,
+    began: Callable[[], None],
 ) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
@@ -143,6 +153,7 @@ def _resume(
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
     tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", PRUNED: ""})
+    began()
     work = Work(resolved, data, tracking, tracked, parameters, found, stop, original, pruner)
     return work.run()
 

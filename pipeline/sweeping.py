@@ -201,6 +201,8 @@ class Sweep:
         finally:
             ended.set()
             watcher.join()
+            with suppress(Exception):
+                self._tell(bar, "")
             bar.close()
 
     def _tell(self, bar: Tally, told: str) -> str:

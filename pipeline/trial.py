@@ -7,12 +7,15 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import replace
 from functools import cache
 from typing import Any
+
+from filelock import FileLock
 
 from pipeline import running
 from pipeline.compose import plain
@@ -37,6 +40,7 @@ ASIDE = (
 )
 PAUSE = 1.0  # seconds between two looks at a trial that another process is training
 
+_orphaned = threading.Event()
 in_parent = False  # this process is the sweep's own, not a launcher's worker
 
 
@@ -79,8 +83,9 @@ def trial(cfg: Any) -> float:
     except Stopped as stopped:
         if in_parent:
             sys.exit(stopped.status)
-        if stopped.status == 128 + signal.SIGUSR2:
-            raise  # only the job's time is up: the parent launches what is left of it again
+        if _orphaned.is_set():
+            os._exit(stopped.status)
+        raise  # a job's time is up, say: the parent launches what is left of it again
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
     except Exception as error:
@@ -89,6 +94,24 @@ def trial(cfg: Any) -> float:
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
         _stillborn(plain(cfg), task, reason)
     return math.nan
+
+
+@cache
+def _end_with_parent() -> None:
+    """End in good order, by SIGTERM, when the process that started this one is gone.
+
+    Workers of joblib would go on with the sweep as long as there is something left of it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PAUSE)
+        _orphaned.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = os.getppid()
+    if not in_parent:
+        threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _in_a_new_process(resolved: Resolved, name: str) -> float:
@@ -103,9 +126,25 @@ def _in_a_new_process(resolved: Resolved, name: str) -> float:
 
 def _done(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
+    _end_with_parent()
+    tracking, key = Tracking(resolved.config.tracking.uri, create=True), identity(resolved)
+    lock = FileLock(tracking.root / "trials.lock")
+    try:
+        known = _claimed(tracking, key, name, lock)
+        return _come_to_its_end(resolved, name, tracking, key, known, lock.release)
+    finally:
+        lock.release()
+
+
+def _come_to_its_end(
+    resolved: Resolved,
+    name: str,
+    tracking: Tracking,
+    key: str,
+    known: list[tuple[RunRecord, Facts]],
+    began: Callable[[], None],
+) -> float:
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
-    tracking, key = Tracking(config.tracking.uri, create=True), identity(resolved)
-    known = _settled(tracking, key, name)
     finished = [pair for pair in known if is_over(pair[0], config)]
     if finished:
         tracking.client.set_tag(finished[0][0].id, member(parent), command)
@@ -120,21 +159,28 @@ def _done(resolved: Resolved, name: str) -> float:
                 tracking.client.set_tag(run_id, tag, text)
             trusted = own_modules(config)  # the command itself names them
             given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
-            running.resume(run_id, given, pruner=pruner)
+            running.resume(run_id, given, pruner=pruner, began=began)
         else:
             values = {**resolved.values, "run_name": resolved.values["run_name"] or name}
             own = replace(config, run_name=values["run_name"])
-            run_id = running.run(Resolved(own, values, resolved.choices), None, tags, pruner).run_id
+            named = Resolved(own, values, resolved.choices)
+            run_id = running.run(named, None, tags, pruner, began).run_id
     except Pruned as pruned:
         return Hopeless(pruned.step, pruned.value)
     record = tracking.find(run_id)
     return objective(record, tracking.facts(record), config.objective.metric)
 
 
-def _settled(tracking: Tracking, key: str, name: str) -> list[tuple[RunRecord, Facts]]:
-    """Return the runs of a trial as soon as no other process is training one of them."""
+def _claimed(
+    tracking: Tracking, key: str, name: str, lock: FileLock
+) -> list[tuple[RunRecord, Facts]]:
+    """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
+
+    Until this process has recorded that it does, no other one of this machine begins a trial.
+    """
     query, told = f"tags.`{TRIAL}` = '{key}'", False
     while True:
+        lock.acquire()
         known = tracking.select(None, None, query)
         if not any(record.status == "RUNNING" for record, _ in known):
             return known
@@ -143,6 +189,7 @@ def _settled(tracking: Tracking, key: str, name: str) -> list[tuple[RunRecord, F
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:
             return known
+        lock.release()
         if not told:
             print(f"{name}: another process is training run {elsewhere[0]}; waiting", flush=True)
         told = True

@@ -1,8 +1,11 @@
 """Sweeps: one parent, named children, failures that stay local, the same command completing it."""
 
+import contextlib
 import json
 import os
+import re
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +32,7 @@ Open = Callable[[Path], MlflowClient]
 SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
 SHORT += ["runtime.intra_op_threads=2", "save=npz"]
 PARENT = "mlflow.parentRunId"
+ROUNDS = int(os.environ.get("WAYMARK_ROUNDS", "1"))  # of four processes on a new store
 
 
 def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
@@ -36,6 +40,14 @@ def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
     found = client.search_runs(["1"], order_by=["attributes.start_time ASC"])
     parents = [each for each in found if each.data.tags.get("waymark.kind") == "sweep"]
     return parents, [each for each in found if each not in parents]
+
+
+def begun(folder: Path) -> bool:
+    """Tell whether a trial of a sweep has begun; MLflow's client would make a store itself."""
+    uri = f"file:{folder}/mlruns/mlflow.db?mode=ro"
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(uri, uri=True)) as db:
+        return bool(db.execute("SELECT count(*) > 1 FROM runs").fetchone()[0])
+    return False
 
 
 def digests(children: list[Run]) -> dict[str, str]:
@@ -200,7 +212,7 @@ def test_only_what_is_new_is_composed_and_looked_up(
     monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", count_compose)
     monkeypatch.setattr(MlflowClient, "search_runs", count_search)
     counts = []
-    for seeds in ("0", "0,1,2"):
+    for seeds in ("0,1", "0,1,2"):
         assert main(*command, f"seed={seeds}").returncode == 0
         counts.append((len(composed), len(searched)))
         composed.clear(), searched.clear()
@@ -260,7 +272,7 @@ def test_a_trial_that_another_process_trains_is_waited_for(
     long = [word for word in SHORT if not word.startswith(("steps", "save.every"))]
     command = ["run", "-m", "seed=0,1", *long, "steps=4000", "save.every=1000"]
     with start(*command, cwd=place) as first:
-        poll(lambda: (place / "mlruns/mlflow.db").exists() and runs(client(place))[1])
+        poll(lambda: begun(place))
         assert main(*command).returncode == 0
         assert first.wait(60) == 0
     (parent,), children = runs(client(place))
@@ -290,3 +302,46 @@ def test_joblib_does_them_side_by_side(
     assert parent.data.tags["waymark.threads"] == threads
     processes = {json.loads(each.data.tags["waymark.process"])["pid"] for each in children}
     assert len(processes) == 2
+
+
+def test_progress_is_seen_while_it_goes_on(
+    place: Path, start: Callable[..., Any], poll: Callable[..., Any], client: Open
+) -> None:
+    """In the parent run, as MLflow's UI shows it, and as a bar."""
+    long = [word for word in SHORT if not word.startswith(("steps", "save.every", "progress"))]
+    command = ["run", "-m", "seed=0,1,2", *long, "steps=3000", "save.every=0", "progress=true"]
+    with start(*command, cwd=place) as process:
+        poll(lambda: begun(place))
+        seen = poll(lambda: runs(client(place))[0][0].data.metrics.get("sweep/finished", 0) > 0)
+        (parent,), children = runs(client(place))
+        out, _ = process.communicate(timeout=60)
+    assert seen and process.returncode == 0
+    if parent.info.status == "RUNNING":
+        finished = [each for each in children if each.info.status == "FINISHED"]
+        assert 1 <= parent.data.metrics["sweep/finished"] <= len(finished)
+        assert parent.data.tags["waymark.best"] in {each.info.run_id for each in finished}
+    history = client(place).get_metric_history(parent.info.run_id, "sweep/finished")
+    values = [point.value for point in history]
+    assert values == sorted(values) and values[-1] == 3
+    assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", out)
+
+
+@pytest.mark.timeout(600)
+def test_four_processes_share_a_new_store(
+    place: Path, start: Callable[..., Any], client: Open
+) -> None:
+    """However they interleave: no error, no lost point, one experiment."""
+    for attempt in range(ROUNDS):
+        folder = place / str(attempt)
+        folder.mkdir()
+        with contextlib.ExitStack() as stack:
+            words = [["run", *SHORT, f"seed={seed}"] for seed in range(4)]
+            four = [stack.enter_context(start(*each, cwd=folder)) for each in words]
+            ends = [process.communicate(timeout=200) for process in four]
+        assert [process.returncode for process in four] == [0] * 4, ends
+        assert [err for _, err in ends] == [""] * 4
+        children = runs(client(folder))[1]
+        assert sorted(each.data.params["seed"] for each in children) == ["0", "1", "2", "3"]
+        for child in children:
+            history = client(folder).get_metric_history(child.info.run_id, "train/loss")
+            assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
