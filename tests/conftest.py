@@ -97,10 +97,10 @@ def start(environment: dict[str, str]) -> Callable[..., "subprocess.Popen[str]"]
 def waymark(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., Done]:
     """Return what runs `waymark ...` in a folder to its end."""
 
-    def waymark(*arguments: str, cwd: Path, **options: Any) -> Done:
+    def waymark(*arguments: str, cwd: Path, bound: int = 120, **options: Any) -> Done:
         with start(*arguments, cwd=cwd, **options) as process:
             try:
-                out, err = process.communicate(timeout=120)
+                out, err = process.communicate(timeout=bound)
             finally:
                 process.kill()
         return Done(arguments, process.returncode, out, err)

@@ -140,7 +140,7 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_done_twice(
     states = [(run.info.run_name, run.info.status) for run in runs(client, "cluster")[1]]
     say(str(states))
 
-    again = waymark(*command, cwd=here, env=env)
+    again = waymark(*command, cwd=here, env=env, bound=600)
     say(f"the same command again: status {again.returncode}")
     assert again.returncode == 0, again
 
@@ -164,7 +164,7 @@ def test_a_node_is_killed_and_no_trial_is_lost_or_done_twice(
     alone = tmp_path / "alone"
     alone.mkdir()
     threads = f"runtime.intra_op_threads={parent.data.tags['waymark.threads']}"
-    done = waymark("run", "-m", *TRIALS, threads, "experiment_name=alone", cwd=alone)
+    done = waymark("run", "-m", *TRIALS, threads, "experiment_name=alone", cwd=alone, bound=600)
     assert done.returncode == 0, done
     _, undisturbed = runs(MlflowClient(f"sqlite:///{alone}/mlruns/mlflow.db"), "alone")
     expected = {run.info.run_name: run.data.tags["waymark.state_digest"] for run in undisturbed}

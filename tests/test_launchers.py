@@ -90,7 +90,7 @@ def test_what_is_killed_or_out_of_time_goes_on_by_submitit(
 ) -> None:
     (place / "61.SIGKILL.once").touch()
     (place / "62.SIGUSR2.once").touch()  # as Slurm tells that a job's time is up
-    done = waymark("run", "-m", "steps=60,61,62", *short, *OWN, *SUBMITIT, cwd=place)
+    done = waymark("run", "-m", "steps=60,61,62", *short, *OWN, *SUBMITIT, cwd=place, bound=240)
     assert done.returncode == 0, done
     assert {path.name for path in place.iterdir()} == {"mlruns", "own.py", "__pycache__"}
     assert runs(client(place))[0].data.tags["waymark.threads"] == "2"
@@ -103,7 +103,7 @@ def test_what_kills_itself_each_time_spares_the_others(
 ) -> None:
     command = ["run", "-m", "steps=60,61,62", *short, *OWN, *SUBMITIT]
     (place / "61.SIGKILL.always").touch()
-    done = waymark(*command, cwd=place)
+    done = waymark(*command, cwd=place, bound=240)
     assert done.returncode == 1, done
     parent, children = runs(client(place))
     assert parent.info.status == "FAILED"
@@ -111,7 +111,7 @@ def test_what_kills_itself_each_time_spares_the_others(
     assert states == {"steps=60": "FINISHED", "steps=61": "KILLED", "steps=62": "FINISHED"}
     (place / "61.SIGKILL.always").unlink()
     ids = {name: each.info.run_id for name, each in children.items()}
-    done = waymark(*command, cwd=place)
+    done = waymark(*command, cwd=place, bound=240)
     assert done.returncode == 0, done
     assert {name: each.info.run_id for name, each in runs(client(place))[1].items()} == ids
     whole(client(place), [60, 61, 62], short)
@@ -130,7 +130,7 @@ def test_what_kills_a_worker_of_joblib_costs_no_trial(
         "hydra/launcher=joblib",
     ]
     (place / "62.SIGKILL.once").touch()
-    done = waymark(*command, "hydra.launcher.n_jobs=2", cwd=place)
+    done = waymark(*command, "hydra.launcher.n_jobs=2", cwd=place, bound=240)
     assert done.returncode == 0, done
     assert not (place / "62.SIGKILL.once").exists()
     whole(client(place), [60, 61, 62, 63, 64, 65], short)
@@ -152,8 +152,12 @@ def test_a_killed_sweep_of_joblib_is_completed_by_the_same_command(
 # What Slurm's commands do, on this machine and at once.
 SBATCH = """#!/bin/bash
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")
-for task in $(seq 0 "$last"); do
-  SLURM_JOB_ID=$$ SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task bash "$1" > /dev/null 2>&1 &
+for task in $(seq 0 "${last:-0}"); do
+  (
+    if [[ $last ]]; then export SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task; fi
+    SLURM_JOB_ID=$$ bash "$1"
+    echo "$$${last:+_$task}|COMPLETED|here" >> slurm.ended
+  ) &> /dev/null &
 done
 echo "Submitted batch job $$"
 """
@@ -162,7 +166,11 @@ while [[ $1 == --* ]]; do
   if [[ $1 != --unbuffered ]]; then shift; fi
   shift
 done
-exec "$@" &> "slurm.$SLURM_ARRAY_TASK_ID"
+exec "$@" &>> slurm.log
+"""
+SACCT = """#!/bin/bash
+echo "JobID|State|NodeList"
+if [[ -e slurm.ended ]]; then cat slurm.ended; fi
 """
 
 
@@ -173,7 +181,7 @@ def test_slurm_gets_an_array_of_jobs(
     short: list[str],
     environment: dict[str, str],
 ) -> None:
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", "#!/bin/sh\n")):
+    for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
         (place / "bin").mkdir(exist_ok=True)
         (place / "bin" / name).write_text(text)
         (place / "bin" / name).chmod(0o755)
@@ -181,10 +189,10 @@ def test_slurm_gets_an_array_of_jobs(
     command += ["hydra.launcher.cpus_per_task=2", "hydra.launcher.timeout_min=90"]
     command += ["hydra.launcher.array_parallelism=1", "hydra.launcher.partition=night"]
     path = f"{place / 'bin'}:{environment['PATH']}"
-    done = waymark(*command, cwd=place, env={**environment, "PATH": path})
-    assert done.returncode == 0, [done, *(each.read_text() for each in place.glob("slurm.*"))]
+    done = waymark(*command, cwd=place, bound=240, env={**environment, "PATH": path})
+    assert done.returncode == 0, (done, (place / "slurm.log").read_text())
     folder = place / "mlruns" / ".submitit"
-    (script,) = [each.read_text() for each in folder.glob("*/*.sh")]
+    (script,) = [each.read_text() for each in folder.glob("*/*.sh")]  # none was lost
     flags = dict(re.findall(r"^#SBATCH --([\w-]+)=(.*)$", script, re.M))
     asked = {"cpus-per-task": "2", "time": "90", "array": "0-1%1", "partition": "night"}
     assert {key: flags[key] for key in asked} == asked

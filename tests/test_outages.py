@@ -18,8 +18,9 @@ from mlflow.tracking import MlflowClient
 from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import Silent
-from pipeline.tracking import TrackedRun
+from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.outbox import read
+from pipeline.tracking.tracked import Delivery
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -272,6 +273,56 @@ def test_gone_for_a_while(
     done = main("run", *short, f"tracking.uri={proxy.uri}")
     assert (done.returncode, done.stderr) == (0, "")
     arrived(server, tmp_path.name, undisturbed)
+
+
+def test_no_checkpoint_arrives_ahead_of_its_losses(
+    short: list[str],
+    server: tuple[str, Path],
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another machine goes on from what has arrived, should this one be lost at any moment."""
+    monkeypatch.chdir(tmp_path)
+    arrivals: list[tuple[int, int]] = []  # a checkpoint's step, the last loss there by then
+    real, artifacts = Delivery._send_points, Tracking.artifacts
+
+    def saved(delivery: Delivery) -> int:
+        return len(list((delivery.info.folder / "checkpoints").glob("*.json")))
+
+    def sent_while_training_goes_on(delivery: Delivery) -> None:
+        real(delivery)
+        before, end = saved(delivery), time.monotonic() + 1
+        while saved(delivery) == before and time.monotonic() < end:
+            time.sleep(0.01)
+
+    def watched(tracking: Tracking, record: Any) -> Any:
+        repository = artifacts(tracking, record)
+        log = repository.log_artifact
+
+        def log_artifact(file: str, folder: str | None) -> None:
+            if folder == "checkpoints" and file.endswith(".json"):
+                history = tracking.client.get_metric_history(record.id, "train/loss")
+                step = int(Path(file).stem.rpartition("-")[2])
+                arrivals.append((step, max((point.step for point in history), default=0)))
+            log(file, folder)
+
+        repository.log_artifact = log_artifact
+        return repository
+
+    monkeypatch.setattr(Delivery, "_send_points", sent_while_training_goes_on)
+    monkeypatch.setattr(Tracking, "artifacts", watched)
+    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Slow(40, 0))
+    assert main("run", *short, f"tracking.uri={server[0]}").returncode == 0
+    assert arrivals
+    assert [pair for pair in arrivals if pair[0] > pair[1]] == []
+
+
+class Slow(Silent):
+    """Let training take its time."""
+
+    def advanced(self, step: int, loss: float) -> None:
+        time.sleep(0.1)
 
 
 def test_back_only_after_the_end(

@@ -95,7 +95,22 @@ class Delivery:
         """Send what is waiting; raise what MLflow raises."""
         if not self.connected:
             self._connect()
-        self._send_points()
+        # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
+        # which are recorded before it is published. Another machine may go on from it.
+        changed, self.changed = self.changed, False
+        files = _files(self.info.folder) if changed else {}
+        try:
+            self._send_points()
+            self._send_words()
+            if changed:
+                self._mirror(files)
+        except BaseException:
+            if changed:
+                self.changed, self._there = True, None
+            raise
+
+    def _send_words(self) -> None:
+        """Send a sign of life, if it is time for one, and the tags that are waiting."""
         if self.training and time.monotonic() - self._beat > HEARTBEAT:
             # Should another host have taken this run for dead, this says it is not.
             self._client.update_run(self.info.id, status="RUNNING")
@@ -106,13 +121,6 @@ class Delivery:
             self._set_tags(sent)
             with self.mutex:
                 self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
-        if self.changed:
-            self.changed = False
-            try:
-                self._mirror()
-            except BaseException:
-                self.changed, self._there = True, None
-                raise
 
     @property
     def complete(self) -> bool:
@@ -174,7 +182,7 @@ class Delivery:
 
         self._client.log_batch(self.info.id, tags=[RunTag(k, v) for k, v in tags.items()])
 
-    def _mirror(self) -> None:
+    def _mirror(self, here: Mapping[str, tuple[int, int]]) -> None:
         """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
 
         Manifests and other JSON files describe files that were there before them: they are
@@ -184,9 +192,7 @@ class Delivery:
         if self._there is None:
             listed = repository.list_artifacts("checkpoints")
             self._there = {file.path: file.file_size for file in listed}
-        describing = {n: f for n, f in _files(self.info.folder).items() if n.endswith(".json")}
-        others = {n: f for n, f in _files(self.info.folder).items() if not n.endswith(".json")}
-        here = others | describing
+        describing = {name for name in here if name.endswith(".json")}
         order = sorted(here, key=lambda name: (name in describing, name))
         for name in order:
             facts, known = here[name], self._there.get(name)
