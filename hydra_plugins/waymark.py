@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 class TrialLauncher(Launcher):
@@ -51,6 +51,13 @@ class TrialLauncher(Launcher):
 
 class GridSweeper(BasicSweeper):
     """Hydra's sweeper; it composes, to see whether that is legal, what is not finished yet."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from pipeline.config import masked
+
+        # The file multirun.yaml gets it; the launcher has the true one.
+        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config), ()))
+        return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         super().validate_batch_is_legal(self.launcher.left(batch))

@@ -183,12 +183,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _masked(value: Any, secrets: Collection[str]) -> Any:
+def masked(value: Any, secrets: Collection[str]) -> Any:
     """Return nested values with passwords in URIs and secret texts masked."""
     if isinstance(value, Mapping):
-        return {key: _masked(inner, secrets) for key, inner in value.items()}
+        return {key: masked(inner, secrets) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_masked(inner, secrets) for inner in value]
+        return [masked(inner, secrets) for inner in value]
     if not isinstance(value, str):
         return value
     for secret in secrets:
@@ -236,7 +236,7 @@ def resolve(
     parts = {group: _build(group, values, source, trusted) for group in GROUPS}
     config = _checked(Config, {**values, **parts}, "", source)
     _check_texts(config, source)
-    return Resolved(config, _masked(values, secrets), choices)
+    return Resolved(config, masked(values, secrets), choices)
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:

@@ -29,7 +29,7 @@ from typing import Any
 from pipeline import comparing, trial
 from pipeline.comparison import Comparison
 from pipeline.compose import hydra_errors, plain, refusal
-from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten
+from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
@@ -60,7 +60,7 @@ class Sweep:
     overrides: list[str]  # for each trial, behind the command's own
     progress: Any  # what the user asked for: auto, true or false
     began: float = field(default_factory=time.monotonic)
-    total: int = 0  # trials handed over so far
+    handed: set[str] = field(default_factory=set)  # trials handed over so far
     skipped: dict[str, Pair] = field(default_factory=dict)  # trial -> its run, finished before
     _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
     _over: dict[str, Pair] | None = None
@@ -89,7 +89,11 @@ class Sweep:
     def recall(self) -> None:
         """Count the trials that earlier commands finished: this one's sweeper hands over others."""
         self.skipped |= self._finished()
-        self.total += len(self.skipped)
+
+    @property
+    def total(self) -> int:
+        """Return how many trials there are, as far as the sweeper has told."""
+        return len(self.handed | self.skipped.keys())
 
     def _finished(self) -> dict[str, Pair]:
         """Return the finished trials of this sweep as they were found before the launch."""
@@ -122,10 +126,10 @@ class Sweep:
         what is left is launched again, at last one by one, so that only the culprit is lost.
         """
         returns: dict[int, Any] = {}
-        self.total += len(jobs)
+        left = self.left(compose, jobs)
+        self.handed |= {self._key(job) for job in jobs}
         with self._watched():
             for attempt in range(MOST):
-                left = [i for i in self.left(compose, jobs) if i not in returns]
                 batches = [left] if attempt < MOST - 1 else [[i] for i in left]
                 for batch in filter(None, batches):
                     try:
@@ -133,6 +137,7 @@ class Sweep:
                         returns.update(zip(batch, done, strict=True))
                     except Exception as error:
                         self._lost(error)
+                left = [i for i in self.left(compose, jobs) if i not in returns]
         by_trial = {self._key(jobs[index]): value for index, value in returns.items()}
         return [
             returns.get(index) or by_trial.get(self._key(job)) or self._returned(job)
@@ -297,7 +302,9 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     threads = rest.pop(trial.THREADS)
     own = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
     tracking = Tracking(values["tracking"]["uri"], create=True)
-    command = shlex.join(["waymark", "run", *flags, *overrides])
+    command = shlex.join(
+        ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
+    )
     tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), RESUME: command}
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or _threads(launcher)
@@ -424,7 +431,10 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
             print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
     client.log_text(parent, _csv(rows), "trials.csv")
     print(sweep.pace(found))
-    status = status or (1 if found.others else 0)
+    lost, where = sweep.total - len(rows), without_password(sweep.tracking.address)
+    if lost > 0 and not status:
+        print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
+    status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     client.set_terminated(parent, end)
     client.set_tag(parent, RESUME, sweep.command if status else "")

@@ -356,3 +356,31 @@ def test_four_processes_share_a_new_store(
         for child in children:
             history = client(folder).get_metric_history(child.info.run_id, "train/loss")
             assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_sweep_on_a_server_keeps_its_password_to_itself(
+    place: Path, main: Main, server: tuple[str, Path]
+) -> None:
+    uri, folder = server
+    client = MlflowClient(uri)
+    secret = uri.rpartition("@")[0].rpartition(":")[2]
+    command = ["run", "-m", "seed=0,1", *SHORT, f"tracking.uri={uri}", "experiment_name=sweep"]
+    done = main(*command)
+    assert (done.returncode, done.stderr) == (0, "")
+    experiment = client.get_experiment_by_name("sweep")
+    found = client.search_runs([experiment.experiment_id])
+    assert sorted(each.info.status for each in found) == ["FINISHED"] * 3
+    assert secret not in done.stdout and secret not in str([each.to_dictionary() for each in found])
+    for path in [*place.rglob("*"), *folder.rglob("artifacts/**/*")]:
+        assert not path.is_file() or secret.encode() not in path.read_bytes(), path
+    assert "***" in (place / "mlruns/multirun.yaml").read_text()
+
+
+def test_trials_that_record_elsewhere_are_missed(
+    place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers in another folder, say, with a store of their own."""
+    monkeypatch.setattr("pipeline.trial._done", lambda *_: 0.5)
+    done = main("run", "-m", "seed=0,1", *SHORT)
+    assert done.returncode == 1
+    assert "waymark: 2 trials left no trace in " in done.stderr

@@ -98,7 +98,7 @@ class Delivery:
         # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
         # which are recorded before it is published. Another machine may go on from it.
         changed, self.changed = self.changed, False
-        files = _files(self.info.folder) if changed else {}
+        files = _listed(self.info.folder) if changed else {}
         try:
             self._send_points()
             self._send_words()
@@ -185,8 +185,7 @@ class Delivery:
     def _mirror(self, here: Mapping[str, tuple[int, int]]) -> None:
         """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
 
-        Manifests and other JSON files describe files that were there before them: they are
-        listed first, sent last, and deleted first.
+        `here` is what the folder held, see `_listed`. Manifests are sent last and deleted first.
         """
         repository = self._tracking.artifacts(self.info)
         if self._there is None:
@@ -451,6 +450,16 @@ def exact(value: float) -> float:
 def _unknown(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
     pairs = zip(points.steps, points.values, strict=True)
     return [(step, value) for step, value in pairs if step not in known]
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return `_files`, manifests and other JSON files as they were before the rest was listed.
+
+    They describe files that were there before them.
+    """
+    describing = {name: facts for name, facts in _files(folder).items() if name.endswith(".json")}
+    others = {name: facts for name, facts in _files(folder).items() if not name.endswith(".json")}
+    return others | describing
 
 
 def _files(folder: Path) -> dict[str, tuple[int, int]]:
