@@ -83,8 +83,6 @@ def trial(cfg: Any) -> float:
     except Stopped as stopped:
         if in_parent:
             sys.exit(stopped.status)
-        if _orphaned.is_set():
-            os._exit(stopped.status)
         raise  # a job's time is up, say: the parent launches what is left of it again
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
@@ -93,6 +91,9 @@ def trial(cfg: Any) -> float:
         reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
         _stillborn(plain(cfg), task, reason)
+    finally:
+        if _orphaned.is_set():
+            os._exit(128 + signal.SIGTERM)
     return math.nan
 
 
