@@ -247,7 +247,7 @@ plain_values = st.sampled_from(
 
 
 @given(st.lists(st.lists(st.one_of(groups, plain_values), max_size=6), min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_trials_are_composed_as_hydra_composes_them(jobs: list[list[str]]) -> None:
     def outcome(compose: Callable[[list[str]], Resolved], job: list[str]) -> Any:
         try:
@@ -281,7 +281,7 @@ def test_a_trial_that_another_process_trains_is_waited_for(
 ) -> None:
     """Two commands at once: what one of them is doing the other does not do again."""
     long = [word for word in SHORT if not word.startswith(("steps", "save.every"))]
-    command = ["run", "-m", "seed=0,1", *long, "steps=4000", "save.every=1000"]
+    command = ["run", "-m", "seed=0,1", *long, "steps=2000", "save.every=500"]
     with start(*command, cwd=place) as first:
         poll(lambda: begun(place))
         assert main(*command).returncode == 0
@@ -320,7 +320,7 @@ def test_progress_is_seen_while_it_goes_on(
 ) -> None:
     """In the parent run, as MLflow's UI shows it, and as a bar."""
     long = [word for word in SHORT if not word.startswith(("steps", "save.every", "progress"))]
-    command = ["run", "-m", "seed=0,1,2", *long, "steps=3000", "save.every=0", "progress=true"]
+    command = ["run", "-m", "seed=0,1,2", *long, "steps=2000", "save.every=0", "progress=true"]
     with start(*command, cwd=place) as process:
         poll(lambda: begun(place))
         seen = poll(lambda: runs(client(place))[0][0].data.metrics.get("sweep/finished", 0) > 0)
