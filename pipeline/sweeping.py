@@ -36,7 +36,9 @@ from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.trial import KIND, SWEEP, TRIAL, member
 from pipeline.work import PRUNED
 
-THREADS, BEST = "waymark.threads", "waymark.best"  # tags of the parent
+# Tags of the parent.
+THREADS, BEST, VARIED = "waymark.threads", "waymark.best", "waymark.varied"
+COMMAND = "waymark.command"  # the last one that carried it out
 MOST = 3  # attempts of one command at a trial that ends its process
 LOOK = 2.0  # seconds between two looks at the trials
 BEAT = 20.0  # seconds between two signs of life of the parent
@@ -167,8 +169,8 @@ class Sweep:
         """Say how many trials there are, and how many this command has done in a minute."""
         counts = [f"{count} {name}" for name, count in found.counts().items() if count]
         text = f"trials                {', '.join(counts) or 'none'}"
-        over = len(found.finished) + len(found.pruned)
-        done = over - len(self.skipped)
+        over, tag = [*found.finished, *found.pruned], member(self.parent)
+        done = sum(record.tags.get(tag) == self.id for record, _ in over)
         minutes = (time.monotonic() - self.began) / 60
         return f"{text}; {done} of them now, {done / minutes:.1f} a minute" if done else text
 
@@ -305,11 +307,12 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     command = shlex.join(
         ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
     )
-    tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), RESUME: command}
+    keys, command_id = json.dumps(varied), uuid.uuid4().hex
+    tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), VARIED: keys}
+    tags |= {COMMAND: command, RESUME: command}
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or _threads(launcher)
     tracking.client.set_tag(parent.id, THREADS, str(threads))
-    keys, command_id = json.dumps(varied), uuid.uuid4().hex
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
     more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]

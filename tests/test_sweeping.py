@@ -64,6 +64,9 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     (parent,), children = runs(client(place))
     assert parent.info.status == "FINISHED"
     assert parent.info.run_name == "optimizer.learning_rate, seed"
+    words = " ".join(["seed=0,1", "optimizer.learning_rate=0.01,0.1", *SHORT])
+    assert parent.data.tags["waymark.command"] == f"waymark run -m {words}"
+    assert parent.data.tags["waymark.varied"] == '["optimizer.learning_rate", "seed"]'
     names = [f"seed={seed} learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.1)]
     assert sorted(each.info.run_name for each in children) == sorted(names)
     assert {each.data.tags[PARENT] for each in children} == {parent.info.run_id}
