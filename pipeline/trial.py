@@ -91,9 +91,6 @@ def trial(cfg: Any) -> float:
         reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
         _stillborn(plain(cfg), task, reason)
-    finally:
-        if _orphaned.is_set():
-            os._exit(128 + signal.SIGTERM)
     return math.nan
 
 
@@ -135,6 +132,8 @@ def _done(resolved: Resolved, name: str) -> float:
         return _come_to_its_end(resolved, name, tracking, key, known, lock.release)
     finally:
         lock.release()
+        if _orphaned.is_set():
+            os._exit(128 + signal.SIGTERM)
 
 
 def _come_to_its_end(
