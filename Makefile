@@ -35,7 +35,7 @@ ui: setup ## open the MLflow UI on the recorded runs
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-cluster: setup ## sweep over two Ray nodes on this machine, one of which is killed
+test-cluster: setup ## two Ray nodes, one of which is killed; four processes on a new store, 20 times
 	@$(BIN)/python -m pytest -n 0 -m cluster -s $(ARGS)
 
 torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --seed 1"

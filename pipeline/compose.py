@@ -95,12 +95,13 @@ class Composer:
         from omegaconf import OmegaConf
 
         items = [(text, *self._parsed(text)) for text in overrides]
-        rest = tuple(text for text, _, is_value in items if not is_value)
+        put = {item.key_or_group: item.value() for _, item, kind in items if kind == "value"}
+        others = [item.key_or_group for _, item, kind in items if kind == "other"]
+        rest = tuple(text for text, _, kind in items if kind != "value")
+        whole = any(_overlap(key, other) for key in put for other in others)  # their order matters
+        if whole or not put.keys() <= self._base(rest)[2].keys():  # or one replaces a whole branch
+            put, rest = {}, tuple(overrides)
         cfg, choices, before = self._base(rest)
-        put = {item.key_or_group: item.value() for _, item, is_value in items if is_value}
-        if not put.keys() <= before.keys():  # one of them replaces a whole branch
-            cfg, choices, before = self._compose(tuple(overrides))
-            put = {}
         try:
             for key, value in put.items():
                 OmegaConf.update(cfg, key, value, merge=True)
@@ -109,12 +110,14 @@ class Composer:
             for key in put:
                 OmegaConf.update(cfg, key, before[key], merge=True)
 
-    def _parse(self, text: str) -> tuple[Any, bool]:
-        """Return an override, and whether it only puts a plain value in an existing place."""
+    def _parse(self, text: str) -> tuple[Any, str]:
+        """Return an override, and its kind: of a group, of a plain value in its place, other."""
         item = self._parser.parse_override(text)
-        other = item.is_add() or item.is_force_add() or item.is_delete() or item.package
-        plain = not other and isinstance(item.value(), int | float | str | None)
-        return item, plain and not self._is_group(item.key_or_group)
+        if self._is_group(item.key_or_group):
+            return item, "group"
+        special = item.is_add() or item.is_force_add() or item.is_delete() or item.package
+        plain = not special and isinstance(item.value(), int | float | str | None)
+        return item, "value" if plain else "other"
 
     def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
         from omegaconf import OmegaConf
@@ -122,6 +125,11 @@ class Composer:
         cfg = self._loader.load_sweep_config(self._master, list(rest))
         own, choices = _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
         return own, choices, flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Tell whether one dotted key is the other or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _without_hydra(cfg: Any) -> Any:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -32,6 +32,8 @@ class Stop:
     A Python signal handler does not run while the main thread is inside a TensorFlow call, so
     long work runs on a worker thread and the main thread only waits.
     """
+
+    noted: ClassVar[int | None] = None  # the last signal, which work that was done ignored
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -64,6 +66,6 @@ class Stop:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None or not self.begun:
             os._exit(128 + number)
-        self.signal = number
+        self.signal = Stop.noted = number
         name = signal.Signals(number).name
         print(f"\n{name}: stopping after this step; once more stops at once", file=sys.stderr)

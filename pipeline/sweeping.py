@@ -155,7 +155,7 @@ class Sweep:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
         self._over = None
         self.tracking.reap()
-        if not self.members():
+        if not any(self.came_to(record) for record, _ in self.members()):
             raise error
 
     def _returned(self, job: Sequence[str]) -> Any:
@@ -169,15 +169,23 @@ class Sweep:
         """Say how many trials there are, and how many this command has done in a minute."""
         counts = [f"{count} {name}" for name, count in found.counts().items() if count]
         text = f"trials                {', '.join(counts) or 'none'}"
-        over, tag = [*found.finished, *found.pruned], member(self.parent)
-        done = sum(record.tags.get(tag) == self.id for record, _ in over)
+        done = sum(self.came_to(record) for record, _ in [*found.finished, *found.pruned])
         minutes = (time.monotonic() - self.began) / 60
         return f"{text}; {done} of them now, {done / minutes:.1f} a minute" if done else text
 
+    def came_to(self, record: RunRecord) -> bool:
+        """Tell whether this command came to a run last, and not another one."""
+        return record.tags.get(member(self.parent)) == self.id
+
     def members(self) -> list[Pair]:
-        """Return the runs of the trials that this command has come to."""
-        query = f"tags.`{member(self.parent)}` = '{self.id}'"
-        return self.tracking.select(None, None, query)
+        """Return the runs of the trials that this command has come to, or finds finished."""
+        every = self.tracking.select(None, None, f"tags.`{member(self.parent)}` != ''")
+        return [
+            (record, facts)
+            for record, facts in every
+            if self.came_to(record)
+            or (record.status == "FINISHED" and record.tags.get(TRIAL) in self.handed)
+        ]
 
     def outcome(self) -> "Outcome":
         """Look what became of the trials: of several runs of one trial the finished one counts."""
@@ -421,7 +429,8 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
     sweep.record(found)
     if len(found.finished) > 1:
         table = comparing.compared(sweep.tracking, found.finished)
-        if sweep.members() or known.metrics.get("sweep/finished") != len(found.finished):
+        new = any(sweep.came_to(record) for record, _ in found.finished)
+        if new or known.metrics.get("sweep/finished") != len(found.finished):
             _illustrate(sweep, table)
         print(table.text())
     if found.best:

@@ -24,7 +24,7 @@ from pipeline.config import NAME, BadInput, Config, Resolved, first_line, flatte
 from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
 from pipeline.pruning import Pruner, judged_steps
-from pipeline.stopping import Stopped
+from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.work import PRUNED, VALUES, Failed, Pruned, own_modules
 
@@ -77,9 +77,12 @@ def trial(cfg: Any) -> float:
     task = list(HydraConfig.get().overrides.task)
     try:
         resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
-        if THREADS in json.loads(os.environ[VARIED_KEYS]):
-            return _in_a_new_process(resolved, _name(task))
-        return _done(resolved, _name(task))
+        Stop.noted = None
+        apart = THREADS in json.loads(os.environ[VARIED_KEYS])
+        value = (_in_a_new_process if apart else _done)(resolved, _name(task))
+        if Stop.noted is not None:  # it came too late to stop this one
+            raise Stopped(Stop.noted)
+        return value
     except Stopped as stopped:
         if in_parent:
             sys.exit(stopped.status)

@@ -33,7 +33,7 @@ Open = Callable[[Path], MlflowClient]
 SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
 SHORT += ["runtime.intra_op_threads=2", "save=npz"]
 PARENT = "mlflow.parentRunId"
-ROUNDS = int(os.environ.get("WAYMARK_ROUNDS", "1"))  # of four processes on a new store
+ROUNDS = 20  # of four processes on a new store
 
 
 def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
@@ -340,7 +340,8 @@ def test_progress_is_seen_while_it_goes_on(
     assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", out)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.cluster
+@pytest.mark.timeout(1200)
 def test_four_processes_share_a_new_store(
     place: Path, start: Callable[..., Any], client: Open
 ) -> None:
