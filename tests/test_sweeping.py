@@ -8,6 +8,7 @@ import re
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,7 @@ class StopAt(Silent):
     def advanced(self, step: int, loss: float) -> None:
         if StopAt.trials == 2 and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # the main thread sees it within 0.2
 
 
 def test_an_interrupted_sweep_is_completed_by_the_same_command(
