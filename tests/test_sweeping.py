@@ -26,6 +26,7 @@ from pipeline.compose import CONF, Composer, composed, hydra_errors
 from pipeline.config import BadInput, Resolved
 from pipeline.library import run
 from pipeline.progress import Silent
+from pipeline.stopping import Stop
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -390,3 +391,18 @@ def test_trials_that_record_elsewhere_are_missed(
     done = main("run", "-m", "seed=0,1", *SHORT)
     assert done.returncode == 1
     assert "waymark: 2 trials left no trace in " in done.stderr
+
+
+def test_a_signal_that_comes_as_a_trial_ends_still_ends_the_sweep(
+    place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def done(*_: Any) -> float:
+        begun.append(1)
+        Stop.noted = signal.SIGTERM
+        return 0.5
+
+    monkeypatch.setattr("pipeline.trial._done", done)
+    assert main("run", "-m", "seed=0,1", *SHORT).returncode == 143
+    assert len(begun) == 1
