@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import comparing, trial
 from pipeline.comparison import Comparison
-from pipeline.compose import hydra_errors, plain, refusal
+from pipeline.compose import EXTRAS, hydra_errors, plain, refusal
 from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
@@ -303,7 +303,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     except hydra_errors() as error:
         raise BadInput(refusal(error, list(overrides))) from None
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
-    _check(sweeper, values["objective"]["metric"], values["prune"])
+    _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
     varied = sorted(
         {item.key_or_group for item in parsed if item.is_sweep_override()}
         | set(sweeper.get("params") or {})
@@ -351,8 +351,17 @@ def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
         return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
 
 
-def _check(sweeper: Mapping[str, Any], metric: str, prune: str | None) -> None:
+def _check(
+    launcher: Mapping[str, Any], sweeper: Mapping[str, Any], metric: str, prune: str | None
+) -> None:
     """Raise BadInput for what only a sweep can find wrong."""
+    from hydra.core.plugins import Plugins
+
+    target = str(launcher["_target_"])
+    if target not in Plugins.instance().class_name_to_class:
+        extras = [extra for name, extra in EXTRAS.items() if f"hydra_{name}_" in target]
+        hint = f"; pip install 'waymark[{extras[0]}]' brings it" if extras else ""
+        raise BadInput(f"hydra.launcher._target_={target!r}: is not installed{hint}.")
     if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
         raise BadInput(
             "hydra/sweeper=optuna: needs Optuna; pip install 'waymark[optuna]' brings it."

@@ -201,6 +201,7 @@ def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None
         (["seed=0,1", "stesp=3"], "nearest is steps"),
         (["seed=0,1", "model=resnet"], "softmax"),
         (["seed=0,1", "tracking.uri=ftp://x"], "ftp://x"),
+        (["seed=0,1", "hydra.launcher._target_=hydra_plugins.hydra_ray_x.Y"], "waymark[ray]"),
     ):
         done = main("run", "-m", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
