@@ -319,7 +319,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), VARIED: keys}
     tags |= {COMMAND: command, RESUME: command}
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
-    threads = threads or parent.tags.get(THREADS) or _threads(launcher)
+    threads = threads or parent.tags.get(THREADS) or threads_of(launcher)
     tracking.client.set_tag(parent.id, THREADS, str(threads))
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
@@ -373,7 +373,7 @@ def _check(
         )
 
 
-def _threads(launcher: Mapping[str, Any]) -> int:
+def threads_of(launcher: Mapping[str, Any]) -> int:
     """Return how many threads a trial gets, so that those beside each other share the cores."""
     cores = os.cpu_count() or 1
     if str(launcher["_target_"]).endswith("BasicLauncher"):

@@ -1,5 +1,6 @@
 """Sweeps whose trials are processes of their own: killed ones go on, and Slurm gets its script."""
 
+import json
 import re
 import subprocess
 import sys
@@ -133,6 +134,9 @@ def test_what_kills_a_worker_of_joblib_costs_no_trial(
     done = waymark(*command, "hydra.launcher.n_jobs=2", cwd=place, bound=240)
     assert done.returncode == 0, done
     assert not (place / "62.SIGKILL.once").exists()
+    children = runs(client(place))[1].values()
+    processes = {json.loads(each.data.tags["waymark.process"])["pid"] for each in children}
+    assert len(processes) >= 2
     whole(client(place), [60, 61, 62, 63, 64, 65], short)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import json
 import os
 import re
 import signal
@@ -27,6 +26,7 @@ from pipeline.config import BadInput, Resolved
 from pipeline.library import run
 from pipeline.progress import Silent
 from pipeline.stopping import Stop
+from pipeline.sweeping import threads_of
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -305,21 +305,26 @@ def test_one_trial_in_other_words_is_done_once(place: Path, main: Main, client: 
     assert parent.data.metrics["sweep/finished"] == 1
 
 
-def test_joblib_does_them_side_by_side(
-    place: Path, waymark: Callable[..., Done], client: Open
+@pytest.mark.parametrize(
+    ("launcher", "threads"),
+    [
+        ({"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"}, 8),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": -1}, 1),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 2}, 4),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 3}, 2),
+        ({"_target_": "x.JoblibLauncher", "n_jobs": 30}, 1),
+        ({"_target_": "x.SlurmLauncher", "cpus_per_task": None}, 1),
+        ({"_target_": "x.SlurmLauncher", "cpus_per_task": 6}, 6),
+        ({"_target_": "x.RayLauncher", "ray": {"remote": {"num_cpus": 3}}}, 3),
+        ({"_target_": "x.RayLauncher", "ray": {"remote": {}}}, 1),
+        ({"_target_": "own.Launcher"}, 1),
+    ],
+)
+def test_trials_beside_each_other_share_the_cores(
+    launcher: dict[str, Any], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="waymark[joblib]")
-    short = [word for word in SHORT if "threads" not in word]
-    command = ["run", "-m", "seed=0,1", *short, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    done = waymark(*command, cwd=place)
-    assert done.returncode == 0, done
-    (parent,), children = runs(client(place))
-    assert {each.info.status for each in children} == {"FINISHED"}
-    threads = str(max(1, (os.cpu_count() or 1) // 2))
-    assert {each.data.params["runtime.intra_op_threads"] for each in children} == {threads}
-    assert parent.data.tags["waymark.threads"] == threads
-    processes = {json.loads(each.data.tags["waymark.process"])["pid"] for each in children}
-    assert len(processes) == 2
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert threads_of(launcher) == threads
 
 
 def test_progress_is_seen_while_it_goes_on(
