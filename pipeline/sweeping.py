@@ -42,6 +42,9 @@ COMMAND = "waymark.command"  # the last one that carried it out
 MOST = 3  # attempts of one command at a trial that ends its process
 LOOK = 2.0  # seconds between two looks at the trials
 BEAT = 20.0  # seconds between two signs of life of the parent
+# What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
+# the trials' lines are not repeated here; a trial has one core.
+RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -324,6 +327,10 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
     more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
+    for key, value in RAY.items() if "ray" in launcher else ():
+        part, _, name = key.partition(".")
+        if name not in launcher["ray"][part]:
+            more.append(f"+hydra.launcher.ray.{key}={value}")
     if sweeper["_target_"] == GRID:
         more.append(f"hydra.sweeper._target_={PLUGIN}.GridSweeper")
     if trial.THREADS not in varied:
