@@ -29,10 +29,12 @@ from typing import Any
 from pipeline import comparing, trial
 from pipeline.comparison import Comparison
 from pipeline.compose import EXTRAS, hydra_errors, plain, refusal
-from pipeline.config import BadInput, Resolved, Sentence, first_line, flatten, without_password
+from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
+from pipeline.tracking.tracked import BEAT as HEARTBEAT
+from pipeline.tracking.tracked import reason_of
 from pipeline.trial import KIND, SWEEP, TRIAL, member
 from pipeline.work import PRUNED
 
@@ -220,7 +222,7 @@ class Sweep:
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     told = self._tell(bar, told)
                     if began - beat > BEAT:
-                        self.tracking.client.set_tag(self.parent, "waymark.heartbeat", _now())
+                        self.tracking.client.set_tag(self.parent, HEARTBEAT, _now())
                         beat = began
                 pause = max(LOOK, 10 * (time.monotonic() - began))
 
@@ -410,7 +412,7 @@ def carry_out(sweep: Sweep, launch: Callable[[], None]) -> int:
             conclude(sweep, 2)
             raise BadInput(refusal(error, sys.argv[2:])) from None
         except Exception as error:  # the launcher could not even begin
-            print(f"waymark: {first_line(error)}", file=sys.stderr)
+            print(f"waymark: {reason_of(error)}", file=sys.stderr)
             return conclude(sweep, 1)
     return conclude(sweep)
 
@@ -439,6 +441,16 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 
     `status` is not 0 if the sweep could not come to its end.
     """
+    try:
+        return _conclude(sweep, status)
+    except Exception as error:  # of MLflow, the network
+        reason = reason_of(error)
+        print(f"waymark: the end of the sweep cannot be recorded ({reason})", file=sys.stderr)
+        print("to complete the sweep:", sweep.command, file=sys.stderr)
+        return status or 1
+
+
+def _conclude(sweep: Sweep, status: int) -> int:
     sweep.tracking.reap()  # workers may have gone with the launcher
     found, client, parent = sweep.outcome(), sweep.tracking.client, sweep.parent
     known = sweep.tracking.facts(sweep.tracking.find(parent))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -93,7 +94,8 @@ def trial(cfg: Any) -> float:
         known = isinstance(error, BadInput)
         reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
-        _stillborn(plain(cfg), task, reason)
+        with suppress(Exception):  # a store that does not answer: the parent will miss the trial
+            _stillborn(plain(cfg), task, reason)
     return math.nan
 
 

@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipeline.compose import CONF, Composer, composed, hydra_errors
@@ -412,3 +413,19 @@ def test_a_signal_that_comes_as_a_trial_ends_still_ends_the_sweep(
     monkeypatch.setattr("pipeline.trial._done", done)
     assert main("run", "-m", "seed=0,1", *SHORT).returncode == 143
     assert len(begun) == 1
+
+
+def test_a_store_that_is_gone_at_the_end_is_one_sentence(
+    place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any, **named: Any) -> None:
+        raise MlflowException("API request failed: Connection refused")
+
+    monkeypatch.setattr("pipeline.sweeping.Sweep.outcome", gone)
+    monkeypatch.setattr("pipeline.trial.Tracking", gone)
+    done = main("run", "-m", "seed=0,1", *SHORT)
+    assert done.returncode == 1
+    one, two, end, command = done.stderr.splitlines()
+    assert one.startswith("waymark: seed=0: ") and two.startswith("waymark: seed=1: ")
+    assert end.startswith("waymark: the end of the sweep cannot be recorded (")
+    assert command.startswith("to complete the sweep: waymark run -m seed=0,1 ")
