@@ -35,9 +35,9 @@ class TrialLauncher(Launcher):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def left(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-        """Return the jobs, each a trial's overrides, that are not finished yet."""
-        return [jobs[index] for index in self.sweep.left(self._compose, jobs)]
+    def unclear(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return the jobs, each a trial's overrides, of which no configuration could be made."""
+        return [job for job in jobs if not self.sweep.identified(self._compose, tuple(job))]
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -50,7 +50,7 @@ class TrialLauncher(Launcher):
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's sweeper; it composes, to see whether that is legal, what is not finished yet."""
+    """Hydra's sweeper; it composes, to say why it is not legal, what could not be composed."""
 
     def sweep(self, arguments: list[str]) -> Any:
         from pipeline.config import masked
@@ -60,4 +60,4 @@ class GridSweeper(BasicSweeper):
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        super().validate_batch_is_legal(self.launcher.left(batch))
+        super().validate_batch_is_legal(self.launcher.unclear(batch))

@@ -1,7 +1,11 @@
 """The command line: parse, compose, call one function per command."""
 
+import atexit
+import contextlib
+import gc
 import os
 import sys
+import threading
 from typing import Any, NoReturn
 
 import click
@@ -160,8 +164,6 @@ def rerun(
     Exit status 0 if it does, 3 if not, with what differs. OVERRIDES may change save, save.*,
     log_every, eval_every, data.path, tracking.*, names and progress.
     """
-    import contextlib
-
     from pipeline import library
 
     # The object stands alone on stdout.
@@ -397,5 +399,22 @@ def main() -> int:
         return 130
 
 
+def program() -> NoReturn:
+    """Run the command line as a process of its own, to its end."""
+    # TensorFlow and MLflow make a million objects, none of which is garbage to be searched for.
+    gc.set_threshold(100_000, 50, 100)
+    status = main()
+    if "tensorflow" not in sys.modules:
+        sys.exit(status)
+    # What Python does when it ends, but for taking everything down piece by piece: that takes
+    # more than a second where TensorFlow is, and all that has ended is on disk already.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # whoever read it may be gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
     right.set_ylabel("test accuracy", color="tab:orange")
     right.yaxis.set_label_coords(1.15, 0.5)
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
 
 
 def curves(
@@ -65,7 +66,7 @@ def curves(
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
-        figure.savefig(file, dpi=100, format=kind)
+        _save(figure, file, kind)
     return file.getvalue()
 
 
@@ -86,4 +87,12 @@ def confusion_matrix(path: Path, counts: np.ndarray) -> None:
                 axes.text(column, row, str(count), ha="center", va="center", color=color, size=7)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
-    figure.savefig(path, dpi=100)
+    _save(figure, path)
+
+
+def _save(figure: Any, target: Path | io.BytesIO, kind: str = "png") -> None:
+    """Draw a figure; fitting each letter to the pixels would take longer than all the rest."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.hinting": "none"}):
+        figure.savefig(target, dpi=100, format=kind)

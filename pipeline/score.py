@@ -12,7 +12,7 @@ from pipeline.models import forward, scale
 if TYPE_CHECKING:
     import tensorflow as tf
 
-BATCH = 250  # images: ten thousand at once take the CNN a gigabyte and several times as long
+BATCH = 250  # images: ten thousand at once take the CNN gigabytes, and longer
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,31 @@ class Scorer:
         import tensorflow as tf
 
         images, labels = tf.constant(data.x_test), tf.constant(data.y_test)
+        batches = -(-len(data.y_test) // BATCH)
 
         @tf.function(autograph=False)
-        def batch(
-            parameters: dict[str, tf.Tensor], start: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor]:
-            pixels = scale(images[start : start + BATCH])
-            logits = forward(model, precision, parameters, pixels)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                labels[start : start + BATCH], logits
-            )
-            return losses, tf.argmax(logits, 1)
+        def score(parameters: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+            def body(
+                i: tf.Tensor, losses: tf.TensorArray, classes: tf.TensorArray
+            ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
+                rows = slice(i * BATCH, (i + 1) * BATCH)
+                logits = forward(model, precision, parameters, scale(images[rows]))
+                loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[rows], logits)
+                return i + 1, losses.write(i, loss), classes.write(i, tf.argmax(logits, 1))
 
-        self._batch, self._labels = batch, data.y_test
+            losses, classes = (
+                tf.TensorArray(kind, batches, infer_shape=False, element_shape=[None])
+                for kind in (tf.float32, tf.int64)
+            )
+            _, losses, classes = tf.while_loop(
+                lambda i, *_: i < batches,
+                body,
+                (tf.constant(0), losses, classes),
+                parallel_iterations=2,  # on two cores no slower than more
+            )
+            return losses.concat(), classes.concat()
+
+        self._score, self._labels = score, data.y_test
         self._compiled: Any = None
 
     def __call__(self, parameters: "Mapping[str, tf.Tensor]") -> Score:
@@ -63,10 +75,7 @@ class Scorer:
 
         values = {name: tf.convert_to_tensor(value) for name, value in parameters.items()}
         if self._compiled is None:  # asked for by name: TensorFlow then counts no retracing
-            self._compiled = self._batch.get_concrete_function(values, tf.constant(0))
-        starts = range(0, len(self._labels), BATCH)
-        parts = [self._compiled(values, tf.constant(start)) for start in starts]
-        losses = np.concatenate([part[0].numpy() for part in parts])
-        predictions = np.concatenate([part[1].numpy() for part in parts])
+            self._compiled = self._score.get_concrete_function(values)
+        losses, predictions = (part.numpy() for part in self._compiled(values))
         hits = int(np.count_nonzero(predictions == self._labels))
         return Score(predictions, hits, float(losses.astype(np.float64).mean()))

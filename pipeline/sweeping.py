@@ -80,7 +80,7 @@ class Sweep:
         """
         over, seen, left = self._finished(), set(), []
         for index, job in enumerate(jobs):
-            found = self._identified(compose, tuple(job))
+            found = self.identified(compose, tuple(job))
             if found is None:
                 left.append(index)
                 continue
@@ -110,9 +110,10 @@ class Sweep:
             self._over = {record.tags.get(TRIAL, ""): (record, facts) for record, facts in done}
         return self._over
 
-    def _identified(
+    def identified(
         self, compose: Callable[..., Resolved], job: tuple[str, ...]
     ) -> tuple[str, Resolved] | None:
+        """Return a trial's identity and configuration, None if its overrides allow none."""
         if job not in self._keys:
             self._keys[job] = None
             with suppress(BadInput, *hydra_errors()):
@@ -224,7 +225,7 @@ class Sweep:
                     if began - beat > BEAT:
                         self.tracking.client.set_tag(self.parent, HEARTBEAT, _now())
                         beat = began
-                pause = max(LOOK, 10 * (time.monotonic() - began))
+                pause = max(LOOK, 30 * (time.monotonic() - began))
 
         watcher = threading.Thread(target=watch, name="sweep", daemon=True)
         watcher.start()

@@ -101,22 +101,20 @@ class Machine:
             if name != "step" and name not in parameters
         }
 
-        def one_step(seed: tf.Tensor, optimizer: Any) -> tf.Tensor:
-            step = step_variable.assign_add(1, read_value=True)
-            picked = batch_indices(
-                config.data.sampling, seed, step, config.batch_size, len(data.x_train)
-            )
-            pixels = scale(tf.gather(images, picked))
+        def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            sampling, size = config.data.sampling, config.batch_size
+            picked = batch_indices(sampling, seed, step, size, len(data.x_train))
+            return scale(tf.gather(images, picked)), tf.gather(labels, picked)
+
+        def one_step(
+            seed: tf.Tensor, step: tf.Tensor, optimizer: Any, pixels: tf.Tensor, truth: tf.Tensor
+        ) -> tf.Tensor:
             values = {name: variable.read_value() for name, variable in parameters.items()}
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(values)
                 dropout = random_key(seed, DROPOUT, step)
                 logits = forward(config.model, config.precision, values, pixels, dropout)
-                loss = tf.reduce_mean(
-                    tf.nn.sparse_softmax_cross_entropy_with_logits(
-                        tf.gather(labels, picked), logits
-                    )
-                )
+                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits))
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
             optimizer.apply(parameters, slots, gradients)
             return loss
@@ -129,14 +127,25 @@ class Machine:
             if type(optimizer) in PLAIN:
                 optimizer = copy(optimizer)
                 optimizer.learning_rate = rate
+            reached = step_variable.read_value()
 
-            def body(i: tf.Tensor, losses: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-                return i + 1, losses.write(i, one_step(seed, optimizer))
+            def body(
+                i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, truth: tf.Tensor
+            ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor]:
+                step = reached + tf.cast(i, tf.int64) + 1
+                # The next batch depends on no result, so TensorFlow makes it meanwhile.
+                following = batch(seed, step + 1)
+                loss = one_step(seed, step, optimizer, pixels, truth)
+                return i + 1, losses.write(i, loss), *following
 
             losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
             loop = tf.while_loop(
-                lambda i, _: i < steps, body, (tf.constant(0), losses), parallel_iterations=1
+                lambda i, *_: i < steps,
+                body,
+                (tf.constant(0), losses, *batch(seed, reached + 1)),
+                parallel_iterations=1,
             )
+            step_variable.assign_add(tf.cast(steps, tf.int64))
             return loop[1].stack()
 
         return advance.get_concrete_function()

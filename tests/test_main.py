@@ -730,7 +730,7 @@ def test_the_wheel_works_outside_the_checkout(
     sources = {str(path.relative_to(REPO)) for path in modules}
     assert {name for name in names if name.endswith(".py")} == sources
     (entry,) = unpacked.glob("*.dist-info/entry_points.txt")
-    assert "waymark = pipeline.__main__:main" in entry.read_text()
+    assert "waymark = pipeline.__main__:program" in entry.read_text()
 
     shutil.copytree(empty_store, elsewhere / "mlruns")
     outside = {**environment, "PYTHONPATH": str(unpacked)}

@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,16 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 def flush(*paths: Path) -> None:
     """Wait until the contents of files and folders are on disk: for all of them at once."""
-    with ThreadPoolExecutor(len(paths)) as pool:
-        list(pool.map(_flush, paths))
+    others = [_helpers(os.getpid()).submit(_flush, path) for path in paths[1:]]
+    _flush(paths[0])
+    for other in others:
+        other.result()
+
+
+@cache
+def _helpers(process: int) -> ThreadPoolExecutor:
+    """Return threads that stay: starting them takes longer than what they do. No fork has them."""
+    return ThreadPoolExecutor(2, thread_name_prefix="flush")
 
 
 def _flush(path: Path) -> None:

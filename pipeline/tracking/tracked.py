@@ -342,7 +342,7 @@ class TrackedRun:
         """Send what comes until the run has ended and all has arrived, or patience has."""
         delivery, reaped = self._delivery, not self._tracking.server
         while True:
-            self._wake.wait(PAUSE)
+            self._wake.wait(PAUSE if delivery.connected else 0)
             self._wake.clear()
             if self._patience.is_set():
                 return
