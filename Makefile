@@ -19,7 +19,7 @@ FIND_PYTHON = \
 		exit 1; \
 	fi
 
-.PHONY: help setup run ui test test-cluster torture check lock
+.PHONY: help setup run ui test test-cluster bench torture check lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: setup ## run the tests: make test ARGS="-k resume"
 
 test-cluster: setup ## two Ray nodes, one of which is killed; four processes on a new store, 20 times
 	@$(BIN)/python -m pytest -n 0 -m cluster -s $(ARGS)
+
+bench: setup ## measure speed: a quarter of an hour, with nothing else running; MNIST_NPZ names MNIST
+	@$(BIN)/python -m benchmarks
 
 torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --seed 1"
 	@$(BIN)/python -m benchmarks.torture $(ARGS)

@@ -162,7 +162,7 @@ class Machine:
 
     def state(self) -> State:
         """Return a copy of everything that decides the next step."""
-        return {name: np.array(variable.numpy()) for name, variable in self._variables.items()}
+        return {name: np.asarray(variable.numpy()) for name, variable in self._variables.items()}
 
     def load(self, state: State) -> None:
         """Put a saved state in place, all or nothing; raise DoesNotFit."""

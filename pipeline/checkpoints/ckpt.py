@@ -30,7 +30,7 @@ class Ckpt(SaveFormat):
                 prefix=str(path),
                 tensor_names=names,
                 shape_and_slices=[""] * len(names),
-                tensors=[tf.constant(state[name]) for name in names],
+                tensors=[state[name] for name in names],  # tf.constant would copy them
             )
         return [path.with_name(path.name + end) for end in (".data-00000-of-00001", ".index")]
 

@@ -1,0 +1,43 @@
+"""Waymark itself, with the marks that the other programs print: one `waymark run`, or a sweep."""
+
+import atexit
+import sys
+from typing import NoReturn
+
+from benchmarks.peers import Job, job, mark
+from benchmarks.ways import data_overrides
+
+
+def watch() -> None:
+    """Print the marks as the parts of a run begin."""
+    from pipeline import work
+
+    train, whole = work.train, work.Work._train
+
+    def marked(*arguments: object) -> object:
+        mark("loop")
+        return train(*arguments)
+
+    def wholly(self: work.Work, machine: object) -> object:
+        score = whole(self, machine)  # ends when the last loss and checkpoint are durable
+        mark("restore")
+        return score
+
+    work.train, work.Work._train = marked, wholly
+
+
+def main(task: Job) -> NoReturn:
+    from pipeline.__main__ import program
+
+    watch()
+    atexit.register(mark, "leave")
+    seeds = ",".join(map(str, task.seeds))
+    sweep = ["-m"] if task.trials > 1 else []
+    uri = f"tracking.uri=sqlite:///{task.folder.absolute()}/mlflow.db"
+    overrides = [f"model={task.model}", f"steps={task.steps}", f"seed={seeds}", uri]
+    sys.argv = ["waymark", "run", *sweep, *overrides, *data_overrides(), "progress=false"]
+    program()
+
+
+if __name__ == "__main__":
+    main(job(__doc__))

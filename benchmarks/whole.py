@@ -1,0 +1,102 @@
+"""Measure whole processes, from their start to their end: seconds by part, and memory.
+
+    MNIST_NPZ=/path/to/mnist.npz python -m benchmarks.whole
+
+Softmax with 1000 steps, a store that exists, files that were read before; the programs in turn.
+For the memory the CNN runs, too. Then what needs no TensorFlow: the help, a refusal.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks.ways import Taken, Target, data_overrides, report, table, take, told
+
+REPETITIONS = 5
+PROGRAMS = {
+    "waymark": ["waymark"],
+    "reference_tf1": ["reference_tf1"],
+    "handwritten_batched": ["handwritten", "--batched"],
+    "bare_loop": ["bare_loop"],
+}
+PARTS = ("start", "loop", "restore", "leave")
+
+
+def run(program: str, folder: Path, *more: str) -> Taken:
+    name, *options = PROGRAMS[program]
+    place = folder / program
+    place.mkdir(exist_ok=True)
+    return take(["-m", f"benchmarks.peers.{name}", *options, "--folder", str(place), *more])
+
+
+def interleaved(programs: list[str], folder: Path, *more: str) -> dict[str, list[Taken]]:
+    """Run the programs in turn."""
+    found: dict[str, list[Taken]] = {program: [] for program in programs}
+    for repetition in range(REPETITIONS):
+        for program in programs:
+            found[program].append(run(program, folder, "--seed", str(repetition), *more))
+    return found
+
+
+def part(taken: Taken, name: str) -> float:
+    if name == "start":
+        return taken.marks[0][1]
+    return taken.part(name) if name in dict(taken.marks) else 0.0
+
+
+def row(program: str, takes: list[Taken]) -> list[str]:
+    parts = [told([part(taken, name) for taken in takes]) for name in PARTS]
+    wall, cpu = [taken.wall for taken in takes], [taken.cpu for taken in takes]
+    return [program, *parts, told(wall), told(cpu), told([taken.peak for taken in takes], 0)]
+
+
+def command(*words: str) -> list[float]:
+    """Return the seconds that a command takes which needs no TensorFlow."""
+    import subprocess
+    import sys
+
+    seconds = []
+    for _ in range(REPETITIONS + 1):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1:]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for program in PROGRAMS:  # so that its store exists, and its files were read
+            run(program, Path(name), "--steps", "50")
+        found = interleaved(list(PROGRAMS), Path(name))
+        large = interleaved(
+            ["waymark", "reference_tf1"], Path(name), *["--model", "cnn", "--steps", "200"]
+        )
+    quick = {
+        "waymark --help": command("--help"),
+        "a refused configuration": command("run", *data_overrides(), "batch_size=0"),
+    }
+    columns = ["softmax, 1000 steps", "start s", "loop s", "restore, evaluate, draw s", "leave s"]
+    columns += ["whole s", "CPU s", "peak MB"]
+    rows = [row(program, takes) for program, takes in found.items()]
+    rows += [row(f"{program}, CNN, 200 steps", takes) for program, takes in large.items()]
+    times = [[what, told(seconds)] for what, seconds in quick.items()]
+    walls = [[t.wall for t in found[program]] for program in ("waymark", "reference_tf1")]
+    peaks = [[t.peak for t in found[program]] for program in ("waymark", "reference_tf1")]
+    peaks += [[t.peak for t in takes] for takes in large.values()]
+    targets = [
+        Target("whole process: waymark / reference_tf1", *walls, most=0.8),
+        Target("peak memory, softmax: waymark / reference_tf1", *peaks[:2], most=0.8),
+        Target("peak memory, CNN: waymark / reference_tf1", *peaks[2:], most=0.35),
+        Target("waymark --help / a second", quick["waymark --help"], [1.0], most=0.4),
+        Target("a refusal / a second", quick["a refused configuration"], [1.0], most=1.0),
+    ]
+    numbers = {
+        program: [{"wall": t.wall, "cpu": t.cpu, "peak": t.peak, "marks": t.marks} for t in takes]
+        for program, takes in [*found.items(), *((f"{p}, cnn", t) for p, t in large.items())]
+    }
+    tables = [table(columns, rows), table(["command", "seconds"], times)]
+    report("whole", tables, targets, numbers | quick)
+
+
+if __name__ == "__main__":
+    main()
