@@ -36,12 +36,12 @@ def run(way: str, folder: Path, seed: int, trials: int = TRIALS) -> list[Taken]:
     place = folder / str(MORE.index(way))
     place.mkdir(exist_ok=True)
     uri = f"tracking.uri=sqlite:///{place}/mlflow.db"
-    command = ["-m", "pipeline", "run", uri, "progress=false", *data_overrides()]
+    command, common = ["-m", "pipeline", "run"], [uri, "progress=false", *data_overrides()]
     seeds = range(seed, seed + trials)
     if way == MORE[0]:
-        return [take([*command, f"seed={n}"]) for n in seeds]
+        return [take([*command, *common, f"seed={n}"]) for n in seeds]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    return [take([*command, "-m", f"seed={','.join(map(str, seeds))}", *joblib])]
+    return [take([*command, "-m", *common, f"seed={','.join(map(str, seeds))}", *joblib])]
 
 
 def later(taken: Taken) -> list[float]:

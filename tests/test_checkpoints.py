@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -886,3 +888,21 @@ def test_a_wrong_digest_gives_no_numbers(three: Three) -> None:
     said = "does not hold the state that was saved"
     with store_with(three, text) as store, pytest.raises(Damaged, match=said):
         store.read(30)
+
+
+def test_a_fork_flushes_with_threads_of_its_own(tmp_path: Path) -> None:
+    """The threads that flushed before it are not in it: it would wait for them for ever."""
+    program = """
+import os, sys
+from pathlib import Path
+from pipeline.checkpoints.store import flush
+places = [Path(text) for text in sys.argv[1:]]
+flush(*places)
+child = os.fork()
+flush(*places)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    (tmp_path / "a").touch()
+    command = [sys.executable, "-c", program, str(tmp_path / "a"), str(tmp_path)]
+    subprocess.run(command, cwd=Path(__file__).parent.parent, check=True, timeout=30)

@@ -567,6 +567,23 @@ def test_classes_outside_the_package_by_target(
     assert run.inputs.dataset_inputs[0].dataset.name == "stripes"
 
 
+def test_what_is_registered_for_the_end_of_a_process_is_done(
+    place: Path, waymark: Callable[..., Done]
+) -> None:
+    own_module(place, "stripes")
+    module = place / "stripes.py"
+    last = """
+import atexit, threading, time
+atexit.register(lambda: print("the end", flush=True))
+threading.Thread(target=lambda: (time.sleep(12), print("a thread's end"))).start()
+"""
+    module.write_text(module.read_text() + last)
+    targets = ["model._target_=stripes.Centred", "data._target_=stripes.Stripes"]
+    done = waymark("run", *targets, "optimizer.learning_rate=0.1", *SHORT, cwd=place)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-2:] == ["a thread's end", "the end"]
+
+
 def test_classes_outside_the_package_by_a_folder_of_configurations(
     place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
