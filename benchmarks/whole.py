@@ -6,6 +6,8 @@ Softmax with 1000 steps, a store that exists, files that were read before; the p
 For the memory the CNN runs, too. Then what needs no TensorFlow: the help, a refusal.
 """
 
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -52,9 +54,6 @@ def row(program: str, takes: list[Taken]) -> list[str]:
 
 def command(*words: str) -> list[float]:
     """Return the seconds that a command takes which needs no TensorFlow."""
-    import subprocess
-    import sys
-
     seconds = []
     for _ in range(REPETITIONS + 1):
         began = time.perf_counter()
@@ -68,9 +67,8 @@ def main() -> None:
         for program in PROGRAMS:  # so that its store exists, and its files were read
             run(program, Path(name), "--steps", "50")
         found = interleaved(list(PROGRAMS), Path(name))
-        large = interleaved(
-            ["waymark", "reference_tf1"], Path(name), *["--model", "cnn", "--steps", "200"]
-        )
+        both = ["waymark", "reference_tf1"]
+        large = interleaved(both, Path(name), "--model", "cnn", "--steps", "200")
     quick = {
         "waymark --help": command("--help"),
         "a refused configuration": command("run", *data_overrides(), "batch_size=0"),
@@ -80,8 +78,8 @@ def main() -> None:
     rows = [row(program, takes) for program, takes in found.items()]
     rows += [row(f"{program}, CNN, 200 steps", takes) for program, takes in large.items()]
     times = [[what, told(seconds)] for what, seconds in quick.items()]
-    walls = [[t.wall for t in found[program]] for program in ("waymark", "reference_tf1")]
-    peaks = [[t.peak for t in found[program]] for program in ("waymark", "reference_tf1")]
+    walls = [[t.wall for t in found[program]] for program in both]
+    peaks = [[t.peak for t in found[program]] for program in both]
     peaks += [[t.peak for t in takes] for takes in large.values()]
     targets = [
         Target("whole process: waymark / reference_tf1", *walls, most=0.8),
