@@ -19,7 +19,7 @@ FIND_PYTHON = \
 		exit 1; \
 	fi
 
-.PHONY: help setup run ui test test-cluster bench torture check lock
+.PHONY: help setup run ui test test-all test-cluster bench torture check lock
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,9 @@ ui: setup ## open the MLflow UI on the recorded runs
 
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: setup ## the tests that take longer, after make test: make test-all ARGS="--seed 7"
+	@$(BIN)/python -m pytest -m long $(ARGS)
 
 test-cluster: setup ## two Ray nodes, one of which is killed; four processes on a new store, 20 times
 	@$(BIN)/python -m pytest -n 0 -m cluster -s $(ARGS)

@@ -34,6 +34,26 @@ BOUND = 60  # seconds that anything may take which is waited for
 Done = subprocess.CompletedProcess[str]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, help="of the random choices of fuzzes; else a new one")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed once, before pytest-xdist hands the options to its workers."""
+    if config.option.seed is None:
+        config.option.seed = secrets.randbelow(10**6)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"fuzzes: --seed {config.option.seed}"
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """Return the number from which a fuzz draws all its random choices."""
+    return int(request.config.option.seed)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let the tests with a server come first: pytest-xdist leaves them to one worker then, since
     a worker without work takes from the end of another one's, and only one server is started.
