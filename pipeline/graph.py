@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checkpoints.bundle import check_bundle
+from pipeline.checkpoints.bundle import check_bundle, readable
 from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
 from pipeline.models import forward
@@ -101,7 +101,8 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
         try:
             check_bundle(prefix)
             saver = v1.train.import_meta_graph(body, clear_devices=True)
-            saver.restore(session, str(prefix))
+            with readable(prefix) as path:
+                saver.restore(session, path)
             inputs, labels, accuracy = v1.get_collection(COLLECTION)
             hits = 0
             for start in range(0, len(pixels), BATCH):

@@ -18,6 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import quote
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import Silent
 from pipeline.stopping import Stopped
-from pipeline.tracking import Tracking, outbox
+from pipeline.tracking import Tracking, location, outbox
 from pipeline.tracking.alive import this_process
 
 Done = subprocess.CompletedProcess[str]
@@ -122,7 +124,9 @@ def here(kept: Kept, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def mlflow(folder: Path | None = None) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{folder or Path.cwd()}/mlruns/mlflow.db")
+    path = f"{folder or Path.cwd()}/mlruns/mlflow.db"
+    plain = not {"%", "?"} & set(path)
+    return MlflowClient(f"sqlite:///{path}" if plain else f"sqlite+pysqlite:///{quote(path)}")
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
@@ -181,19 +185,44 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 # Moved and copied.
 
 ODD = 'it\'s "quoted", žluťoučký 名前'
-NAMES = [ODD, "C# and more"]
+NAMES = [ODD, "C# and more", "100%25 sure", "what?..", "a[1]*\\\n{ "]
 
 
-@pytest.mark.parametrize("name", ["100%25 sure", "what?"])
-def test_a_path_that_is_no_address_is_refused(
-    here: Path, main: Main, monkeypatch: pytest.MonkeyPatch, name: str
+LONG = "/".join(["가" * 80] * 3)
+
+
+def test_a_path_that_no_database_can_have_is_refused(
+    here: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (here / name).mkdir()
-    monkeypatch.chdir(here / name)
-    done = main("run", "runtime.intra_op_threads=2")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.endswith(": a path with ? or % cannot be MLflow's database.\n")
-    assert list((here / name).iterdir()) == []
+    for name, words in [("\udcff\udcfe", "UTF-8"), (LONG, "504 bytes"), ("link", "504 bytes")]:
+        (here / "link").symlink_to(here / LONG) if name == "link" else (here / name).mkdir(
+            parents=True
+        )
+        sentence(main("run", f"tracking.uri='sqlite:///{here}/{name}/mlflow.db'"), words)
+        with monkeypatch.context() as patch:
+            patch.chdir(here / name)
+            sentence(main("run", "runtime.intra_op_threads=2"), words)
+        assert list((here / name).iterdir()) == []
+    sentence(main("runs", "tracking.uri='sqlite:///x/mlflow.db?timeout=9'"), "no options")
+
+
+def test_an_address_is_taken_as_written_or_encoded(
+    here: Path, main: Main, empty_store: Path
+) -> None:
+    """Percent-encoded where only that exists, as plain MLflow takes it."""
+    good(main("runs", f"tracking.uri='sqlite:///{here}/mlruns/mlflow%2Edb'"))
+    names = ["50%25", "what?", "a[1] %", "'\" :b\\n\n"]
+    for name in names:
+        (here / name).mkdir()
+        tracking = Tracking(f"sqlite:///{here}/{name}/new/mlflow.db", create=True)
+        assert tracking.root == here / name / "new"
+        assert tracking.database is not None
+        assert tracking.database.exists()
+        for experiment in tracking.client.search_experiments():
+            assert url2pathname(experiment.artifact_location) == f"{tracking.root}/artifacts/0"
+        for path in (name, quote(name)):
+            assert Tracking(f"sqlite:///{path}/new/mlflow.db").database == tracking.database
+    assert {path.name for path in here.iterdir()} == {"mlruns", *names}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -215,8 +244,9 @@ def test_a_store_may_lie_anywhere(
     accuracy = json.loads(good(main("evaluate", "whole", "--json")).stdout)["accuracy"]
     assert json.loads(expected["evaluation/metrics.json"])["accuracy"] == accuracy
     assert sum(slept) == 0
+    stored = f"{location(there)}/mlruns/artifacts/"
     for run_id in kept.ids.values():
-        assert mlflow().get_run(run_id).info.artifact_uri.startswith(f"{there}/mlruns/artifacts/")
+        assert mlflow().get_run(run_id).info.artifact_uri.startswith(stored)
     assert files(mlflow(), kept.ids["whole"]) == expected
     assert [path.name for path in here.iterdir()] == [name]
     assert [path.name for path in there.iterdir()] == ["mlruns"]
@@ -248,7 +278,7 @@ def test_a_store_goes_on_elsewhere(
     assert f"accuracy restored     {evaluated['accuracy']:.4f}" in done.stdout
     good(main("sync"))
     good(main("ui"))
-    assert str(there / "mlruns/artifacts") in opened[0]
+    assert location(there / "mlruns/artifacts") in opened[0]
     assert [path.name for path in there.iterdir()] == ["mlruns"]
     assert tree(here / "mlruns") == before
 

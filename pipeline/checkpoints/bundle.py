@@ -1,13 +1,17 @@
 """TensorFlow V2 bundles from anywhere: read, after what their index promises is checked."""
 
-import glob
 import math
+import os
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.checkpoints import State
+
+PATTERN = set("*?[\\")  # what makes TensorFlow take a path for a pattern
 
 
 def read_bundle(prefix: Path) -> State:
@@ -15,13 +19,44 @@ def read_bundle(prefix: Path) -> State:
     import tensorflow as tf
 
     check_bundle(prefix)
-    reader = tf.train.load_checkpoint(str(prefix))
-    types = reader.get_variable_to_dtype_map()
-    return {
-        name: np.asarray(reader.get_tensor(name))
-        for name in sorted(types)
-        if types[name] != tf.string  # where object-based checkpoints describe themselves
-    }
+    with readable(prefix) as path:
+        reader = tf.train.load_checkpoint(path)
+        types = reader.get_variable_to_dtype_map()
+        return {
+            name: np.asarray(reader.get_tensor(name))
+            for name in sorted(types)
+            if types[name] != tf.string  # where object-based checkpoints describe themselves
+        }
+
+
+@contextmanager
+def readable(prefix: Path) -> Iterator[str]:
+    """Yield a path by which TensorFlow reads a bundle: its own, or one of links to its files.
+
+    TensorFlow writes to any path, but to read one it asks for the files that match it as a
+    pattern, and opens what has its very name: no way of writing `[` satisfies both.
+    """
+    if _is_plain(str(prefix)):
+        yield str(prefix)
+        return
+    places = (tempfile.gettempdir(), "/tmp", "/var/tmp", "/dev/shm")
+    place = next((p for p in places if _is_plain(p) and os.access(p, os.W_OK)), None)
+    if place is None:
+        raise ValueError("its path is a pattern to TensorFlow, and so is TMPDIR")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        for path in (prefix.with_name(f"{prefix.name}.index"), *_data(prefix)):
+            end = path.name.removeprefix(prefix.name)
+            (Path(folder) / f"bundle{end}").symlink_to(path.absolute())
+        yield f"{folder}/bundle"
+
+
+def _is_plain(path: str) -> bool:
+    """Tell whether TensorFlow takes a path for what it is; it does not if it is not UTF-8."""
+    return not PATTERN & set(path) and path.encode(errors="ignore").decode() == path
+
+
+def _data(prefix: Path) -> list[Path]:
+    return [p for p in prefix.parent.iterdir() if p.name.startswith(f"{prefix.name}.data-")]
 
 
 def check_bundle(prefix: Path) -> None:
@@ -33,8 +68,7 @@ def check_bundle(prefix: Path) -> None:
     import tensorflow as tf
     from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto
 
-    data = prefix.parent.glob(f"{glob.escape(prefix.name)}.data-*")
-    room = sum(path.stat().st_size for path in data)
+    room = sum(path.stat().st_size for path in _data(prefix))
     last = None
     for key, value in _entries(prefix.with_name(f"{prefix.name}.index")):
         if last is not None and key <= last:  # a search could find what this loop does not see

@@ -27,7 +27,7 @@ class Ckpt(SaveFormat):
         names = sorted(state)
         with tf.device("CPU"):
             tf.raw_ops.SaveV2(
-                prefix=str(path),
+                prefix=os.fsencode(path),
                 tensor_names=names,
                 shape_and_slices=[""] * len(names),
                 tensors=[state[name] for name in names],  # tf.constant would copy them

@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
@@ -74,12 +74,12 @@ class Tracking:
                 f"an http(s)://HOST:PORT server, or a database that MLflow knows."
             )
         self.server = scheme in ("http", "https")
-        self.database = Path(uri.partition(":///")[2]).absolute() if scheme == "sqlite" else None
-        self.uri = f"sqlite:///{self.database}" if self.database else uri
-        self.address = without_password(self.uri) or ""
+        self.database = _database(uri, self._named) if scheme == "sqlite" else None
+        self.uri = _database_uri(self.database) if self.database else uri
+        self.address = (
+            without_password(f"sqlite:///{self.database}" if self.database else uri) or ""
+        )
         self.root = self.database.parent if self.database else Path("mlruns").absolute()
-        if self.database and set("?%") & set(str(self.database)):
-            raise BadInput(f"{self.database}: a path with ? or % cannot be MLflow's database.")
         if self.database and not create and not self.database.exists():
             lost = next(self.root.glob(f"artifacts/*/*/{outbox.NAME}"), None)
             hint = "; waymark sync makes it again from the runs' folders" if lost else ""
@@ -128,7 +128,10 @@ class Tracking:
 
     def _settle(self) -> None:
         """Point a moved or copied store's rows to where it lies now: MLflow's are absolute."""
-        root, tagged = str(self.root), "(SELECT experiment_id FROM experiment_tags WHERE key = ?)"
+        root, tagged = (
+            location(self.root),
+            "(SELECT experiment_id FROM experiment_tags WHERE key = ?)",
+        )
         own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
         with self.sql() as database:  # nothing is written, and no lock asked for, without need
             values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
@@ -310,7 +313,7 @@ class Tracking:
                 maker = self._local if self.database else self.client
                 made = maker.create_experiment(name)
                 if self.database:
-                    self.client.set_experiment_tag(made, ROOT, str(self.root))
+                    self.client.set_experiment_tag(made, ROOT, location(self.root))
             except MlflowException:  # another process made it meanwhile
                 pass
             found = self.client.get_experiment_by_name(name)
@@ -325,14 +328,14 @@ class Tracking:
         if local is None:  # it becomes the name of a folder
             raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
-        scheme, _, path = info.artifact_uri.rpartition("://")
+        scheme, _, path = info.artifact_uri.rpartition("://")  # a plain path is quoted as well
         remote = self.server or scheme not in ("", "file")
         if self.database and info.artifact_uri.startswith("mlflow-artifacts:"):
             folder, remote = self.root / "artifacts" / below, False
         elif remote:
             folder = self.root / "spool" / local / "artifacts"
         else:
-            folder = Path(url2pathname(path) if scheme else path)
+            folder = Path(url2pathname(path))
         start = (info.start_time or 0) / 1000
         return RunRecord(
             info.run_id,
@@ -569,6 +572,46 @@ class Tracking:
         return f"{self.address}/{page}"
 
 
+def location(folder: Path) -> str:
+    """Return the address of a folder from which MLflow makes this very folder's path again.
+
+    It decodes a plain path as well, and writes the first experiment's into SQL as repr() has it.
+    """
+    return "".join(quote(c) if c in "%?:'\\" or not c.isprintable() else c for c in str(folder))
+
+
+def _database(uri: str, named: str) -> Path:
+    """Return the file that an address means, as it is written or percent-encoded.
+
+    Where both are possible it is the one of which more exists. Raises BadInput for a path that
+    MLflow's database cannot have.
+    """
+
+    def existing(path: Path) -> int:
+        return next(len(p.parts) for p in (path, *path.parents) if os.path.lexists(p))
+
+    text = uri.partition(":///")[2]
+    if "?" in text.rpartition("/")[2]:
+        raise BadInput(f"{named}: cannot be used; no options go with a file (%3F means ? in one).")
+    database = max((Path(t).absolute() for t in (text, unquote(text))), key=existing)
+    try:
+        str(database).encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{database}: MLflow records no path that is not UTF-8.") from None
+    if len(os.fsencode(os.path.realpath(database))) > 504:
+        raise BadInput(f"{database}: SQLite takes a path of 504 bytes at most.")
+    return database
+
+
+def _database_uri(database: Path) -> str:
+    """Return the address of a file for SQLAlchemy, which decodes it."""
+    path = str(database)
+    if not {"?", "%"} & set(path):
+        return f"sqlite:///{path}"
+    # With the driver's name, as MLflow makes the folder that stands in an address without one.
+    return f"sqlite+pysqlite:///{quote(path)}"
+
+
 _stores: dict[Any, Any] = {}  # at most one
 
 
@@ -583,7 +626,7 @@ def _store(tracking: Tracking) -> Any:
     key = tracking.uri, file.st_dev, file.st_ino, schema
     store = _stores.get(key)
     if store is None:
-        store = SqlAlchemyStore(tracking.uri, str(tracking.root / "artifacts"))
+        store = SqlAlchemyStore(tracking.uri, location(tracking.root / "artifacts"))
         _stores.clear()
         _stores[key] = store  # a file that had no tables has another count from now on
     return store
@@ -639,7 +682,7 @@ def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
     options = {
         "--backend-store-uri": tracking.uri,
-        "--artifacts-destination": str(tracking.root / "artifacts"),
+        "--artifacts-destination": location(tracking.root / "artifacts"),
         "--host": host,
         "--port": str(port),
         "--workers": "1",
