@@ -3,6 +3,7 @@
 The study is kept in a database under the parent run's id, so the same command goes on with it.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class OptunaSweeper(Sweeper):
     """
 
     def __init__(
-        self, n_trials: int, n_jobs: int, sampler: Any, storage: str, params: dict[str, str]
+        self, n_trials: int, n_jobs: int, sampler: Any, storage: str | None, params: dict[str, str]
     ) -> None:
         self._n_trials, self._n_jobs = n_trials, n_jobs
         self._sampler, self._storage, self._params = sampler, storage, params
@@ -75,9 +76,12 @@ class OptunaSweeper(Sweeper):
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sweep = TrialLauncher.sweep
+        # Beside the runs, so that a store that is moved keeps its studies; relative, and braces
+        # doubled, since Optuna takes a path for a pattern.
+        beside = os.path.relpath(sweep.tracking.root / "optuna.db").replace("{", "{{")
         direction = "maximize" if sweep.mode == "max" else "minimize"
         study = optuna.create_study(
-            storage=self._storage,
+            storage=self._storage or f"sqlite:///{beside.replace('}', '}}')}",
             study_name=sweep.parent,
             direction=direction,
             load_if_exists=True,

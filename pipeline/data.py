@@ -28,7 +28,7 @@ import numpy as np
 
 from pipeline.archive import read_npz
 from pipeline.config import BadInput, settings
-from pipeline.digest import digest
+from pipeline.digest import SETTLED, digest
 from pipeline.randomness import BATCH, random_key
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ FASHION_FILES = {
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
 SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
-SETTLED = 3  # seconds after which a file's times are those of its last change
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
 # The digests of the published data sets, in the form in which Dataset holds them.

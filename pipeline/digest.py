@@ -1,9 +1,15 @@
-"""One digest for a mapping of arrays: data sets and training states are compared by it."""
+"""Digests: of a mapping of arrays, by which data sets and states are compared, and of files."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
+
+SETTLED = 3  # seconds after which a file's times are those of its last change
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
@@ -24,3 +30,35 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
         total.update(f"{name}\n{array.dtype.name}\n{array.shape}\n".encode())
         total.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
     return total.hexdigest()
+
+
+def file_digest(files: Iterable[Path]) -> str:
+    """Return the SHA-256 (hex) of files, their names and contents; a folder is all that is in it.
+
+    Raises OSError for a file that cannot be read.
+    """
+    total = hashlib.sha256()
+    for path in files:
+        if path.is_dir():
+            inner = [Path(top, name) for top, _, names in os.walk(path) for name in names]
+            for each in sorted(filter(os.path.isfile, inner)):
+                name = os.fsencode(each.relative_to(path))
+                total.update(name + b"\0" + _content(each).encode())
+        else:
+            total.update(_content(path).encode())
+    return total.hexdigest()
+
+
+def _content(path: Path) -> str:
+    """Return the SHA-256 of one file; while the file is the same, what it was last time."""
+    facts, now = path.stat(), time.time()
+    marks = (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+    # Just after one change another one could bear the same time.
+    settled = now - max(facts.st_mtime, facts.st_ctime) > SETTLED
+    return (_hashed if settled else _hashed.__wrapped__)(path, marks)
+
+
+@lru_cache(10_000)
+def _hashed(path: Path, marks: object) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

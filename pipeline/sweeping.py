@@ -296,9 +296,10 @@ def _now() -> str:
 def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Sweep:
     """Find or make the parent run of a sweep, and fix what its trials share.
 
-    A sweep is the same one if its varied keys and all that is fixed are the same, whatever
-    values it goes through. `config_dir` is a folder of the user's own YAML. Raises BadInput for
-    what Hydra does not compose, and for an objective that pruning cannot follow.
+    A sweep is the same one if its experiment, sweeper, objective, varied keys and all that is
+    fixed are the same, whatever values it goes through. `config_dir` is a folder of the user's
+    own YAML. Raises BadInput for what Hydra does not compose, and for an objective that pruning
+    cannot follow.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -322,7 +323,8 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
         ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
     )
     keys, command_id = json.dumps(varied), uuid.uuid4().hex
-    tags = {KIND: "sweep", SWEEP: trial.digest_of([varied, own]), VARIED: keys}
+    same = [varied, trial.by_content(own), sweeper["_target_"], values["objective"]]
+    tags = {KIND: "sweep", SWEEP: trial.digest_of(same), VARIED: keys}
     tags |= {COMMAND: command, RESUME: command}
     parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or threads_of(launcher)

@@ -14,14 +14,17 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
 from pipeline import running
+from pipeline.checkpoints.foreign import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
 from pipeline.config import NAME, BadInput, Config, Resolved, first_line, flatten
+from pipeline.digest import file_digest
 from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
 from pipeline.pruning import Pruner, judged_steps
@@ -34,9 +37,10 @@ PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK
 # Tags: what a run is, which sweep, which trial; and MLflow's own for nesting.
 KIND, SWEEP, TRIAL, PARENT = "waymark.kind", "waymark.sweep", "waymark.trial", "mlflow.parentRunId"
 THREADS = "runtime.intra_op_threads"
-# What says nothing of a trial's numbers and files.
+# What does not tell one trial from another. (The experiment does: what another one holds is
+# not looked for there.)
 ASIDE = (
-    *("tracking", "record", "progress", "experiment_name", "run_name", "tags"),
+    *("tracking", "record", "progress", "run_name", "tags"),
     *("trusted_modules", "objective", "prune", "rerun_finished"),
 )
 PAUSE = 1.0  # seconds between two looks at a trial that another process is training
@@ -133,7 +137,7 @@ def _done(resolved: Resolved, name: str) -> float:
     tracking, key = Tracking(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:
-        known = _claimed(tracking, key, name, lock)
+        known = _claimed(tracking, resolved.config.experiment_name, key, name, lock)
         return _come_to_its_end(resolved, name, tracking, key, known, lock.release)
     finally:
         lock.release()
@@ -166,7 +170,7 @@ def _come_to_its_end(
             given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
             running.resume(run_id, given, pruner=pruner, began=began)
         else:
-            values = {**resolved.values, "run_name": resolved.values["run_name"] or name}
+            values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
             own = replace(config, run_name=values["run_name"])
             named = Resolved(own, values, resolved.choices)
             run_id = running.run(named, None, tags, pruner, began).run_id
@@ -177,20 +181,20 @@ def _come_to_its_end(
 
 
 def _claimed(
-    tracking: Tracking, key: str, name: str, lock: FileLock
+    tracking: Tracking, experiment: str, key: str, name: str, lock: FileLock
 ) -> list[tuple[RunRecord, Facts]]:
     """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
 
     Until this process has recorded that it does, no other one of this machine begins a trial.
     """
-    query, told = f"tags.`{TRIAL}` = '{key}'", False
+    told = False
     while True:
         lock.acquire()
-        known = tracking.select(None, None, query)
+        known = tracking.tagged(experiment, TRIAL, key)
         if not any(record.status == "RUNNING" for record, _ in known):
             return known
         tracking.reap()
-        known = tracking.select(None, None, query)
+        known = tracking.tagged(experiment, TRIAL, key)
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:
             return known
@@ -248,14 +252,41 @@ def _values(record: RunRecord) -> dict[int, float]:
 
 
 def identity(resolved: Resolved) -> str:
-    """Return what makes two trials the same one: configuration, data, code, environment.
+    """Return what makes two trials one: experiment, configuration, data, code, environment.
 
-    Raises BadInput for data that cannot be loaded or do not fit the model.
+    Files that settings name count by what they hold. Raises BadInput for data that cannot be
+    loaded or do not fit the model.
     """
     values = {k: v for k, v in flatten(resolved.values).items() if k.partition(".")[0] not in ASIDE}
     values.pop("data.path", None)
     data = load_data(resolved.config).digest
-    return digest_of([values, data, _surroundings(tuple(own_modules(resolved.config)))])
+    own = tuple(own_modules(resolved.config))
+    return digest_of([by_content(values), data, _surroundings(own)])
+
+
+def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings (dotted keys) with a digest in the place of each file or folder they name.
+
+    A folder around the current one is left as it stands: the runs themselves may lie in it.
+    """
+
+    def content(key: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [content(key, inner) for inner in value]
+        if not isinstance(value, str) or not value:
+            return value
+        with suppress(OSError, ValueError, RuntimeError):  # no path, no such user, not readable
+            path = Path(value).expanduser()
+            files = files_of(path) if key == "init_from" else [path]
+            plain = [file for file in files if file.is_file() or _apart(file)]
+            return {"content": file_digest(plain)} if plain else value
+        return value
+
+    return {key: content(key, value) for key, value in values.items()}
+
+
+def _apart(folder: Path) -> bool:
+    return folder.is_dir() and not Path.cwd().is_relative_to(folder.resolve())
 
 
 @cache

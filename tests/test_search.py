@@ -172,6 +172,22 @@ def test_what_failed_is_proposed_again(
     assert states == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
 
 
+def test_a_study_is_no_grid_and_moves_with_its_store(place: Path, main: Main, client: Open) -> None:
+    pytest.importorskip("optuna", reason="waymark[optuna]")
+    command = [*SEARCH, "seed=0,1"]
+    assert main("run", "-m", "seed=0,1", *SHORT).returncode == 0
+    assert main(*command, "hydra.sweeper.n_trials=1").returncode == 0
+    (place / "moved").mkdir()
+    (place / "mlruns").rename(place / "moved" / "mlruns")
+    uri = f"tracking.uri=sqlite:///{place}/moved/mlruns/mlflow.db"
+    assert main(*command, "hydra.sweeper.n_trials=2", uri).returncode == 0
+    found = client(place / "moved").search_runs(["1"])
+    parents = [each for each in found if each.data.tags.get("waymark.kind") == "sweep"]
+    assert len(parents) == 2 and len(found) == 4  # a trial that the grid has done is not repeated
+    (own,) = [each for each in parents if "optuna" in each.data.tags["waymark.command"]]
+    assert len(study(place / "moved", own).trials) == 2
+
+
 def test_a_pruned_trial_counts_as_pruned(place: Path, main: Main, client: Open) -> None:
     pytest.importorskip("optuna", reason="waymark[optuna]")
     space = ["optimizer.learning_rate=interval(0.2,0.5)"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +29,7 @@ from pipeline.library import run
 from pipeline.progress import Silent
 from pipeline.stopping import Stop
 from pipeline.sweeping import threads_of
+from pipeline.trial import by_content, identity
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -114,6 +116,56 @@ def test_the_same_command_again_does_nothing_twice(place: Path, main: Main, clie
     # Unless it is asked for.
     assert main(*command, "rerun_finished=true").returncode == 0
     assert len(runs(client(place))[1]) == 6
+    # Another experiment is another sweep, and has trials of its own.
+    assert main("run", "-m", "seed=0", *SHORT, "experiment_name=b").returncode == 0
+    assert [parent.info.run_id for parent in runs(client(place))[0]] == [
+        parent.info.run_id for parent in parents
+    ]
+    other = client(place).get_experiment_by_name("b").experiment_id
+    found = client(place).search_runs([other])
+    (parent,) = [each for each in found if each.data.tags.get("waymark.kind") == "sweep"]
+    assert len(found) == 2 and parent.data.metrics["sweep/finished"] == 1
+
+
+def test_a_file_counts_by_what_it_holds(place: Path) -> None:
+    def named(folder: Path) -> dict[str, Any]:
+        (folder / "tree" / "inner").mkdir(parents=True)
+        for name in ("words.txt", "b.npz", "c-7.index", "c-7.data-00000-of-00001", "tree/inner/x"):
+            (folder / name).write_text(name)
+        return {
+            "model.words": f"{folder}/words.txt",
+            "model.names": ["relu", f"{folder}/words.txt"],
+            "data.folder": f"{folder}/tree",
+            "init_from": f"{folder}/c-7",
+        }
+
+    text = {"model.activation": "relu", "model.root": str(place), "model.no": "no.txt", "seed": 3}
+    assert by_content(text) == text
+    first, second = named(place / "first"), named(place / "second")
+    before = by_content(first)
+    assert by_content(second) == before  # wherever it lies
+    (place / "first" / "c-70.index").write_text("another checkpoint")
+    assert by_content(first) == before
+    changes = {
+        "words.txt": ["model.words", "model.names"],
+        "tree/inner/x": ["data.folder"],
+        "tree/new": ["data.folder"],
+        "c-7.data-00000-of-00001": ["init_from"],
+    }
+    for name, keys in changes.items():
+        (place / "first" / name).write_text("other")
+        after = by_content(first)
+        assert [key for key in first if after[key] != before[key]] == keys
+        before = after
+
+
+def test_a_trial_is_told_by_the_weights_that_it_starts_from(place: Path) -> None:
+    file = f"init_from={place}/w.npz"
+    np.savez(place / "w.npz", weights=np.zeros((784, 10)))
+    before = identity(composed([file]))
+    assert identity(composed([file])) == before != identity(composed([]))
+    np.savez(place / "w.npz", weights=np.ones((784, 10)))
+    assert identity(composed([file])) != before
 
 
 def test_failures_stay_local(
@@ -174,14 +226,20 @@ def test_an_interrupted_sweep_is_completed_by_the_same_command(
     (parent,), children = runs(client(place))
     assert parent.info.status == "KILLED"
     assert [each.info.status for each in children] == ["FINISHED", "KILLED"]
-    assert main(*command).returncode == 0
-    (parent,), children = runs(client(place))
-    assert parent.info.status == "FINISHED"
+    # Its store may have been moved meanwhile.
+    (place / "moved").mkdir()
+    (place / "mlruns").rename(place / "moved" / "mlruns")
+    there = client(place / "moved")
+    uri = f"tracking.uri=sqlite:///{place}/moved/mlruns/mlflow.db"
+    first = parent.info.run_id
+    assert main(*command, uri).returncode == 0
+    (parent,), children = runs(there)
+    assert (parent.info.run_id, parent.info.status) == (first, "FINISHED")
     assert [each.info.status for each in children] == ["FINISHED"] * 3
     for child in children:
-        history = client(place).get_metric_history(child.info.run_id, "train/loss")
+        history = there.get_metric_history(child.info.run_id, "train/loss")
         assert [point.step for point in history] == [1, 2, 3, 4, 5, 6]
-    alone = run(*SHORT, "save.every=1", "seed=1")
+    alone = run(*SHORT, "save.every=1", "seed=1", uri)
     assert digests(children)["seed=1"] == alone.state_digest
 
 

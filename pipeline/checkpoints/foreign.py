@@ -29,15 +29,30 @@ def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: s
 
 def find_bundle(path: Path) -> Path:
     """Return the prefix of the TensorFlow checkpoint that `path` means."""
-    import tensorflow as tf
-
     if path.is_dir():
+        import tensorflow as tf
+
         try:
             state = tf.train.get_checkpoint_state(str(path))
         except ValueError:  # a `checkpoint` file that is none
             state = None
         return Path(state.model_checkpoint_path) if state else path / "model_ckpt"
     return path.with_suffix("") if path.suffix == ".index" else path
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that `read_parameters` reads for `path`, as far as they are there."""
+    if path.suffix == ".npz":
+        return [path] if path.is_file() else []
+    prefix = find_bundle(path)
+    if not prefix.parent.is_dir():
+        return []
+    parts = (prefix.name, f"{prefix.name}.index", f"{prefix.name}.data-")
+    return sorted(
+        file
+        for file in prefix.parent.iterdir()
+        if file.is_file() and (file.name in parts or file.name.startswith(parts[2]))
+    )
 
 
 def _read(path: Path, origin: str) -> State:

@@ -192,13 +192,13 @@ class Tracking:
         return TrackedRun(self, record, birth, config.tracking, new=True)
 
     def parent(self, experiment: str, name: str, tags: Mapping[str, str], key: str) -> RunRecord:
-        """Return the run that has the same tag `key`, made if there is none, RUNNING from now on.
+        """Return the experiment's run of the same tag `key`, made if need be, RUNNING from now on.
 
         Raises BadInput if the store does not answer.
         """
         alive = {PROCESS: this_process_text(), BEAT: str(int(time.time())), REASON: ""}
         try:
-            known = self.select(None, None, f"tags.`{key}` = '{tags[key]}'")
+            known = self.tagged(experiment, key, tags[key])
             if not known:
                 own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags, **alive}
                 made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
@@ -467,6 +467,13 @@ class Tracking:
             what = f"--where={where!r}" if wrong else self._named
             raise BadInput(f"{what}: cannot be used ({reason_of(error)}).") from None
         return found
+
+    def tagged(self, experiment: str, key: str, text: str) -> list[tuple[RunRecord, Facts]]:
+        """Return an experiment's runs that bear a tag, the one started last first."""
+        known = self.client.get_experiment_by_name(experiment)
+        if known is None or known.lifecycle_stage != "active":
+            return []
+        return self.select(experiment, None, f"tags.`{key}` = '{text}'")
 
     def reached(self, record: RunRecord, key: str) -> int:
         """Return the last step at which a run recorded a metric, 0 if it did at none."""
