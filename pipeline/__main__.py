@@ -46,9 +46,9 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     import hydra
     from omegaconf import DictConfig
 
-    from pipeline.compose import CONF, hydra_errors, refusal
+    from pipeline.compose import CONF, as_written, hydra_errors, refusal
 
-    statuses = []
+    arguments, statuses = tuple(as_written(arguments)), []
 
     def job(cfg: DictConfig) -> None:
         statuses.append(_guarded(lambda: _run(cfg, list(arguments))))

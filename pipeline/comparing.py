@@ -22,6 +22,8 @@ HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bl
 HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
 LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
+# Settings of Waymark's that decide what is shown and where it is sent, not what comes out.
+FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
 
 
 def compare(
@@ -52,7 +54,7 @@ def compared(tracking: Tracking, chosen: Sequence[tuple[RunRecord, Facts]]) -> C
     """Compare runs that were found; raise BadInput for what cannot be read."""
     with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
         records = list(pool.map(partial(_gathered, tracking), chosen))
-    return _compared(records, [_as_it_is(*pair) for pair in chosen])
+    return _compared(records, [_settings(*pair) for pair in chosen])
 
 
 def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:
@@ -65,10 +67,16 @@ def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
 
 
-def _as_it_is(record: RunRecord, facts: Facts) -> Facts:
-    """Put the number of steps right: MLflow's param stays when a run is extended."""
+def _settings(record: RunRecord, facts: Facts) -> Facts:
+    """Leave out what is for show, and put the steps right: MLflow's param stays at an extension.
+
+    Of another program's run nothing is known to be for show.
+    """
+    if VERSION not in record.tags:
+        return facts
+    own = {k: v for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW}
     steps = {"steps": record.tags["waymark.steps"]} if "waymark.steps" in record.tags else {}
-    return replace(facts, params={**facts.params, **steps})
+    return replace(facts, params={**own, **steps})
 
 
 def _compared(found: list[Evidence], facts: list[Facts]) -> Comparison:

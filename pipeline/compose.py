@@ -16,7 +16,44 @@ from pipeline.config import GROUPS, BadInput, Config, Resolved, flatten, nearest
 
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
+# Overrides of settings that are texts; values in which numbers are meant; and the parts of all
+# others: a text in quotes, what may be taken for a number, what stands between such.
+TEXT = re.compile(r"(\+{0,2}(?:tags(?:\.[^=]+)?|experiment_name|run_name)=)(.*)", re.DOTALL)
+NUMERIC = re.compile(r"\$\{|\b(range|interval|int|float|bool|glob)\(")
+PARTS = re.compile(
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,()\[\]{}'"\\])+|.""", re.DOTALL
+)
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
+
+
+def as_written(overrides: Iterable[str]) -> list[str]:
+    """Put quotes around what Hydra would take for a number where a setting is a text.
+
+    So `+tags.version=1.10` is 1.10, not 1.1; all else stays as it is.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create()
+
+    def quoted(match: re.Match[str]) -> str:
+        text = match[0].strip()
+        try:
+            number = text and not isinstance(parser.parse_override(f"x={text}").value(), str)
+        except hydra_errors():  # what is wrong is said where the whole is read
+            return match[0]
+        return f"'{text}'" if number else match[0]
+
+    def written(override: str) -> str:
+        found = TEXT.fullmatch(override)
+        if not found or NUMERIC.search(found[2]):
+            return override
+        name, value = found.groups()
+        if value.strip().startswith("{"):  # name: value, name: value
+            return name + re.sub(r"(?<=:)[^,:{}'\"]+(?=[,}])", quoted, value)
+        nothing = value.strip().lower() == "null" and "tags." not in name
+        return override if nothing else name + PARTS.sub(quoted, value)
+
+    return [written(override) for override in overrides]
 
 
 def parsed(overrides: Iterable[str]) -> dict[str, Any]:
@@ -24,7 +61,7 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
-    overrides = list(overrides)
+    overrides = as_written(overrides)
     try:
         found = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
@@ -41,7 +78,7 @@ def composed(overrides: Sequence[str]) -> Resolved:
     """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
     import hydra
 
-    overrides = list(overrides)
+    overrides = as_written(overrides)
     try:
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("config", overrides, return_hydra_config=True)
@@ -69,9 +106,24 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
         values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except hydra_errors() as error:
         raise BadInput(refusal(error, overrides)) from None
+    _keep_texts(values, OmegaConf.to_container(own))  # type: ignore[arg-type]
     names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
     secrets = {os.environ[name] for name in names if os.environ.get(name)}
     return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
+
+
+def _keep_texts(values: dict[str, Any], written: Mapping[str, Any]) -> None:
+    """Make a text of a number that an interpolation brought to where a text must stand."""
+
+    def text(now: Any, before: object) -> Any:
+        number = isinstance(now, bool | int | float) and "${" in str(before)
+        return str(now) if number else now
+
+    for key in {"experiment_name", "run_name"} & values.keys():
+        values[key] = text(values[key], written[key])
+    tags, before = values.get("tags"), written.get("tags")
+    if isinstance(tags, Mapping) and isinstance(before, Mapping):
+        values["tags"] = {key: text(value, before[key]) for key, value in tags.items()}
 
 
 class Composer:

@@ -124,7 +124,7 @@ class Config:
     trusted_modules: list[str]
     experiment_name: Annotated[str, Field(min_length=1)]
     run_name: Annotated[str, Field(min_length=1)] | None
-    tags: dict[str, str | int | float | bool]
+    tags: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -282,6 +282,9 @@ def _sentence(
         )
     if first["type"].startswith("missing"):
         return f"{key} ({source(key)}): a value is missing."
+    if first["type"] == "string_type":
+        said = "must be a text, which stands in quotes in a YAML file if it looks like a number"
+        return f"{key}={first['input']!r} ({source(key)}): {said}."
     messages = [e["msg"] for e in errors if e["loc"][0] == first["loc"][0]]
     said = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
     return f"{key}={first['input']!r} ({source(key)}): {said}."
@@ -366,12 +369,15 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         body |= {key: value for key, value in LATER.items() if key not in body}
         version = body.pop("format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
-        reason = first_line(error)
+        inside = isinstance(error, OSError) and error.strerror  # its text names the file again
+        reason = inside or first_line(error)
         raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
     check_format(version, path)
     choices = body.pop("choices", None)
     if not isinstance(choices, dict) or set(choices) != set(GROUPS):
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
+    if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
+        body["tags"] = {key: str(value) for key, value in body["tags"].items()}
     return body, choices
 
 

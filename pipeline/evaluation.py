@@ -16,8 +16,9 @@ from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score, Scorer
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunRecord, Tracking
 from pipeline.train import check_state, initial_state
+from pipeline.verdict import DATA, VERSION
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     tracking = Tracking(overrides.pop("tracking.uri", None))
     trusted = overrides.pop("trusted_modules", [])
     record = tracking.find(text)
-    refuse_links(record.folder)
+    refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         newer = tracking.newer(record)
@@ -97,12 +98,30 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         store = CheckpointStore(folder / "checkpoints", config.save)
         chosen = _choose(store, step, record.id)
         data = load_data(config)
-        if data.digest != record.tags.get("waymark.data_digest"):
-            raise BadInput(f"data: {data.source} is not what run {record.id} was trained on.")
+        refuse_other_data(record, data)
         start_tensorflow(config.runtime.intra_op_threads)
         scored = _score_step(config, data, store, chosen, from_meta)
         source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
         return Evaluation(**scored, step=chosen, source=source)
+
+
+def refuse_foreign(tracking: Tracking, record: RunRecord) -> None:
+    """Raise BadInput for a run that is not Waymark's, or whose files are links."""
+    refuse_links(record.folder)
+    if VERSION not in record.tags and tracking.artifact(record, "config.yaml") is None:
+        raise BadInput(f"run {record.id}: is not one that Waymark trained; it has no config.yaml.")
+
+
+def refuse_other_data(record: RunRecord, data: Dataset) -> None:
+    """Raise BadInput unless a run was trained on `data`."""
+    known = record.recorded_tag(DATA)
+    if known is None:
+        raise BadInput(
+            f"run {record.id}: its tag {DATA} is gone, so that nothing tells what data it was "
+            f"trained on; if it was {data.source}, set the tag in MLflow to {data.digest}."
+        )
+    if data.digest != known:
+        raise BadInput(f"data: {data.source} is not what run {record.id} was trained on.")
 
 
 def _choose(store: CheckpointStore, step: str, run_id: str) -> int:

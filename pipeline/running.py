@@ -10,13 +10,19 @@ from typing import Any
 import pipeline
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
-from pipeline.checkpoints.store import CheckpointStore, refuse_links, replace_file
+from pipeline.checkpoints.store import CheckpointStore, replace_file
 from pipeline.compose import switched
 from pipeline.config import BadInput, Config, Resolved, from_record, read_record, with_overrides
 from pipeline.data import Dataset
 from pipeline.digest import digest
 from pipeline.environment import differences, environment, git_commit, numerical, read_environment
-from pipeline.evaluation import load_data, log_parameters, parameter_shapes
+from pipeline.evaluation import (
+    load_data,
+    log_parameters,
+    parameter_shapes,
+    refuse_foreign,
+    refuse_other_data,
+)
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.stopping import Stop
@@ -96,7 +102,7 @@ def record_of(
     tracking: Tracking, record: RunRecord, overrides: Mapping[str, Any], trusted: list[str]
 ) -> Resolved:
     """Return the configuration of a run that was found; see `recorded`."""
-    refuse_links(record.folder)
+    refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:
@@ -119,7 +125,7 @@ def _resume(
 ) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find(text)
-    refuse_links(record.folder)
+    refuse_foreign(tracking, record)
     if record.remote and not record.offline:
         _fetch(tracking, record)
     trusted = overrides.pop("trusted_modules", [])
@@ -127,8 +133,7 @@ def _resume(
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
     data = load_data(config)
-    if data.digest != record.tags.get(DATA):
-        raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
+    refuse_other_data(record, data)
     start_tensorflow(config.runtime.intra_op_threads)
     found, damage = store.newest_whole()
     for line in damage:
@@ -147,7 +152,7 @@ def _resume(
     if not allow_drift:
         _refuse_drift(record, config)
     parameters = None if found else _initial_parameters(config, data)
-    if parameters and digest(parameters) != record.tags.get(INIT):
+    if parameters and digest(parameters) != record.recorded_tag(INIT):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
     tracked = tracking.reopen(record, config)

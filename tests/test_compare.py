@@ -187,6 +187,19 @@ def test_runs_that_differ_only_by_their_seeds_are_one_row(
         assert [row["seeds"] for row in table(found)] == [str(len(r.runs)) for r in found.rows]
 
 
+def test_what_is_for_show_is_no_difference() -> None:
+    """Of Waymark's runs; of another program's nothing is known to be for show."""
+    shows = [
+        {"progress": "True", "tracking.uri": "None", "record.changes": "False"},
+        {"progress": "auto", "tracking.flush_seconds": "3", "record.changes": "True"},
+    ]
+    for tags, keys in (({VERSION: "1"}, []), ({}, sorted({**shows[0], **shows[1]}))):
+        runs = [made(i, {"seed": str(i), **show}, tags=tags) for i, show in enumerate(shows)]
+        found = compared(*((run, comparing._settings(run.record, facts)) for run, facts in runs))
+        assert sorted(set(found.keys) - {"seed"}) == keys
+        assert members(found) == ([[0], [1]] if keys else [[0, 1]])
+
+
 def test_runs_that_no_seed_tells_apart_stay_apart() -> None:
     """Nothing says that they are alike."""
     runs = [made(i, {}, {"loss": {1: float(i)}}) for i in range(3)]

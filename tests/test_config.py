@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compose import composed
+from pipeline.compose import as_written, composed, parsed
 from pipeline.config import (
     FORMAT,
     GROUPS,
@@ -159,7 +159,46 @@ def test_keep_best() -> None:
 
 def test_tags() -> None:
     config = composed(["+tags.who=me", "+tags.n=3", "+tags.Upper-case=1.5"]).config
-    assert config.tags == {"who": "me", "n": 3, "Upper-case": 1.5}
+    assert config.tags == {"who": "me", "n": "3", "Upper-case": "1.5"}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(text, text) for text in ("12345e6", "1.10", "-0.50", "1_000", "010", "TRUE", "inf", "1:10")]
+    + [
+        ("'1.10'", "1.10"),
+        ("${steps}", "1000"),
+        ("${seed}1", "01"),
+        (r"a\,1", "a,1"),
+        (" 1 ", "1"),
+    ],
+)
+def test_a_text_stays_as_it_is_written(value: str, text: str) -> None:
+    overrides = [f"{key}={value}" for key in ("+tags.a", "run_name", "experiment_name")]
+    config = composed(overrides).config
+    assert (config.tags["a"], config.run_name, config.experiment_name) == (text,) * 3
+    assert parsed([f"tags.a={text}"] if value == text else []) in ({}, {"tags.a": text})
+
+
+def test_texts_of_a_sweep_and_of_a_mapping_stay_as_they_are_written() -> None:
+    for override, text in {
+        "+tags.a=1.10,2e3,'x,1',y": "+tags.a='1.10','2e3','x,1',y",
+        "+tags.a=choice(1.10, b)": "+tags.a=choice('1.10', b)",
+        "+tags={a: 1.10, b: '2', c: d}": "+tags={a:'1.10', b: '2', c: d}",
+        "run_name=null": "run_name=null",  # MLflow's choice of a name
+        "seed=1,2": "seed=1,2",
+        "optimizer.learning_rate=1e-3": "optimizer.learning_rate=1e-3",
+    }.items():
+        assert as_written([override, "--multirun"]) == [text, "--multirun"]
+    assert composed(["run_name=null"]).config.run_name is None
+
+
+def test_a_number_in_a_yaml_file_is_no_text() -> None:
+    for key, value in {"tags.version": 1.1, "tags.n": 8, "tags.yes": True, "run_name": 3}.items():
+        group, _, name = key.partition(".")
+        values = copy.deepcopy(PLAIN.values) | {group: {name: value} if name else value}
+        with pytest.raises(BadInput, match=rf"^{key}={value} \(mine.yaml\): must be a text, which"):
+            resolve(values, PLAIN.choices, lambda key: "mine.yaml")
 
 
 # What is refused: key, value and source are named
@@ -174,7 +213,7 @@ runtime.intra_op_threads=0 | runtime.intra_op_threads=-1 | runtime.intra_op_thre
 tracking.uri=3 | tracking.flush_seconds=0 | tracking.flush_seconds=inf
 tracking.flush_seconds=null | tracking.system_metrics=1 | record.changes=maybe
 progress=maybe | progress=1 | progress=null | trusted_modules=os | trusted_modules=null
-experiment_name=null | experiment_name="" | experiment_name=3 | run_name="" | run_name=3
+experiment_name=null | experiment_name="" | run_name=""
 tags=3 | tags=null | optimizer.learning_rate=0 | optimizer.learning_rate=-1
 optimizer.learning_rate=inf | optimizer.learning_rate=nan | optimizer.learning_rate=null
 optimizer.learning_rate=fast | optimizer.learning_rate=true | optimizer.learning_rate="0.1"
@@ -446,7 +485,7 @@ FLOATS = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_na
     name=RUN_NAMES,
     tags=st.dictionaries(
         st.from_regex(r"\w([ .:-]?\w)*(/\w+)?", fullmatch=True).filter(lambda key: len(key) < 250),
-        st.one_of(RUN_NAMES, st.integers(), FLOATS, st.booleans()),
+        RUN_NAMES,
         max_size=4,
     ),
     init_from=st.one_of(st.none(), NAMES),
@@ -616,7 +655,7 @@ progress: auto
 trusted_modules: []
 experiment_name: waymark
 run_name: first
-tags: {who: me}
+tags: {who: me, n: 1.5}
 """
 
 
@@ -631,7 +670,7 @@ def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
     assert (config.seed, config.precision, config.runtime.intra_op_threads) == (
         3, "mixed_bfloat16", 2,
     )  # fmt: skip
-    assert (config.run_name, config.tags) == ("first", {"who": "me"})
+    assert (config.run_name, config.tags) == ("first", {"who": "me", "n": "1.5"})
 
 
 HOSTILE = [

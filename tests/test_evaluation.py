@@ -1,6 +1,8 @@
 """Choosing and scoring checkpoints of a recorded run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +10,8 @@ from pipeline.checkpoints.store import Damaged
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.evaluation import evaluate_run
+from pipeline.library import evaluate, rerun
+from pipeline.library import resume as resume_run
 from pipeline.running import Result, resume, run
 
 
@@ -60,3 +64,31 @@ def test_a_stray_manifest_does_not_stop_a_resume(
 def test_a_run_without_a_graph_says_so(result: Result) -> None:
     with pytest.raises(BadInput, match="saved no graph"):
         evaluate_run("latest", "latest", True, {})
+
+
+def test_a_run_that_is_not_waymarks_is_called_so(place: Path, client: Callable[..., Any]) -> None:
+    run_id = client(place).create_run("0").info.run_id
+    for command in (evaluate, resume_run, rerun):
+        with pytest.raises(BadInput, match=f"^run {run_id}: is not one that Waymark trained; "):
+            command(run_id)
+
+
+def test_a_run_whose_tags_were_deleted(result: Result, client: Callable[..., Any]) -> None:
+    """What it was created with tells on what data it was trained; without that it is said so."""
+    store = client(Path())
+    for tag in store.get_run(result.run_id).data.tags:
+        if tag != "mlflow.runName":
+            store.delete_tag(result.run_id, tag)
+    assert evaluate(result.run_id).accuracy == result.restored
+    (result.folder.parent / "outbox.jsonl").unlink()
+    with pytest.raises(
+        BadInput, match=r"its tag waymark\.data_digest is gone, .* to (\w{64})\.$"
+    ) as e:
+        evaluate(result.run_id)
+    store.set_tag(result.run_id, "waymark.data_digest", str(e.value)[-65:-1])
+    assert evaluate(result.run_id).accuracy == result.restored
+    (result.folder / "config.yaml").unlink()
+    store.set_tag(result.run_id, "waymark.version", "1")
+    with pytest.raises(BadInput, match=r"of a run: No such file or directory$") as missing:
+        evaluate(result.run_id)
+    assert str(missing.value).count("config.yaml") == 1

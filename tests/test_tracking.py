@@ -1,5 +1,6 @@
 """Tracking: the outbox loses nothing, nothing is recorded twice, local and remote stores work."""
 
+import inspect
 import json
 import re
 import shutil
@@ -27,12 +28,14 @@ from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.running import run
 from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.history import foreign
 from pipeline.tracking.outbox import Content, Outbox, Points, read
 
 Done = subprocess.CompletedProcess[str]
@@ -252,6 +255,56 @@ def test_a_slow_store_does_not_hold_up_recording(
     answered.set()
     assert tracked.finish("FINISHED") is None
     assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 200)]
+
+
+@pytest.fixture
+def pages_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store give one thing a page, whatever it is asked for."""
+    for name in ("search_experiments", "_search_runs", "get_metric_history"):
+        real = getattr(SqlAlchemyStore, name)
+        names = list(inspect.signature(real).parameters)
+
+        def one(*given: Any, real: Any = real, names: list[str] = names, **named: Any) -> Any:
+            named |= dict(zip(names, given, strict=False))
+            return real(**{**named, "max_results": 1})
+
+        monkeypatch.setattr(SqlAlchemyStore, name, one)
+
+
+def test_every_list_is_read_to_its_last_page(tracking: Tracking, pages_of_one: None) -> None:
+    runs = []
+    for i in range(3):
+        tracked = created(tracking, f"experiment_name=e{i % 2}", f"run_name=run{i}")
+        tracked.record([1, 2, 3], {"train/loss": [3.0, 2.0, 1.0]})
+        assert tracked.finish("FINISHED" if i else "KILLED") is None
+        runs.append(tracked.info)
+    sweep = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
+    assert tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k").id == sweep.id
+    # The newest is a sweep's parent, and every experiment but one is on a later page.
+    ids = [one.id for one in runs]
+    assert tracking.find("latest").id == ids[2]
+    assert [tracking.find(one[:9]).id for one in ids] == ids
+    assert [tracking.find(f"run{i}").id for i in range(3)] == ids
+    found = [record.id for record, _ in tracking.select(None, None, None)]
+    assert found == [sweep.id, *reversed(ids)]
+    assert [r.id for r, _ in tracking.select(None, None, None, 2)] == [sweep.id, runs[2].id]
+    assert [r.id for r, _ in tracking.select("e1", None, None)] == [runs[1].id]
+    with pytest.raises(BadInput, match="there is no such experiment"):
+        tracking.select("e2", None, None)
+    # All that MLflow has of a run whose outbox is gone.
+    assert foreign(tracking, runs[0], ["train/loss"]).metrics["train/loss"] == {1: 3, 2: 2, 3: 1}
+    runs[0].outbox.unlink()
+    again = tracking.reopen(tracking.find("run0"), composed([THREADS]).config)
+    assert again.points["train/loss"] == {1: 3.0, 2: 2.0, 3: 1.0}
+    assert again.finish("FINISHED") is None
+    # The dead ones are all marked.
+    for one in runs:
+        tracking.client.set_tag(one.id, "waymark.process", "{}")
+        tracking.client.set_tag(one.id, "waymark.heartbeat", "0")
+        tracking.client.update_run(one.id, status="RUNNING")
+        one.outbox.unlink()
+    tracking.reap()
+    assert {tracking.find(one).status for one in ids} == {"KILLED"}
 
 
 def test_a_run_belongs_to_one_process(tracking: Tracking) -> None:

@@ -15,9 +15,10 @@ import sqlite3
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -48,6 +49,7 @@ __all__ = ["REASON", "RESUME", "Facts", "RunRecord", "TrackedRun", "Tracking", "
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
+NEWEST_FIRST = ["attributes.start_time DESC"]
 PLACES = {"experiments": "artifact_location", "runs": "artifact_uri"}
 
 
@@ -263,9 +265,8 @@ class Tracking:
                     raise
         assert birth
         if lookup:
-            found = self._search(f"tags.`{LOCAL}` = '{birth.id}'")
-            if found:
-                return self.client.get_run(found[0].info.run_id)
+            for made in self._search(f"tags.`{LOCAL}` = '{birth.id}'"):
+                return self.client.get_run(made.info.run_id)
         tags = birth.tags | ({LOCAL: birth.id} if self.server or lookup else {})
         if lookup:  # the process that began it may be gone: it comes with the rest, and an end
             tags = {key: text for key, text in tags.items() if key not in (PROCESS, BEAT)}
@@ -419,24 +420,48 @@ class Tracking:
     def _matching(self, text: str) -> list[Any]:
         quote = '"' if "'" in text else "'"  # MLflow's filters know no escape
         if text == "latest":
-            runs = self._search("tags.`waymark.version` != ''", ["attributes.start_time DESC"])
-            return [run for run in runs if run.data.tags.get("waymark.kind") != "sweep"][:1]
-        found = []
+            runs = self._search("tags.`waymark.version` != ''", NEWEST_FIRST)
+            own = (run for run in runs if run.data.tags.get("waymark.kind") != "sweep")
+            return list(islice(own, 1))
+        found: list[Any] = []
         if len(text) >= 4 and text.isalnum():
-            found = self._search(f"attributes.run_id LIKE '{text}%'")
-            found = found or self._search(f"tags.`{LOCAL}` LIKE '{text}%'")
+            found = list(islice(self._search(f"attributes.run_id LIKE '{text}%'"), 50))
+            found = found or list(islice(self._search(f"tags.`{LOCAL}` LIKE '{text}%'"), 50))
         if not found and text and quote not in text:
-            found = self._search(f"attributes.run_name = {quote}{text}{quote}")
+            found = list(islice(self._search(f"attributes.run_name = {quote}{text}{quote}"), 50))
         return found
 
-    def _search(self, query: str, order: list[str] | None = None, most: int = 50) -> list[Any]:
-        experiments = [e.experiment_id for e in self.client.search_experiments()]
-        return list(self.client.search_runs(experiments, query, order_by=order, max_results=most))
+    def _search(
+        self,
+        query: str,
+        order: list[str] | None = None,
+        experiment: str | None = None,
+        page: int = 50,
+    ) -> Iterator[Any]:
+        """Yield the runs that fit a filter of MLflow's, of one experiment or of all.
+
+        `page` is how many are asked for at once; a store may give fewer. Raises BadInput for an
+        experiment that does not exist, and what MLflow raises.
+        """
+        if experiment is None:
+            ask = self.client.search_experiments
+            ids = [e.experiment_id for e in _pages(lambda token: ask(page_token=token))]
+        else:
+            known = self.client.get_experiment_by_name(experiment)
+            if known is None or known.lifecycle_stage != "active":
+                raise BadInput(f"--experiment={experiment!r}: there is no such experiment.")
+            ids = [known.experiment_id]
+        if ids:  # else MLflow looks into its default experiment
+            yield from _pages(
+                lambda token: self.client.search_runs(
+                    ids, query, max_results=page, order_by=order, page_token=token
+                )
+            )
 
     def select(
-        self, experiment: str | None, sweep: str | None, where: str | None, most: int = 50_000
+        self, experiment: str | None, sweep: str | None, where: str | None, most: int | None = None
     ) -> list[tuple[RunRecord, Facts]]:
-        """Return the runs that fit all conditions, the one started last first, at most so many.
+        """Return the runs that fit all conditions, the one started last first, `most` at most.
 
         `sweep` is RUN of a parent, whose children are meant; `where` is a filter of MLflow's,
         as in "params.model = 'cnn'". Raises BadInput for what does not exist or cannot be read.
@@ -447,19 +472,9 @@ class Tracking:
         try:
             if self.server:
                 self.reap()
-            experiments = self.client.search_experiments()
-            ids = [e.experiment_id for e in experiments if experiment in (None, e.name)]
-            if not ids:
-                raise BadInput(f"--experiment={experiment!r}: there is no such experiment.")
-            found: list[tuple[RunRecord, Facts]] = []
-            token, query, order = None, " AND ".join(conditions), ["attributes.start_time DESC"]
-            while len(found) < most:
-                page = self.client.search_runs(ids, query, 1, min(most, 1000), order, token)
-                found += [(self.record(run), _facts(run)) for run in page]
-                token = page.token
-                if not token:
-                    break
-            del found[most:]
+            page = min(most or 1000, 1000)
+            runs = self._search(" AND ".join(conditions), NEWEST_FIRST, experiment, page)
+            found = [(self.record(run), _facts(run)) for run in islice(runs, most)]
         except BadInput:
             raise
         except Exception as error:  # of MLflow, the network
@@ -503,7 +518,7 @@ class Tracking:
         life is older than `alive.BOUND`.
         """
         query = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
-        for run in self._search(query, most=10_000):
+        for run in list(self._search(query)):  # all of them first: pages count what still fits
             record = self.record(run)
             process, beat = _life(record)
             if process == this_process() or is_alive(process, beat):
@@ -637,6 +652,17 @@ def _store(tracking: Tracking) -> Any:
         _stores.clear()
         _stores[key] = store  # a file that had no tables has another count from now on
     return store
+
+
+def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield all that MLflow has, page by page; `ask` takes the token of a page, None first."""
+    token = None
+    while True:
+        page = ask(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def _facts(run: Any) -> Facts:

@@ -57,6 +57,16 @@ class RunRecord:
     def outbox(self) -> Path:
         return self.folder.parent / outbox.NAME
 
+    def recorded_tag(self, key: str) -> str | None:
+        """Return a tag; the one the run was created with, if its outbox is here and MLflow lost it.
+
+        None if nothing tells.
+        """
+        if key in self.tags:
+            return self.tags[key]
+        birth = outbox.read(self.outbox).birth
+        return birth.tags.get(key) if birth else None
+
 
 @dataclass(frozen=True)
 class Facts:
