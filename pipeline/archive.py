@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+PACKINGS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
 NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the only ways in which NumPy packs
 RATIO, SPARE = 100, 2**28  # a file may unfold to so many times its size and so many bytes more
 
@@ -33,8 +34,14 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """Read one array, whose header must promise the bytes that follow it, no more and no less."""
     name, form = member.filename, np.lib.format
-    if not name.endswith(".npy") or member.compress_type not in NUMPYS:
+    if not name.endswith(".npy"):
         raise ValueError(f"{name!r} is not an array as NumPy writes it")
+    if member.compress_type not in NUMPYS:
+        packing = PACKINGS.get(member.compress_type, f"method {member.compress_type}")
+        raise ValueError(
+            f"{name!r} is compressed by {packing}; only what NumPy writes is read: "
+            f"stored or deflated"
+        )
     with archive.open(member) as stream:
         first = form.read_magic(stream) == (1, 0)
         header = form.read_array_header_1_0 if first else form.read_array_header_2_0

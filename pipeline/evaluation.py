@@ -1,6 +1,7 @@
 """Restore what was saved into a fresh model and score it."""
 
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -177,7 +178,7 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         prefix = find_bundle(path)
         stems = [prefix.name, prefix.name.rpartition("-")[0]]
         metas = [prefix.with_name(f"{stem}.meta") for stem in stems if stem]
-        found = [meta for meta in metas if meta.exists()]
+        found = [meta for meta in metas if os.path.exists(meta)]
         if not found:
             raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
         hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)

@@ -22,24 +22,35 @@ COLLECTION = "train_var"
 
 FILE_OPS = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
 
-# What a model, its gradients, the chapter's optimizers and a Saver are made of. Nothing here
-# reads or writes files (but FILE_OPS), runs foreign code, or opens connections.
+# What a model, its gradients, the chapter's optimizers, summaries and a Saver are made of, in old
+# graphs too. Nothing here reads or writes files (but FILE_OPS), runs foreign code, or opens
+# connections.
 OPS = """
-    Abs Add AddN AddV2 ApplyAdam ApplyGradientDescent ApplyMomentum ArgMax Assign AssignAdd
-    AssignAddVariableOp AssignSub AssignSubVariableOp AssignVariableOp AvgPool AvgPoolGrad
-    BatchMatMulV2 BiasAdd BiasAddGrad BroadcastGradientArgs BroadcastTo Cast ConcatV2 Const
-    Conv2D Conv2DBackpropFilter Conv2DBackpropInput DivNoNan Elu EluGrad Equal Exp ExpandDims
-    Fill FloorDiv FloorMod FusedBatchNormV3 Gather GatherV2 GreaterEqual Identity IdentityN
-    IsVariableInitialized L2Loss LeakyRelu LeakyReluGrad Less Log LogSoftmax MatMul Max MaxPool
-    MaxPoolGrad Maximum Mean Min Minimum Mul Neg NoOp NotEqual OneHot Pack Pad Placeholder
+    Abs Add AddN AddV2 All Any ApplyAdagrad ApplyAdam ApplyGradientDescent ApplyMomentum
+    ApplyRMSProp ArgMax ArgMin Assign AssignAdd AssignAddVariableOp AssignSub
+    AssignSubVariableOp AssignVariableOp AudioSummary AudioSummaryV2 AvgPool AvgPoolGrad
+    BatchMatMulV2 BatchNormWithGlobalNormalization BiasAdd BiasAddGrad BiasAddV1
+    BroadcastGradientArgs BroadcastTo Cast Ceil CheckNumerics Concat ConcatOffset ConcatV2 Const
+    Conv2D Conv2DBackpropFilter Conv2DBackpropInput Cumsum DepthwiseConv2dNative
+    DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput DisableCopyOnRead Div
+    DivNoNan DynamicStitch Elu EluGrad Equal Erf Exp ExpandDims Fill Floor FloorDiv FloorMod
+    FusedBatchNorm FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3 FusedBatchNormV2
+    FusedBatchNormV3 Gather GatherV2 Greater GreaterEqual HistogramSummary Identity IdentityN
+    ImageSummary InTopK InTopKV2 Inv InvGrad InvertPermutation IsFinite IsVariableInitialized
+    L2Loss LRN LRNGrad LeakyRelu LeakyReluGrad Less LessEqual Log LogSoftmax LogicalAnd
+    LogicalNot LogicalOr MatMul Max MaxPool MaxPoolGrad Maximum Mean Merge MergeSummary Min
+    Minimum MirrorPad Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad Placeholder
     PlaceholderWithDefault Pow PreventGradient Prod RandomStandardNormal RandomUniform
-    RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal Relu Relu6 Relu6Grad ReluGrad
-    Reshape ResourceApplyAdam ResourceApplyGradientDescent ResourceApplyKerasMomentum
-    ResourceApplyMomentum ReverseV2 Rsqrt RsqrtGrad Select SelectV2 Selu SeluGrad Shape ShapeN
-    Sigmoid SigmoidGrad Sign Size Slice Softmax SoftmaxCrossEntropyWithLogits Softplus
-    SparseSoftmaxCrossEntropyWithLogits Split Sqrt Square SquaredDifference Squeeze StopGradient
-    StaticRegexFullMatch StridedSlice StridedSliceGrad StringJoin Sub Sum Tanh TanhGrad Tile
-    Transpose TruncatedNormal Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 ZerosLike
+    RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal ReciprocalGrad RefMerge
+    RefSwitch Relu Relu6 Relu6Grad ReluGrad Reshape ResourceApplyAdagrad ResourceApplyAdam
+    ResourceApplyGradientDescent ResourceApplyKerasMomentum ResourceApplyMomentum
+    ResourceApplyRMSProp ReverseV2 Round Rsqrt RsqrtGrad ScalarSummary Select SelectV2 Selu
+    SeluGrad Shape ShapeN Sigmoid SigmoidGrad Sign Size Slice Softmax
+    SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign
+    SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt SqrtGrad Square SquaredDifference
+    Squeeze StaticRegexFullMatch StopGradient StridedSlice StridedSliceGrad StringJoin Sub Sum
+    Switch Tanh TanhGrad TensorSummary TensorSummaryV2 Tile TopK TopKV2 Transpose
+    TruncatedNormal Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 Where ZerosLike
 """
 ALLOWED_OPS = FILE_OPS | set(OPS.split())
 
@@ -90,6 +101,8 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
         raise BadInput(f"{meta}: is not a graph that TensorFlow wrote ({error}).") from None
     if COLLECTION not in body.collection_def or not body.HasField("saver_def"):
         raise BadInput(f"{meta}: has no collection {COLLECTION!r} or no saver.")
+    if body.saver_def.version == body.saver_def.V1:
+        raise BadInput(f"{meta}: its saver reads TensorFlow's first format (V1) alone.")
     names = list(body.collection_def[COLLECTION].node_list.value)
     if len(names) != 3:
         raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")

@@ -221,6 +221,25 @@ def test_training_operations_may_stand_in_it(
     assert graph.score(meta, tmp_path / "model_ckpt-3", DATA, THREADS) == expected
 
 
+def test_what_old_graphs_hold_is_scored(tmp_path: Path) -> None:
+    """Summaries, conditions and normalisation, as programs of TensorFlow 1.0 have them."""
+
+    def more(v1: Any, parts: dict[str, Any]) -> None:
+        import tensorflow as tf
+
+        raw = tf.raw_ops
+        images = tf.reshape(parts["inputs"], [-1, 4, 4, 1])
+        v1.summary.scalar("accuracy", parts["accuracy"])
+        v1.summary.histogram("inputs", raw.LRN(input=images))
+        v1.summary.image("images", images)
+        v1.summary.merge_all()
+        no, yes = raw.Switch(data=tf.floor(parts["accuracy"] + 2), pred=tf.constant(True))
+        merged = raw.Merge(inputs=[no, yes])[0]
+        parts["accuracy"] = parts["accuracy"] + merged - tf.math.ceil(merged)
+
+    assert built(tmp_path, more).score() == hits_by_hand()
+
+
 # What could do harm is refused, and is not executed
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline import archive as reader
 from pipeline import graph
-from pipeline.checkpoints.bundle import check_bundle, read_bundle
+from pipeline.checkpoints.bundle import check_bundle, part_key, read_bundle
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import match, read_parameters
 from pipeline.checkpoints.npz import Npz
@@ -133,10 +133,10 @@ def test_an_archive_whose_directory_lies_is_refused(promised: int, tmp_path: Pat
         refused(path, "promises 68,719,476,736 bytes, far more than the file holds")
 
 
-@pytest.mark.parametrize("packing", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_an_archive_is_packed_as_numpy_packs(packing: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("packing", "name"), [(zipfile.ZIP_BZIP2, "bzip2"), (14, "LZMA")])
+def test_an_archive_is_packed_as_numpy_packs(packing: int, name: str, tmp_path: Path) -> None:
     path = archive(tmp_path / "x.npz", {"w.npy": GOOD}, packing)
-    refused(path, "'w.npy' is not an array as NumPy writes it")
+    refused(path, f"'w.npy' is compressed by {name}; only what NumPy writes is read")
 
 
 @pytest.mark.parametrize("form", ["npz", "ckpt"])
@@ -261,6 +261,20 @@ def one(**changed: Any) -> bytes:
     return table(block([HEAD, (b"w", entry(**changed))]))
 
 
+def parted(*spans: tuple[int, int], rows: int = 4, **changed: Any) -> bytes:
+    """Return an index of one variable [rows, 3], in parts of so many rows from some row on."""
+    from tensorflow.core.protobuf.tensor_bundle_pb2 import BundleEntryProto
+
+    whole, parts = BundleEntryProto.FromString(entry((rows, 3), size=0)), []
+    for first, length in spans:
+        piece = whole.slices.add()
+        piece.extent.add(start=first, length=length)
+        piece.extent.add()
+        own = {"shape": (length, 3), "size": 12 * length, **changed}
+        parts.append((part_key(b"w", [(first, length), (0, -1)]), entry(**own)))
+    return table(block([HEAD, *sorted(parts), (b"w", whole.SerializeToString())]))
+
+
 MORE = "promises more than the data file holds"
 KIND = "is of a kind that is not read"
 FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
@@ -280,6 +294,17 @@ FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
     "a resource": (lambda: one(kind=20), KIND),
     "a reference": (lambda: one(kind=101), KIND),
     "a slice": (lambda: one(slices=True), KIND),
+    "a part of nothing": (lambda: table(block([HEAD, (b"\0w\0\1", entry())])), "a part of nothing"),
+    "parts that leave a hole": (lambda: parted((0, 1), (2, 2)), KIND),
+    "a part outside": (lambda: parted((0, 2), (3, 2)), KIND),
+    "a part that begins before": (lambda: parted((-1, 2), (1, 2)), KIND),
+    "a part without length": (lambda: parted((0, 0), (0, 4)), KIND),
+    "a part of another shape": (lambda: parted((0, 2), (2, 2), shape=(3, 2)), KIND),
+    "a part of another type": (lambda: parted((0, 2), (2, 2), kind=3), KIND),
+    "a part in parts": (lambda: parted((0, 2), (2, 2), slices=True), KIND),
+    "parts of gigabytes": (
+        lambda: parted((0, 2**34), (2**34, 2**34), rows=2**35, size=24), MORE,
+    ),
     "no type": (lambda: one(kind=0), "cannot be read"),
     "a type that is none": (lambda: one(kind=999), "cannot be read"),
     "no entry": (lambda: table(block([HEAD, (b"w", b"\xff\xff")])), "cannot be read"),
@@ -310,6 +335,7 @@ FORGED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 def test_a_forged_bundle_is_like_a_real_one(tmp_path: Path) -> None:
+    check_bundle(bundle(tmp_path, parted((0, 3), (3, 1))))
     path = bundle(tmp_path, one())
     assert read_parameters(path, SHAPES, "here")["w"].tolist() == W.tolist()
     real = {"w": W, "texts": np.array([b"a", b""]), "none": np.zeros((0, 3)), "b": np.True_}
@@ -328,6 +354,10 @@ def test_a_forged_bundle_is_refused_before_tensorflow_sees_it(
     monkeypatch.setattr(tensorflow.train, "load_checkpoint", asked.append)
     refused(path, said)
     assert asked == []
+
+
+def test_parts_that_overlap_are_refused(tmp_path: Path) -> None:
+    refused(bundle(tmp_path, parted((0, 2), (1, 2))), "cannot be read")
 
 
 def test_a_graph_restores_no_forged_bundle(tmp_path: Path, tensorflow: Any) -> None:
@@ -436,9 +466,9 @@ def test_a_runs_forged_checkpoint_is_damage(
         "\0",
         "{" * 5000,
         'model_checkpoint_path: "["',
-        'model_checkpoint_path: "gs://b/x"',
+        'model_checkpoint_path: "gs://b/y"',
         'model_checkpoint_path: "\x1b[2J"',
-        'model_checkpoint_path: "http://127.0.0.1:1/x"',
+        'model_checkpoint_path: "http://127.0.0.1:1/y"',
         'model_checkpoint_path: "*"',
         'model_checkpoint_path: "\\000"',
     ],

@@ -14,7 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -656,8 +656,106 @@ def test_an_object_based_checkpoint_of_something_else_is_refused(
     assert "\n" not in str(caught.value)
 
 
+def test_an_object_based_checkpoint_matches_by_name(tf: Any, tmp_path: Path) -> None:
+    left, right = near((2, 2)), near((2, 2)) * 2
+    checkpoint = tf.train.Checkpoint(right=tf.Variable(right), left=tf.Variable(left))
+    path = Path(checkpoint.save(str(tmp_path / "ckpt")))
+    found = read_parameters(path, {"left": (2, 2), "right": (2, 2)}, "init_from")
+    assert (found["left"] == left).all()
+    assert (found["right"] == right).all()
+
+
+def saved(tf: Any, prefix: Path, **options: Any) -> np.ndarray:
+    """Save weights [784, 10] as a TF1 program does, in parts or shards; return them."""
+    parts, devices = options.pop("parts", None), options.pop("devices", ["/cpu:0"])
+    v1 = tf.compat.v1
+    with (
+        tf.Graph().as_default(),
+        v1.Session(config=v1.ConfigProto(device_count={"CPU": 2})) as session,
+    ):
+        inputs = v1.placeholder(tf.float32, [None, 784])
+        labels = v1.placeholder(tf.float32, [None, 10])
+        with tf.device(devices[0]):
+            first = v1.random_normal_initializer(seed=5)
+            split = parts and (lambda **_: parts)
+            weights = v1.get_variable("weights", [784, 10], initializer=first, partitioner=split)
+            weights = tf.convert_to_tensor(weights)
+        with tf.device(devices[-1]):
+            v1.get_variable("global_step", initializer=np.int64(3))
+        right = tf.equal(tf.argmax(inputs @ weights, 1), tf.argmax(labels, 1))
+        for tensor in (inputs, labels, tf.reduce_mean(tf.cast(right, tf.float32))):
+            v1.add_to_collection("train_var", tensor)
+        session.run(v1.global_variables_initializer())
+        saver = v1.train.Saver(**options)
+        saver.save(session, str(prefix), write_meta_graph=False)
+        saver.export_meta_graph(f"{prefix}.meta")
+        return np.asarray(session.run(weights))
+
+
 @pytest.mark.parametrize(
-    "name", ["nothing", "nothing.npz", "nothing.index", "empty", ".", "text.npz", "text"]
+    "options",
+    [
+        {"parts": [3, 1]},
+        {"parts": [1, 2]},
+        {"parts": [784, 1]},
+        {"sharded": True, "devices": ["/cpu:0", "/cpu:1"]},
+        {"sharded": True, "devices": ["/cpu:0", "/cpu:1"], "parts": [5, 1]},
+    ],
+)
+def test_partitioned_and_sharded_checkpoints_are_read(
+    options: dict[str, Any], tf: Any, tmp_path: Path
+) -> None:
+    weights = saved(tf, tmp_path / "x", **options)
+    assert len([*tmp_path.glob("x.data-*")]) == len(options.get("devices", ["/cpu:0"]))
+    found = read_parameters(tmp_path, SHAPES["softmax"], "--checkpoint")
+    assert (found["weights"] == weights).all()
+    accuracies = [scored("softmax", tmp_path / "x", how).accuracy for how in (False, True)]
+    assert accuracies[0] == accuracies[1]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_the_first_format_is_refused_with_what_converts_it(
+    sharded: bool, tf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = saved(
+        tf, tmp_path / "x", write_version=tf.compat.v1.train.SaverDef.V1, sharded=sharded
+    )
+    with pytest.raises(BadInput, match=r"first format \(V1\), which is not read") as caught:
+        scored("softmax", tmp_path / "x")
+    monkeypatch.chdir(tmp_path)
+    exec(str(caught.value).partition("converts it: ")[2], {"tf": tf, "np": np})
+    found = read_parameters(tmp_path / "converted.npz", SHAPES["softmax"], "--checkpoint")
+    assert (found["weights"] == weights).all()
+    with pytest.raises(BadInput, match=r"its saver reads TensorFlow's first format \(V1\) alone"):
+        scored("softmax", tmp_path / "x", True)
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_folder_whose_state_file_is_absolute_may_be_moved(
+    how: str, tf: Any, tmp_path: Path
+) -> None:
+    """A copy reads what lies in it, whatever lies where it was copied from."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    weights = saved(tf, old / "x")
+    state = f'model_checkpoint_path: "{old}/x"\nall_model_checkpoint_paths: "{old}/x"\n'
+    (old / "checkpoint").write_text(state)
+    assert (read_parameters(old, SHAPES["softmax"], "here")["weights"] == weights).all()
+    (old.rename if how == "moved" else partial(shutil.copytree, old))(new)
+    if how == "copied":
+        (old / "x.index").write_bytes(b"")
+    assert (read_parameters(new, SHAPES["softmax"], "here")["weights"] == weights).all()
+    assert scored("softmax", new, True).hits == scored("softmax", new).hits
+    (tmp_path / "alone").mkdir()
+    if how == "moved":  # a state file alone, which leads where the checkpoint is
+        state = state.replace("/old/", "/new/")
+        (tmp_path / "alone" / "checkpoint").write_text(state)
+        found = read_parameters(tmp_path / "alone", SHAPES["softmax"], "here")
+        assert (found["weights"] == weights).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 300, "nothing", "nothing.npz", "nothing.index", "empty", ".", "text.npz", "text"]
 )
 @pytest.mark.parametrize("from_meta", [False, True])
 def test_what_is_no_checkpoint_is_refused(

@@ -4,15 +4,17 @@ Entries are matched to the model's parameters by name, else by a shape that only
 has; optimizer slots and counters are ignored; anything else is refused by name.
 """
 
+import os
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
 from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
-from pipeline.checkpoints.bundle import read_bundle
+from pipeline.checkpoints.bundle import first_format, read_bundle
 from pipeline.config import BadInput, first_line
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
@@ -29,23 +31,37 @@ def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: s
 
 def find_bundle(path: Path) -> Path:
     """Return the prefix of the TensorFlow checkpoint that `path` means."""
-    if path.is_dir():
-        import tensorflow as tf
+    if not os.path.isdir(path):  # Path's own raises for a name that is too long
+        return path.with_suffix("") if path.suffix == ".index" else path
+    named = _newest(path)
+    if not named.name:
+        return path / "model_ckpt"
+    # Beside its state file first: a folder may have been moved or copied, whose state file still
+    # holds an absolute path.
+    beside = path / named.name
+    return beside if beside.with_name(f"{named.name}.index").exists() else path / named
 
-        try:
-            state = tf.train.get_checkpoint_state(str(path))
-        except ValueError:  # a `checkpoint` file that is none
-            state = None
-        return Path(state.model_checkpoint_path) if state else path / "model_ckpt"
-    return path.with_suffix("") if path.suffix == ".index" else path
+
+def _newest(folder: Path) -> Path:
+    """Return the checkpoint that a folder's state file names, an empty path if there is none.
+
+    TensorFlow's own function takes no folder whose name is not UTF-8.
+    """
+    from google.protobuf import text_format
+    from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+
+    state = CheckpointState()
+    with suppress(OSError, ValueError, text_format.ParseError):  # a `checkpoint` file that is none
+        text_format.Parse((folder / "checkpoint").read_bytes(), state)
+    return Path(state.model_checkpoint_path)
 
 
 def files_of(path: Path) -> list[Path]:
     """Return the files that `read_parameters` reads for `path`, as far as they are there."""
     if path.suffix == ".npz":
-        return [path] if path.is_file() else []
+        return [path] if os.path.isfile(path) else []
     prefix = find_bundle(path)
-    if not prefix.parent.is_dir():
+    if not os.path.isdir(prefix.parent):
         return []
     parts = (prefix.name, f"{prefix.name}.index", f"{prefix.name}.data-")
     return sorted(
@@ -61,8 +77,17 @@ def _read(path: Path, origin: str) -> State:
             return read_npz(path)
         prefix = find_bundle(path)
         if not prefix.with_name(f"{prefix.name}.index").exists():
+            first = first_format(prefix)
+            if first:
+                raise BadInput(
+                    f"{origin}={str(path)!r}: is a checkpoint of TensorFlow's first format (V1), "
+                    f"which is not read; TensorFlow converts it: "
+                    f"r = tf.train.load_checkpoint({first!r}); np.savez('converted.npz', "
+                    f"**{{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}})"
+                )
             raise BadInput(f"{origin}={str(path)!r}: there is no such npz file or checkpoint.")
-        return read_bundle(prefix)
+        arrays = read_bundle(prefix)
+        return {_plain(name, arrays): array for name, array in arrays.items()}
     except FileNotFoundError:
         raise BadInput(f"{origin}={str(path)!r}: there is no such file.") from None
     except PickledObjects:
@@ -77,6 +102,12 @@ def _read(path: Path, origin: str) -> State:
         kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
         reason = first_line(error)
         raise BadInput(f"{origin}={str(path)!r}: {kind} ({reason}).") from None
+
+
+def _plain(name: str, arrays: State) -> str:
+    """Return the name of an entry without what `tf.train.Checkpoint` adds to it."""
+    short = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
+    return name if short in arrays else short
 
 
 def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
