@@ -39,6 +39,11 @@ class TrialLauncher(Launcher):
         """Return the jobs, each a trial's overrides, of which no configuration could be made."""
         return [job for job in jobs if not self.sweep.identified(self._compose, tuple(job))]
 
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise BadInput if none of all the sweep's jobs can be done; take note how many are."""
+        self.sweep.check(self._compose, jobs)
+        self.sweep.planned = len(jobs)
+
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
@@ -61,3 +66,5 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         super().validate_batch_is_legal(self.launcher.unclear(batch))
+        if self.batch_index == 1:  # the first one
+            self.launcher.check([job for each in self.overrides for job in each])

@@ -52,6 +52,7 @@ class OptunaSweeper(Sweeper):
         fixed = [str(item.input_line) for item in given.values() if not item.is_sweep_override()]
         if not space:
             raise ValueError("hydra/sweeper=optuna: nothing is varied")
+        TrialLauncher.sweep.planned = self._n_trials
         study, first = self._study(), 0
         left = self._n_trials - _take_up(study)
         while left > 0:

@@ -13,7 +13,7 @@ from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
 from pipeline.tracking import Facts, RunRecord, Tracking
 from pipeline.tracking.history import PACE, foreign, is_timing
-from pipeline.tracking.tracked import reason_of
+from pipeline.tracking.tracked import KIND, reason_of
 from pipeline.verdict import DATA, STATE, VERSION, Evidence, all_differences, evidence, partings
 
 LOSS, ACCURACY = "train/loss", "test/accuracy"
@@ -40,10 +40,11 @@ def compare(
     tracking = Tracking(uri)
     found: list[tuple[RunRecord, Facts]] = []
     for text in runs:
-        record = tracking.find(text)
+        record = tracking.find_single(text)
         found.append((record, tracking.facts(record)))
     if experiment is not None or sweep is not None or where is not None:
-        found += reversed(tracking.select(experiment, sweep, where))
+        runs_and_sweeps = reversed(tracking.select(experiment, sweep, where))
+        found += [pair for pair in runs_and_sweeps if pair[0].tags.get(KIND) != "sweep"]
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; these are {len(chosen)}.")

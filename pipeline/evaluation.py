@@ -86,7 +86,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     overrides = dict(overrides)
     tracking = Tracking(overrides.pop("tracking.uri", None))
     trusted = overrides.pop("trusted_modules", [])
-    record = tracking.find(text)
+    record = tracking.find_single(text)
     refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder

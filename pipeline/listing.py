@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from pipeline.tracking import RESUME, Facts, RunRecord, Tracking
+from pipeline.tracking.tracked import KIND
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,10 @@ def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
     if record.status != "FINISHED" and steps != "-":
         steps = f"{tracking.reached(record, 'train/loss')} of {steps}"
     accuracy = facts.metrics.get("restored/accuracy", facts.metrics.get("test/accuracy"))
-    resumable = bool(record.tags.get(RESUME)) and record.status != "FINISHED"
-    model = facts.params.get("model", "-")
+    sweep, folder = record.tags.get(KIND) == "sweep", record.folder
+    stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(RESUME))
+    there = record.remote or (folder / "config.yaml").exists()
+    resumable = stopped and there and not sweep
+    model = facts.params.get("model", "sweep" if sweep else "-")
     age = time.time() - record.start_time
     return Listed(record.id, record.name, model, record.status, steps, accuracy, age, resumable)

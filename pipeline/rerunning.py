@@ -49,7 +49,7 @@ def rerun(
     given = {"tracking.uri": None, **_allowed(overrides)}
     trusted = given.pop("trusted_modules", [])
     tracking = Tracking(given["tracking.uri"])
-    record = tracking.find(text)
+    record = tracking.find_single(text)
     original = evidence(tracking, record)
     words = ["rerun", record.id, *overrides]
     words += [f"--threads={threads}"] if threads is not None else []

@@ -29,8 +29,9 @@ from pipeline.stopping import Stop
 from pipeline.tracking import REASON, RESUME, RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
+from pipeline.tracking.tracked import PRUNED
 from pipeline.verdict import DATA, INIT, RERUN_OF, VERSION, Evidence, evidence, told
-from pipeline.work import PRUNED, Failed, Result, Work
+from pipeline.work import Failed, Result, Work
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -95,7 +96,7 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     given = {"tracking.uri": None, **overrides}
     trusted = given.pop("trusted_modules", [])
     tracking = Tracking(given["tracking.uri"])
-    return record_of(tracking, tracking.find(text), given, trusted)
+    return record_of(tracking, tracking.find_single(text), given, trusted)
 
 
 def record_of(
@@ -124,7 +125,7 @@ def _resume(
     began: Callable[[], None],
 ) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
-    record = tracking.find(text)
+    record = tracking.find_single(text)
     refuse_foreign(tracking, record)
     if record.remote and not record.offline:
         _fetch(tracking, record)
@@ -157,7 +158,8 @@ def _resume(
     original = _original(tracking, record)
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
-    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", PRUNED: ""})
+    pruned = {PRUNED: ""} if PRUNED in record.tags else {}
+    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", **pruned})
     began()
     work = Work(resolved, data, tracking, tracked, parameters, found, stop, original, pruner)
     return work.run()

@@ -20,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,19 +34,20 @@ from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.tracking.tracked import BEAT as HEARTBEAT
-from pipeline.tracking.tracked import reason_of
-from pipeline.trial import KIND, SWEEP, TRIAL, member
-from pipeline.work import PRUNED
+from pipeline.tracking.tracked import COMMAND, KIND, PRUNED, reason_of
+from pipeline.trial import SWEEP, TRIAL, member
 
 # Tags of the parent.
 THREADS, BEST, VARIED = "waymark.threads", "waymark.best", "waymark.varied"
-COMMAND = "waymark.command"  # the last one that carried it out
 MOST = 3  # attempts of one command at a trial that ends its process
-LOOK = 2.0  # seconds between two looks at the trials
+LOOK = 2.0  # seconds after which the trials are looked at, unless one ends here before
+SHARE = 5  # times as long as the last look took, at least, pass before the next one
 BEAT = 20.0  # seconds between two signs of life of the parent
 # What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
 # the trials' lines are not repeated here; a trial has one core.
 RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
+# Launchers whose trials see the files that this process sees.
+HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -66,11 +67,16 @@ class Sweep:
     launcher: str  # the class that the user chose
     overrides: list[str]  # for each trial, behind the command's own
     progress: Any  # what the user asked for: auto, true or false
+    before: RunRecord | None = None  # the parent as this command found it; None if it made it
+    planned: int = 0  # trials that the sweeper will hand over, as far as it has told
     began: float = field(default_factory=time.monotonic)
     handed: set[str] = field(default_factory=set)  # trials handed over so far
+    repeated: int = 0  # how often a trial was handed over again, or in other words
     skipped: dict[str, Pair] = field(default_factory=dict)  # trial -> its run, finished before
     _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
+    _refused: dict[tuple[str, ...], str] = field(default_factory=dict)
     _over: dict[str, Pair] | None = None
+    _open: ExitStack = field(default_factory=ExitStack)  # what ends with the sweep: its bar
 
     def left(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> list[int]:
         """Return which trials are not finished yet; a job is a trial's overrides.
@@ -99,8 +105,25 @@ class Sweep:
 
     @property
     def total(self) -> int:
-        """Return how many trials there are, as far as the sweeper has told."""
+        """Return how many trials there are so far, each counted once."""
         return len(self.handed | self.skipped.keys())
+
+    @property
+    def expected(self) -> int:
+        """Return how many trials there will be, as far as the sweeper has told."""
+        return max(self.total, self.planned - self.repeated)
+
+    def close(self) -> None:
+        """Let the bar come to its end."""
+        self.planned = 0  # of what was planned there is no more
+        self._open.close()
+
+    def withdraw(self) -> bool:
+        """Leave no trace of a command that has come to no trial; tell whether it has not."""
+        if any(self.came_to(record) for record, _ in self.members()):
+            return False
+        self.tracking.withdraw(self.parent, self.before)
+        return True
 
     def _finished(self) -> dict[str, Pair]:
         """Return the finished trials of this sweep as they were found before the launch."""
@@ -116,10 +139,27 @@ class Sweep:
         """Return a trial's identity and configuration, None if its overrides allow none."""
         if job not in self._keys:
             self._keys[job] = None
-            with suppress(BadInput, *hydra_errors()):
+            resolved = None
+            try:
                 resolved = compose(job)
                 self._keys[job] = trial.identity(resolved), resolved
+            except BadInput as error:
+                if resolved is None or self.launcher.endswith(HERE):
+                    self._refused[job] = str(error)
+            except hydra_errors():
+                pass  # the sweeper says why
         return self._keys[job]
+
+    def check(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> None:
+        """Raise BadInput if none of a sweep's trials can be done."""
+        known = [self.identified(compose, tuple(job)) for job in jobs]
+        reasons = [self._refused[tuple(job)] for job in jobs if tuple(job) in self._refused]
+        if len(reasons) == len(known) > 0:
+            raise BadInput(
+                reasons[0]
+                if len(set(reasons)) == 1
+                else f"none of the {len(jobs)} trials can be done; the first one: {reasons[0]}"
+            )
 
     def launch(
         self,
@@ -135,17 +175,20 @@ class Sweep:
         """
         returns: dict[int, Any] = {}
         left = self.left(compose, jobs)
-        self.handed |= {self._key(job) for job in jobs}
-        with self._watched():
-            for attempt in range(MOST):
-                batches = [left] if attempt < MOST - 1 else [[i] for i in left]
-                for batch in filter(None, batches):
-                    try:
-                        done = launch([jobs[i] for i in batch], first)
-                        returns.update(zip(batch, done, strict=True))
-                    except Exception as error:
-                        self._lost(error)
-                left = [i for i in self.left(compose, jobs) if i not in returns]
+        keys = {self._key(job) for job in jobs}
+        self.repeated += len(jobs) - len(keys - self.handed)
+        if not self.handed:
+            self._open.enter_context(self._watched())
+        self.handed |= keys
+        for attempt in range(MOST):
+            batches = [left] if attempt < MOST - 1 else [[i] for i in left]
+            for batch in filter(None, batches):
+                try:
+                    done = launch([jobs[i] for i in batch], first)
+                    returns.update(zip(batch, done, strict=True))
+                except Exception as error:
+                    self._lost(error)
+            left = [i for i in self.left(compose, jobs) if i not in returns]
         by_trial = {self._key(jobs[index]): value for index, value in returns.items()}
         return [
             returns.get(index) or by_trial.get(self._key(job)) or self._returned(job)
@@ -214,25 +257,28 @@ class Sweep:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
-        ended, bar = threading.Event(), tally(self.progress, self.total)
+        closing, bar = threading.Event(), tally(self.progress, self.expected)
 
         def watch() -> None:
-            told, beat, pause = "", time.monotonic(), LOOK
-            while not ended.wait(pause):
+            told, beat = "", time.monotonic()
+            while not closing.is_set():
+                trial.over.wait(LOOK)
+                trial.over.clear()
                 began = time.monotonic()
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     told = self._tell(bar, told)
                     if began - beat > BEAT:
                         self.tracking.client.set_tag(self.parent, HEARTBEAT, _now())
                         beat = began
-                pause = max(LOOK, 30 * (time.monotonic() - began))
+                closing.wait(SHARE * (time.monotonic() - began))
 
         watcher = threading.Thread(target=watch, name="sweep", daemon=True)
         watcher.start()
         try:
             yield
         finally:
-            ended.set()
+            closing.set()
+            trial.over.set()
             watcher.join()
             with suppress(Exception):
                 self._tell(bar, "")
@@ -242,8 +288,8 @@ class Sweep:
         """Bring the bar and the parent's metrics up to date, if there is anything new."""
         found = self.outcome()
         counts = found.counts()
-        bar.show(self.total, counts, found.objective(self.metric))
-        now = json.dumps([counts, found.best and found.best[0].id])
+        bar.show(self.expected, counts, found.objective(self.metric))
+        now = json.dumps([self.expected, counts, found.best and found.best[0].id])
         if now != told:
             self.record(found)
         return now
@@ -256,7 +302,7 @@ class Sweep:
             client.set_tag(self.parent, BEST, found.best[0].id)
             value = found.best[1].metrics[self.metric]
             client.log_metric(self.parent, f"best/{self.metric}", value, step=step)
-        for key, count in {**counts, "trials": self.total}.items():
+        for key, count in {**counts, "trials": self.expected}.items():
             client.log_metric(self.parent, f"sweep/{key}", count, step=step)
 
 
@@ -326,7 +372,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     same = [varied, trial.by_content(own), sweeper["_target_"], values["objective"]]
     tags = {KIND: "sweep", SWEEP: trial.digest_of(same), VARIED: keys}
     tags |= {COMMAND: command, RESUME: command}
-    parent = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
+    parent, before = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
     threads = threads or parent.tags.get(THREADS) or threads_of(launcher)
     tracking.client.set_tag(parent.id, THREADS, str(threads))
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
@@ -350,6 +396,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
         launcher["_target_"],
         more,
         values["progress"],
+        before,
     )
 
 
@@ -409,15 +456,28 @@ def carry_out(sweep: Sweep, launch: Callable[[], None]) -> int:
         except KeyboardInterrupt:
             return conclude(sweep, 128 + signal.SIGINT)
         except SystemExit as leaving:  # a signal, or Hydra has said what is wrong
-            status = 2 if leaving.code == 1 else int(leaving.code or 0)
-            return conclude(sweep, status) or status
+            if leaving.code == 1:
+                return _refused(sweep)
+            return conclude(sweep, int(leaving.code or 0))
+        except BadInput:
+            _refused(sweep)
+            raise
         except hydra_errors() as error:
-            conclude(sweep, 2)
+            _refused(sweep)
             raise BadInput(refusal(error, sys.argv[2:])) from None
         except Exception as error:  # the launcher could not even begin
             print(f"waymark: {reason_of(error)}", file=sys.stderr)
             return conclude(sweep, 1)
     return conclude(sweep)
+
+
+def _refused(sweep: Sweep) -> int:
+    """Leave no trace of a sweep that was refused, unless trials had begun; return the status."""
+    with suppress(Exception):  # a store that does not answer
+        sweep.close()
+        if sweep.withdraw():
+            return 2
+    return conclude(sweep, 2)
 
 
 @contextmanager
@@ -444,6 +504,7 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 
     `status` is not 0 if the sweep could not come to its end.
     """
+    sweep.close()
     try:
         return _conclude(sweep, status)
     except Exception as error:  # of MLflow, the network
@@ -456,12 +517,12 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 def _conclude(sweep: Sweep, status: int) -> int:
     sweep.tracking.reap()  # workers may have gone with the launcher
     found, client, parent = sweep.outcome(), sweep.tracking.client, sweep.parent
-    known = sweep.tracking.facts(sweep.tracking.find(parent))
+    known = client.get_run(parent).data.metrics
     sweep.record(found)
     if len(found.finished) > 1:
         table = comparing.compared(sweep.tracking, found.finished)
         new = any(sweep.came_to(record) for record, _ in found.finished)
-        if new or known.metrics.get("sweep/finished") != len(found.finished):
+        if new or known.get("sweep/finished") != len(found.finished):
             _illustrate(sweep, table)
         print(table.text())
     if found.best:

@@ -30,12 +30,13 @@ from pipeline.evaluation import load_data
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
-from pipeline.work import PRUNED, VALUES, Failed, Pruned, own_modules
+from pipeline.tracking.tracked import PRUNED
+from pipeline.work import VALUES, Failed, Pruned, own_modules
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
-# Tags: what a run is, which sweep, which trial; and MLflow's own for nesting.
-KIND, SWEEP, TRIAL, PARENT = "waymark.kind", "waymark.sweep", "waymark.trial", "mlflow.parentRunId"
+# Tags: which sweep, which trial; and MLflow's own for nesting.
+SWEEP, TRIAL, PARENT = "waymark.sweep", "waymark.trial", "mlflow.parentRunId"
 THREADS = "runtime.intra_op_threads"
 # What does not tell one trial from another. (The experiment does: what another one holds is
 # not looked for there.)
@@ -45,6 +46,7 @@ ASIDE = (
 )
 PAUSE = 1.0  # seconds between two looks at a trial that another process is training
 
+over = threading.Event()  # a trial that this process does, or waits for, has ended
 _orphaned = threading.Event()
 in_parent = False  # this process is the sweep's own, not a launcher's worker
 
@@ -100,6 +102,8 @@ def trial(cfg: Any) -> float:
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
             _stillborn(plain(cfg), task, reason)
+    finally:
+        over.set()
     return math.nan
 
 

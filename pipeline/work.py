@@ -27,12 +27,12 @@ from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
+from pipeline.tracking.tracked import PRUNED
 from pipeline.train import Diverged, Machine, lend, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import STATE, VERDICT, Evidence, Verdict, judge
 
-# Tags of a sweep's trial: at which step it was ended as hopeless; what other trials judge by.
-PRUNED, VALUES = "waymark.pruned", "waymark.values"
+VALUES = "waymark.values"  # tag of a sweep's trial: what other trials judge by
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
 
 

@@ -105,7 +105,7 @@ def test_a_hopeless_trial_ends_keeps_its_checkpoint_and_can_go_on(
     assert main(*command).returncode == 0
     parent, trials = children(client(place))
     assert len(trials) == 8
-    assert [each.data.tags.get("waymark.pruned", "") for each in trials] == [""] * 8
+    assert not any("waymark.pruned" in each.data.tags for each in trials)
     assert parent.data.metrics["sweep/finished"] == 8
 
 

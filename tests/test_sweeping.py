@@ -8,7 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipeline import trial
 from pipeline.compose import CONF, Composer, composed, hydra_errors
 from pipeline.config import BadInput, Resolved
 from pipeline.library import run
-from pipeline.progress import Silent
+from pipeline.progress import Silent, Tally
 from pipeline.stopping import Stop
 from pipeline.sweeping import threads_of
 from pipeline.trial import by_content, identity
@@ -269,6 +270,36 @@ def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None
     assert client(place).get_experiment_by_name("waymark") is None
 
 
+def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) -> None:
+    def trace() -> list[Any]:
+        found = client(place).search_runs(["1"])
+        return [(each.info.run_id, each.info.status, each.data.tags) for each in found]
+
+    assert main("run", "-m", "batch_size=10,20", *SHORT).returncode == 0
+    before = trace()
+    for arguments, words in (
+        (["stesp=3,4"], "nearest is steps"),
+        (["model=softmax,resnet"], "softmax"),
+        (["seed=zero"], "seed='zero'"),
+        (["seed=0,1", "batch_size=0"], "batch_size=0"),
+        (["batch_size=5000,6000"], "none of the 2 trials can be done; the first one: batch_size=5"),
+        (["batch_size=5000,6000", "hydra.sweeper.max_batch_size=1"], "none of the 2 trials"),
+        (["seed=0,1", "data=arrays", "data.path=no.npz"], "no.npz does not exist"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"], "n_jobs == 0"),
+        (["hydra/sweeper=optuna"], "nothing is varied"),
+        (["hydra/sweeper=optuna", "model=softmax,resnet"], "softmax"),
+    ):
+        done = main("run", "-m", *SHORT, *arguments)
+        assert (done.returncode, done.stdout) == (2, ""), done
+        assert words in done.stderr and "to complete" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert trace() == before
+    # One that can be done is enough.
+    done = main("run", "-m", *SHORT, "batch_size=5000,10", "hydra.sweeper.max_batch_size=1")
+    assert done.returncode == 1
+    assert len(trace()) == len(before) + 1
+
+
 def test_only_what_is_new_is_composed_and_looked_up(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +437,47 @@ def test_progress_is_seen_while_it_goes_on(
     values = [point.value for point in history]
     assert values == sorted(values) and values[-1] == 3
     assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["seed=0,1"], ["hydra/sweeper=optuna", "seed=range(1000)", "hydra.sweeper.n_trials=2"]],
+)
+def test_one_bar_moves_as_trials_end(
+    place: Path,
+    main: Main,
+    client: Open,
+    poll: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    bars: list[list[tuple[int, int]]] = []  # of each: total and finished, as they are shown
+
+    class Shown(Tally):
+        def __init__(self, *_: Any) -> None:
+            bars.append([])
+
+        def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+            bars[-1].append((total, counts["finished"]))
+
+    begun, do = [], trial._done
+
+    def done(*arguments: Any) -> float:
+        begun.append(1)
+        poll(lambda: len(begun) == 1 or (bars and (2, 1) in bars[-1]))
+        return do(*arguments)
+
+    monkeypatch.setattr("pipeline.sweeping.LOOK", 3600)
+    monkeypatch.setattr("pipeline.sweeping.tally", Shown)
+    monkeypatch.setattr("pipeline.trial._done", done)
+    if len(words) > 1:
+        pytest.importorskip("optuna", reason="waymark[optuna]")
+    assert main("run", "-m", *words, *SHORT).returncode == 0
+    (bar,) = bars
+    assert {total for total, _ in bar} == {2} and bar[-1] == (2, 2)
+    (parent,), _ = runs(client(place))
+    history = client(place).get_metric_history(parent.info.run_id, "sweep/finished")
+    assert {point.value for point in history} >= {1, 2}
 
 
 @pytest.mark.cluster

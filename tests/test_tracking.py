@@ -33,6 +33,8 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.compose import composed
 from pipeline.config import BadInput
+from pipeline.library import compare
+from pipeline.listing import recent
 from pipeline.running import run
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import foreign
@@ -398,6 +400,10 @@ def test_four_processes_on_a_fresh_store(tmp_path: Path, environment: dict[str, 
 # Which run is meant.
 
 
+SWEEP = {"waymark.kind": "sweep", "waymark.command": "waymark run -m seed=0,1 data.path=a\x1b[2J"}
+SWEEP["waymark.resume"] = SWEEP["waymark.command"]
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[str, str]:
     """Return a store's URI and the ids of runs in it by what they are there for."""
@@ -410,10 +416,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[s
     for at, (key, name, more) in enumerate([
         ("alone", "alone", tags),
         ("quoted", "it's 100% mine", tags),
+        ("both", """it's "100 %" mine""", tags),
+        ("alike", """it_s "100 x" mine""", tags),
         ("twin", "twin", tags),
         ("other", "twin", tags),
         ("newest", "newest", tags),
-        ("sweep", "a sweep's parent", {**tags, "waymark.kind": "sweep"}),
+        ("sweep", "a sweep's parent", {**tags, **SWEEP}),
         ("foreign", "not Waymark's", {}),
     ]):  # fmt: skip
         run = client.create_run(experiment, start_time=at + 1, tags=more, run_name=name)
@@ -439,6 +447,7 @@ def test_runs_are_found_by_id_prefix_name_and_latest(store: dict[str, str]) -> N
     assert tracking.find(store["alone"][:4]).id == store["alone"]
     assert tracking.find("alone").id == store["alone"]  # the deleted one of this name is gone
     assert tracking.find("it's 100% mine").id == store["quoted"]
+    assert tracking.find("""it's "100 %" mine""").id == store["both"]
     assert tracking.find("latest").id == store["newest"]
 
 
@@ -462,6 +471,30 @@ def test_runs_that_are_not_meant_clearly_are_refused(store: dict[str, str]) -> N
     for text in unknown:
         with pytest.raises(BadInput, match="there is no such run"):
             tracking.find(text)
+
+
+@pytest.mark.parametrize(
+    "words", [["resume"], ["rerun"], ["evaluate"], ["run", "--config-from"], ["compare", "alone"]]
+)
+def test_a_sweep_is_no_run_of_its_own(
+    store: dict[str, str], main: Callable[..., Any], words: list[str]
+) -> None:
+    """Its command is told, not carried out; `waymark runs` offers no resume."""
+    done = main(*words, store["sweep"], f"tracking.uri={store['uri']}")
+    assert (done.returncode, done.stdout) == (2, "")
+    shown = SWEEP["waymark.command"].replace("\x1b", "\\x1b")
+    assert done.stderr.startswith(f"waymark: run {store['sweep']} is a sweep; ")
+    assert done.stderr.endswith(f"this command completes it: {shown}\n")
+    client = MlflowClient(store["uri"])
+    client.set_terminated(store["sweep"], "KILLED")
+    rows = {run.id: run for run in recent(store["uri"], 20)}
+    assert rows[store["sweep"]].model == "sweep"
+    assert not any(run.resumable for run in rows.values())
+
+
+def test_a_sweep_is_left_out_of_a_comparison(store: dict[str, str]) -> None:
+    found = compare(experiment="waymark", tracking_uri=store["uri"])
+    assert store["sweep"] not in found.names and store["alone"] in found.names
 
 
 # A server somewhere else.

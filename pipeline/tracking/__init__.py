@@ -31,6 +31,8 @@ from pipeline.tracking.outbox import Birth
 from pipeline.tracking.recovery import bury
 from pipeline.tracking.tracked import (
     BEAT,
+    COMMAND,
+    KIND,
     LOCAL,
     PROCESS,
     REASON,
@@ -193,10 +195,13 @@ class Tracking:
             birth = replace(birth, id=record.id, name=record.name)
         return TrackedRun(self, record, birth, config.tracking, new=True)
 
-    def parent(self, experiment: str, name: str, tags: Mapping[str, str], key: str) -> RunRecord:
+    def parent(
+        self, experiment: str, name: str, tags: Mapping[str, str], key: str
+    ) -> tuple[RunRecord, RunRecord | None]:
         """Return the experiment's run of the same tag `key`, made if need be, RUNNING from now on.
 
-        Raises BadInput if the store does not answer.
+        With it comes what it was before, None if it was made. Raises BadInput if the store does
+        not answer.
         """
         alive = {PROCESS: this_process_text(), BEAT: str(int(time.time())), REASON: ""}
         try:
@@ -204,14 +209,24 @@ class Tracking:
             if not known:
                 own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags, **alive}
                 made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
-                return self.record(made)
+                return self.record(made), None
             record = known[-1][0]  # the first one that was made
             self.client.update_run(record.id, status="RUNNING")
             for tag, text in {**tags, **alive}.items():
                 self.client.set_tag(record.id, tag, text)
-            return record
+            return record, record
         except Exception as error:  # of MLflow, the network
             raise BadInput(f"{self._named}: takes no sweep ({reason_of(error)}).") from None
+
+    def withdraw(self, run_id: str, before: RunRecord | None) -> None:
+        """Make a run that `parent` returned what it was before; delete it if there was none."""
+        if before is None:
+            self.client.delete_run(run_id)
+            return
+        for tag, text in before.tags.items():
+            if tag.startswith("waymark."):
+                self.client.set_tag(run_id, tag, text)
+        self.client.update_run(run_id, status=before.status)
 
     def stillborn(self, experiment: str, name: str, tags: Mapping[str, str]) -> None:
         """Record a run that failed before it began."""
@@ -381,6 +396,17 @@ class Tracking:
                 record = self.offline(content.birth, content.ids, status, path.parent)
                 yield replace(record, tags=record.tags | content.tags, offline=True)
 
+    def find_single(self, text: str) -> RunRecord:
+        """Find RUN as `find` does; raise BadInput for a sweep's parent as well."""
+        record = self.find(text)
+        if record.tags.get(KIND) == "sweep":
+            command = record.tags.get(COMMAND) or "the one that it was begun with"
+            raise BadInput(
+                f"run {record.id} is a sweep; waymark compare --sweep {record.id[:8]} shows its "
+                f"trials, and this command completes it: {command}"
+            )
+        return record
+
     def find(self, text: str) -> RunRecord:
         """Find RUN: an id, a unique prefix of one, a unique name, or `latest`.
 
@@ -418,17 +444,21 @@ class Tracking:
         return replace(found[0], status=told[0]) if told else found[0]
 
     def _matching(self, text: str) -> list[Any]:
-        quote = '"' if "'" in text else "'"  # MLflow's filters know no escape
         if text == "latest":
             runs = self._search("tags.`waymark.version` != ''", NEWEST_FIRST)
-            own = (run for run in runs if run.data.tags.get("waymark.kind") != "sweep")
+            own = (run for run in runs if run.data.tags.get(KIND) != "sweep")
             return list(islice(own, 1))
         found: list[Any] = []
         if len(text) >= 4 and text.isalnum():
             found = list(islice(self._search(f"attributes.run_id LIKE '{text}%'"), 50))
             found = found or list(islice(self._search(f"tags.`{LOCAL}` LIKE '{text}%'"), 50))
-        if not found and text and quote not in text:
-            found = list(islice(self._search(f"attributes.run_name = {quote}{text}{quote}"), 50))
+        if not found and text:
+            # MLflow's filters know no escape, but a pattern in which `_` is any character.
+            pattern = text.replace("'", "_")
+            quote = '"' if "'" in text else "'"
+            same = f"= {quote}{text}{quote}" if quote not in text else f"LIKE '{pattern}'"
+            alike = self._search(f"attributes.run_name {same}")
+            found = list(islice((run for run in alike if run.info.run_name == text), 50))
         return found
 
     def _search(

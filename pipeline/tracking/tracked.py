@@ -27,6 +27,9 @@ GONE = ".gone-"
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
 PROCESS, BEAT, LOCAL = "waymark.process", "waymark.heartbeat", "waymark.local_id"
 RESUME, REASON = "waymark.resume", "waymark.reason"
+# Of a sweep's parent: what it is, and the command that carried it out last; of a trial: at which
+# step it was ended as hopeless.
+KIND, COMMAND, PRUNED = "waymark.kind", "waymark.command", "waymark.pruned"
 
 
 class Busy(BadInput):
@@ -191,6 +194,8 @@ class Delivery:
         from mlflow.entities import RunTag
 
         self._client.log_batch(self.info.id, tags=[RunTag(k, v) for k, v in tags.items()])
+        if tags.get(PRUNED) == "":  # it is not any more
+            self._client.delete_tag(self.info.id, PRUNED)
 
     def _mirror(self, here: Mapping[str, tuple[int, int]]) -> None:
         """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
