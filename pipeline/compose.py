@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipeline.config import GROUPS, BadInput, Config, Resolved, flatten, nearest, resolve
+from pipeline.own_hydra import load, own_resolvers, own_singletons
 
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -53,7 +54,8 @@ def as_written(overrides: Iterable[str]) -> list[str]:
         nothing = value.strip().lower() == "null" and "tags." not in name
         return override if nothing else name + PARTS.sub(quoted, value)
 
-    return [written(override) for override in overrides]
+    with own_singletons():
+        return [written(override) for override in overrides]
 
 
 def parsed(overrides: Iterable[str]) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
 
     overrides = as_written(overrides)
     try:
-        found = OverridesParser.create().parse_overrides(overrides)
+        with own_singletons():
+            found = OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         raise BadInput(f"{error.override}: is not of the form key=value.") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
@@ -76,12 +79,9 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
 
 def composed(overrides: Sequence[str]) -> Resolved:
     """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
-    import hydra
-
     overrides = as_written(overrides)
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", overrides, return_hydra_config=True)
+        cfg = load(CONF, overrides)
     except hydra_errors() as error:
         raise BadInput(refusal(error, overrides)) from None
     return resolved(cfg, cfg.hydra.runtime.choices, overrides)
@@ -103,7 +103,8 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
     choices = {group: str(chosen.get(group)) for group in GROUPS}
     own = _without_hydra(cfg)
     try:
-        values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        with own_resolvers():
+            values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
     except hydra_errors() as error:
         raise BadInput(refusal(error, overrides)) from None
     _keep_texts(values, OmegaConf.to_container(own))  # type: ignore[arg-type]
@@ -302,11 +303,10 @@ def _known_keys(arguments: list[str]) -> list[str]:
 
 def _defaults(members: list[str]) -> dict[str, Any]:
     """Return what `conf/` says with the chosen members, flat, as it stands there."""
-    import hydra
     from omegaconf import OmegaConf
 
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            return flatten(OmegaConf.to_container(hydra.compose("config", members)))  # type: ignore[arg-type]
+        own = _without_hydra(load(CONF, members))
+        return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
     except hydra_errors() as error:
         raise BadInput(refusal(error, members)) from None

@@ -317,8 +317,6 @@ def _build(group: str, values: Mapping[str, Any], source: Source, trusted: list[
 def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:
     from hydra.utils import get_class
 
-    logging.getLogger("hydra.utils").disabled = True  # it prints what is raised as well
-
     def allowed(name: str) -> bool:
         roots = ["pipeline", *(trusted or [])]
         return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
@@ -329,11 +327,15 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     )
     if not allowed(target):
         raise distrust
+    log = logging.getLogger("hydra.utils")
+    disabled, log.disabled = log.disabled, True  # it prints what is raised as well
     try:
         cls = get_class(target)
     except Exception as error:
         reason = first_line(error.__cause__ or error)
         raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
+    finally:
+        log.disabled = disabled
     if not allowed(cls.__module__):  # a dotted name also walks through what a module imports
         raise distrust
     return cls
