@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline import __version__
+from pipeline import __version__, process_state
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 
@@ -401,6 +401,7 @@ def main() -> int:
 
 def program() -> NoReturn:
     """Run the command line as a process of its own, to its end."""
+    process_state.command_line = True
     # TensorFlow and MLflow make a million objects, none of which is garbage to be searched for.
     gc.set_threshold(100_000, 50, 100)
     status = main()

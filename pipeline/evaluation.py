@@ -15,7 +15,7 @@ from pipeline.checkpoints.foreign import find_bundle, read_parameters
 from pipeline.checkpoints.store import CheckpointStore, Damaged, refuse_links
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
-from pipeline.runtime import start_tensorflow
+from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.score import Score, Scorer
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.train import check_state, initial_state
@@ -98,6 +98,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         config = from_record(folder / "config.yaml", overrides, trusted, ("",)).config
         store = CheckpointStore(folder / "checkpoints", config.save)
         chosen = _choose(store, step, record.id)
+        start_if_imported(config.runtime.intra_op_threads)
         data = load_data(config)
         refuse_other_data(record, data)
         start_tensorflow(config.runtime.intra_op_threads)
@@ -172,6 +173,7 @@ def _score_step(
 def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
     """Score files that Waymark did not write; raise BadInput if they do not fit."""
     config = resolved.config
+    start_if_imported(config.runtime.intra_op_threads)
     data = load_data(config)
     start_tensorflow(config.runtime.intra_op_threads)
     if from_meta:

@@ -1,16 +1,46 @@
 """The commands as functions, for notebooks and scripts; the command line calls these."""
 
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
 from pathlib import Path
+from typing import Any, TypeVar
 
-from pipeline import comparing, evaluation, rerunning, running
+from pipeline import comparing, evaluation, new_process, rerunning, running
 from pipeline.comparison import Comparison
 from pipeline.compose import composed, described, parsed
 from pipeline.config import BadInput, Config
 from pipeline.evaluation import Evaluation
+from pipeline.process_state import taken_back
 from pipeline.running import Failed, Result
+from pipeline.runtime import NeedsNewProcess
 from pipeline.verdict import Verdict
 
 __all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+
+T = TypeVar("T")
+
+_turn = threading.Lock()  # of the threads that want to do work: TensorFlow is the process's
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
+
+
+def _done(function: Callable[..., T], *arguments: Any) -> T:
+    """Do work here, one at a time; in a new process where TensorFlow is not as the work needs it.
+
+    Work that comes from within work, from a model of the user's own, does not wait for its end.
+    """
+    if not _has_turn.get():
+        with _turn:
+            token = _has_turn.set(True)
+            try:
+                return _done(function, *arguments)
+            finally:
+                _has_turn.reset(token)
+    with taken_back():
+        try:
+            return function(*arguments)
+        except NeedsNewProcess:
+            return new_process.call(function, *arguments)
 
 
 def configure(*overrides: str) -> Config:
@@ -27,8 +57,11 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
     Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
     """
     if config_from is not None:
-        return running.run(running.recorded(config_from, parsed(overrides)))
-    return running.run(composed(overrides) if config is None else described(config))
+        with taken_back():
+            resolved = running.recorded(config_from, parsed(overrides))
+    else:
+        resolved = composed(overrides) if config is None else described(config)
+    return _done(running.run, resolved)
 
 
 def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:
@@ -38,7 +71,7 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
     `allow_drift`) a numerical environment other than the recorded one; Failed if no published
     checkpoint is whole or the work fails; Stopped after a signal.
     """
-    return running.resume(run, parsed(overrides), allow_drift)
+    return _done(running.resume, run, parsed(overrides), allow_drift)
 
 
 def rerun(
@@ -51,14 +84,13 @@ def rerun(
     """Do a recorded run again, as a new run, and tell whether it came to the same bits.
 
     `overrides` may change where data, checkpoints and records go, not the numbers. `threads`
-    replaces the recorded number of threads; where TensorFlow already runs in this process with
-    another number, a new process does the work. `at_commit` runs the recorded commit with its
+    replaces the recorded number of threads. `at_commit` runs the recorded commit with its
     recorded changes, which takes `trust_code`, since it executes what a record says.
 
     Raises BadInput for an unknown run or an override that could change the numbers, Failed if
     the work fails, Stopped after a signal.
     """
-    return rerunning.rerun(run, overrides, threads, at_commit, trust_code)
+    return _done(rerunning.rerun, run, overrides, threads, at_commit, trust_code)
 
 
 def evaluate(
@@ -78,8 +110,8 @@ def evaluate(
     """
     if run is None:
         path = Path(checkpoint or "").expanduser()
-        return evaluation.evaluate_files(composed(overrides), path, from_meta)
-    return evaluation.evaluate_run(run, step, from_meta, parsed(overrides))
+        return _done(evaluation.evaluate_files, composed(overrides), path, from_meta)
+    return _done(evaluation.evaluate_run, run, step, from_meta, parsed(overrides))
 
 
 def compare(
@@ -96,4 +128,5 @@ def compare(
 
     Raises BadInput for what does not exist and for fewer than two runs.
     """
-    return comparing.compare(runs, tracking_uri, experiment, sweep, where)
+    with taken_back():
+        return comparing.compare(runs, tracking_uri, experiment, sweep, where)

@@ -2,23 +2,18 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pipeline
-from pipeline import running
+from pipeline import new_process, running
 from pipeline.compose import parsed
 from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat
-from pipeline.runtime import can_start
-from pipeline.stopping import Stopped
 from pipeline.tracking import Tracking
 from pipeline.verdict import Evidence, Verdict, evidence, load
 
@@ -38,10 +33,9 @@ def rerun(
 ) -> Verdict:
     """Run a recorded run again and compare every value and every state by its bits.
 
-    `threads` replaces the recorded number of threads, to see what that does. Where TensorFlow
-    already runs in this process with another number, a new process does the work. `at_commit`
-    runs the recorded commit with its recorded changes instead of the code as it is now; that
-    takes `trust_code`.
+    `threads` replaces the recorded number of threads, to see what that does. `at_commit` runs
+    the recorded commit with its recorded changes instead of the code as it is now; that takes
+    `trust_code`.
 
     Raises BadInput for an unknown run, an override that could change the numbers, or a record
     that is damaged; Failed and Stopped as `running.run` does.
@@ -51,9 +45,9 @@ def rerun(
     tracking = Tracking(given["tracking.uri"])
     record = tracking.find_single(text)
     original = evidence(tracking, record)
-    words = ["rerun", record.id, *overrides]
-    words += [f"--threads={threads}"] if threads is not None else []
     if at_commit:
+        words = ["rerun", record.id, *overrides]
+        words += [f"--threads={threads}"] if threads is not None else []
         with _worktree(original, trust_code) as code:
             return _in_a_new_process(words, code, checkout=code[0])
     name = f"rerun of {record.name.removeprefix('rerun of ')}"
@@ -61,8 +55,6 @@ def rerun(
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
     resolved = running.record_of(tracking, record, given, trusted)
-    if not can_start(resolved.config.runtime.intra_op_threads):
-        return _in_a_new_process(words)
     try:
         verdict = running.run(resolved, original).verdict
     except running.Failed as failed:
@@ -87,65 +79,33 @@ def _allowed(overrides: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _in_a_new_process(
-    words: Sequence[str], code: Sequence[str] = (), checkout: str | None = None
-) -> Verdict:
-    """Do a rerun in a process of its own, whose lines appear here; return its verdict.
+def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) -> Verdict:
+    """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
 
-    `code` are folders that its modules come from first. Raises BadInput, Failed or Stopped with
-    what the process says.
+    Raises BadInput, Failed or Stopped with what the process says.
     """
-    home = str(Path(pipeline.__file__).parent.parent)
-    path = os.pathsep.join([*code, home, *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
+    path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", "pipeline", *words, "--json"]
     last = ""
-    with (
-        tempfile.TemporaryFile("w+") as answer,
-        # A session of its own: else a terminal's Ctrl-C would reach it besides what we pass on.
-        subprocess.Popen(
-            command,
-            env=env,
-            stdout=answer,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as child,
-        _signals_to(child),
-    ):
-        for line in child.stderr or ():
-            print(last, end="", flush=True)
-            last = line
-        status = child.wait()
+
+    def tell(line: str) -> None:  # the last one may be the error
+        nonlocal last
+        print(last, end="", flush=True)
+        last = line
+
+    with tempfile.TemporaryFile("w+") as answer:
+        variables = {"PYTHONPATH": path, CHECKOUT: checkout}
+        status = new_process.run(command, tell, variables, answer)
         answer.seek(0)
         told = answer.read()
     if status not in (1, 2):
         print(last, end="", flush=True)
     if status in (0, 3):
         return load(told)
-    number = status - 128 if status > 128 else -status
-    if number in (signal.SIGINT, signal.SIGTERM):
-        raise Stopped(number)
-    if status not in (1, 2):
-        raise running.Failed(f"the process of the rerun was ended by signal {number}")
     sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"
-    raise BadInput(sentence) if status == 2 else running.Failed(sentence)
-
-
-@contextmanager
-def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
-    """Let a signal to this process end the child in good order, and wait for that."""
-    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old = [signal.signal(n, lambda number, _: child.send_signal(number)) for n in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, old, strict=True):
-            signal.signal(number, handler)
+    if status == 2:
+        raise BadInput(sentence)
+    raise new_process.ended(status) or running.Failed(sentence)
 
 
 @contextmanager

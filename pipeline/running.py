@@ -24,7 +24,7 @@ from pipeline.evaluation import (
     refuse_other_data,
 )
 from pipeline.pruning import Pruner
-from pipeline.runtime import start_tensorflow
+from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.stopping import Stop
 from pipeline.tracking import REASON, RESUME, RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
@@ -57,7 +57,9 @@ def run(
     """
     config = resolved.config
     with Stop() as stop:
+        start_if_imported(config.runtime.intra_op_threads)
         data = load_data(config)
+        start_if_imported(config.runtime.intra_op_threads)  # by the user's own classes
         parameters = _initial_parameters(config, data)
         tracking = Tracking(config.tracking.uri, create=True)
         tags = {**_tags(resolved, data), **(tags or {})}
@@ -133,6 +135,7 @@ def _resume(
     resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN)
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
+    start_if_imported(config.runtime.intra_op_threads)
     data = load_data(config)
     refuse_other_data(record, data)
     start_tensorflow(config.runtime.intra_op_threads)

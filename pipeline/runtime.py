@@ -1,4 +1,4 @@
-"""Start TensorFlow: quiet, without Keras, with a fixed number of threads."""
+"""Start TensorFlow: quiet, with a fixed number of threads, with the settings that a run needs."""
 
 import importlib
 import os
@@ -9,52 +9,130 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline import process_state
+from pipeline.config import BadInput
+from pipeline.process_state import same_environment, set_variable
+
 # What TensorFlow's C++ start-up writes to file descriptor 2 whatever TF_CPP_MIN_LOG_LEVEL says.
 NOISE = re.compile(
     rb"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:|To enable the following instr"
 )
 
 
+_forked = False  # from a process that had imported TensorFlow, whose threads are not here
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = "tensorflow" in sys.modules
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class NeedsNewProcess(BadInput):
+    """Say why TensorFlow, as this process has it, would not compute what it should."""
+
+
 def start_tensorflow(intra_op_threads: int) -> Any:
     """Import TensorFlow and fix its intra-op threads; return the module.
 
     The bits of a result depend on this number, and TensorFlow takes it once per process.
-    Raises RuntimeError if this process already runs with another number.
+    Raises NeedsNewProcess as `check_tensorflow` does.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
+    check_tensorflow(intra_op_threads)
+    if "tensorflow" in sys.modules and _is_running():
+        return sys.modules["tensorflow"]
+    set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
     with quiet():
-        if "tensorflow" not in sys.modules and "keras" not in sys.modules:
-            # Half of the import is Keras, which no model here uses; TensorFlow tolerates its
-            # absence. Whoever imports it later gets it.
-            sys.modules["keras"] = None  # type: ignore[assignment]
-            try:
-                importlib.import_module("tensorflow")
-            finally:
-                del sys.modules["keras"]
-        import tensorflow as tf
-
-        if tf.config.threading.get_intra_op_parallelism_threads() != intra_op_threads:
-            try:
-                tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
-            except RuntimeError:
-                now = tf.config.threading.get_intra_op_parallelism_threads() or "all"
-                raise RuntimeError(
-                    f"runtime.intra_op_threads={intra_op_threads}: this process already runs "
-                    f"TensorFlow with {now} threads; use a new process."
-                ) from None
+        tf = _imported()
+        tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         tf.config.list_logical_devices()  # starts the devices, with the noise they make
     return tf
 
 
-def can_start(intra_op_threads: int) -> bool:
-    """Tell whether this process can run TensorFlow with so many threads."""
-    if "tensorflow" not in sys.modules:
-        return True
-    try:
+def start_if_imported(intra_op_threads: int) -> None:
+    """Start TensorFlow, if this process has it already, before anything else computes with it.
+
+    Raises NeedsNewProcess as `check_tensorflow` does.
+    """
+    check_tensorflow(intra_op_threads)
+    if "tensorflow" in sys.modules:
         start_tensorflow(intra_op_threads)
-    except RuntimeError:
-        return False
-    return True
+
+
+def check_tensorflow(intra_op_threads: int) -> None:
+    """Raise NeedsNewProcess if this process has TensorFlow otherwise than a run needs it.
+
+    Other numbers of threads and other settings than TensorFlow's own give other bits.
+    """
+    if _forked:
+        raise NeedsNewProcess("TensorFlow does not outlive the fork that made this process.")
+    if "tensorflow" not in sys.modules:
+        return
+    import tensorflow as tf
+
+    if not (tf.executing_eagerly() and tf.compat.v1.executing_eagerly_outside_functions()):
+        raise NeedsNewProcess("TensorFlow does not execute eagerly in this process.")
+    changed = [name for name, is_changed in _settings(tf).items() if is_changed]
+    if changed:
+        raise NeedsNewProcess(f"TensorFlow in this process has {changed[0]}.")
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    if not threads:  # never set
+        threads = _default_threads() if _is_running() else intra_op_threads
+    if threads != intra_op_threads:
+        raise NeedsNewProcess(
+            f"runtime.intra_op_threads={intra_op_threads}: "
+            f"TensorFlow in this process has {threads} threads."
+        )
+
+
+def _settings(tf: Any) -> dict[str, bool]:
+    """Return for each setting that changes bits, and can be changed late, whether it was."""
+    from tensorflow.python.framework import ops
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    return {
+        "op determinism enabled": is_op_determinism_enabled(),
+        "run_functions_eagerly set": tf.config.functions_run_eagerly(),
+        "NumPy's types enabled": ops.is_auto_dtype_conversion_enabled(),
+        "control flow of version 1": not tf.compat.v1.control_flow_v2_enabled(),
+        "XLA's JIT set": bool(tf.config.optimizer.get_jit()),
+        "graph optimizations changed": any(tf.config.optimizer.get_experimental_options().values()),
+    }
+
+
+def _is_running() -> bool:
+    """Tell whether TensorFlow has begun to compute here: its threads are fixed from then on."""
+    from tensorflow.python.eager import context
+
+    return bool(context.context()._initialized)
+
+
+def _default_threads() -> int:
+    """Return how many threads TensorFlow takes where none are asked for."""
+    given = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _imported() -> Any:
+    """Import TensorFlow, which sets variables of the environment.
+
+    The command line spares itself half of it, Keras, which no model here uses. Whoever imports
+    it later gets it, `tensorflow.keras` as well.
+    """
+    eager = "keras.src.optimizers"  # through which TensorFlow imports it, without a use for it
+    skipped = process_state.command_line and not {"tensorflow", "keras"} & sys.modules.keys()
+    with same_environment():
+        if skipped:
+            sys.modules[eager] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("tensorflow")
+        finally:
+            if skipped:
+                del sys.modules[eager]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextvars import copy_context
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
@@ -42,7 +43,10 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
-            self._old = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            old = {number: signal.getsignal(number) for number in SIGNALS}
+            self._old = {n: handler for n, handler in old.items() if handler is not None}  # C's
+            for number in self._old:
+                signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -57,7 +61,7 @@ class Stop:
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` on a worker thread; return its result or raise what it raised."""
         with ThreadPoolExecutor(1, thread_name_prefix="work") as pool:
-            future = pool.submit(work)
+            future = pool.submit(copy_context().run, work)
             # A signal that the system gives to another thread does not wake this one.
             while not wait([future], timeout=0.2).done:
                 pass

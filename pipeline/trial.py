@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline import running
+from pipeline import process_state, running
 from pipeline.checkpoints.foreign import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
@@ -138,6 +138,7 @@ def _in_a_new_process(resolved: Resolved, name: str) -> float:
 def _done(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
     _end_with_parent()
+    process_state.command_line = True
     tracking, key = Tracking(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:

@@ -730,6 +730,24 @@ def test_training_starts_from_saved_parameters(
     assert run.data.params["init_from"] == str(path)
 
 
+def test_a_users_modules_do_not_keep_the_program_from_starting(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    names = [path.stem for path in REPO.glob("pipeline/*.py")] + ["pipeline"]
+    for name in {"data", "models", "tracking", *names} - {"__init__", "__main__"}:
+        (tmp_path / f"{name}.py").write_text("raise ImportError('this is the user's')")
+    script = "from waymark_start import program; program()"  # as the console script has it
+    done = subprocess.run(
+        [sys.executable, "-c", script, "runs"],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": f"{tmp_path}:{REPO}"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("waymark: there are no runs here")
+
+
 def test_the_wheel_works_outside_the_checkout(
     tmp_path: Path, environment: dict[str, str], waymark: Callable[..., Done], empty_store: Path
 ) -> None:
@@ -744,10 +762,11 @@ def test_the_wheel_works_outside_the_checkout(
     wanted = {str(path.relative_to(REPO)) for path in REPO.glob("conf/**/*.yaml")}
     assert {name.removeprefix("pipeline/") for name in names if name.endswith(".yaml")} == wanted
     modules = [*REPO.glob("pipeline/**/*.py"), *REPO.glob("hydra_plugins/*.py")]
+    modules.append(REPO / "waymark_start.py")
     sources = {str(path.relative_to(REPO)) for path in modules}
     assert {name for name in names if name.endswith(".py")} == sources
     (entry,) = unpacked.glob("*.dist-info/entry_points.txt")
-    assert "waymark = pipeline.__main__:program" in entry.read_text()
+    assert "waymark = waymark_start:program" in entry.read_text()
 
     shutil.copytree(empty_store, elsewhere / "mlruns")
     outside = {**environment, "PYTHONPATH": str(unpacked)}

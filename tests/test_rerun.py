@@ -829,7 +829,7 @@ def test_the_verdict_of_the_other_process_comes_back(
     lines = "run b (x)\nwaymark: it warns\nat the end\n"
     answer = VERDICT.dump().replace("\n", "")
     child(f"sys.stderr.write({lines!r})\nprint({answer!r})\nsys.exit({status})")
-    assert rerunning._in_a_new_process(["rerun", "a"]) == VERDICT
+    assert rerunning._in_a_new_process(["rerun", "a"], [], ".") == VERDICT
     assert "".join(capfd.readouterr()) == lines
 
 
@@ -853,7 +853,7 @@ def test_the_end_of_the_other_process_comes_back(
 ) -> None:
     child(f"sys.stderr.write({'run b (x)' + chr(10) + last!r})\nsys.stderr.flush()\n{ending}")
     with pytest.raises(kind, match=text):
-        rerunning._in_a_new_process(["rerun", "a"])
+        rerunning._in_a_new_process(["rerun", "a"], [], ".")
     said = "".join(capfd.readouterr())
     assert said == "run b (x)\n" + (last if last.startswith("to go on") else "")
 
@@ -882,7 +882,7 @@ def test_a_signal_reaches_the_other_process_once(
     python = sys.executable
     (tmp_path / "parent.py").write_text(
         f"import sys\nfrom pipeline import rerunning\nsys.executable = {str(child(SIGNALLED))!r}\n"
-        "try:\n    rerunning._in_a_new_process(['rerun', 'a'])\n"
+        "try:\n    rerunning._in_a_new_process(['rerun', 'a'], [], '.')\n"
         "except Exception as error:\n    print(type(error).__name__, error.status)\n"
     )
     with subprocess.Popen(

@@ -8,6 +8,7 @@ one point to MLflow, so sending twice changes nothing.
 
 import getpass
 import json
+import logging
 import math
 import os
 import re
@@ -25,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
+from pipeline.process_state import set_level, set_variable
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import is_alive, this_process
 from pipeline.tracking.outbox import Birth
@@ -729,12 +731,16 @@ def _user() -> str:
 
 def _mlflow_defaults() -> None:
     """Keep MLflow from retrying for minutes and from reporting usage, unless the user asks."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it logs what it raises as well
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    set_variable("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    set_variable("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    set_variable("MLFLOW_DISABLE_TELEMETRY", "true")
+    set_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    set_variable("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    import mlflow.tracking  # noqa: F401  (it sets the levels as it is imported)
+
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # it logs what it raises as well
+        for name in ("mlflow", "alembic"):
+            set_level(name, logging.CRITICAL)
 
 
 def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
@@ -742,7 +748,8 @@ def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
     import sys
 
     _mlflow_defaults()
-    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
+    set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
     options = {
         "--backend-store-uri": tracking.uri,
         "--artifacts-destination": location(tracking.root / "artifacts"),

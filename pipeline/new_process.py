@@ -1,0 +1,158 @@
+"""Work in a process of its own, whose lines appear here and whose result or error comes back."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pipeline
+from pipeline import process_state
+from pipeline.config import BadInput, first_line
+from pipeline.stopping import SIGNALS, Stopped
+from pipeline.work import Failed
+
+HOME = str(Path(pipeline.__file__).parent.parent)
+# Not by `-m`: where the process is to find its modules is known only when it begins.
+PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
+PROGRAM += "from pipeline.new_process import main; main(sys.argv[1])"
+LOOK = 1.0  # seconds between two looks whether the process that began this one is alive
+
+
+def call(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of Waymark's in a new process; return what it returns, raise what it raises.
+
+    Raises BadInput for arguments that another process cannot have, such as a class of a script.
+    """
+    with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
+        task = Path(scratch) / "task"
+        try:
+            task.write_bytes(pickle.dumps((sys.argv, function, arguments)))
+        except Exception as error:  # pickle lets through what the object raises
+            raise _not_portable(error) from None
+        path = json.dumps([HOME, *map(str, sys.path)])
+        status = run([sys.executable, "-P", "-c", PROGRAM, path, str(task)], _to_stderr)
+        answer = task.with_name("answer")
+        if not answer.exists():
+            raise ended(status) or Failed(f"the new process ended with status {status}")
+        value, problem = pickle.loads(answer.read_bytes())
+    if problem is not None:
+        raise problem
+    return value
+
+
+def _to_stderr(line: str) -> None:
+    print(line, end="", file=sys.stderr, flush=True)
+
+
+def _not_portable(error: Exception) -> BadInput:
+    return BadInput(
+        f"this takes a new process, where not all that was given can be had "
+        f"({first_line(error)}); classes of one's own have to stand in a module."
+    )
+
+
+def main(place: str) -> None:
+    """Do the task in a file, and put the answer beside it."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    process_state.command_line = True
+    task = Path(place)
+    try:
+        sys.argv, function, arguments = pickle.loads(task.read_bytes())
+    except Exception as error:
+        answer = pickle.dumps((None, _not_portable(error)))
+    else:
+        answer = _outcome(function, arguments)
+    task.with_name("answer.part").write_bytes(answer)
+    task.with_name("answer.part").rename(task.with_name("answer"))
+
+
+def _outcome(function: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
+    """Return what a function returns, and what it raises, one of the two None, pickled."""
+    try:
+        return pickle.dumps((function(*arguments), None))
+    except Exception as error:
+        with suppress(Exception):  # one that cannot be made anew from its parts
+            answer = pickle.dumps((None, error))
+            pickle.loads(answer)
+            return answer
+        return pickle.dumps((None, Failed(f"{type(error).__name__}: {first_line(error)}")))
+
+
+def _end_with(parent: int) -> None:
+    """End in good order, by SIGTERM, when the process that began this one is gone."""
+    while os.getppid() == parent:
+        time.sleep(LOOK)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(
+    command: Sequence[str],
+    tell: Callable[[str], None],
+    variables: Mapping[str, str] | None = None,
+    answer: IO[str] | None = None,
+) -> int:
+    """Run a command to its end; return its status, or minus the signal that ended it.
+
+    `tell` gets each line of its standard error. Its standard output appears here, or is the
+    file `answer`.
+    """
+    with (
+        # A session of its own: else a terminal's Ctrl-C would reach it besides what we pass on.
+        subprocess.Popen(
+            command,
+            env={**os.environ, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=answer or subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as child,
+        _signals_to(child),
+    ):
+        reader = threading.Thread(target=_show, args=(child.stdout,))
+        reader.start()
+        for line in child.stderr or ():
+            tell(line)
+        status = child.wait()
+        reader.join()
+    return status
+
+
+def _show(lines: IO[str] | None) -> None:
+    for line in lines or ():
+        print(line, end="", flush=True)
+
+
+def ended(status: int) -> Exception | None:
+    """Return the error of a process that a signal has ended, if one has."""
+    number = status - 128 if status > 128 else -status
+    if number in SIGNALS:
+        return Stopped(number)
+    return Failed(f"the new process was ended by signal {number}") if number > 0 else None
+
+
+@contextmanager
+def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
+    """Let a signal to this process end the child in good order, and wait for that."""
+    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
+        yield
+        return
+    old = {number: signal.getsignal(number) for number in SIGNALS}
+    old = {number: old[number] for number in old if old[number] not in (None, signal.SIG_IGN)}
+    for number in old:
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
