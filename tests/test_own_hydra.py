@@ -38,7 +38,8 @@ def application(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """Return the folder of an application of the user's, with all that it registers in Hydra."""
     store, resolvers = ConfigStore.instance(), dict(BaseContainer._resolvers)
     repository = deepcopy({key: value for key, value in store.repo.items() if key != "hydra"})
-    monkeypatch.setattr(Singleton, "_instances", dict(Singleton._instances))
+    theirs = {kind: one for kind, one in Singleton._instances.items() if kind is not GlobalHydra}
+    monkeypatch.setattr(Singleton, "_instances", theirs)
     store.store(name="config", node=Settings)
     store.store(group="model", name="softmax", node=Settings)
     store.store(group="data", name="mnist_5k", node=Settings)
