@@ -191,6 +191,7 @@ def evaluate(
     """
     from pipeline import library
     from pipeline.config import BadInput, json_text
+    from pipeline.table import number
 
     if not checkpoint and (not arguments or "=" in arguments[0]):
         raise BadInput("evaluate: give a RUN, or --checkpoint PATH.")
@@ -201,7 +202,7 @@ def evaluate(
     if as_json:
         print(json_text(found.plain()))
     else:
-        loss = "" if found.loss is None else f", loss {found.loss:.5f}"
+        loss = "" if found.loss is None else f", loss {number(found.loss)}"
         print(f"accuracy {found.accuracy:.4f}{loss} ({found.hits} of {found.total} images)")
         print(f"restored from {found.source}")
     return 0

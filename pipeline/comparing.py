@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
+from pipeline.table import setting
 from pipeline.tracking import Facts, RunRecord, Tracking
 from pipeline.tracking.history import PACE, foreign, is_timing
 from pipeline.tracking.tracked import KIND, reason_of
@@ -154,7 +155,7 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
     for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
         metrics[key] = _metric([_final_and_best(key, e, f) for e, f in pairs if key in f.metrics])
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
-    shared = [f"{key.rpartition('.')[2]}={value}" for key, value in config.items()]
+    shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]
     first = f"{own[0].record.name} {own[0].record.id[:8]}"
     return Row(
         first if len(own) == 1 else " ".join(shared) or f"{len(own)} seeds from {first}",

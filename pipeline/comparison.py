@@ -12,8 +12,8 @@ from typing import Any
 from pipeline import pictures
 from pipeline.checkpoints.store import replace_file
 from pipeline.config import BadInput, Sentence, json_text
-from pipeline.table import duration, rendered
-from pipeline.verdict import Parting, number, told
+from pipeline.table import duration, number, rate, rendered, settings_apart
+from pipeline.verdict import Parting, exact, told
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
@@ -101,13 +101,16 @@ class Comparison:
         told = {row.status for row in self.rows} != {"FINISHED"}
         columns = ["run", *["seeds"] * several, *["status"] * told, *self.keys, *self.metrics]
         columns += ["duration", "steps/s", "state"]
+        values = {
+            key: settings_apart(row.values.get(key, "-") for row in self.rows) for key in self.keys
+        }
         shown = []
         for row in self.rows:
             cells = [row.label, *[str(len(row.runs))] * several, *[row.status] * told]
-            cells += [row.values.get(key, "-") for key in self.keys]
+            cells += [values[key][row.values.get(key, "-")] for key in self.keys]
             cells += [_cell(row, key) for key in self.metrics]
             cells.append("-" if row.seconds is None else duration(row.seconds))
-            cells.append("-" if row.steps_per_second is None else f"{row.steps_per_second:.4g}")
+            cells.append("-" if row.steps_per_second is None else rate(row.steps_per_second))
             cells.append(row.states[0][:8] if len(row.runs) == 1 and row.states else "-")
             shown.append(cells)
         return columns, shown
@@ -122,7 +125,7 @@ class Comparison:
         if len(self.data) > 1:
             lines += [f"data {data[:8]}: {self._named(runs)}" for data, runs in self.data.items()]
         for key, parting in (self.partings or {}).items():
-            values = f"{number(parting.recorded)} and {number(parting.now)}"
+            values = f"{exact(parting.recorded)} and {exact(parting.now)}"
             lines.append(f"{key} parts at step {parting.step}: {values}")
         if self.partings == {}:
             lines.append("no loss and no evaluation parts at any step that both recorded")
@@ -195,14 +198,10 @@ def _cell(row: Row, key: str) -> str:
     metric = row.metrics.get(key)
     if metric is None:
         return "-"
-    final = _short(metric.final)
+    final = number(metric.final)
     if metric.std is not None and metric.low is not None and metric.high is not None:
-        final += f" ±{_short(metric.std)} [{_short(metric.low)}, {_short(metric.high)}]"
+        final += f" ±{number(metric.std)} [{number(metric.low)}, {number(metric.high)}]"
     final += "*" * metric.final_leads + "~" * metric.ties
     if metric.best != metric.final and not math.isnan(metric.best):
-        final += f" / {_short(metric.best)}" + "*" * metric.best_leads
+        final += f" / {number(metric.best)}" + "*" * metric.best_leads
     return final if metric.count == len(row.runs) else f"{final} (of {metric.count})"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"

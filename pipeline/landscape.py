@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.table import elided, number, settings_apart
+
+LONGEST = 20  # characters of a value beside an axis
 CELLS = 20  # along each side of a heat map, at most
 WIDE = 30.0  # a ratio of the largest to the smallest value from which an axis is logarithmic
 
@@ -34,6 +37,7 @@ class Axis:
         numeric = bool(numbers) and all(map(math.isfinite, numbers.values()))
         order = (lambda text: numbers[text]) if numeric else None
         self.labels = sorted(set(texts), key=order)
+        self.shown = {k: elided(v, LONGEST) for k, v in settings_apart(texts).items()}
         low, high = (min(numbers.values()), max(numbers.values())) if numeric else (0.0, 0.0)
         self.log = numeric and low > 0 and high / low >= WIDE
         self._places = {text: float(place) for place, text in enumerate(self.labels)}
@@ -50,7 +54,7 @@ class Axis:
         step = 1 if every else max(1, len(self.labels) // 10)
         shown = self.labels[::step]
         places = [self.labels.index(t) for t in shown] if every else [*map(self.place, shown)]
-        axis.set_ticks(places, [text[:12] for text in shown], parse_math=False)
+        axis.set_ticks(places, [self.shown[text] for text in shown], parse_math=False)
 
 
 def landscape(keys: Sequence[str], points: Sequence[Point], metric: str) -> bytes:
@@ -94,8 +98,8 @@ def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric
     for point in points:
         row, column = (axis.labels.index(v) for axis, v in zip(axes, point.values, strict=True))
         grid[row, column] = point.mean
-        half = "" if point.half is None else f"\n± {point.half:.2g}"
-        text = f"{point.mean:.4g}{point.mark}{half}"
+        half = "" if point.half is None else f"\n± {number(point.half)}"
+        text = f"{number(point.mean)}{point.mark}{half}"
         light = {"boxstyle": "round", "facecolor": "white", "alpha": 0.6, "linewidth": 0}
         if grid.size <= 100:
             plot.text(column, row, text, ha="center", va="center", size=8, bbox=light)
@@ -122,10 +126,10 @@ def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric
         plot.axvline(place, color="black", linewidth=0.8)
         step = max(1, len(axis.labels) // 10)
         for text in axis.labels[::step]:
-            plot.text(place, axis.place(text), f" {text[:12]}", size=7, parse_math=False)
+            plot.text(place, axis.place(text), f" {axis.shown[text]}", size=7, parse_math=False)
     plot.axvline(len(axes), color="black", linewidth=0.8)
     for share in (0.0, 0.5, 1.0):
-        plot.text(len(axes), share, f" {low + share * (high - low):.4g}", size=7)
+        plot.text(len(axes), share, f" {number(low + share * (high - low))}", size=7)
     names = [*(axis.key for axis in axes), metric]
     plot.xaxis.set_ticks(range(len(names)), names, parse_math=False)
     plot.yaxis.set_ticks([])

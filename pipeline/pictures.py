@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config import Sentence
+from pipeline.table import elided
 
 
 def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float]) -> None:
@@ -59,7 +60,7 @@ def curves(
         axes.set_ylabel(title)
     if len(names) <= 30:
         # A leading underscore would hide a name, a dollar sign make a formula of it.
-        texts = [f" {Sentence(name)}"[:40] for name in lines]
+        texts = [elided(f" {Sentence(name)}", 40) for name in lines]
         legend = figure.legend(lines.values(), texts, loc="outside right upper", fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)

@@ -2,7 +2,10 @@
 
 import sys
 from collections.abc import Mapping
+from math import inf
 from typing import Any
+
+from pipeline.table import number, rate
 
 
 class Silent:
@@ -25,7 +28,9 @@ class Lines(Silent):
     """Print one line at each evaluation."""
 
     def evaluated(self, step: int, loss: float, accuracy: float) -> None:
-        print(f"Step: {step:04d}, Loss: {loss:.5f}, Test_Acc: {accuracy:.5f}", flush=True)
+        # As the chapter has it, where that shows a loss.
+        shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
+        print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
 
 
 class Bar(Silent):
@@ -45,8 +50,8 @@ class Bar(Silent):
 
     def advanced(self, step: int, loss: float) -> None:
         speed = self._bar.tasks[0].speed
-        rate = f"{speed:.0f} steps/s" if speed else "-"
-        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", rate=rate)
+        pace = f"{rate(speed)} steps/s" if speed else "-"
+        self._bar.update(self._task, completed=step, loss=number(loss), rate=pace)
 
     def evaluated(self, step: int, loss: float, accuracy: float) -> None:
         self._bar.update(self._task, acc=f"{accuracy:.4f}")
@@ -89,7 +94,7 @@ class SweepBar(Tally):
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         over = sum(counts.values()) - counts["running"]
-        shown = "-" if best is None else f"{best:.4f}"
+        shown = "-" if best is None else number(best)
         self._bar.update(self._task, completed=over, total=total, counts=told or "-", best=shown)
 
     def close(self) -> None:

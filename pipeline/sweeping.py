@@ -32,6 +32,7 @@ from pipeline.compose import EXTRAS, hydra_errors, plain, refusal
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
+from pipeline.table import number, rate
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.tracking.tracked import BEAT as HEARTBEAT
 from pipeline.tracking.tracked import COMMAND, KIND, PRUNED, reason_of
@@ -220,7 +221,7 @@ class Sweep:
         text = f"trials                {', '.join(counts) or 'none'}"
         done = sum(self.came_to(record) for record, _ in [*found.finished, *found.pruned])
         minutes = (time.monotonic() - self.began) / 60
-        return f"{text}; {done} of them now, {done / minutes:.1f} a minute" if done else text
+        return f"{text}; {done} of them now, {rate(done / minutes)} a minute" if done else text
 
     def came_to(self, record: RunRecord) -> bool:
         """Tell whether this command came to a run last, and not another one."""
@@ -527,7 +528,7 @@ def _conclude(sweep: Sweep, status: int) -> int:
         print(table.text())
     if found.best:
         record, facts = found.best
-        best = f"{sweep.metric} {facts.metrics[sweep.metric]:.4f}"
+        best = f"{sweep.metric} {number(facts.metrics[sweep.metric])}"
         print(Sentence(f"best                  {record.name} ({record.id[:8]}), {best}"))
     rows = found.rows(sweep.metric)
     for name, run_id, state, reason, _ in rows:

@@ -29,6 +29,7 @@ from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.stopping import Stop, Stopped
+from pipeline.table import elided, setting
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.tracking.tracked import PRUNED
 from pipeline.work import VALUES, Failed, Pruned, own_modules
@@ -308,8 +309,8 @@ def _name(task: Sequence[str]) -> str:
     """Return a trial's name: what was varied, with the last part of each key."""
     varied = json.loads(os.environ[VARIED_KEYS])
     pairs = [text.lstrip("+").partition("=") for text in task]
-    words = [f"{k.rpartition('.')[2]}={v}" for k, _, v in pairs if k in varied]
-    return " ".join(words)[: NAME[1]]
+    words = [f"{k.rpartition('.')[2]}={setting(v)}" for k, _, v in pairs if k in varied]
+    return elided(" ".join(words), NAME[1])
 
 
 def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:

@@ -18,6 +18,7 @@ from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment
+from pipeline.table import number
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import History, history, is_timing
 from pipeline.tracking.tracked import reason_of
@@ -105,14 +106,14 @@ class Verdict:
     def _partings(self) -> list[str]:
         lines = []
         for key, each in self.partings.items():
-            values = f"{number(each.recorded)} recorded, {number(each.now)} now"
+            values = f"{exact(each.recorded)} recorded, {exact(each.now)} now"
             lines.append(f"{key} parts at step {each.step}: {values}")
         if "train/loss" not in self.partings:
             lines.append("no loss parts")
         if self.checkpoint is not None:
             lines.append(f"the state parts at the checkpoint of step {self.checkpoint}")
         for name, apart in self.weights.items():
-            far = f"at most {apart.absolute:.3g} apart, {apart.relative:.3g} relative"
+            far = f"at most {number(apart.absolute)} apart, {number(apart.relative)} relative"
             lines.append(f"final {name}: {far}")
         accuracies = ["-" if value is None else f"{value:.4f}" for value in self.accuracy]
         lines.append(f"accuracy {accuracies[0]} recorded, {accuracies[1]} now")
@@ -129,12 +130,12 @@ def load(text: str) -> Verdict:
     return VERDICT_FIELDS.validate_python(body)
 
 
-def number(value: float) -> str:
+def exact(value: float) -> str:
     """Return a metric's value, short but telling it from all other float32 values."""
     with np.errstate(over="ignore"):
         rounded = np.float32(value)
-    exact = float(rounded) == value or math.isnan(value)
-    return str(rounded) if exact else repr(value)
+    same = float(rounded) == value or math.isnan(value)
+    return str(rounded) if same else repr(value)
 
 
 def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:

@@ -415,9 +415,9 @@ def test_how_the_marks_are_shown() -> None:
     ]
     found = compared(*runs)
     shown = [row["test/accuracy"] for row in table(found)]
-    assert shown[0].startswith("0.7500 ±0.0707 [0.1147, 1.3853]~ / 0.8500")
+    assert shown[0].startswith("0.7500 ±0.07071 [0.1147, 1.385]~ / 0.8500")
     assert shown[1:] == ["0.8750*", "0.1000 / 0.9500*", "nan"]
-    assert [row["odd"] for row in table(found)] == ["1.0000 (of 1)", "-", "-", "-"]
+    assert [row["odd"] for row in table(found)] == ["1.000 (of 1)", "-", "-", "-"]
     assert "~ a tie" in found.notes()[0]
 
 
@@ -619,7 +619,7 @@ def test_a_param_may_have_the_name_of_any_column(key: str) -> None:
         assert f"value-{i}" in shown
         assert f"value-{i}" in line
         assert "10.0 s" in shown
-        assert [text for text in shown if text.startswith(("0.6250", "2.1250")[i])]
+        assert [text for text in shown if text.startswith(("0.6250", "2.125")[i])]
 
 
 @pytest.mark.parametrize("key", ["loss.best", "best of metrics.loss", "best of loss", "loss/best"])
@@ -1125,7 +1125,7 @@ def test_three_hundred_runs(store: Store, main: Main, capfd: pytest.CaptureFixtu
     assert (done.returncode, done.stderr) == (0, "")
     rows = done.stdout.splitlines()[1:101]
     assert [line.split()[:2] for line in rows] == [[f"lr={i}", "3"] for i in range(100)]
-    assert "0.2000 ±0.1000 [-0.0484, 0.4484]*" in rows[0]
+    assert "0.2000 ±0.1000 [-0.04841, 0.4484]*" in rows[0]
     began = time.perf_counter()
     listed = listing.recent(store.uri, 250)
     assert [run.id for run in listed] == ids[::-1][:250]

@@ -85,7 +85,7 @@ def test_the_bar_shows_steps_loss_and_accuracy(monkeypatch: pytest.MonkeyPatch) 
     show.evaluated(1000, 0.001, 0.9115)
     show.close()
     text = out.getvalue()
-    for part in ("1000/1000", "loss 0.0010", "acc 0.9115"):
+    for part in ("1000/1000", "loss 0.001000", "acc 0.9115"):
         assert part in text
     assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text  # the cursor is back
 
