@@ -45,6 +45,7 @@ ASIDE = (
     *("tracking", "record", "progress", "run_name", "tags"),
     *("trusted_modules", "objective", "prune", "rerun_finished"),
 )
+READING = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
 PAUSE = 1.0  # seconds between two looks at a trial that another process is training
 
 over = threading.Event()  # a trial that this process does, or waits for, has ended
@@ -279,7 +280,7 @@ def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
     def content(key: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [content(key, inner) for inner in value]
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or key.partition(".")[0] not in READING:
             return value
         with suppress(OSError, ValueError, RuntimeError):  # no path, no such user, not readable
             path = Path(value).expanduser()

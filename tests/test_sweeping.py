@@ -141,6 +141,7 @@ def test_a_file_counts_by_what_it_holds(place: Path) -> None:
         }
 
     text = {"model.activation": "relu", "model.root": str(place), "model.no": "no.txt", "seed": 3}
+    text["experiment_name"] = "mlruns"  # a folder here, but not one that is meant
     assert by_content(text) == text
     first, second = named(place / "first"), named(place / "second")
     before = by_content(first)
