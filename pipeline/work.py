@@ -170,6 +170,11 @@ class Work:
         if resumable:
             self.tracked.tag({RESUME: f"waymark resume {run_id}"})
         left = self.tracked.finish(status, lambda: self.stop.signal is not None)
+        if self.tracked.refused:
+            print(
+                Sentence(f"waymark: MLflow does not take of run {run_id}: {self.tracked.refused}"),
+                file=sys.stderr,
+            )
         if left:
             print(
                 f"waymark: not all of run {run_id} has reached MLflow ({left}); "

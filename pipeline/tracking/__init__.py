@@ -29,6 +29,7 @@ from pipeline.config import BadInput, Resolved, without_password
 from pipeline.process_state import set_level, set_variable
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import is_alive, this_process
+from pipeline.tracking.limits import KEY, TAG, Deleted, fitted, is_refusal, params
 from pipeline.tracking.outbox import Birth
 from pipeline.tracking.recovery import bury
 from pipeline.tracking.tracked import (
@@ -209,9 +210,7 @@ class Tracking:
         try:
             known = self.tagged(experiment, key, tags[key])
             if not known:
-                own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags, **alive}
-                made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
-                return self.record(made), None
+                return self.record(self._made(experiment, name, {**tags, **alive})), None
             record = known[-1][0]  # the first one that was made
             self.client.update_run(record.id, status="RUNNING")
             for tag, text in {**tags, **alive}.items():
@@ -232,9 +231,13 @@ class Tracking:
 
     def stillborn(self, experiment: str, name: str, tags: Mapping[str, str]) -> None:
         """Record a run that failed before it began."""
+        self.client.set_terminated(self._made(experiment, name, tags).info.run_id, "FAILED")
+
+    def _made(self, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
+        """Return a new run of MLflow's that no process trains."""
         own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags}
-        made = self.client.create_run(self._experiment(experiment), tags=own, run_name=name)
-        self.client.set_terminated(made.info.run_id, "FAILED")
+        own = {key: fitted(text, TAG) for key, text in own.items()}
+        return self.client.create_run(self._experiment(experiment), tags=own, run_name=name[:KEY])
 
     def reopen(self, record: RunRecord, config: Any) -> TrackedRun:
         """Go on with a run: replay its outbox, and skip from now on what is recorded.
@@ -287,31 +290,15 @@ class Tracking:
         tags = birth.tags | ({LOCAL: birth.id} if self.server or lookup else {})
         if lookup:  # the process that began it may be gone: it comes with the rest, and an end
             tags = {key: text for key, text in tags.items() if key not in (PROCESS, BEAT)}
-        return self.client.create_run(
-            self._experiment(birth.experiment),
-            start_time=birth.start,
-            tags=tags,
-            run_name=birth.name,
-        )
-
-    def describe(self, birth: Birth, run: Any) -> None:
-        """Record params and data set of a run that was just made."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
-        from mlflow.exceptions import MlflowException
-
-        run_id, data = run.info.run_id, birth.dataset
-        if birth.params and not run.data.params:
-            params = [Param(key, value) for key, value in birth.params.items()]
-            self.client.log_batch(run_id, params=params)
-        if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
-            entry = Dataset(
-                data["name"], data["digest"], "local", data["source"], profile=data["profile"]
-            )
-            inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])]
-            try:
-                self.client.log_inputs(run_id, inputs)
-            except MlflowException:  # another process made the data set's row at the same moment
-                self.client.log_inputs(run_id, inputs)
+        experiment = self._experiment(birth.experiment)
+        try:
+            return self.client.create_run(experiment, birth.start, tags, birth.name)
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+        # One of the tags it may be: with its own it is found, the others follow one by one.
+        own = {key: text for key, text in tags.items() if key in (LOCAL, PROCESS, BEAT)}
+        return self.client.create_run(experiment, birth.start, own, birth.name)
 
     def artifacts(self, record: RunRecord) -> Any:
         """Return MLflow's access to the artifacts of a run."""
@@ -333,10 +320,11 @@ class Tracking:
                 if self.database:
                     self.client.set_experiment_tag(made, ROOT, location(self.root))
             except MlflowException:  # another process made it meanwhile
-                pass
+                if self.client.get_experiment_by_name(name) is None:
+                    raise
             found = self.client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
-            raise BadInput(f"experiment_name={name!r}: this experiment was deleted in MLflow.")
+            raise Deleted(f"experiment_name={name!r}: this experiment was deleted in MLflow.")
         return str(found.experiment_id)
 
     def record(self, run: Any) -> RunRecord:
@@ -540,8 +528,8 @@ class Tracking:
                 raise BadInput(f"run {record.id}: cannot be read ({reason}).") from None
         content = outbox.read(record.outbox)
         last = {p.key: p.values[-1] for p in content.points if p.values}
-        params = content.birth.params if content.birth else {}
-        return Facts(params, last, content.status[1] / 1000 if content.status else None)
+        settings = content.birth.params if content.birth else {}
+        return Facts(params(settings), last, content.status[1] / 1000 if content.status else None)
 
     def reap(self) -> None:
         """Mark KILLED the runs whose process is gone, so that all see they can be resumed.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import BadInput
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import is_alive
+from pipeline.tracking.limits import Deleted
 from pipeline.tracking.outbox import Birth, Content, Outbox
 from pipeline.tracking.tracked import (
     REASON,
@@ -21,6 +22,7 @@ from pipeline.tracking.tracked import (
     last_sign,
     locked,
     reason_of,
+    refusals,
     settled,
 )
 
@@ -50,11 +52,12 @@ def _dead(record: RunRecord) -> dict[str, str]:
     return {REASON: "its process is gone", RESUME: again}
 
 
-def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> None:
+def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> str:
     """Deliver all that stands in the outbox of a run that no process trains.
 
-    `default` is the status (and when, ms) of a run that did not live to record one. Raises
-    Busy if a process has the run, and what MLflow raises.
+    Returns what the store will never take of it, in words. `default` is the status (and when,
+    ms) of a run that did not live to record one. Raises Busy if a process has the run, Deleted
+    if it was deleted, and what MLflow raises.
     """
     with locked(record):
         content = outbox.read(record.outbox)
@@ -72,6 +75,7 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
             delivery.deliver()
             delivery.close(*content.status)
             settled(box, delivery.info, content.status[0])
+            return refusals(delivery)
         finally:
             box.close()
 
@@ -97,7 +101,10 @@ def sync(tracking: "Tracking") -> Iterator[tuple[str, bool]]:
         if path in here and not lost and outbox.is_delivered(path):
             continue
         content = outbox.read(path)
-        if content.birth is None or known.get(home.name) == "deleted":
+        if content.birth is None:
+            continue
+        if known.get(home.name) == "deleted":
+            yield f"run {home.name}: left out, it was deleted and can be restored", True
             continue
         if lost and (content.birth.id in known or not (home / "artifacts").exists()):
             continue  # a copy of a run's folder, or what MLflow's garbage collection left
@@ -128,13 +135,15 @@ def _deliver(
             return
         if lost:
             record = _rebuilt(tracking, record, content.birth)
-        replay(tracking, record, ("KILLED", int(beat * 1000)))
+        refused = replay(tracking, record, ("KILLED", int(beat * 1000)))
     except Busy as error:
         yield str(error), True
+    except Deleted as error:
+        yield f"run {record.id}: left out, {error}", True
     except Exception as error:  # of MLflow, the network, the disk: the outbox stays
         yield f"run {record.id}: {reason_of(error)}", False
     else:
-        yield f"run {record.id}: delivered", True
+        yield f"run {record.id}: delivered" + (f" without {refused}" if refused else ""), True
 
 
 def _rebuilt(tracking: "Tracking", record: RunRecord, birth: Birth) -> RunRecord:

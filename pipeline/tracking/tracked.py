@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import BadInput, first_line, without_password
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import HEARTBEAT, this_process
+from pipeline.tracking.limits import SHORTER, TAG, Deleted, fitted, is_refusal, params, requests
 from pipeline.tracking.outbox import Birth, Content, Outbox, Points
 
 if TYPE_CHECKING:
     from pipeline.tracking import Tracking
 
-BATCH = 1000  # MLflow's limit of metrics per request
 PAUSE = 1.0  # seconds between two sendings
 GONE = ".gone-"
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
@@ -100,12 +100,22 @@ class Delivery:
         self.created: Callable[[RunRecord], None] = lambda record: None
         self._there: dict[str, Any] | None = None  # remote artifact -> what it was made from
         self._beat = -math.inf
+        self.refused: dict[str, str] = {}  # what the store will never take -> why
+        self._withheld: dict[str, tuple[int, int]] = {}  # files that it will not -> size and time
 
     def _known(self, key: str, pairs: Any) -> None:
         self.points.setdefault(key, {}).update(pairs)
 
     def deliver(self) -> None:
-        """Send what is waiting; raise what MLflow raises."""
+        """Send what is waiting; raise Deleted for a run that was, and what MLflow raises."""
+        try:
+            self._deliver()
+        except Exception as error:
+            if self.info.known and is_refusal(error):
+                self._check_there()
+            raise
+
+    def _deliver(self) -> None:
         if not self.connected:
             self._connect()
         # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
@@ -121,6 +131,37 @@ class Delivery:
             if changed:
                 self.changed, self._there = True, None
             raise
+
+    def _check_there(self) -> None:
+        """Raise Deleted if the run or its experiment was, and what MLflow raises."""
+        run = self._client.get_run(self.info.id)
+        experiment = self._client.get_experiment(run.info.experiment_id)
+        for what, thing in (("it", run.info), ("its experiment", experiment)):
+            if thing.lifecycle_stage != "active":
+                raise Deleted(f"{what} was deleted there, and can be restored")
+
+    def _send(self, kind: str, items: Sequence[Any]) -> None:
+        """Send metrics, params or tags; set aside those that the store will never take."""
+        for part in requests(kind, items):
+            try:
+                self._client.log_batch(self.info.id, **{kind: part})
+            except Exception as error:  # else one word would keep all behind it from arriving
+                if not is_refusal(error):
+                    raise
+                self._check_there()
+                names = list(dict.fromkeys(item.key for item in part))
+                shorter = SHORTER.get(kind, math.inf)
+                if len(names) > 1:
+                    for name in names:
+                        self._send(kind, [item for item in part if item.key == name])
+                elif len(str(part[0].value)) > shorter:
+                    text = fitted(part[0].value, int(shorter))
+                    self._send(kind, [type(part[0])(part[0].key, text)])
+                else:
+                    self._set_aside(f"the {kind.removesuffix('s')} {names[0]!r}", error)
+
+    def _set_aside(self, what: str, error: Exception) -> None:
+        self.refused[what] = reason_of(error)
 
     def _send_words(self) -> None:
         """Send a sign of life, if it is time for one, and the tags that are waiting."""
@@ -151,8 +192,10 @@ class Delivery:
         if run.info.run_id != self.info.id:
             self.info = self._tracking.record(run)
             self.created(self.info)
+        if run.info.lifecycle_stage != "active":
+            self._check_there()
         if self._birth:
-            self._tracking.describe(self._birth, run)
+            self._describe(self._birth, run)
         if not self._new:
             self._learn(run)
         if self.training:
@@ -160,6 +203,33 @@ class Delivery:
                 self.tags = {PROCESS: this_process_text(), **self.tags}
             self._beat = -math.inf if lookup else time.monotonic()
         self.connected = True
+
+    def _describe(self, birth: Birth, run: Any) -> None:
+        """Record params, data set and tags that a run was made with, as far as it lacks them."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        there, data = run.data, birth.dataset
+        known = params(birth.params).items()
+        self._send("params", [Param(key, v) for key, v in known if key not in there.params])
+        if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
+            name, source = fitted(data["name"], 500), fitted(data["source"], 5000)
+            entry = Dataset(name, data["digest"], "local", source, profile=data["profile"])
+            inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])]
+            try:
+                self._client.log_inputs(run.info.run_id, inputs)
+            except Exception:  # another process made the data set's row at the same moment
+                try:
+                    self._client.log_inputs(run.info.run_id, inputs)
+                except Exception as error:
+                    if not is_refusal(error):
+                        raise
+                    self._check_there()
+                    self._set_aside("the data set", error)
+        if not there.params:  # it was just made, maybe without a tag that was refused
+            own = (PROCESS, BEAT)  # of the process that made it, which may be gone
+            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k not in own}
+            with self.mutex:
+                self.tags = {**lost, **self.tags}
 
     def _learn(self, run: Any) -> None:
         """Wait no longer to send what MLflow has already, from here or from another machine."""
@@ -185,15 +255,14 @@ class Delivery:
             for p in waiting
             for step, value in zip(p.steps, p.values, strict=True)
         ]
-        for first in range(0, len(flat), BATCH):
-            self._client.log_batch(self.info.id, metrics=flat[first : first + BATCH])
+        self._send("metrics", flat)
         with self.mutex:
             del self.waiting[: len(waiting)]
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._client.log_batch(self.info.id, tags=[RunTag(k, v) for k, v in tags.items()])
+        self._send("tags", [RunTag(key, fitted(text, TAG)) for key, text in tags.items()])
         if tags.get(PRUNED) == "":  # it is not any more
             self._client.delete_tag(self.info.id, PRUNED)
 
@@ -214,12 +283,33 @@ class Delivery:
             old = "-" in name and name not in describing and facts[1] < self._opened
             if known != facts and not (old and known == facts[0]):
                 with contextlib.suppress(FileNotFoundError):  # gone again by retention
-                    repository.log_artifact(str(self.info.folder / name), _parent(name))
-                    self._there[name] = facts
+                    if self._bring(repository, name, facts):
+                        self._there[name] = facts
         gone = [n for n in self._there if n not in here and n.startswith("checkpoints/")]
         for name in sorted(gone, key=lambda name: not name.endswith(".json")):
             repository.delete_artifacts(name)
             del self._there[name]
+
+    def _bring(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
+        """Send a file; tell whether it is there, and not one that the store will never take.
+
+        Without all of its files a checkpoint has no manifest there.
+        """
+        stem = name.partition(".")[0]
+        held = (other.partition(".")[0] for other in self._withheld if "checkpoints/" in other)
+        if self._withheld.get(name) == facts or (name.endswith(".json") and stem in held):
+            return False
+        try:
+            repository.log_artifact(str(self.info.folder / name), _parent(name))
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            self._check_there()
+            self._withheld[name] = facts
+            self._set_aside(f"the file {name}", error)
+            return False
+        self._withheld.pop(name, None)
+        return True
 
 
 class TrackedRun:
@@ -265,6 +355,11 @@ class TrackedRun:
     @property
     def info(self) -> RunRecord:
         return self._delivery.info
+
+    @property
+    def refused(self) -> str:
+        """Return what MLflow will never take of the run, and why; nothing if it takes all."""
+        return refusals(self._delivery)
 
     @property
     def points(self) -> dict[str, dict[int, float]]:
@@ -313,7 +408,7 @@ class TrackedRun:
 
     def tag(self, tags: Mapping[str, str]) -> None:
         """Set tags, in the background."""
-        short = {key: value[:5000] for key, value in tags.items()}
+        short = {key: fitted(value, SHORTER["tags"]) for key, value in tags.items()}
         with contextlib.suppress(OSError):  # a full disk: the reason itself may be what follows
             self._outbox.append("tags", short)
         with self._delivery.mutex:
@@ -337,6 +432,8 @@ class TrackedRun:
         while self._sender.is_alive():
             self._sender.join(0.05)
             if time.monotonic() - began > (min(HURRY, most) if hurry() else most):
+                break
+            if isinstance(self._error, Deleted):  # there is nothing to wait for
                 break
         self._patience.set()
         self._wake.set()
@@ -407,6 +504,11 @@ def reason_of(error: BaseException) -> str:
     if inside:  # of a long chain
         return inside[1] or inside[2] or "no answer in time"
     return without_password(first_line(error)) or ""
+
+
+def refusals(delivery: Delivery) -> str:
+    """Return what a store will never take of a run, in words; nothing if it takes all."""
+    return "; ".join(f"{what} ({why})" for what, why in sorted(delivery.refused.items()))
 
 
 def settled(box: Outbox, record: RunRecord, status: str) -> None:
