@@ -48,6 +48,9 @@ class TrialLauncher(Launcher):
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
         """Return what came of each job; see Sweep.launch."""
+        from pipeline.compose import as_written
+
+        job_overrides = [as_written(job) for job in job_overrides]  # a sweeper makes numbers
         done: list[JobReturn] = self.sweep.launch(
             self._launcher.launch, self._compose, job_overrides, initial_job_idx
         )

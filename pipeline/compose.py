@@ -27,19 +27,23 @@ PARTS = re.compile(
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
 
 
+@cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
 def as_written(overrides: Iterable[str]) -> list[str]:
     """Put quotes around what Hydra would take for a number where a setting is a text.
 
     So `+tags.version=1.10` is 1.10, not 1.1; all else stays as it is.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    parser = OverridesParser.create()
 
     def quoted(match: re.Match[str]) -> str:
         text = match[0].strip()
         try:
-            number = text and not isinstance(parser.parse_override(f"x={text}").value(), str)
+            number = text and not isinstance(_parser().parse_override(f"x={text}").value(), str)
         except hydra_errors():  # what is wrong is said where the whole is read
             return match[0]
         return f"'{text}'" if number else match[0]
@@ -147,6 +151,7 @@ class Composer:
         """Return the checked configuration of one trial; raise what Hydra raises, and BadInput."""
         from omegaconf import OmegaConf
 
+        overrides = as_written(overrides)
         items = [(text, *self._parsed(text)) for text in overrides]
         put = {item.key_or_group: item.value() for _, item, kind in items if kind == "value"}
         others = [item.key_or_group for _, item, kind in items if kind == "other"]

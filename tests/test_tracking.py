@@ -280,8 +280,9 @@ def test_every_list_is_read_to_its_last_page(tracking: Tracking, pages_of_one: N
         tracked.record([1, 2, 3], {"train/loss": [3.0, 2.0, 1.0]})
         assert tracked.finish("FINISHED" if i else "KILLED") is None
         runs.append(tracked.info)
-    sweep = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
-    assert tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k").id == sweep.id
+    sweep, _ = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
+    again, _ = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
+    assert again.id == sweep.id
     # The newest is a sweep's parent, and every experiment but one is on a later page.
     ids = [one.id for one in runs]
     assert tracking.find("latest").id == ids[2]
