@@ -4,14 +4,15 @@ import csv
 import html
 import io
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline import pictures
-from pipeline.checkpoints.store import replace_file
-from pipeline.config import BadInput, Sentence, json_text
+from pipeline.checkpoints.store import TEMPORARY, replace_file
+from pipeline.config import BadInput, Sentence, first_line, json_text
 from pipeline.table import duration, number, rate, rendered, settings_apart
 from pipeline.verdict import Parting, exact, told
 
@@ -188,9 +189,16 @@ def plot_path(text: str) -> Path:
         path = Path(text).absolute()
     if path.suffix not in (".png", ".html"):
         raise BadInput(f"--plot={text!r}: must end in .png or .html.")
-    if not path.parent.is_dir() or path.is_dir():
-        what = "is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+    if not os.path.isdir(path.parent) or os.path.isdir(path):
+        what = "is a folder" if os.path.isdir(path) else f"there is no folder {path.parent}"
         raise BadInput(f"--plot={text!r}: {what}.")
+    try:
+        path.with_name(TEMPORARY + path.name).stat()  # by which it is written
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or none that a file can have
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise BadInput(f"--plot={text!r}: {reason}.") from None
     return path
 
 

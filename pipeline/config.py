@@ -222,13 +222,15 @@ def resolve(
     `secrets` are masked in what is recorded.
 
     Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
-    that cannot be used, or a text that would be an interpolation.
+    that cannot be used, or a text that would be an interpolation or is not UTF-8.
     """
     for key, value in flatten(values).items():
         if "${" in str(value):
             raise BadInput(
                 f"{key}={value!r} ({source(key)}): holds an interpolation, which is never recorded."
             )
+        if str(value).encode(errors="replace").decode() != str(value):
+            raise BadInput(f"{key}={value!r} ({source(key)}): is not UTF-8 and cannot be recorded.")
     runtime = values.get("runtime")
     if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
         cores = os.cpu_count() or 1

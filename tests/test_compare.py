@@ -1471,6 +1471,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--where", "attributes.start_time > 'x'"], "--where="),
     (["--where", "params.model = 'none'"], "these are 0"),
     (["bare", "many", "--plot", "x.gif"], "--plot='x.gif': must end in .png or .html"),
+    (["bare", "many", "--plot", "x" * 250 + ".png"], "x.png': File name too long."),
     (["bare", "many", "--plot", "png"], "--plot='png': must end in .png or .html"),
     (["bare", "many", "--plot", ""], "--plot=''"),
     (["bare", "many", "--plot", "no/x.png"], "--plot='no/x.png': there is no folder"),

@@ -1,17 +1,28 @@
 """Folders of any name that the system allows: stores, checkpoints, data, pictures."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.request import url2pathname
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
+import pipeline
 from pipeline.checkpoints.bundle import read_bundle
+from pipeline.checkpoints.foreign import read_parameters
 from pipeline.compose import composed
+from pipeline.config import BadInput
 from pipeline.runtime import start_tensorflow
+from pipeline.tracking import Tracking
 
 Main = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -79,3 +90,104 @@ def test_the_program_works_in_a_folder_of_any_name(
     good("run", *SHORT, *data, f"init_from={quoted(index.with_suffix(''))}")
     good("compare", "--experiment", "waymark", "--plot", f"{name}.png")
     assert {path.name for path in there.iterdir()} == {"mlruns", "small.npz", f"{name}.png"}
+
+
+@pytest.mark.parametrize("key", ["data.path", "init_from"])
+def test_a_path_that_cannot_be_recorded_is_refused_before_training(key: str, place: Path) -> None:
+    """The command line cannot hold it; a typed configuration can."""
+    typed: Any = pipeline.configure("data=arrays", "data.path=x.npz")
+    path = "\udcff.npz"
+    data = {"data": replace(typed.data, path=path)} if key == "data.path" else {key: path}
+    with pytest.raises(BadInput, match=f"^{key}=.*: is not UTF-8 and cannot be recorded"):
+        pipeline.run(config=replace(typed, **data))
+    assert [path.name for path in place.iterdir()] == ["mlruns"]
+    assert Tracking(None).select(None, None, None) == []
+
+
+# Whatever the name
+
+special = st.sampled_from("[]*?{}\\%#'\"\n\t .~$:@&;|=,^!<>()+-0a")
+other = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
+letters = special | st.sampled_from("가é\udcff\udc80") | other
+names = st.text(letters, min_size=1, max_size=40) | st.text(special, min_size=1, max_size=8)
+names |= st.builds(lambda text, count: (text * count)[:200], names, st.integers(2, 200))
+names = names.filter(lambda n: n not in (".", "..") and len(os.fsencode(n)) < 200)
+
+
+def is_utf8(name: str) -> bool:
+    return name.encode(errors="replace").decode() == name
+
+
+@pytest.mark.long
+def test_any_name_is_fine_for_stores_and_checkpoints(
+    seed: int, empty_store: Path, tmp_path: Path
+) -> None:
+    state = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    save: Any = composed([]).config.save
+
+    @hypothesis.seed(seed)
+    @settings(max_examples=200, deadline=None, database=None)
+    @given(names)
+    def check(name: str) -> None:
+        with TemporaryDirectory(dir=tmp_path) as outer:
+            folder = Path(outer) / name
+            folder.mkdir()
+            save.write(folder / "model_ckpt-7", state)
+            save.point(folder, [7])
+            np.savez(f"{folder}/w.npz", **state)
+            for path in (folder, folder / "model_ckpt-7", folder / "w.npz"):
+                found = read_parameters(path, {"weights": (2, 3)}, "init_from")
+                assert (found["weights"] == state["weights"]).all()
+            address = f"sqlite:///{folder}/mlruns/mlflow.db"
+            if not is_utf8(name):
+                with pytest.raises(BadInput, match="not UTF-8"):
+                    Tracking(address, create=True)
+                assert not (folder / "mlruns").exists()
+                return
+            shutil.copytree(empty_store, folder / "mlruns")
+            tracking = Tracking(address)
+            assert tracking.root == folder / "mlruns"
+            assert Tracking(tracking.uri).database == tracking.database
+            made = tracking.client.create_run(tracking._experiment("x"))
+            below = f"artifacts/{made.info.experiment_id}/{made.info.run_id}/artifacts"
+            assert url2pathname(made.info.artifact_uri) == f"{tracking.root}/{below}"
+            assert tracking.record(made).folder == tracking.root / below
+            assert [path.name for path in Path(outer).iterdir()] == [name]
+
+    check()
+
+
+@pytest.mark.long
+def test_the_program_works_under_any_name(
+    seed: int, empty_store: Path, small: Path, tmp_path: Path, main: Main
+) -> None:
+    before = Path.cwd()
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=20, deadline=None, database=None, phases=[Phase.generate, Phase.explicit]
+    )
+    @given(names.filter(is_utf8))
+    def check(name: str) -> None:
+        with TemporaryDirectory(dir=tmp_path) as outer:
+            folder = Path(outer) / name
+            shutil.copytree(empty_store, folder / "mlruns")
+            shutil.copy(small, folder / "small.npz")
+            os.chdir(folder)
+            try:
+                data = ["data=arrays", "data.path=small.npz", "batch_size=20"]
+                for command in (
+                    ["run", *SHORT, *data],
+                    ["evaluate", "latest"],
+                    ["evaluate", "latest", "--from", "meta"],
+                    ["resume", "latest", "steps=30", "progress=false"],
+                    ["runs"],
+                ):
+                    done = main(*command)
+                    assert done.returncode == 0, done
+                assert {p.name for p in folder.iterdir()} == {"mlruns", "small.npz"}
+                assert [path.name for path in Path(outer).iterdir()] == [name]
+            finally:
+                os.chdir(before)
+
+    check()

@@ -184,7 +184,7 @@ class Tracking:
             dataset={
                 "name": data.name,
                 "digest": data.digest[:36],
-                "source": data.source,
+                "source": data.source.encode(errors="backslashreplace").decode(),
                 "profile": shapes,
             },
         )
