@@ -123,7 +123,7 @@ def refuse_other_data(record: RunRecord, data: Dataset) -> None:
             f"trained on; if it was {data.source}, set the tag in MLflow to {data.digest}."
         )
     if data.digest != known:
-        raise BadInput(f"data: {data.source} is not what run {record.id} was trained on.")
+        raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
 
 
 def _choose(store: CheckpointStore, step: str, run_id: str) -> int:

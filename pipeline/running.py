@@ -3,7 +3,6 @@
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,10 +216,10 @@ def _fetch(tracking: Tracking, record: RunRecord) -> None:
     newer = tracking.newer(record)
     if newer or not (record.folder / "config.yaml").exists():
         tracking.fetch(record, "config.yaml", record.folder)
+    there = tracking.listed(record)
     for name in ("environment.json", HISTORY):  # there is none before the first words of a run
-        if newer or not (record.folder / name).exists():
-            with suppress(BadInput):
-                tracking.fetch(record, name, record.folder)
+        if name in there and (newer or not (record.folder / name).exists()):
+            tracking.fetch(record, name, record.folder)
     for name in newer:
         if not (record.folder / name).exists():
             tracking.fetch(record, name, record.folder)

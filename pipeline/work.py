@@ -26,7 +26,7 @@ from pipeline.score import Score, Scorer
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
-from pipeline.tracking.history import History, load
+from pipeline.tracking.history import load
 from pipeline.tracking.tracked import PRUNED
 from pipeline.train import Diverged, Machine, lend, train
 from pipeline.verdict import NAME as REPORT
@@ -162,14 +162,14 @@ class Work:
         """Record how the run ended; wait for a server, but not long once a signal has come."""
         run_id = self.tracked.info.id
         with suppress(OSError):  # a full disk: the outbox has it all
-            history = History(self.tracked.points, self.tracked.digests)
-            replace_file(self.folder / HISTORY, history.dump())
+            self.tracked.learn(self._in_a_hurry)
+            replace_file(self.folder / HISTORY, self.tracked.history.dump())
             self.tracked.changed()
         if reason:
             self.tracked.tag({REASON: reason})
         if resumable:
             self.tracked.tag({RESUME: f"waymark resume {run_id}"})
-        left = self.tracked.finish(status, lambda: self.stop.signal is not None)
+        left = self.tracked.finish(status, self._in_a_hurry)
         if self.tracked.refused:
             print(
                 Sentence(f"waymark: MLflow does not take of run {run_id}: {self.tracked.refused}"),
@@ -181,6 +181,9 @@ class Work:
                 f"it is kept in {self.folder.parent}, and waymark sync delivers it",
                 file=sys.stderr,
             )
+
+    def _in_a_hurry(self) -> bool:
+        return self.stop.signal is not None
 
     def _resume_command(self) -> str:
         config, words = self.config, ["waymark", "resume", self.tracked.info.id]
@@ -243,8 +246,7 @@ class Work:
         """Compare a rerun with its original, and record the verdict."""
         if self.original is None:
             return None
-        known = History(self.tracked.points, self.tracked.digests)
-        new = Evidence(self.tracked.info, known, self.facts, self.patch)
+        new = Evidence(self.tracked.info, self.tracked.history, self.facts, self.patch)
         verdict = judge(self.tracking, self.original, new, self.shapes)
         replace_file(self.folder / REPORT, verdict.dump())
         self.tracked.changed()
@@ -317,6 +319,7 @@ class Work:
         restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
         self.tracked.tag({STATE: manifest.digest})
+        self.tracked.learn(self._in_a_hurry)
         self._report(step, manifest, score)
         accuracy = self.tracked.points.get("test/accuracy", {}).get(step)
         return Result(

@@ -16,9 +16,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline import running as work
+from pipeline import work as work_module
 from pipeline.compose import composed
 from pipeline.progress import Silent
 from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.history import History, history, load
 from pipeline.tracking.outbox import read
 from pipeline.tracking.tracked import Delivery
 
@@ -425,3 +427,74 @@ def test_runs_of_another_store_are_left_alone(
     files = [path for path in place.rglob("*") if path.is_file()]
     assert files
     assert not [path for path in files if password.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize("case", ["finished", "killed", "late"])
+def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
+    case: str,
+    short: list[str],
+    server: tuple[str, Path],
+    place: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its history and pictures hold all steps, though MLflow tells of the first ones at the end.
+
+    A killed process leaves no history.json; and where waiting comes to nothing, what was there
+    stays, and sync brings the rest.
+    """
+    uri = server[0]
+    client, store = MlflowClient(uri), f"tracking.uri={uri}"
+    done = main("run", *short, store)
+    run = the_run(uri, place.name)
+    run_id = run.info.run_id
+    assert done.returncode == 0
+    if case != "finished":
+        work.Tracking(uri).artifacts(work.Tracking(uri).find(run_id)).delete_artifacts(
+            "history.json"
+        )
+    over, drawn = threading.Event(), []
+    train, learn = work_module.train, Delivery._learn
+
+    def trained(*arguments: Any, **named: Any) -> Any:
+        try:
+            return train(*arguments, **named)
+        finally:
+            over.set()
+
+    def late(delivery: Delivery, run: Any) -> None:
+        assert over.wait(60)
+        if case == "late":
+            raise ConnectionError("[Errno 104] Connection reset by peer")
+        time.sleep(0.5)
+        learn(delivery, run)
+
+    def curve(path: Path, losses: Any, accuracies: Any) -> None:
+        drawn.append(set(losses))
+        draw(path, losses, accuracies)
+
+    draw = work_module.pictures.loss_curve
+    with monkeypatch.context() as slow:
+        slow.setattr(work_module, "train", trained)
+        slow.setattr(Delivery, "_learn", late)
+        slow.setattr(work_module.pictures, "loss_curve", curve)
+        seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
+        assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
+    every = set(range(1, 51))
+    if case == "late":
+        kept = load(next(place.glob("mlruns/spool/*/artifacts/history.json")).read_bytes())
+        assert kept is not None and not kept.whole
+        assert main("sync", store).stdout == f"run {run_id}: delivered\n"
+    else:
+        assert drawn == [every]
+    there = load(Path(client.download_artifacts(run_id, "history.json")).read_bytes())
+    assert there is not None and there.whole
+    assert set(there.metrics["train/loss"]) == every
+    assert {p.step for p in client.get_metric_history(run_id, "train/loss")} == every
+    # Whatever history.json holds, a comparison takes what is missing from MLflow.
+    part = History({k: {s: x for s, x in v.items() if s > 40} for k, v in there.metrics.items()})
+    (place / "history.json").write_text(part.dump())
+    tracking = Tracking(uri)
+    tracking.artifacts(tracking.find(run_id)).log_artifact(str(place / "history.json"))
+    found = history(tracking, tracking.find(run_id))
+    assert found.metrics["train/loss"] == there.metrics["train/loss"]

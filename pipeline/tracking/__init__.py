@@ -27,9 +27,10 @@ from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
 from pipeline.process_state import set_level, set_variable
-from pipeline.tracking import outbox
+from pipeline.tracking import history, outbox
 from pipeline.tracking.alive import is_alive, this_process
-from pipeline.tracking.limits import KEY, TAG, Deleted, fitted, is_refusal, params
+from pipeline.tracking.history import History
+from pipeline.tracking.limits import KEY, TAG, Deleted, exact, fitted, is_refusal, params
 from pipeline.tracking.outbox import Birth
 from pipeline.tracking.recovery import bury
 from pipeline.tracking.tracked import (
@@ -43,7 +44,6 @@ from pipeline.tracking.tracked import (
     Facts,
     RunRecord,
     TrackedRun,
-    exact,
     last_sign,
     reason_of,
     sweep,
@@ -196,7 +196,7 @@ class Tracking:
             except Exception as error:
                 raise BadInput(f"{self._named}: takes no new run ({reason_of(error)}).") from None
             birth = replace(birth, id=record.id, name=record.name)
-        return TrackedRun(self, record, birth, config.tracking, new=True)
+        return TrackedRun(self, record, birth, config.tracking)
 
     def parent(
         self, experiment: str, name: str, tags: Mapping[str, str], key: str
@@ -251,7 +251,10 @@ class Tracking:
                 f"its last sign of life is {max(0, time.time() - beat):.0f} s old."
             )
         birth = None if outbox.read(record.outbox).birth else self._birth(record)
-        return TrackedRun(self, record, birth, config.tracking)
+        earlier = None
+        with suppress(OSError):  # there is none before the first words of a run
+            earlier = history.load((record.folder / history.NAME).read_bytes())
+        return TrackedRun(self, record, birth, config.tracking, earlier or History({}))
 
     def _birth(self, record: RunRecord) -> Birth:
         """Return what a run was created with, whose outbox lies on another machine."""
@@ -583,19 +586,26 @@ class Tracking:
         """
         if not record.remote or record.offline:
             return []
-        try:
-            listed = [file.path for file in self.client.list_artifacts(record.id, "checkpoints")]
-        except Exception as error:  # of MLflow, the network
-            reason = reason_of(error)
-            raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
+        listed = self.listed(record, "checkpoints")
         there = [name for name in listed if re.fullmatch(r"checkpoints/\w[\w.-]*", name)]
         return sorted(there, key=lambda name: name.endswith(".json"))
 
-    def artifact(self, record: RunRecord, name: str) -> bytes | None:
-        """Return what a small artifact of a run holds, None if the run has none of that name."""
+    def listed(self, record: RunRecord, folder: str | None = None) -> list[str]:
+        """Return the names in a folder of a run's remote home; raise BadInput without an answer."""
+        try:
+            return [file.path for file in self.client.list_artifacts(record.id, folder)]
+        except Exception as error:  # of MLflow, the network
+            reason = reason_of(error)
+            raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
+
+    def artifact(self, record: RunRecord, name: str, there: bool = False) -> bytes | None:
+        """Return what a small artifact of a run holds, None if the run has none of that name.
+
+        `there` asks the run's remote home, whether or not a copy is here.
+        """
         with suppress(OSError, BadInput):
             path = record.folder / name
-            if path.exists() or not record.remote or record.offline:
+            if (path.exists() and not there) or not record.remote or record.offline:
                 return path.read_bytes()
             with tempfile.TemporaryDirectory() as scratch:
                 self.fetch(record, name, Path(scratch) / "run")

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import FORMAT, json_text
 from pipeline.tracking import outbox
-from pipeline.tracking.tracked import RunRecord, exact
+from pipeline.tracking.limits import exact
 
 if TYPE_CHECKING:
     from pipeline.tracking import Tracking
+    from pipeline.tracking.tracked import RunRecord
 
 NAME = "history.json"
 PACE = "train/steps_per_second"
@@ -29,11 +30,24 @@ def is_timing(key: str) -> bool:
 class History:
     metrics: Mapping[str, Mapping[int, float]]  # key -> step -> value
     digests: Mapping[int, str] = field(default_factory=dict)  # step -> digest of the state saved
+    whole: bool = True  # nothing is known to be missing
+
+    def over(self, other: "History | None") -> "History":
+        """Return both histories in one; where they differ, this one holds."""
+        if other is None:
+            return self
+        keys = {**other.metrics, **self.metrics}
+        return History(
+            {key: {**other.metrics.get(key, {}), **self.metrics.get(key, {})} for key in keys},
+            {**other.digests, **self.digests},
+            self.whole,
+        )
 
     def dump(self) -> str:
         """Return the text of history.json: of each metric the steps and the values."""
         metrics = {key: [list(known), list(known.values())] for key, known in self.metrics.items()}
-        return json_text({"format": FORMAT, "metrics": metrics, "digests": self.digests})
+        body = {"format": FORMAT, "whole": self.whole, "metrics": metrics, "digests": self.digests}
+        return json_text(body)
 
 
 def load(body: bytes | None) -> History | None:
@@ -44,31 +58,50 @@ def load(body: bytes | None) -> History | None:
             str(key): {int(s): float(v) for s, v in zip(steps, values, strict=True)}
             for key, (steps, values) in known["metrics"].items()
         }
-        return History(metrics, {int(s): str(text) for s, text in known["digests"].items()})
+        digests = {int(s): str(text) for s, text in known["digests"].items()}
+        return History(metrics, digests, known.get("whole", True) is True)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
 
 
-def history(tracking: "Tracking", record: RunRecord) -> History:
+def history(tracking: "Tracking", record: "RunRecord") -> History:
     """Return what a run recorded, from the most exact places there are.
 
     Raises what MLflow raises.
     """
-    here = outbox.read(record.outbox)
+    box = outbox.read(record.outbox)
     own: dict[str, dict[int, float]] = {}
-    for points in here.points:
+    for points in box.points:
         own.setdefault(points.key, {}).update(zip(points.steps, points.values, strict=True))
-    there = None if record.offline else load(tracking.artifact(record, NAME))
-    if there is None and (record.offline or (own and not record.remote)):
-        return History(own, here.digests)
-    there = there or foreign(tracking, record, tracking.facts(record).metrics)
-    metrics = {
-        key: {**there.metrics.get(key, {}), **own.get(key, {})} for key in {**there.metrics, **own}
-    }
-    return History(metrics, {**there.digests, **here.digests})
+    here = History(own, box.digests)
+    there = load(tracking.artifact(record, NAME))
+    if record.offline or not record.remote:
+        if there is None and not (own or record.offline):
+            there = foreign(tracking, record, tracking.facts(record).metrics)
+        return here.over(there)
+    far = load(tracking.artifact(record, NAME, there=True))  # maybe of another machine's life
+    newest = far or there
+    known = here.over(far.over(there) if far else there)
+    facts = tracking.facts(record)
+    if newest and newest.whole and _is_up_to_date(known, facts.metrics):
+        return known
+    return known.over(foreign(tracking, record, facts.metrics))
 
 
-def foreign(tracking: "Tracking", record: RunRecord, keys: Iterable[str]) -> History:
+def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
+    """Tell whether a history begins where a run does, and ends where MLflow's does.
+
+    A process that was killed wrote none; one that had not heard of the life before it wrote only
+    its own.
+    """
+    steps = sorted(known.metrics.get("train/loss", {}))
+    late = len(steps) > 1 and steps[0] > steps[1] - steps[0]
+    ends = {key: values[max(values)] for key, values in known.metrics.items() if values}
+    same = all(repr(ends.get(key)) == repr(x) for key, x in last.items() if not is_timing(key))
+    return same and not late
+
+
+def foreign(tracking: "Tracking", record: "RunRecord", keys: Iterable[str]) -> History:
     """Return what MLflow has of metrics of any run; raise what it raises."""
     metrics = {}
     for key in keys:

@@ -1,7 +1,8 @@
-"""What a store of MLflow's takes: which names, how long a text, and which answers are refusals."""
+"""What a store of MLflow's takes and gives: names, lengths, numbers, and answers that refuse."""
 
 import hashlib
 import json
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,11 @@ def fitted(text: str, most: int) -> str:
         return text
     end = f"... ({len(text)} characters, SHA-256 {hashlib.sha256(text.encode()).hexdigest()[:12]})"
     return text[: most - len(end)] + end
+
+
+def exact(value: float) -> float:
+    """Return a value as it was recorded: MLflow gives infinity back as 1.8e308."""
+    return math.copysign(math.inf, value) if abs(value) > 1e300 else value
 
 
 def params(settings: Mapping[str, str]) -> dict[str, str]:

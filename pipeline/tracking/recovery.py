@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from pipeline.config import BadInput
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import is_alive
+from pipeline.tracking.history import NAME as HISTORY
+from pipeline.tracking.history import History, load
 from pipeline.tracking.limits import Deleted
 from pipeline.tracking.outbox import Birth, Content, Outbox
 from pipeline.tracking.tracked import (
@@ -65,6 +67,7 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
         box = Outbox(record.outbox)
         try:
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+            delivery.learned = lambda: _complete(record.folder / HISTORY, delivery)
             if not content.status:  # it did not live to record its end
                 content.status = default
                 if default[0] == "KILLED":
@@ -78,6 +81,16 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
             return refusals(delivery)
         finally:
             box.close()
+
+
+def _complete(path: Path, delivery: Delivery) -> None:
+    """Put what MLflow has into a run's history that was written without it."""
+    with suppress(OSError):
+        known = load(path.read_bytes())
+        if known and not known.whole:
+            new = path.with_name(f".{path.name}")
+            new.write_text(History(delivery.points).over(known).dump(), encoding="utf-8")
+            os.replace(new, path)
 
 
 def settle(tracking: "Tracking", record: RunRecord) -> None:

@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import BadInput, first_line, without_password
 from pipeline.tracking import outbox
 from pipeline.tracking.alive import HEARTBEAT, this_process
-from pipeline.tracking.limits import SHORTER, TAG, Deleted, fitted, is_refusal, params, requests
+from pipeline.tracking.history import History
+from pipeline.tracking.limits import (
+    SHORTER,
+    TAG,
+    Deleted,
+    exact,
+    fitted,
+    is_refusal,
+    params,
+    requests,
+)
 from pipeline.tracking.outbox import Birth, Content, Outbox, Points
 
 if TYPE_CHECKING:
@@ -98,6 +108,7 @@ class Delivery:
             self._known(points.key, zip(points.steps, points.values, strict=True))
         self.connected = False
         self.created: Callable[[RunRecord], None] = lambda record: None
+        self.learned: Callable[[], None] = lambda: None  # all that MLflow has is in `points`
         self._there: dict[str, Any] | None = None  # remote artifact -> what it was made from
         self._beat = -math.inf
         self.refused: dict[str, str] = {}  # what the store will never take -> why
@@ -203,6 +214,7 @@ class Delivery:
                 self.tags = {PROCESS: this_process_text(), **self.tags}
             self._beat = -math.inf if lookup else time.monotonic()
         self.connected = True
+        self.learned()
 
     def _describe(self, birth: Birth, run: Any) -> None:
         """Record params, data set and tags that a run was made with, as far as it lacks them."""
@@ -321,10 +333,17 @@ class TrackedRun:
         record: RunRecord,
         birth: Birth | None,
         settings: Any,
-        new: bool = False,
+        earlier: History | None = None,
     ) -> None:
-        """Hold a run; `birth` is what its outbox lacks. Raise Busy if it is not free."""
+        """Hold a run; `birth` is what its outbox lacks. Raise Busy if it is not free.
+
+        `earlier` is what is known here of its life before, None if it has none.
+        """
+        new = earlier is None
         self._tracking, self._settings = tracking, settings
+        self._earlier = earlier
+        self._waits = tracking.server and not new and record.known  # to learn what MLflow has
+        self._left = float(settings.flush_seconds)  # seconds that may still be waited for it
         self._lock = hold(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
@@ -364,8 +383,25 @@ class TrackedRun:
     @property
     def points(self) -> dict[str, dict[int, float]]:
         """Return all that is recorded: key -> step -> value."""
+        return {key: dict(values) for key, values in self.history.metrics.items()}
+
+    @property
+    def history(self) -> History:
+        """Return all that is known of the run's life, the one before this process's too."""
+        whole = self._delivery.connected or not self._waits
         with self._delivery.mutex:
-            return {key: dict(values) for key, values in self._delivery.points.items()}
+            own = {key: dict(values) for key, values in self._delivery.points.items()}
+        return History(own, dict(self.digests), whole).over(self._earlier)
+
+    def learn(self, hurry: Callable[[], bool]) -> None:
+        """Wait, as long as the end of a run waits, for what MLflow has of its earlier life."""
+        began, most = time.monotonic(), self._left
+        while self._waits and not self._delivery.connected and self._sender.is_alive():
+            past = time.monotonic() - began
+            if past > (min(HURRY, most) if hurry() else most) or isinstance(self._error, Deleted):
+                break
+            time.sleep(0.02)
+        self._left = max(0.0, most - (time.monotonic() - began))
 
     def _created(self, record: RunRecord) -> None:
         self._outbox.append("ids", [record.id, record.experiment_id])
@@ -428,7 +464,7 @@ class TrackedRun:
             self._outbox.flush()
         self._finish = status, end
         self._wake.set()
-        began, most = time.monotonic(), self._settings.flush_seconds
+        began, most = time.monotonic(), self._left
         while self._sender.is_alive():
             self._sender.join(0.05)
             if time.monotonic() - began > (min(HURRY, most) if hurry() else most):
@@ -557,11 +593,6 @@ def hold(record: RunRecord) -> Any:
 def this_process_text() -> str:
     """Return what names this process, as a tag."""
     return json.dumps(this_process())
-
-
-def exact(value: float) -> float:
-    """Return a value as it was recorded: MLflow gives infinity back as 1.8e308."""
-    return math.copysign(math.inf, value) if abs(value) > 1e300 else value
 
 
 def _unknown(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
