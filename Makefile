@@ -3,6 +3,7 @@ PYTHON ?=
 ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
+# Programs are run as modules: a script's first line names this folder, and a shell reads it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 # A name on PATH may be an empty shim, or lack venv, so each candidate is asked to run.
@@ -27,10 +28,10 @@ help: ## list these targets
 setup: $(VENV)/installed ## install the locked packages and Waymark into .venv
 
 run: setup ## train with the defaults: make run ARGS="model=cnn steps=2000"
-	@$(BIN)/waymark run $(ARGS)
+	@$(BIN)/python -m pipeline run $(ARGS)
 
 ui: setup ## open the MLflow UI on the recorded runs
-	@$(BIN)/waymark ui $(ARGS)
+	@$(BIN)/python -m pipeline ui $(ARGS)
 
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)
@@ -48,9 +49,9 @@ torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --
 	@$(BIN)/python -m benchmarks.torture $(ARGS)
 
 check: setup ## lint, check the formatting and the types
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
+	@$(BIN)/python -m ruff check
+	@$(BIN)/python -m ruff format --check
+	@$(BIN)/python -m mypy
 
 lock: ## renew requirements.lock; one package only: make lock ARGS="--upgrade-package rich"
 	@$(FIND_PYTHON); set -e; \
