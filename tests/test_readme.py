@@ -83,6 +83,12 @@ def test_every_make_target_is_explained() -> None:
         assert re.search(rf"make {target}|`{target}`", README), target
 
 
+def test_make_starts_no_script_whose_first_line_names_the_folder() -> None:
+    """A shell reads that line: a quote or a dollar sign in the folder's name breaks it."""
+    started = re.findall(r"\$\(BIN\)/(\S+)", (ROOT / "Makefile").read_text())
+    assert set(started) == {"python"}
+
+
 def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pipeline", "--help"], capture_output=True, text=True, check=True
