@@ -39,8 +39,8 @@ def _done(function: Callable[..., T], *arguments: Any) -> T:
     with taken_back():
         try:
             return function(*arguments)
-        except NeedsNewProcess:
-            return new_process.call(function, *arguments)
+        except NeedsNewProcess as needed:
+            return new_process.call(str(needed), function, *arguments)
 
 
 def configure(*overrides: str) -> Config:

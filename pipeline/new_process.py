@@ -22,24 +22,24 @@ from pipeline.work import Failed
 
 HOME = str(Path(pipeline.__file__).parent.parent)
 # Not by `-m`: where the process is to find its modules is known only when it begins.
-PROGRAM = "import json, sys; sys.path[:] = json.loads(sys.argv.pop(1)); "
-PROGRAM += "from pipeline.new_process import main; main(sys.argv[1])"
+PROGRAM = "import json, sys; sys.path[:], sys.argv, *given = json.loads(sys.argv[1]); "
+PROGRAM += "from pipeline.new_process import main; main(*given)"
 LOOK = 1.0  # seconds between two looks whether the process that began this one is alive
 
 
-def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of Waymark's in a new process; return what it returns, raise what it raises.
+def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a new process, for a reason; return what it returns, raise what it raises.
 
     Raises BadInput for arguments that another process cannot have, such as a class of a script.
     """
     with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
         task = Path(scratch) / "task"
         try:
-            task.write_bytes(pickle.dumps((sys.argv, function, arguments)))
+            task.write_bytes(pickle.dumps((function, arguments)))
         except Exception as error:  # pickle lets through what the object raises
-            raise _not_portable(error) from None
-        path = json.dumps([HOME, *map(str, sys.path)])
-        status = run([sys.executable, "-P", "-c", PROGRAM, path, str(task)], _to_stderr)
+            raise _not_portable(why, error) from None
+        given = json.dumps([[HOME, *map(str, sys.path)], sys.argv, str(task), why])
+        status = run([sys.executable, "-P", "-c", PROGRAM, given], _to_stderr)
         answer = task.with_name("answer")
         if not answer.exists():
             raise ended(status) or Failed(f"the new process ended with status {status}")
@@ -53,22 +53,22 @@ def _to_stderr(line: str) -> None:
     print(line, end="", file=sys.stderr, flush=True)
 
 
-def _not_portable(error: Exception) -> BadInput:
+def _not_portable(why: str, error: Exception) -> BadInput:
     return BadInput(
-        f"this takes a new process, where not all that was given can be had "
-        f"({first_line(error)}); classes of one's own have to stand in a module."
+        f"{why} A new process cannot do the work, since it cannot have all that was given "
+        f"({first_line(error)}); a class of one's own has to stand in a module."
     )
 
 
-def main(place: str) -> None:
+def main(place: str, why: str) -> None:
     """Do the task in a file, and put the answer beside it."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     process_state.command_line = True
     task = Path(place)
     try:
-        sys.argv, function, arguments = pickle.loads(task.read_bytes())
+        function, arguments = pickle.loads(task.read_bytes())
     except Exception as error:
-        answer = pickle.dumps((None, _not_portable(error)))
+        answer = pickle.dumps((None, _not_portable(why, error)))
     else:
         answer = _outcome(function, arguments)
     task.with_name("answer.part").write_bytes(answer)

@@ -33,6 +33,7 @@ from pipeline.tracking import Tracking
 
 tf: Any = start_tensorflow(2)
 
+WHY = "TensorFlow in this process has 1 threads."
 SHORT = ["steps=2", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
 
 
@@ -124,7 +125,9 @@ def test_all_functions_go_to_a_new_process_before_they_record(
     place: Path, graph: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result, called = run(*SHORT), []
-    monkeypatch.setattr(new_process, "call", lambda function, *_: called.append(function.__name__))
+    monkeypatch.setattr(
+        new_process, "call", lambda why, function, *_: called.append(function.__name__)
+    )
     (weights,) = result.folder.glob("checkpoints/*.index")
     with graph:
         run(*SHORT)
@@ -150,8 +153,9 @@ def test_what_another_process_cannot_have_is_refused(
     monkeypatch.setattr(OfAScript, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "OfAScript", OfAScript, raising=False)
     config = replace(configure(*SHORT), model=OfAScript(init_stddev=0.01))
-    with graph, pytest.raises(BadInput, match="OfAScript"):
+    with graph, pytest.raises(BadInput, match="OfAScript") as refused:
         run(config=config)
+    assert str(refused.value).startswith("TensorFlow does not execute eagerly in this process. ")
     assert Tracking(None).select(None, None, None) == []
 
 
@@ -183,7 +187,7 @@ def test_a_result_and_the_state_of_the_caller(
     import theirs  # type: ignore[import-not-found]
 
     resolved = composed(SHORT)
-    found = new_process.call(theirs.work, 1, resolved)
+    found = new_process.call(WHY, theirs.work, 1, resolved)
     assert found == ((1, resolved), str(tmp_path), sys.argv, "value")
     assert capfd.readouterr() == ("a line\n", "a warning\n")
 
@@ -200,19 +204,19 @@ def test_an_error_comes_back(
     import raising  # type: ignore[import-not-found]
 
     with pytest.raises(kind) as raised:
-        new_process.call(raising.work, error)
+        new_process.call(WHY, raising.work, error)
     assert str(raised.value) == str(error)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGKILL, Failed), (signal.SIGTERM, Stopped)])
 def test_a_process_that_a_signal_ends(number: int, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=f"{signal.Signals(number).name}|signal {number:d}"):
-        new_process.call(signal.raise_signal, number)
+        new_process.call(WHY, signal.raise_signal, number)
 
 
 def test_elsewhere_than_in_the_main_thread() -> None:
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(new_process.call(int, "7")))
+    thread = threading.Thread(target=lambda: found.append(new_process.call(WHY, int, "7")))
     thread.start()
     thread.join()
     assert found == [7]
