@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO
 
 import pipeline
 from pipeline import process_state
@@ -39,7 +39,8 @@ def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
         except Exception as error:  # pickle lets through what the object raises
             raise _not_portable(why, error) from None
         given = json.dumps([[HOME, *map(str, sys.path)], sys.argv, str(task), why])
-        status = run([sys.executable, "-P", "-c", PROGRAM, given], _to_stderr)
+        command = [sys.executable, "-P", "-c", PROGRAM, given]
+        status = run(command, lambda line: show(line, sys.stderr))
         answer = task.with_name("answer")
         if not answer.exists():
             raise ended(status) or Failed(f"the new process ended with status {status}")
@@ -49,8 +50,10 @@ def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
     return value
 
 
-def _to_stderr(line: str) -> None:
-    print(line, end="", file=sys.stderr, flush=True)
+def show(line: str, stream: TextIO | None) -> None:
+    """Print a line of the other process, whose work goes on where that fails."""
+    with suppress(OSError, ValueError):
+        print(line, end="", file=stream, flush=True)
 
 
 def _not_portable(why: str, error: Exception) -> BadInput:
@@ -91,6 +94,9 @@ def _end_with(parent: int) -> None:
     """End in good order, by SIGTERM, when the process that began this one is gone."""
     while os.getppid() == parent:
         time.sleep(LOOK)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # nobody reads what is said from now on
+        os.dup2(nowhere, stream)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -119,7 +125,7 @@ def run(
         ) as child,
         _signals_to(child),
     ):
-        reader = threading.Thread(target=_show, args=(child.stdout,))
+        reader = threading.Thread(target=_show_all, args=(child.stdout,))
         reader.start()
         for line in child.stderr or ():
             tell(line)
@@ -128,9 +134,9 @@ def run(
     return status
 
 
-def _show(lines: IO[str] | None) -> None:
+def _show_all(lines: IO[str] | None) -> None:
     for line in lines or ():
-        print(line, end="", flush=True)
+        show(line, sys.stdout)
 
 
 def ended(status: int) -> Exception | None:
@@ -148,7 +154,7 @@ def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
         yield
         return
     old = {number: signal.getsignal(number) for number in SIGNALS}
-    old = {number: old[number] for number in old if old[number] not in (None, signal.SIG_IGN)}
+    old = {number: handler for number, handler in old.items() if handler is not None}  # C's
     for number in old:
         signal.signal(number, lambda number, _: child.send_signal(number))
     try:

@@ -90,7 +90,7 @@ def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) 
 
     def tell(line: str) -> None:  # the last one may be the error
         nonlocal last
-        print(last, end="", flush=True)
+        new_process.show(last, sys.stdout)
         last = line
 
     with tempfile.TemporaryFile("w+") as answer:
@@ -99,7 +99,7 @@ def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) 
         answer.seek(0)
         told = answer.read()
     if status not in (1, 2):
-        print(last, end="", flush=True)
+        new_process.show(last, sys.stdout)
     if status in (0, 3):
         return load(told)
     sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -220,3 +221,25 @@ def test_elsewhere_than_in_the_main_thread() -> None:
     thread.start()
     thread.join()
     assert found == [7]
+
+
+def test_it_ends_with_the_process_that_began_it(
+    tmp_path: Path, environment: dict[str, str], poll: Callable[[Callable[[], Any]], Any]
+) -> None:
+    (tmp_path / "waiting.py").write_text(
+        "import os, signal\n"
+        "def work():\n    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "    open('begun', 'w').write(str(os.getpid()))\n"
+        "    signal.sigwait([signal.SIGTERM])\n    open('ended', 'w').close()\n"
+    )
+    program = "from waiting import work; from pipeline import new_process as n; n.call('', work)"
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        poll(lambda: (tmp_path / "begun").exists())
+        process.kill()
+    poll(lambda: (tmp_path / "ended").exists())
