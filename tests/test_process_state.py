@@ -70,8 +70,12 @@ def check(name, function, *given, **named):
     finally:
         after = picture()
         for what in before:
-            if before[what] != after[what]:
-                print(f"{name}: {what}: {before[what]} is now {after[what]}")
+            old, new = before[what], after[what]
+            if isinstance(old, dict):
+                old, new = ({k: v for k, v in one.items() if (k, v) not in other.items()}
+                            for one, other in ((old, new), (new, old)))
+            if old != new:
+                print(f"{name}: {what}: {old} is now {new}")
 
 from pipeline import BadInput, compare, configure, evaluate, rerun, resume, run
 

@@ -26,7 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
-from pipeline.process_state import set_level, set_variable
+from pipeline.process_state import same_environment, set_level, set_variable
 from pipeline.tracking import history, outbox
 from pipeline.tracking.alive import is_alive, this_process
 from pipeline.tracking.history import History
@@ -734,7 +734,8 @@ def _mlflow_defaults() -> None:
     set_variable("MLFLOW_DISABLE_TELEMETRY", "true")
     set_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     set_variable("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    import mlflow.tracking  # noqa: F401  (it sets the levels as it is imported)
+    with same_environment():
+        import mlflow.tracking  # noqa: F401  (it sets the levels as it is imported)
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # it logs what it raises as well
         for name in ("mlflow", "alembic"):
