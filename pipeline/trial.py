@@ -233,10 +233,11 @@ def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner
     sign = 1 if config.objective.mode == "max" else -1
     steps = judged_steps(config.prune, config.steps, config.eval_every)
 
-    @cache
-    def told(run_id: str) -> Mapping[int, float]:  # by a trial that was not judged itself
+    def recorded(run_id: str) -> Mapping[int, float]:
         history = tracking.client.get_metric_history(run_id, metric)
         return {point.step: point.value for point in history}
+
+    told = cache(recorded)  # by a trial that was not judged itself, and has ended
 
     def others() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
@@ -244,7 +245,7 @@ def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner
             if record.tags.get(TRIAL) == key:
                 continue
             if record.tags.get(VALUES):
-                found.append(_values(record))
+                found.append(_values(record) or recorded(record.id))
             elif record.status == "FINISHED":
                 found.append(told(record.id))
         return found
@@ -253,8 +254,14 @@ def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner
 
 
 def _values(record: RunRecord) -> dict[int, float]:
-    """Return what a trial told the others: its value at each step at which it was judged."""
-    told = json.loads(record.tags.get(VALUES) or "{}")
+    """Return what a trial told the others: its value at each step at which it was judged.
+
+    Nothing if that was too much for a tag.
+    """
+    try:
+        told = json.loads(record.tags.get(VALUES) or "{}")
+    except ValueError:
+        return {}
     return {int(step): float(value) for step, value in told.items()}
 
 

@@ -1,10 +1,12 @@
 """Hopeless trials are ended early; Optuna proposes trials in a study that lasts."""
 
 import itertools
+import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +15,12 @@ from hypothesis import strategies as st
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from pipeline.compose import composed
 from pipeline.library import resume, run
 from pipeline.pruning import STARTUP, hopeless, judged_steps
+from pipeline.tracking import limits
+from pipeline.trial import TRIAL, _pruner
+from pipeline.work import VALUES
 
 Main = Callable[..., CompletedProcess[str]]
 Open = Callable[[Path], MlflowClient]
@@ -120,6 +126,22 @@ def test_pruning_needs_what_is_evaluated(place: Path, main: Main) -> None:
 SEARCH = ["run", "-m", "hydra/sweeper=optuna", *SHORT]
 SPACE = ["optimizer.learning_rate=tag(log, interval(0.001, 0.5))", "batch_size=50,100"]
 SPACE += ["seed=range(3)"]
+
+
+def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = {step: 1 / step for step in range(1, 999)}
+    text = limits.fitted(json.dumps(values), 5000)
+    record = SimpleNamespace(id="a", tags={VALUES: text, TRIAL: "other"}, status="RUNNING")
+    points = [SimpleNamespace(step=step, value=value) for step, value in values.items()]
+    client = SimpleNamespace(get_metric_history=lambda *_: points)
+    tracking = SimpleNamespace(client=client, select=lambda *_: [(record, None)])
+    pruner = _pruner(tracking, composed(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
+    assert pruner is not None
+    assert pruner._others() == [values]
+    record.tags[VALUES] = '{"1": 0.5}'
+    assert pruner._others() == [{1: 0.5}]
 
 
 def study(place: Path, parent: Run) -> Any:
