@@ -397,7 +397,7 @@ def from_record(
     body, choices = read_record(path)
     known = {**flatten(body), **choices}
     _check_known(overrides, known)
-    changed = {key: value for key, value in overrides.items() if value != known[key]}
+    changed = {key: value for key, value in overrides.items() if value != known.get(key)}
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k != "data.path")]
     if fixed:
         raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; start a new one.")
@@ -424,6 +424,6 @@ def with_overrides(
 
 
 def _check_known(overrides: Iterable[str], known: Collection[str]) -> None:
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise BadInput(f"{unknown[0]}: there is no such key{nearest(unknown[0], known)}.")
+    for key in overrides:  # `save.keep_best` is one, whether it was recorded as null or with keys
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            raise BadInput(f"{key}: there is no such key{nearest(key, known)}.")

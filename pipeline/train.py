@@ -259,15 +259,15 @@ def train(
     config: Config,
     machine: Machine,
     recorder: Recorder,
-    save: Callable[[int, State, dict[str, float]], None],
+    save: Callable[[int, State, dict[str, float], bool], None],
     watcher: Watcher,
     stopping: Callable[[int], bool],
 ) -> Score | None:
     """Train from where the machine stands up to `config.steps`; return the last evaluation.
 
-    `save(step, state, metrics)` takes checkpoints on the cadence; `stopping(step)` is asked
-    after every chunk whether to leave. Raises Diverged if `on_nan` is stop and a loss is not
-    finite.
+    `save(step, state, metrics, regular)` takes checkpoints on the cadence and, where the best is
+    kept, at the other evaluations (not `regular`); `stopping(step)` is asked after every chunk
+    whether to leave. Raises Diverged if `on_nan` is stop and a loss is not finite.
     """
     step, last = machine.step, config.steps
     chunk, score, clock = 1, None, Pace()
@@ -288,8 +288,9 @@ def train(
             rate = {"train/steps_per_second": clock.rate()}
             recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
             watcher.evaluated(step, float(losses[-1]), score.accuracy)
-        if due(step, config.save.every, last):
-            save(step, machine.state(), metrics)
+        regular = due(step, config.save.every, last)
+        if regular or (metrics and config.save.keep_best):
+            save(step, machine.state(), metrics, regular)
         if step < last and stopping(step):
             break
     return score

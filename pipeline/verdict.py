@@ -273,12 +273,22 @@ def _parameters(
     """Return the parameters that a run saved at a step; raise BadInput if it has them no more."""
     with tempfile.TemporaryDirectory() as scratch:
         run = record.folder
-        files = [*run.glob(f"checkpoints/*-{step}.*")]
-        if not files:
+        path = _payload(run, step)
+        if path is None:
             run = Path(scratch) / "run"
             for name in tracking.checkpoints(record):
                 if f"-{step}." in name:
                     tracking.fetch(record, name, run)
-            files = [*run.glob(f"checkpoints/*-{step}.*")]
-        path = next((path for path in files if path.suffix in (".npz", ".index")), run / "none.npz")
-        return read_parameters(path, shapes, "checkpoint")
+            path = _payload(run, step)
+        return read_parameters(path or run / "none.npz", shapes, "checkpoint")
+
+
+def _payload(run: Path, step: int) -> Path | None:
+    """Return the file to read a run's checkpoint of a step by, None if there is none."""
+    for path in sorted(run.glob(f"checkpoints/*-{step}.json")):
+        with contextlib.suppress(Damaged, BadInput):
+            manifest = read_manifest(path)
+            for name in manifest.files:
+                if manifest.step == step and name in (f"{path.stem}.npz", f"{path.stem}.index"):
+                    return path.with_name(name)
+    return None

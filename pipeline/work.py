@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline import graph, pictures
 from pipeline.checkpoints import State
-from pipeline.checkpoints.retention import Memory, start
+from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
 from pipeline.config import Config, Resolved, Sentence, first_line, json_text, without_password
 from pipeline.data import Dataset
@@ -79,16 +79,32 @@ class Saver:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
         self.graph: Path | None = None
-        self.newest = -1  # the step handed over last
+        self._newest = -1  # the step handed over last
 
     def save(
         self, step: int, state: State, metrics: Mapping[str, float], regular: bool = True
     ) -> None:
-        """Take a copy of the state; wait only for a save that is still in flight."""
+        """Take a copy of the state; wait only for a save that is still in flight.
+
+        One that is not regular only competes as the best: it is not written where it would have to
+        be removed at once.
+        """
         now = time.time()
         self.wait()
-        self.newest = step
-        self._pending = self._pool.submit(self._publish, step, now, state, metrics, regular)
+        save = Save(step, now, metrics, regular)
+        if regular or after(self._memory, save, self._store.save.policy) != self._memory:
+            self._hand_over(save, state)
+
+    def stop(self, step: int, state: Callable[[], State], metrics: Mapping[str, float]) -> None:
+        """Save off the cadence, to go on from there, unless this step is saved."""
+        now = time.time()
+        self.wait()
+        if self._newest != step:
+            self._hand_over(Save(step, now, metrics, regular=False), state())
+
+    def _hand_over(self, save: Save, state: State) -> None:
+        self._newest = save.step
+        self._pending = self._pool.submit(self._publish, save, state)
         if not self._store.save.asynchronous:
             self.wait()
 
@@ -98,14 +114,10 @@ class Saver:
         if pending:
             pending.result()
 
-    def _publish(
-        self, step: int, now: float, state: State, metrics: Mapping[str, float], regular: bool
-    ) -> None:
-        self._memory = self._store.publish(
-            step, now, state, metrics, self._memory, regular, self.graph
-        )
+    def _publish(self, save: Save, state: State) -> None:
+        self._memory = self._store.publish(save, state, self._memory, self.graph)
         if self._store.newest:
-            self._tracked.saved(step, self._store.newest.digest)
+            self._tracked.saved(save.step, self._store.newest.digest)
 
 
 class Work:
@@ -219,8 +231,12 @@ class Work:
         def stopping(step: int) -> bool:
             if self.stop.signal is None and not self._hopeless(step):
                 return False
-            if saver.newest != step:
-                saver.save(step, machine.state(), {}, regular=False)
+            evaluated = {
+                key: values[step]
+                for key, values in tracked.points.items()
+                if key.startswith("test/") and step in values
+            }
+            saver.stop(step, machine.state, evaluated)
             return True
 
         try:
@@ -275,12 +291,14 @@ class Work:
         folder, save = self.folder / "checkpoints", self.config.save
         folder.mkdir(exist_ok=True)
         store = CheckpointStore(folder, save, self.tracked.changed, self.tracked.info.outbox)
+        store.parameters = list(machine.shapes)
+        began, now = self.tracked.info.start_time, time.time()
         graph_is_whole = False
         if self.found:
             manifest, state = self.found
             self.found = None
             machine.load(state)
-            memory = store.recover(manifest)
+            memory = store.recover(manifest, began, now)
             self._recall(store)
             with suppress(Damaged):
                 store.verify_graph(manifest)
@@ -288,9 +306,8 @@ class Work:
         else:
             store.sweep()
             machine.replace(self.parameters or {})
-            memory = start(self.tracked.info.start_time, save.policy)
+            memory = resumed(start(began, save.policy), [], began, now, save.policy)
         saver = Saver(store, self.tracked, memory)
-        saver.newest = machine.step
         if save.graph:
             saver.graph = folder / save.graph
             if not graph_is_whole:

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import Best, KeepBest, Memory, start
-from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.checkpoints.retention import Best, KeepBest, Memory, Save, start
+from pipeline.checkpoints.store import CheckpointStore, Damaged, NotSaved
 from pipeline.config import FORMAT, BadInput
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
 
 BEGIN = 1_700_000_000.0
+BEST = KeepBest(metric="test/accuracy", mode="max")
 both_formats = pytest.mark.parametrize("kind", [Ckpt, Npz])
 
 
@@ -57,15 +58,16 @@ def state_at(step: int) -> State:
     }
 
 
-Save = tuple[int, bool]  # the step, and whether it is on the cadence
+When = tuple[int, bool]  # the step, and whether it is on the cadence
 
 
-def publish(store: CheckpointStore, memory: Memory, save: Save) -> Memory:
+def publish(store: CheckpointStore, memory: Memory, save: When) -> Memory:
     step, regular = save
-    return store.publish(step, BEGIN + step, state_at(step), {}, memory, regular)
+    metrics = {"test/accuracy": 1 - abs(step - 40) / 100} if store.save.keep_best else {}
+    return store.publish(Save(step, BEGIN + step, metrics, regular), state_at(step), memory)
 
 
-def filled(folder: Path, save: SaveFormat, saves: list[Save]) -> tuple[CheckpointStore, Memory]:
+def filled(folder: Path, save: SaveFormat, saves: list[When]) -> tuple[CheckpointStore, Memory]:
     """Publish some checkpoints, as one process that nothing disturbs."""
     folder.mkdir(exist_ok=True)
     store, memory = CheckpointStore(folder, save), start(BEGIN, save.policy)
@@ -132,7 +134,7 @@ SPECIAL = {
 def test_a_state_comes_back_bit_for_bit(kind: Any, state: State) -> None:
     with TemporaryDirectory() as folder:
         store, memory = filled(Path(folder), save_format(kind), [])
-        store.publish(1, BEGIN, state, {}, memory)
+        store.publish(Save(1, BEGIN), state, memory)
         manifest, found = store.read(1)
         assert same_bits(found, state)
         assert manifest.digest == digest_by_hand(state)
@@ -167,7 +169,7 @@ def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
     store, memory = filled(tmp_path, save, [])
     graph = tmp_path / "model_ckpt.meta"
     graph.write_bytes(b"a graph")
-    memory = store.publish(10, BEGIN + 1, state_at(10), {"test/accuracy": 0.5}, memory, graph=graph)
+    memory = store.publish(Save(10, BEGIN + 1, {"test/accuracy": 0.5}), state_at(10), memory, graph)
     body = json.loads((tmp_path / f"{save.stem}-10.json").read_text())
 
     def facts(name: str) -> dict[str, Any]:
@@ -188,9 +190,11 @@ def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
             "recent": [[10, BEGIN + 1]],
             "hourly": [],
             "best": {"step": 10, "value": 0.5, "metric": "test/accuracy", "mode": "max"},
+            "resumed": [],
         },
         "files": {name: facts(name) for name in payload},
         "graph": {"model_ckpt.meta": facts("model_ckpt.meta")},
+        "parameters": None,
     }
     manifest, _ = CheckpointStore(tmp_path, save).read(10)
     assert manifest.memory == memory
@@ -224,7 +228,7 @@ def test_the_best_and_the_hourly_stay(kind: Any, tmp_path: Path) -> None:
     values = {10: 0.1, 20: 0.9, 30: np.nan, 40: 0.9, 50: 0.2, 60: 0.3}
     for step, value in values.items():
         at = BEGIN + 120 * step  # twenty minutes from one to the next
-        memory = store.publish(step, at, state_at(step), {"test/accuracy": value}, memory)
+        memory = store.publish(Save(step, at, {"test/accuracy": value}), state_at(step), memory)
     assert store.steps() == [20, 40, 60]  # the best, the first after an hour, the newest
     assert names(tmp_path) == names_of(save, [20, 40, 60])
     if kind is Ckpt:  # as Saver's: only those that still come and go
@@ -237,7 +241,7 @@ def test_other_programs_files_in_the_folder_stay(kind: Any, tmp_path: Path) -> N
     for name in own:
         (tmp_path / name).write_text("mine")
     store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True), (30, True)])
-    store.recover(store.manifest(30))
+    store.recover(store.manifest(30), BEGIN, BEGIN)
     assert names(tmp_path) == names_of(store.save, [20, 30]) | set(own)
 
 
@@ -254,9 +258,11 @@ def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
     for each in [(10, True), (20, True), (25, False), (30, True), (35, False)]:
         memory = publish(store, memory, each)
         assert mirror == names(tmp_path)
-    (tmp_path / f"{save.stem}-7.npz").touch()  # a payload whose manifest never appeared
+    (
+        tmp_path / f"{save.stem}-7{save.endings[0]}"
+    ).touch()  # a payload whose manifest never appeared
     again = CheckpointStore(tmp_path, save, changed)
-    memory = again.recover(again.manifest(35))
+    memory = again.recover(again.manifest(35), BEGIN, BEGIN)
     publish(again, memory, (40, True))
     assert mirror == names(tmp_path) == names_of(save, [30, 40])
 
@@ -290,8 +296,8 @@ def test_a_signals_checkpoint_goes_with_the_next_regular_one(
         assert store.manifest(step).regular is False
         if killed:
             store = CheckpointStore(tmp_path, save)
-            memory = store.recover(store.manifest(step))
-            assert memory.kept() == set(kept)
+            memory = store.recover(store.manifest(step), BEGIN, BEGIN)
+            assert memory.kept() == (set(kept) if max_to_keep else None)
             assert store.steps() == [*kept, step]
     publish(store, memory, (40, True))
     kept = [*regular, 40][-max_to_keep:]
@@ -307,9 +313,37 @@ def test_a_resume_may_keep_fewer_than_all(kind: Any, tmp_path: Path) -> None:
     saves = [(10, True), (20, True), (30, True), (33, False)]
     filled(tmp_path, save_format(kind, max_to_keep=0), saves)
     store = CheckpointStore(tmp_path, save_format(kind, max_to_keep=2))
-    memory = store.recover(store.manifest(33))
+    memory = store.recover(store.manifest(33), BEGIN, BEGIN)
     publish(store, memory, (40, True))
     assert names(tmp_path) == names_of(store.save, [30, 40])
+
+
+@both_formats
+@pytest.mark.parametrize("max_to_keep", [0, 2])
+def test_a_checkpoint_for_the_best_alone_goes_when_it_is_not(
+    kind: Any, max_to_keep: int, tmp_path: Path
+) -> None:
+    save = save_format(kind, max_to_keep=max_to_keep, keep_best=BEST)
+    store, memory = filled(tmp_path, save, [])
+    regular, values = [], {10: 0.1, 13: 0.5, 17: 0.6, 20: 0.2, 23: 0.3, 30: 0.4, 40: 0.7, 50: 0.0}
+    for step, value in values.items():
+        made = Save(step, BEGIN, {"test/accuracy": value}, regular=step % 10 == 0)
+        memory = store.publish(made, state_at(step), memory)
+        regular += [step] if made.regular else []
+        best = max((s for s in values if s <= step), key=values.__getitem__)
+        kept = sorted({*regular[-max_to_keep:], best, step})
+        assert store.steps() == kept
+        again = CheckpointStore(tmp_path, save)
+        found = again.newest_whole()[0]
+        assert found is not None
+        assert replace(again.recover(found[0], BEGIN, BEGIN), resumed=()) == memory
+        assert names(tmp_path) == names_of(save, kept)
+        if kind is Ckpt:  # other programs find the newest, and of the rest what Saver would list
+            lines = (tmp_path / "checkpoint").read_text().splitlines()
+            listed = regular[-2:] if max_to_keep else regular[-1:]
+            assert lines[0] == f'model_checkpoint_path: "model_ckpt-{step}"'
+            assert lines[1:] == [f'all_model_checkpoint_paths: "model_ckpt-{s}"' for s in listed]
+    assert store.manifest(40).memory.best == Best(40, 0.7, "test/accuracy", "max")
 
 
 # Whatever is killed, whenever
@@ -406,7 +440,7 @@ class Fate:
                 path.write_bytes(b"")
 
 
-SAVES: list[Save] = [(10, True), (20, True), (30, True), (33, False), (37, False), (40, True)]
+SAVES: list[When] = [(10, True), (20, True), (30, True), (33, False), (37, False), (40, True)]
 SAVES += [(50, True)]
 
 
@@ -420,7 +454,7 @@ def revived(folder: Path, save: SaveFormat) -> tuple[CheckpointStore, Memory, in
         return store, start(BEGIN, save.policy), 0
     manifest, state = found
     assert same_bits(state, state_at(manifest.step))
-    return store, store.recover(manifest), manifest.step
+    return store, store.recover(manifest, BEGIN, BEGIN), manifest.step
 
 
 def clean(store: CheckpointStore, newest: int) -> None:
@@ -435,12 +469,22 @@ def clean(store: CheckpointStore, newest: int) -> None:
 
 
 @both_formats
-@pytest.mark.parametrize(("power", "max_to_keep"), [("kill", 2), ("power loss", 2), ("kill", 0)])
+@pytest.mark.parametrize(
+    ("power", "max_to_keep", "best"),
+    [
+        ("kill", 2, None),
+        ("power loss", 2, None),
+        ("kill", 0, None),
+        ("kill", 2, BEST),
+        ("kill", 0, BEST),
+    ],
+)
 @pytest.mark.parametrize("victim", [0, 2, 3, 4, 5])
 def test_a_process_may_die_at_every_moment_of_publishing(
-    kind: Any, power: str, max_to_keep: int, victim: int, tmp_path: Path
+    kind: Any, power: str, max_to_keep: int, best: KeepBest | None, victim: int, tmp_path: Path
 ) -> None:
-    save = save_format(kind, max_to_keep=max_to_keep)
+    """Where the best is kept, the saves off the cadence are made for that: each is the best."""
+    save = save_format(kind, max_to_keep=max_to_keep, keep_best=best)
     complete, whole = filled(tmp_path / "whole", save, SAVES)
     assert complete.steps() == [10, 20, 30, 40, 50][-max_to_keep:]
     before, rest = SAVES[:victim], SAVES[victim:]
@@ -453,7 +497,7 @@ def test_a_process_may_die_at_every_moment_of_publishing(
         shutil.copytree(tmp_path / "before", folder)
         store = CheckpointStore(folder, save)
         if before:
-            store.recover(store.manifest(previous))
+            store.recover(store.manifest(previous), BEGIN, BEGIN)
         with fate.reigns(folder):
             try:
                 publish(store, memory, rest[0])
@@ -470,9 +514,9 @@ def test_a_process_may_die_at_every_moment_of_publishing(
         clean(store, found)
         reached.add(found)
         for each in rest:
-            if each[0] > found and (each[1] or not dead):  # no second signal
+            if each[0] > found and (each[1] or best or not dead):  # no second signal
                 again = publish(store, again, each)
-        assert again == whole
+        assert replace(again, resumed=()) == whole
         assert names(folder) == names(complete.folder) == names_of(save, complete.steps())
         shutil.rmtree(folder)
         if not dead:
@@ -493,7 +537,7 @@ def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) ->
             folder = tmp_path / "run"
             shutil.copytree(tmp_path / "before", folder)
             store, fate, clearing = CheckpointStore(folder, save), Fate(first), Fate(second)
-            store.recover(store.manifest(37))
+            store.recover(store.manifest(37), BEGIN, BEGIN)
             with fate.reigns(folder), contextlib.suppress(Died):
                 publish(store, memory, SAVES[5])
             dead = fate.seen == first
@@ -511,14 +555,46 @@ def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) ->
     assert moments > first  # clearing up had moments to die at
 
 
-def test_files_without_a_manifest_are_swept_but_not_another_formats(tmp_path: Path) -> None:
-    store, _ = filled(tmp_path, save_format(Ckpt), [(10, True)])
-    orphans = ["model_ckpt-20.index", "model_ckpt-20.data-00000-of-00001", ".tmp-checkpoint"]
-    orphans += [".tmp-model_ckpt-20.json", "model_ckpt-1.index"]
-    for name in [*orphans, "weights-20.npz", "model_ckpt-20", "mine"]:
-        (tmp_path / name).touch()
-    store.sweep()
-    assert names(tmp_path) == names_of(store.save, [10]) | {"weights-20.npz", "mine"}
+FOREIGN = {  # names that Waymark never gives, beside those that it does
+    Npz: ["weights-keep.npz", "weights-20 (copy).npz", "weights-best.npz", "weights-20.npz.bak",
+          "weights-020.npz", "weights-99.NPZ", "weights-+9.npz", "weights-\u0663.npz", "weights-9",
+          "weights-9.5.npz", "weights-20.txt", "weights-best.json", "my-weights-20.npz",
+          ".tmp-weights-keep.npz", "weights-99.npz\n", "model_ckpt-20.index"],
+    Ckpt: ["model_ckpt-010.index", "model_ckpt-20.index.bak", "model_ckpt-best.index",
+           "model_ckpt-20.data-00001-of-00002", "model_ckpt-20", "model_ckpt-20.meta",
+           "model_ckpt-keep.data-00000-of-00001", "model_ckpt-1e3.json", "weights-20.npz",
+           ".tmp-model_ckpt-20.index.mine", "model_ckpt-20.tempstate3"],
+}  # fmt: skip
+FOREIGN = {kind: [*own, ".tmp-mine", ".tmp-", "checkpoint.txt"] for kind, own in FOREIGN.items()}
+
+
+@both_formats
+def test_only_names_that_waymark_gives_are_touched(kind: Any, tmp_path: Path) -> None:
+    save, mine = save_format(kind, max_to_keep=1), FOREIGN[kind]
+    left = [f".tmp-{save.stem}-20{end}" for end in (".json", *save.endings)]
+    left += [f".tmp-{save.stem}-20{save.endings[0]}.tempstate17", ".tmp-checkpoint"]
+    left += [f"{save.stem}-{step}{end}" for step in (1, 25, 99) for end in save.endings]
+    for name in [*mine, *left]:
+        (tmp_path / name).write_text("mine")
+    folders = [f"{save.stem}-old", f"{save.stem}-98{save.endings[0]}", f"{save.stem}-98.json"]
+    folders += [f".tmp-{save.stem}-98.json"]
+    for name in folders:
+        (tmp_path / name).mkdir()
+    store, memory = filled(tmp_path, save, [(10, True), (15, False), (20, True)])
+    assert store.steps() == [20]
+    again = CheckpointStore(tmp_path, save)
+    found, damage = again.newest_whole()
+    assert found is not None
+    assert not damage
+    memory = again.recover(found[0], BEGIN, BEGIN)
+    publish(again, memory, (30, True))
+    assert names(tmp_path) == names_of(save, [30]) | {*mine, *folders}
+    with mock.patch.object(kind, "write", side_effect=OSError(28, "No space left on device")):
+        (tmp_path / left[0]).touch()
+        with pytest.raises(NotSaved):
+            publish(again, memory, (40, True))
+    assert names(tmp_path) == names_of(save, [30]) | {*mine, *folders}
+    assert all((tmp_path / name).read_text() == "mine" for name in mine)
 
 
 # Whatever is damaged
@@ -635,7 +711,7 @@ def test_damage_is_named_and_never_gives_wrong_numbers(
         for step in set(listed) - set(intact):  # a step asked for by name fails instead
             with pytest.raises(Damaged):
                 store.read(step)
-        memory = store.recover(manifest)
+        memory = store.recover(manifest, BEGIN, BEGIN)
         memory = publish(store, memory, (40, True))
         assert names(folder) <= names_of(save, store.steps())  # an older one may lack files
         assert store.steps()[-1] == 40
@@ -655,7 +731,7 @@ def test_a_damaged_newer_checkpoint_goes_when_an_older_one_is_resumed(
     found, _ = store.newest_whole()
     assert found is not None
     again = CheckpointStore(tmp_path, save)
-    again.recover(found[0])
+    again.recover(found[0], BEGIN, BEGIN)
     assert again.steps() == [10, 20, 30][-max_to_keep:-1]
     clean(again, 20)
 
@@ -799,7 +875,7 @@ def check_manifest(three: Three, text: bytes) -> None:
         assert same_bits(state, state_at(manifest.step))
         assert len(damage) == (manifest.step == 20)
         assert all("\n" not in line for line in damage)
-        memory = store.recover(manifest)
+        memory = store.recover(manifest, BEGIN, BEGIN)
         publish(store, memory, (40, True))
         assert store.steps()[-1] == 40
 

@@ -20,7 +20,7 @@ from pipeline.checkpoints.bundle import check_bundle, part_key, read_bundle
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import match, read_parameters
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import start
+from pipeline.checkpoints.retention import Save, start
 from pipeline.checkpoints.store import CheckpointStore, refuse_links
 from pipeline.compose import composed, parsed
 from pipeline.config import BadInput
@@ -439,9 +439,9 @@ def test_a_runs_forged_checkpoint_is_damage(
     own = {"meta_graph": False} if kind is Ckpt else {}
     save = kind(asynchronous=False, **usual, **own)
     store, memory = CheckpointStore(tmp_path, save), start(0, save.policy)
-    memory = store.publish(1, 1.0, {"w": W}, {}, memory)
+    memory = store.publish(Save(1, 1.0), {"w": W}, memory)
     monkeypatch.setattr(kind, "write", write)
-    store.publish(2, 2.0, {"w": W}, {}, memory)
+    store.publish(Save(2, 2.0), {"w": W}, memory)
     found, damage = store.newest_whole()
     assert found is not None
     assert found[0].step == 1

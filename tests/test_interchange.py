@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,16 @@ from hypothesis import strategies as st
 from pipeline import __main__ as command
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.npz import Npz
+from pipeline.checkpoints.retention import Save, start
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.data import Dataset, Mnist5k
 from pipeline.evaluation import evaluate_files, evaluate_run
 from pipeline.running import Result, run
 from pipeline.runtime import start_tensorflow
+from pipeline.verdict import _parameters
 
 THREADS = "runtime.intra_op_threads=2"
 SHAPES = {
@@ -861,3 +866,70 @@ def test_damage_gives_the_right_numbers_or_none(
         assert "\n" not in said
         assert all((found[name] == SMALL[name]).all() for name in found)
         assert set(found) in ({"w", "b"}, set())
+
+
+# Waymark's own checkpoints, with slots of a user's own optimizer
+
+
+def published(folder: Path, kind: Any, names: list[str] | None, slots: dict[str, Any]) -> Path:
+    """Publish a state with some slots at step 3; return what `init_from` would be given."""
+    own = {"meta_graph": False} if kind is Ckpt else {}
+    usual = {"every": 1, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
+    save = kind(asynchronous=False, **usual, **own)
+    folder.mkdir()
+    store = CheckpointStore(folder, save)
+    store.parameters = names
+    state = {"step": np.array(3, np.int64), "w": FOUR, "bias": FOUR[0], **slots}
+    store.publish(Save(3, 1.0), state, start(0.0, save.policy))
+    return store.path(3) if kind is Ckpt else store.path(3).with_suffix(".npz")
+
+
+FOUR = np.arange(4, dtype=np.float32).reshape(2, 2)
+FITTING = {"w": (2, 2), "bias": (2,)}
+OTHER = np.ones((2, 2), np.float32)
+OWN = [  # the slots; whether they are known without a manifest, and by an old one
+    ({"w/m": OTHER, "bias/v": OTHER[0], "decay": np.float32(0.5)}, True, True),
+    ({"w/deep/er": OTHER}, True, True),
+    ({"m/w": OTHER, "velocity": OTHER[0]}, False, True),
+    ({"rows of w": np.ones(7, np.float32)}, False, False),
+]
+
+
+@pytest.mark.parametrize("kind", [Ckpt, Npz])
+@pytest.mark.parametrize(("slots", "bare", "old"), OWN)
+def test_own_checkpoints_are_read_whatever_their_slots_are_called(
+    kind: Any, slots: dict[str, Any], bare: bool, old: bool, tmp_path: Path
+) -> None:
+    new = published(tmp_path / "new", kind, ["w", "bias"], slots)
+    before = published(tmp_path / "old", kind, None, slots)
+    without = published(tmp_path / "bare", kind, ["w", "bias"], slots)
+    (tmp_path / "bare" / f"{kind.stem}-3.json").unlink()
+    for path, known in ((new, True), (before, old), (without, bare)):
+        if known:
+            found = read_parameters(path, FITTING, "init_from")
+            assert (found["w"].tolist(), found["bias"].tolist()) == (FOUR.tolist(), [0.0, 1.0])
+        else:
+            with pytest.raises(BadInput, match="belongs to no parameter"):
+                read_parameters(path, FITTING, "init_from")
+    record: Any = SimpleNamespace(folder=tmp_path)
+    shutil.copytree(tmp_path / "new", tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "mine-3.npz").write_text("no archive")
+    tracking: Any = None  # nothing is asked of the store
+    assert _parameters(tracking, record, 3, FITTING)["w"].tolist() == FOUR.tolist()
+
+
+@pytest.mark.parametrize("kind", [Ckpt, Npz])
+def test_own_checkpoints_of_another_model_are_refused(kind: Any, tmp_path: Path) -> None:
+    """What one model calls a parameter is no slot to another one."""
+    new = published(tmp_path / "new", kind, ["w", "bias", "w/m"], {"w/m": OTHER})
+    with pytest.raises(BadInput, match=r"its entry w/m \[2, 2\] belongs to no parameter"):
+        read_parameters(new, FITTING, "init_from")
+    with pytest.raises(BadInput, match=r"its entry bias \[2\] belongs to no parameter"):
+        read_parameters(
+            published(tmp_path / "two", kind, ["w", "bias"], {}), {"w": (2, 2)}, "init_from"
+        )
+    forged = published(tmp_path / "forged", kind, ["w", "bias"], {"extra": np.ones(7, np.float32)})
+    other = published(tmp_path / "other", kind, ["w", "bias"], {})
+    shutil.copy(other.parent / f"{kind.stem}-3.json", forged.parent)  # describes another file
+    with pytest.raises(BadInput, match="its entry extra"):
+        read_parameters(forged, FITTING, "init_from")

@@ -1,5 +1,6 @@
 """Resuming: in any pieces, after any kill, the same bits, and every step recorded once."""
 
+import json
 import random
 import shutil
 import signal
@@ -457,3 +458,41 @@ def test_a_recorded_configuration_starts_a_new_run(place: Path, finished: str, m
         refused = main("run", "--config-from", finished, given)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert given.partition("=")[0] in refused.stderr
+
+
+BEST = "save.keep_best={metric: test/loss, mode: %s}"
+
+
+def test_every_evaluation_competes_as_the_best_and_so_does_what_is_there_at_a_resume(
+    main: Main, place: Path, data: list[str]
+) -> None:
+    """The highest loss is that of the first evaluation, which meets no save."""
+    settings = [*BASE, *data, "save=npz", "save.every=15", "eval_every=4", "progress=false"]
+    assert main("run", *settings, "steps=47", BEST % "max").returncode == 0
+    (run,) = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").search_runs(["1"])
+    run_id = run.info.run_id
+    folder = place / "mlruns" / "artifacts" / "1" / run_id / "artifacts" / "checkpoints"
+
+    def losses() -> dict[int, float]:
+        return dict(end(place, run_id).points["test/loss"])
+
+    def kept() -> set[int]:
+        return {int(path.stem.rpartition("-")[2]) for path in folder.glob("*.json")}
+
+    best = max(losses(), key=losses().__getitem__)
+    assert best % 15
+    assert kept() == {30, 45, 47, best}
+    scored = json.loads(main("evaluate", run_id, "--step", "best", "--json").stdout)
+    assert (scored["step"], scored["accuracy"]) == (
+        best,
+        dict(end(place, run_id).points["test/accuracy"])[best],
+    )
+    there = [best, 47]  # that were evaluated
+    assert main("resume", run_id, "steps=60", BEST % "min", "progress=false").returncode == 0
+    least = min([*there, 48, 52, 56, 60], key=losses().__getitem__)
+    assert kept() == {45, 47, 60, least}
+    manifest = json.loads((folder / "weights-60.json").read_text())
+    assert manifest["memory"]["best"]["step"] == least
+    assert manifest["parameters"] == ["weights"]
+    assert main("resume", run_id, "steps=61", "save.keep_best=null").returncode == 0
+    assert kept() == {47, 60, 61}

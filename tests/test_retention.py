@@ -3,8 +3,8 @@
 import contextlib
 import json
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -18,7 +18,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.checkpoints.ckpt import Ckpt
-from pipeline.checkpoints.retention import Best, KeepBest, Memory, Policy, after, start
+from pipeline.checkpoints.retention import (
+    Best,
+    KeepBest,
+    Memory,
+    Policy,
+    Save,
+    after,
+    resumed,
+    start,
+)
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.runtime import start_tensorflow
 
@@ -100,6 +109,7 @@ def saver_of(schedule: Schedule) -> Iterator[Any]:
             with graph.as_default():  # without one, Saver works eagerly
                 saver.save(session, str(folder / "model_ckpt"), step, write_meta_graph=False)
 
+        save.saver = saver  # type: ignore[attr-defined]
         with contextlib.closing(session):
             yield save
 
@@ -129,7 +139,7 @@ def test_keeps_what_one_uninterrupted_saver_keeps(schedule: Schedule) -> None:
         for step, time, metrics in schedule.saves:
             save(Path(name), step, time)
             saved.add(step)
-            memory = after(memory, step, time, metrics, schedule.policy)
+            memory = after(memory, Save(step, time, metrics), schedule.policy)
             kept = memory.kept()
             assert (saved if kept is None else kept) == steps_in(Path(name))
 
@@ -141,7 +151,7 @@ def test_a_step_saved_again_counts_once_as_with_saver() -> None:
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         for step, time, metrics in schedule.saves:
             save(Path(name), step, time)
-            memory = after(memory, step, time, metrics, schedule.policy)
+            memory = after(memory, Save(step, time, metrics), schedule.policy)
             assert memory.kept() == steps_in(Path(name))
 
 
@@ -160,7 +170,7 @@ def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:
         store = CheckpointStore(ours, ckpt)
         for step, time, metrics in schedule.saves:
             save(theirs, step, time)
-            memory = store.publish(step, time, {"weights": np.ones(1, "f4")}, metrics, memory)
+            memory = store.publish(Save(step, time, metrics), {"weights": np.ones(1, "f4")}, memory)
             manifests = {f"model_ckpt-{s}.json" for s in store.steps()}
             found = {path.name for path in ours.iterdir()} - manifests
             assert found == {path.name for path in theirs.iterdir()}
@@ -185,8 +195,8 @@ def test_a_memory_that_went_through_a_manifest_goes_on_the_same(
     for cut, (step, time, metrics) in zip(cuts, schedule.saves, strict=False):
         pieces = through_json(pieces) if cut else pieces
         assert pieces == whole
-        whole = after(whole, step, time, metrics, schedule.policy)
-        pieces = after(pieces, step, time, metrics, schedule.policy)
+        whole = after(whole, Save(step, time, metrics), schedule.policy)
+        pieces = after(pieces, Save(step, time, metrics), schedule.policy)
     assert through_json(pieces) == whole
 
 
@@ -205,8 +215,8 @@ def test_the_best_comes_on_top_of_what_is_kept_anyway(schedule: Schedule) -> Non
     memory, without = start(BEGIN, schedule.policy), start(BEGIN, plain)
     known: list[tuple[float, int]] = []
     for step, time, metrics in schedule.saves:
-        memory = after(memory, step, time, metrics, schedule.policy)
-        without = after(without, step, time, metrics, plain)
+        memory = after(memory, Save(step, time, metrics), schedule.policy)
+        without = after(without, Save(step, time, metrics), plain)
         value = metrics.get(rule.metric, math.nan)
         if not math.isnan(value):
             known.append((-value if rule.mode == "max" else value, step))
@@ -243,41 +253,165 @@ def test_keep_best(mode: Any, values: list[float | None], best: int | None) -> N
     for number, value in enumerate(values, 1):
         metrics = {"test/accuracy": number / 10}  # another metric does not matter
         metrics |= {} if value is None else {"test/loss": value}
-        memory = after(memory, 10 * number, BEGIN, metrics, policy)
+        memory = after(memory, Save(10 * number, BEGIN, metrics), policy)
     assert (memory.best.step if memory.best else None) == best
     assert memory.kept() == {10 * len(values)} | ({best} if best else set())
 
 
 def test_without_keep_best_nothing_is_best() -> None:
     policy = Policy(1, None, None)
-    memory = after(start(BEGIN, policy), 10, BEGIN, {"test/accuracy": 1.0}, policy)
+    memory = after(start(BEGIN, policy), Save(10, BEGIN, {"test/accuracy": 1.0}), policy)
     assert memory.best is None
 
 
-def test_a_resume_may_ask_for_the_best_of_something_else() -> None:
-    accuracy = Policy(1, None, KeepBest(metric="test/accuracy", mode="max"))
-    loss = Policy(1, None, KeepBest(metric="test/loss", mode="min"))
-    metrics = {"test/accuracy": 0.9, "test/loss": 0.9}
-    memory = after(start(BEGIN, accuracy), 10, BEGIN, metrics, accuracy)
-    assert memory.best == Best(10, 0.9, "test/accuracy", "max")
-    memory = after(memory, 20, BEGIN, metrics, loss)
-    assert memory.best == Best(20, 0.9, "test/loss", "min")
-    assert memory.kept() == {20}
+# Going on: pauses, and another policy
 
 
-def test_a_resume_may_turn_the_hours_on() -> None:
-    off, on = Policy(1, None, None), Policy(1, 1, None)
-    memory = after(start(BEGIN, off), 10, BEGIN + 9e9, {}, off)
-    memory = after(memory, 20, BEGIN + 9e9, {}, on)  # the clock starts here
-    memory = after(memory, 30, BEGIN + 9e9 + 3601, {}, on)
-    assert memory.kept() == {30}
-    memory = after(memory, 40, BEGIN + 9e9 + 3602, {}, on)
-    assert memory.kept() == {30, 40}
+def going_on(
+    memory: Memory, saved: Mapping[int, Save], now: float, policy: Policy
+) -> tuple[Memory, dict[int, Save]]:
+    """Do what a resume does: read the memory and what is there; return what stays there, too."""
+    memory = resumed(through_json(memory), saved.values(), BEGIN, now, policy)
+    return memory, left_of(memory, saved)
 
 
-def test_a_resume_may_keep_fewer() -> None:
-    many, few = Policy(5, None, None), Policy(2, None, None)
-    memory = start(BEGIN, many)
-    for step in (10, 20, 30, 40, 50):
-        memory = after(memory, step, BEGIN, {}, many)
-    assert after(memory, 60, BEGIN, {}, few).kept() == {50, 60}
+def left_of(memory: Memory, saved: Mapping[int, Save]) -> dict[int, Save]:
+    """Return which of the saves a folder still holds; the newest one stays as a resume point."""
+    kept, best = memory.kept(), memory.best.step if memory.best else None
+    newest = max(saved, default=None)
+    return {
+        step: save
+        for step, save in saved.items()
+        if step in (best, newest) or (save.regular if kept is None else step in kept)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    schedules(best=KeepBest(metric="test/accuracy", mode="max")),
+    st.lists(st.sampled_from(["", "", "", "resume", "best"]), min_size=14, max_size=14),
+    st.lists(st.floats(0, 70 * 3600), min_size=14, max_size=14),
+)
+def test_pauses_and_saves_for_the_best_alone_leave_the_rest_to_saver(
+    schedule: Schedule, events: list[str], pauses: list[float]
+) -> None:
+    """With a pause Saver's clock is set by hand: its next time is the later of itself and now."""
+    plain = Policy(schedule.max_to_keep, schedule.hours, None)
+    memory, there, away, last = start(BEGIN, schedule.policy), {}, 0.0, BEGIN
+    saved: set[int] = set()
+    with TemporaryDirectory() as name, saver_of(schedule) as save:
+        saver = save.saver
+        for event, pause, (step, time, metrics) in zip(
+            events, pauses, schedule.saves, strict=False
+        ):
+            if event == "resume":
+                away += pause
+                now = last + pause
+                saver._next_checkpoint_time = max(saver._next_checkpoint_time, now)
+                again, there = going_on(memory, there, now, schedule.policy)
+                due = None if memory.next_hourly is None else max(memory.next_hourly, now)
+                assert replace(again, resumed=()) == replace(memory, resumed=(), next_hourly=due)
+                memory = again
+            last = max(last, time + away)  # this clock never goes back
+            made = Save(step, last, metrics, regular=event != "best")
+            memory = after(memory, made, schedule.policy)
+            there = left_of(memory, {**there, step: made})
+            if made.regular:
+                save(Path(name), step, last)
+                saved.add(step)
+            without = {s for s, each in there.items() if each.regular}
+            best = memory.best.step if memory.best else None
+            assert without - {best} == steps_in(Path(name)) - {best}
+            assert steps_in(Path(name)) <= set(there)
+            assert plain.max_to_keep or saved == steps_in(Path(name))
+
+
+def run_of(policy: Policy, times: Mapping[int, float]) -> tuple[Memory, dict[int, Save]]:
+    """Save at steps and times, in hours since the start, as one process."""
+    memory, there = start(BEGIN, policy), {}
+    for step, hours in times.items():
+        save = Save(step, BEGIN + hours * 3600)
+        memory = after(memory, save, policy)
+        there = left_of(memory, {**there, step: save})
+    return memory, there
+
+
+def test_a_weekend_leaves_one_checkpoint_more_and_not_one_for_each_hour() -> None:
+    policy = Policy(2, 1, None)
+    friday = {n: n / 10 for n in range(1, 16)}  # every six minutes
+    memory, there = run_of(policy, friday)
+    assert memory.hourly == (11,)
+    memory, there = going_on(memory, there, BEGIN + 72 * 3600, policy)
+    for n in range(16, 16 + 25):
+        save = Save(n, BEGIN + (72 + (n - 15) / 10) * 3600)
+        memory = after(memory, save, policy)
+        there = left_of(memory, {**there, n: save})
+    assert sorted(there) == [11, 16, 26, 36, 39, 40]
+
+
+HOURLY = {n: n / 4 for n in range(1, 41)}  # every quarter of an hour, ten hours
+CHANGES = [  # the policy before and after, the steps kept at once, and after ten more saves
+    ((2, 1, None), (2, 1, None), [5, 9, 13, 17, 21, 25, 29, 33, 37, 39, 40], [41, 45, 49, 50]),
+    ((2, 1, None), (2, 2, None), [9, 17, 25, 33, 39, 40], [41, 49, 50]),
+    ((2, 1, None), (2, None, None), [39, 40], [49, 50]),
+    ((2, None, None), (2, 1, None), [39, 40], [41, 45, 49, 50]),
+    ((4, None, None), (1, None, None), [40], [50]),
+    ((1, None, None), (4, None, None), [40], [47, 48, 49, 50]),
+    ((0, 1, None), (2, 1, None), [5, 9, 13, 17, 21, 25, 29, 33, 37, 39, 40], [41, 45, 49, 50]),
+    ((0, None, None), (2, 3, None), [13, 25, 37, 39, 40], [49, 50]),
+    ((2, 5, None), (0, 5, None), [21, 39, 40], list(range(41, 51))),
+]
+
+
+@pytest.mark.parametrize(("was", "now", "kept", "later"), CHANGES)
+def test_a_resume_applies_its_policy_to_all_saves(
+    was: Any, now: Any, kept: list[int], later: list[int]
+) -> None:
+    memory, there = run_of(Policy(*was), HOURLY)
+    memory, there = going_on(memory, there, BEGIN + 10 * 3600, Policy(*now))
+    assert sorted(there) == kept
+    for step in range(41, 51):
+        save = Save(step, BEGIN + step / 4 * 3600)
+        memory = after(memory, save, Policy(*now))
+        there = left_of(memory, {**there, step: save})
+    assert [step for step in sorted(there) if step > 40] == later
+
+
+ACCURACY = KeepBest(metric="test/accuracy", mode="max")
+LOSS = KeepBest(metric="test/loss", mode="min")
+LEAST = KeepBest(metric="test/accuracy", mode="min")
+
+
+@pytest.mark.parametrize(
+    ("was", "now", "best"),
+    [
+        (None, ACCURACY, 20),
+        (None, LOSS, 30),
+        (LOSS, ACCURACY, 20),
+        (ACCURACY, LEAST, 40),
+        (ACCURACY, ACCURACY, 10),
+        (ACCURACY, None, None),
+    ],
+)
+def test_a_resume_lets_all_that_is_there_compete(was: Any, now: Any, best: int | None) -> None:
+    values = {10: (0.9, 0.5), 20: (0.8, 0.4), 30: (0.7, 0.1), 40: (0.6, 0.2), 50: (0.8, math.nan)}
+    before, policy = Policy(4, None, was), Policy(1, None, now)
+    memory, there = start(BEGIN, before), {}
+    for step, (accuracy, loss) in values.items():
+        save = Save(step, BEGIN, {"test/accuracy": accuracy, "test/loss": loss})
+        memory = after(memory, save, before)
+        there = left_of(memory, {**there, step: save})
+    memory, there = going_on(memory, there, BEGIN, policy)
+    assert (memory.best.step if memory.best else None) == best
+    assert set(there) == {50, *([best] if best else [])}
+
+
+def test_the_next_best_competes_where_the_best_is_lost() -> None:
+    policy = Policy(1, None, ACCURACY)
+    memory, there = start(BEGIN, policy), {}
+    for step, value in {10: 0.5, 20: 0.9, 30: 0.7}.items():
+        save = Save(step, BEGIN, {"test/accuracy": value})
+        memory = after(memory, save, policy)
+        there[step] = save
+    del there[20]
+    assert going_on(memory, there, BEGIN, policy)[0].best == Best(30, 0.7, "test/accuracy", "max")

@@ -39,6 +39,7 @@ from pipeline.running import run
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import foreign
 from pipeline.tracking.outbox import Content, Outbox, Points, read
+from pipeline.tracking.tracked import Delivery
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -705,3 +706,23 @@ def test_the_ui_answers_where_it_says_and_stops_when_told(
         finally:
             process.kill()
     poll(lambda: answers(f"http://127.0.0.1:{port}/health") is None)
+
+
+def test_the_mirror_removes_only_what_waymark_can_have_written(tmp_path: Path) -> None:
+    gone = ["weights-20.json", "weights-20.npz", "model_ckpt-3.index"]
+    gone += ["model_ckpt-3.data-00000-of-00001"]
+    mine = ["weights-keep.npz", "weights-20 (copy).npz", "weights-020.npz", "weights-20.npz.bak"]
+    mine += ["weights-old", "checkpoint.txt", "notes-3.txt", "model_ckpt-best.index"]
+    names = [f"checkpoints/{name}" for name in [*mine, *gone]]
+    deleted: list[str] = []
+    repository = SimpleNamespace(
+        list_artifacts=lambda folder: [SimpleNamespace(path=n, file_size=1) for n in names],
+        delete_artifacts=deleted.append,
+    )
+    delivery: Any = object.__new__(Delivery)
+    delivery._there, delivery._opened = None, 0
+    delivery.info = SimpleNamespace(folder=tmp_path)
+    delivery._tracking = SimpleNamespace(artifacts=lambda info: repository)
+    delivery._mirror({})
+    assert sorted(deleted) == sorted(f"checkpoints/{name}" for name in gone)
+    assert deleted[0] == "checkpoints/weights-20.json"

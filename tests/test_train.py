@@ -480,8 +480,8 @@ class Fake:
                 assert step not in self.recorded.setdefault(key, {}), "recorded twice"
                 self.recorded[key][step] = value
 
-    def save(self, step: int, state: State, metrics: dict[str, float]) -> None:
-        self.events.append(("save", step, metrics))
+    def save(self, step: int, state: State, metrics: dict[str, float], regular: bool) -> None:
+        self.events.append(("save" if regular else "save as the best", step, metrics))
         assert int(state["step"]) == step
 
     def advanced(self, step: int, loss: float) -> None:
@@ -498,7 +498,8 @@ class Fake:
     def train(self, stopping: Callable[[int], bool] | None = None, **given: Any) -> Score | None:
         values = {"steps": 20, "save_every": 0, "eval_every": 0, "log_every": 1, "on_nan": "stop"}
         values |= given
-        settings = SimpleNamespace(save=SimpleNamespace(every=values.pop("save_every")), **values)
+        save = {"every": values.pop("save_every"), "keep_best": values.pop("keep_best", None)}
+        settings = SimpleNamespace(save=SimpleNamespace(**save), **values)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module.time, "perf_counter", lambda: self.now)
             machine: Any = self
@@ -664,7 +665,8 @@ def test_training_with_the_real_machine() -> None:
     fake, saved = Fake(), {}
     quiet = SimpleNamespace(advanced=lambda *_: None, evaluated=lambda *_: None)
 
-    def save(step: int, state: State, metrics: dict[str, float]) -> None:
+    def save(step: int, state: State, metrics: dict[str, float], regular: bool) -> None:
+        assert regular
         saved[step] = (digest(state), metrics)
 
     score = train(given, Machine(given, dataset()), fake, save, quiet, lambda step: False)

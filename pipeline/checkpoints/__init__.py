@@ -20,7 +20,8 @@ State = dict[str, np.ndarray]
 class SaveFormat(ABC):
     """When to save and what to keep, for every format."""
 
-    stem: ClassVar[str]
+    stem: ClassVar[str]  # files are called <stem>-<step><ending>, with one of these endings:
+    endings: ClassVar[tuple[str, ...]] = ()
 
     every: NonNegativeInt
     max_to_keep: NonNegativeInt
@@ -30,7 +31,7 @@ class SaveFormat(ABC):
 
     @abstractmethod
     def write(self, path: Path, state: State) -> list[Path]:
-        """Write a state to files whose names begin with path's; return them."""
+        """Write a state to files whose names are path's and an ending; return them."""
 
     @abstractmethod
     def read(self, path: Path) -> State:
@@ -45,5 +46,7 @@ class SaveFormat(ABC):
     def policy(self) -> Policy:
         return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
 
-    def point(self, folder: Path, steps: list[int]) -> None:  # noqa: B027, most need none
-        """Tell other programs which step is the newest."""
+    def point(  # noqa: B027, most need none
+        self, folder: Path, newest: int, recent: list[int]
+    ) -> None:
+        """Tell other programs the newest step, and the last steps as Saver would list them."""

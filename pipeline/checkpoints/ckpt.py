@@ -14,6 +14,7 @@ class Ckpt(SaveFormat):
     """`model_ckpt-<step>.index` and `.data-00000-of-00001`, with a `checkpoint` state file."""
 
     stem: ClassVar[str] = "model_ckpt"
+    endings: ClassVar[tuple[str, ...]] = (".data-00000-of-00001", ".index")
 
     meta_graph: bool
 
@@ -32,15 +33,15 @@ class Ckpt(SaveFormat):
                 shape_and_slices=[""] * len(names),
                 tensors=[state[name] for name in names],  # tf.constant would copy them
             )
-        return [path.with_name(path.name + end) for end in (".data-00000-of-00001", ".index")]
+        return [path.with_name(path.name + end) for end in Ckpt.endings]
 
     def read(self, path: Path) -> State:
         return read_bundle(path)
 
-    def point(self, folder: Path, steps: list[int]) -> None:
+    def point(self, folder: Path, newest: int, recent: list[int]) -> None:
         """Write the state file that `tf.train.latest_checkpoint` reads, with relative names."""
-        lines = [f'model_checkpoint_path: "{self.stem}-{steps[-1]}"'] if steps else []
-        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in steps]
+        lines = [f'model_checkpoint_path: "{self.stem}-{newest}"']
+        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in recent]
         temporary = folder / ".tmp-checkpoint"
         temporary.write_text("".join(f"{line}\n" for line in lines))
         os.replace(temporary, folder / "checkpoint")

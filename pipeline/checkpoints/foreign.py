@@ -1,7 +1,9 @@
-"""Read parameters from files that Waymark did not write: any npz, any `Saver` checkpoint.
+"""Read parameters from any npz or `Saver` checkpoint, also one that Waymark did not write.
 
 Entries are matched to the model's parameters by name, else by a shape that only one of them
-has; optimizer slots and counters are ignored; anything else is refused by name.
+has; optimizer slots and counters are ignored; anything else is refused by name. Of a checkpoint
+of Waymark's own the manifest beside it tells which entries are parameters, else what they are
+called: `step`, the parameters, `<parameter>/<slot>`.
 """
 
 import os
@@ -15,18 +17,50 @@ import numpy as np
 from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
 from pipeline.checkpoints.bundle import first_format, read_bundle
+from pipeline.checkpoints.store import Damaged, read_manifest
 from pipeline.config import BadInput, first_line
+from pipeline.digest import digest
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
 
 
 def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
-    """Return float32 arrays for the parameters named in `shapes` from a foreign file.
+    """Return float32 arrays for the parameters named in `shapes` from a file.
 
     `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
     folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
     """
-    return match(_read(path, origin), shapes, f"{origin}={str(path)!r}")
+    arrays = _read(path, origin)
+    own = _own_parameters(path, arrays, shapes)
+    entries = arrays if own is None else {name: arrays[name] for name in own}
+    return match(entries, shapes, f"{origin}={str(path)!r}")
+
+
+def _own_parameters(
+    path: Path, arrays: State, shapes: Mapping[str, tuple[int, ...]]
+) -> list[str] | None:
+    """Return which entries of a checkpoint of Waymark's own are parameters, None if it is none."""
+    step = arrays.get("step")
+    if step is None or (step.dtype, step.shape) != (np.int64, ()):
+        return None
+    prefix = path.with_suffix("") if path.suffix == ".npz" else find_bundle(path)
+    manifest = None
+    with suppress(Damaged, BadInput):
+        manifest = read_manifest(prefix.with_name(f"{prefix.name}.json"))
+    described = manifest is not None and manifest.digest == digest(arrays)
+    if manifest and described and manifest.parameters:
+        return manifest.parameters
+    wanted = {name: tuple(shape) for name, shape in shapes.items()}
+    if any(name not in arrays or arrays[name].shape != wanted[name] for name in wanted):
+        return None
+    slots = {
+        name
+        for name, array in arrays.items()
+        if any(name.startswith(f"{owner}/") and array.shape == wanted[owner] for owner in wanted)
+        or (described and array.shape in wanted.values())  # by a manifest without their names
+        or array.shape == ()
+    }
+    return list(wanted) if slots | set(wanted) == set(arrays) else None
 
 
 def find_bundle(path: Path) -> Path:

@@ -16,6 +16,7 @@ class Npz(SaveFormat):
     """`weights-<step>.npz`, read by plain `np.load` without pickle."""
 
     stem: ClassVar[str] = "weights"
+    endings: ClassVar[tuple[str, ...]] = (".npz",)
 
     def write(self, path: Path, state: State) -> list[Path]:
         file = path.with_name(f"{path.name}.npz")

@@ -1,14 +1,15 @@
 """Which checkpoints are kept: a pure function of the saves so far and the policy.
 
-`after` folds one save into a `Memory`; the memory stands in the save's manifest, so a resumed
-run goes on as if it had never stopped. For `max_to_keep` and `keep_every_n_hours` the outcome
-is that of one uninterrupted `tf.compat.v1.train.Saver`; keep-best comes on top.
+`after` folds one save into a `Memory`; the memory stands in the save's manifest, and `resumed`
+goes on with it under the policy as it is then. For `max_to_keep` and `keep_every_n_hours` the
+outcome is that of one uninterrupted `tf.compat.v1.train.Saver`, but that hours in which no
+process ran are not made up for; keep-best comes on top.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ctypes import c_float
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.config import settings
@@ -34,6 +35,16 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class Save:
+    """One checkpoint, as far as it matters to retention."""
+
+    step: int
+    time: float  # of the state's copy, seconds since the epoch
+    metrics: Mapping[str, float] = field(default_factory=dict)  # evaluated at this step, if it was
+    regular: bool = True  # on the cadence of saves: Saver would have made it, too
+
+
+@dataclass(frozen=True)
 class Best:
     step: int
     value: float
@@ -43,15 +54,16 @@ class Best:
 
 @dataclass(frozen=True)
 class Memory:
-    """What retention remembers: `recent` is None while every checkpoint is kept."""
+    """What retention remembers: `recent` is None while every regular checkpoint is kept."""
 
     next_hourly: float | None  # seconds since the epoch; Saver's `_next_checkpoint_time`
     recent: tuple[tuple[int, float], ...] | None = ()  # (step, time), oldest first
     hourly: tuple[int, ...] = ()
     best: Best | None = None
+    resumed: tuple[float, ...] = ()  # when processes went on with the run
 
     def kept(self) -> set[int] | None:
-        """Return the steps whose checkpoints stay, None for all of them."""
+        """Return the steps whose checkpoints stay; None for all regular ones and the best."""
         if self.recent is None:
             return None
         best = [self.best.step] if self.best else []
@@ -60,40 +72,73 @@ class Memory:
 
 def start(time: float, policy: Policy) -> Memory:
     """Return the memory of a run that starts at `time` and has saved nothing."""
-    period = policy.period
-    return Memory(next_hourly=None if period is None else time + period)
+    return Memory(next_hourly=None if policy.period is None else time + policy.period)
 
 
-def after(
-    memory: Memory, step: int, time: float, metrics: Mapping[str, float], policy: Policy
-) -> Memory:
-    """Return the memory after the checkpoint of `step`, whose state was copied at `time`."""
-    memory = replace(memory, best=_best(memory.best, step, metrics, policy.keep_best))
+def after(memory: Memory, save: Save, policy: Policy) -> Memory:
+    """Return the memory after a save: one that is not regular only competes as the best."""
+    memory = replace(memory, best=_better(memory.best, save, policy.keep_best))
+    if not save.regular:
+        return memory
     if policy.max_to_keep == 0:
         return replace(memory, recent=None)
-    period, due = policy.period, memory.next_hourly
-    if period is not None and due is None:  # the policy was turned on by a resume
-        due = time + period
-    recent = [pair for pair in memory.recent or () if pair[0] != step] + [(step, time)]
-    hourly = list(memory.hourly)
-    while len(recent) > policy.max_to_keep:
-        old, saved = recent.pop(0)
-        if period is not None and due is not None and saved > due:
-            hourly.append(old)
-            due += period
-    return replace(memory, next_hourly=due, recent=tuple(recent), hourly=tuple(hourly))
+    others = [pair for pair in memory.recent or () if pair[0] != save.step]
+    recent, old = _newest([*others, (save.step, save.time)], policy)
+    due, hourly = memory.next_hourly, list(memory.hourly)
+    for step, time in old:
+        if policy.period is not None and due is not None and time > due:
+            hourly.append(step)
+            due += policy.period
+    return replace(memory, next_hourly=due, recent=recent, hourly=tuple(hourly))
 
 
-def _best(
-    best: Best | None, step: int, metrics: Mapping[str, float], rule: KeepBest | None
-) -> Best | None:
-    """Return the better of the best so far and this step; NaN never wins, nor does an equal."""
+def resumed(
+    memory: Memory, there: Iterable[Save], start: float, now: float, policy: Policy
+) -> Memory:
+    """Return the memory of a process that goes on at `now` with the checkpoints that are there.
+
+    `policy` holds for all of them, whatever it was when they were made; where it is the same, only
+    an hourly checkpoint that is overdue becomes due now. `start` is when the run started.
+    """
+    saves = sorted(there, key=lambda save: save.step)
+    best = None
+    for save in saves:
+        best = _better(best, save, policy.keep_best)
+    all_resumed = (*memory.resumed, now)
+    times = {save.step: save.time for save in saves if save.regular}
+    # What is kept as hourly stays so where its time cannot be read.
+    hourly = [(step, times.get(step, math.inf)) for step in memory.hourly]
+    pairs = [pair for pair in times.items() if pair not in hourly]
+    recent, old = _newest(pairs if memory.recent is None else memory.recent, policy)
+    kept, due = [], None
+    if policy.period is not None:
+        due = start + policy.period
+        for step, time in sorted([*hourly, *old]):
+            due = max([due, *(t for t in memory.resumed if t < time)])
+            if time > due:
+                kept.append(step)
+                due += policy.period
+        due = max(due, *all_resumed)
+    every = None if policy.max_to_keep == 0 else recent
+    return Memory(due, every, tuple(kept), best, all_resumed)
+
+
+Pairs = tuple[tuple[int, float], ...]
+
+
+def _newest(pairs: Iterable[tuple[int, float]], policy: Policy) -> tuple[Pairs, Pairs]:
+    """Part (step, time) pairs into the newest, as many as are kept anyway, and those before."""
+    pairs = tuple(pairs)
+    old = max(0, len(pairs) - policy.max_to_keep) if policy.max_to_keep else 0
+    return pairs[old:], pairs[:old]
+
+
+def _better(best: Best | None, save: Save, rule: KeepBest | None) -> Best | None:
+    """Return the better of the best so far and this save; NaN never wins, nor does an equal."""
     if rule is None:
         return None
-    if best is not None and (best.metric, best.mode) != (rule.metric, rule.mode):
-        best = None
-    value = metrics.get(rule.metric, math.nan)
+    value = save.metrics.get(rule.metric, math.nan)
     wins = best is None or (value > best.value if rule.mode == "max" else value < best.value)
     if math.isnan(value) or not wins:
         return best
-    return Best(step, value, rule.metric, rule.mode)
+    return Best(save.step, value, rule.metric, rule.mode)

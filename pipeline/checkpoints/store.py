@@ -4,17 +4,20 @@ The order in which a checkpoint appears, so that it exists completely or not at 
 payload under temporary names, flushed with the run's records; payload renamed; folder flushed;
 manifest renamed into place (this is the moment); folder flushed; state file; retention, manifest
 before payload.
-A file that no manifest names does not exist to Waymark and is swept at the next resume.
+A file that no manifest names does not exist to Waymark and is swept at the next resume, if its
+name is one that Waymark gives: other files in the folder are somebody else's, and stay.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ from typing import Any
 import pydantic
 
 from pipeline.checkpoints import SaveFormat, State
-from pipeline.checkpoints.retention import Memory, after
+from pipeline.checkpoints.retention import Memory, Save, after, resumed
 from pipeline.config import FORMAT, BadInput, Sentence, check_format, first_line
 from pipeline.digest import digest
 
@@ -44,10 +47,11 @@ class Manifest:
     time: float  # of the state's copy, seconds since the epoch
     digest: str  # of the state
     metrics: dict[str, float]  # evaluated at this step, if it was
-    regular: bool  # False: written because of a signal; goes with the next regular one
+    regular: bool  # False: written off the cadence, because of a signal or as the best
     memory: Memory  # retention's, after this checkpoint
     files: dict[str, dict[str, Any]]  # payload file -> size, sha256
     graph: dict[str, dict[str, Any]]  # the graph file beside it, likewise
+    parameters: list[str] | None = None  # which entries of the state are the model's, if known
 
 
 MANIFEST = pydantic.TypeAdapter(Manifest)
@@ -152,8 +156,17 @@ class CheckpointStore:
     ) -> None:
         self.folder, self.save, self._changed = folder, save, changed
         self._records = [records] if records else []
+        self.parameters: list[str] | None = None  # the entries of the state that are the model's
         self.newest: Manifest | None = None  # that this store has published
-        self._resume_point: int | None = None  # the newest checkpoint, if it does not count
+        self._irregular: set[int] = set()  # steps published off the cadence
+        step, endings = r"(0|[1-9][0-9]*)", "|".join(map(re.escape, (".json", *save.endings)))
+        name = f"{re.escape(save.stem)}-{step}({endings})"
+        # TensorFlow adds an ending of its own to what it has not finished.
+        other = rf"checkpoint|{re.escape(save.stem)}\.meta"
+        self._name = re.compile(name, re.ASCII)
+        self._temporary = re.compile(
+            rf"{re.escape(TEMPORARY)}({name}(\.tempstate[0-9]+)?|{other})", re.ASCII
+        )
 
     def path(self, step: int) -> Path:
         """Return the checkpoint's path without its endings: what `Saver.restore` takes."""
@@ -161,10 +174,16 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Return the published steps, oldest first."""
-        head = f"{self.save.stem}-"
-        names = [path.name for path in self.folder.glob(f"{head}*.json")]
-        middles = [name.removeprefix(head).removesuffix(".json") for name in names]
-        return sorted(int(text) for text in middles if text.isdecimal())
+        return sorted(step for name, step in self._own().items() if name.endswith(".json"))
+
+    def _own(self) -> dict[str, int]:
+        """Return the names of files here that Waymark can have given, and their steps."""
+        try:
+            with os.scandir(self.folder) as entries:
+                names = [each.name for each in entries if each.is_file()]
+        except FileNotFoundError:
+            return {}
+        return {name: int(found[1]) for name in names if (found := self._name.fullmatch(name))}
 
     def manifest(self, step: int) -> Manifest:
         """Read the manifest of `step`; raise Damaged, or BadInput for another format."""
@@ -223,12 +242,9 @@ class CheckpointStore:
 
     def publish(
         self,
-        step: int,
-        time: float,
+        save: Save,
         state: State,
-        metrics: Mapping[str, float],
         memory: Memory,
-        regular: bool = True,
         graph: Path | None = None,
     ) -> Memory:
         """Write, publish, then apply retention; return retention's memory after it.
@@ -236,24 +252,31 @@ class CheckpointStore:
         Raises NotSaved if the disk has not enough room, or writing fails; earlier checkpoints
         stay as they are.
         """
+        step = save.step
         self._check_room(step, state)
         try:
             files = self._write(step, state)
         except Exception as error:  # OSError, and what TensorFlow raises
-            for path in self.folder.glob(f"{TEMPORARY}*"):  # they may be all that fills the disk
-                path.unlink(missing_ok=True)
+            self._remove_temporary()  # it may be all that fills the disk
             raise NotSaved(f"checkpoint {step} cannot be written: {_reason(error)}") from error
-        if regular:
-            memory = after(memory, step, time, metrics, self.save.policy)
+        memory = after(memory, save, self.save.policy)
         facts = {} if graph is None else {graph.name: file_facts(graph)}
-        manifest = Manifest(step, time, digest(state), dict(metrics), regular, memory, files, facts)
+        manifest = Manifest(
+            **asdict(save),
+            digest=digest(state),
+            memory=memory,
+            files=files,
+            graph=facts,
+            parameters=self.parameters,
+        )
         body = {"format": FORMAT, **asdict(manifest)}
         body = json.loads(json.dumps(body))
         body["checksum"] = _checksum(body)
         replace_file(self.path(step).with_suffix(".json"), json.dumps(body, indent=1))
         self.newest = manifest
+        self._irregular -= {step}
+        self._irregular |= set() if save.regular else {step}
         self._retain(memory, step)
-        self._resume_point = None if regular else step
         return memory
 
     def _check_room(self, step: int, state: State) -> None:
@@ -278,54 +301,63 @@ class CheckpointStore:
         return files
 
     def _retain(self, memory: Memory, newest: int) -> None:
-        """Point other programs at `newest`, then remove what the memory does not keep."""
-        kept, steps = memory.kept(), self.steps()
-        stay = [s for s in steps if kept is None or s in kept]
-        stay = sorted({s for s in stay if s != self._resume_point} | {newest})
-        recent = {newest} if memory.recent is None else {step for step, _ in memory.recent}
-        self.save.point(self.folder, [s for s in stay if s in recent | {newest}])
+        """Point other programs at `newest`, then remove what the memory does not keep.
+
+        What is off the cadence and not the best stays while it is the newest: a resume point.
+        """
+        steps = self.steps()
+        regular = [step for step in steps if step not in self._irregular]
+        if memory.recent is None:
+            recent, best = regular[-1:], [memory.best.step] if memory.best else []
+            stay = {*regular, *best, newest}
+        else:
+            recent = [step for step, _ in memory.recent if step in steps]
+            stay = (memory.kept() or set()) | {newest}
+        self.save.point(self.folder, newest, recent)
         for step in steps:
             if step not in stay:
                 self._remove(step)
         self._changed()
 
-    def recover(self, newest: Manifest) -> Memory:
-        """Finish what a killed process left: go on from `newest` as the newest checkpoint.
+    def recover(self, newest: Manifest, start: float, now: float) -> Memory:
+        """Go on at `now` from `newest`, in a run that started at `start` and may have been killed.
 
         Newer (damaged) checkpoints, temporary files and files without a manifest are removed,
-        retention is applied and the state file is rebuilt. Returns retention's memory.
+        retention is applied as it is now and the state file is rebuilt. Returns retention's memory.
         """
+        there = []
         for step in self.steps():
             if step > newest.step:
                 self._remove(step)
-        memory, saves = newest.memory, []
-        for step in self.steps():
-            try:
-                manifest = self.manifest(step)
-            except Damaged:
                 continue
-            if manifest.regular:
-                saves.append((step, manifest.time))
-            elif step != newest.step:
-                self._remove(step)
+            with suppress(Damaged):
+                found = self.manifest(step)
+                there.append(Save(step, found.time, found.metrics, found.regular))
+        self._irregular = {save.step for save in there if not save.regular}
+        memory = resumed(newest.memory, there, start, now, self.save.policy)
         self._retain(memory, newest.step)
-        self._resume_point = None if newest.regular else newest.step
         self.sweep()
-        if memory.recent is None:  # all were kept so far; from now on the policy may be another
-            memory = replace(memory, recent=tuple(saves))
         return memory
 
     def sweep(self) -> None:
         """Remove temporary files and payload files that no manifest's step stands for."""
-        published = {self.path(step).name for step in self.steps()}
+        published = set(self.steps())
+        for name, step in self._own().items():
+            if step not in published:
+                (self.folder / name).unlink()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         for path in self.folder.iterdir():
-            payload = path.name.startswith(f"{self.save.stem}-")
-            orphan = payload and path.name.split(".")[0] not in published
-            if path.name.startswith(TEMPORARY) or orphan:
-                path.unlink()
+            if self._temporary.fullmatch(path.name) and path.is_file():
+                path.unlink(missing_ok=True)
 
     def _remove(self, step: int) -> None:
-        manifest, name = self.path(step).with_suffix(".json"), self.path(step).name
-        manifest.unlink(missing_ok=True)
-        for path in list(self.folder.glob(f"{name}.*")):
-            path.unlink(missing_ok=True)
+        """Remove a checkpoint, its manifest first."""
+        head = self.path(step).name
+        names = [f"{head}{ending}" for ending in self.save.endings]
+        with suppress(Damaged, BadInput):  # of a format that does not tell its endings
+            names += [n for n in self.manifest(step).files if n.startswith(f"{head}.")]
+        for path in (self.folder / name for name in (f"{head}.json", *names)):
+            if path.is_file():
+                path.unlink(missing_ok=True)

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 PAUSE = 1.0  # seconds between two sendings
 GONE = ".gone-"
+# A checkpoint's file as Waymark names it; what else lies there is somebody else's.
+CHECKPOINT = re.compile(
+    r"checkpoints/\w+-(0|[1-9][0-9]*)\.(json|npz|index|data-00000-of-00001)", re.ASCII
+)
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
 PROCESS, BEAT, LOCAL = "waymark.process", "waymark.heartbeat", "waymark.local_id"
 RESUME, REASON = "waymark.resume", "waymark.reason"
@@ -297,7 +301,7 @@ class Delivery:
                 with contextlib.suppress(FileNotFoundError):  # gone again by retention
                     if self._bring(repository, name, facts):
                         self._there[name] = facts
-        gone = [n for n in self._there if n not in here and n.startswith("checkpoints/")]
+        gone = [name for name in self._there if name not in here and CHECKPOINT.fullmatch(name)]
         for name in sorted(gone, key=lambda name: not name.endswith(".json")):
             repository.delete_artifacts(name)
             del self._there[name]
