@@ -72,17 +72,16 @@ class Memory:
 
 def start(time: float, policy: Policy) -> Memory:
     """Return the memory of a run that starts at `time` and has saved nothing."""
-    return Memory(next_hourly=None if policy.period is None else time + policy.period)
+    due = None if policy.period is None else time + policy.period
+    return Memory(next_hourly=due, recent=() if policy.max_to_keep else None)
 
 
 def after(memory: Memory, save: Save, policy: Policy) -> Memory:
     """Return the memory after a save: one that is not regular only competes as the best."""
     memory = replace(memory, best=_better(memory.best, save, policy.keep_best))
-    if not save.regular:
+    if not save.regular or memory.recent is None:
         return memory
-    if policy.max_to_keep == 0:
-        return replace(memory, recent=None)
-    others = [pair for pair in memory.recent or () if pair[0] != save.step]
+    others = [pair for pair in memory.recent if pair[0] != save.step]
     recent, old = _newest([*others, (save.step, save.time)], policy)
     due, hourly = memory.next_hourly, list(memory.hourly)
     for step, time in old:
