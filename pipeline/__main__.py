@@ -4,6 +4,9 @@ import atexit
 import contextlib
 import gc
 import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
 from typing import Any, NoReturn
@@ -11,20 +14,26 @@ from typing import Any, NoReturn
 import click
 
 from pipeline import __version__, process_state
+from pipeline.output import unfailing_output
 
+# Commands whose work counts, whatever becomes of what they print; the others only print.
+WORKING = ("run", "resume", "rerun", "sync", "ui")
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 
 OVERRIDES = click.argument("overrides", nargs=-1)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Train TensorFlow models that can be trusted, compared and repeated.
 
     RUN is a run's id, the beginning of one (4 characters or more), a unique run name, or
     `latest`. OVERRIDES are Hydra's: key=value.
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @cli.command(
@@ -290,19 +299,50 @@ def sync(overrides: tuple[str, ...]) -> int:
 
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", default=5000, show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @OVERRIDES
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
+    from pipeline.stopping import handling
     from pipeline.tracking import ui_command
 
     tracking = _store(overrides, create=True)
     if tracking.database is None:
         print(f"the UI of this store is at {tracking.address}")
         return 0
+    _check_free(host, port)
     print(f"http://{host}:{port}/#/experiments/1?workflowType=machine_learning", flush=True)
-    command = ui_command(tracking, host, port)
-    os.execv(command[0], command)
+    # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
+    # of which prints a traceback.
+    server = subprocess.Popen(ui_command(tracking, host, port), start_new_session=True)
+    stopped = 0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped
+        stopped = 128 + number
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+
+    with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
+        status = server.wait()
+    return stopped or abs(status)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raise BadInput if nothing can listen at an address, as where another program does."""
+    from pipeline.config import BadInput
+
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BadInput(
+            f"--host={host} --port={port}: cannot be listened at ({reason}); "
+            f"--port takes another one."
+        ) from None
 
 
 def _store(overrides: tuple[str, ...], create: bool = False) -> Any:
@@ -392,10 +432,20 @@ def _complete(arguments: list[str]) -> int:
 def main() -> int:
     """Run the command line; return the exit status."""
     sys.path.append(os.getcwd())  # a user's own model or data class may lie in this folder
+    works = sys.argv[1:2] and sys.argv[1] in WORKING
     try:
-        if sys.argv[1:2] and sys.argv[1] in ("-sc", "--shell-completion"):
-            return _guarded(lambda: _complete(sys.argv[1:]))
-        return _guarded(lambda: cli.main(prog_name="waymark", standalone_mode=False))
+        with unfailing_output(silent=not works) as out:
+            if sys.argv[1:2] and sys.argv[1] in ("-sc", "--shell-completion"):
+                status = _guarded(lambda: _complete(sys.argv[1:]))
+            else:
+                status = _guarded(lambda: cli.main(prog_name="waymark", standalone_mode=False))
+            out.flush()
+            if works or out.failure is None:
+                return status
+            if isinstance(out.failure, BrokenPipeError):
+                return 128 + signal.SIGPIPE
+            _complain(f"standard output: {getattr(out.failure, 'strerror', out.failure)}")
+            return status or 1
     except KeyboardInterrupt:  # before anything was begun
         return 130
 
@@ -406,15 +456,23 @@ def program() -> NoReturn:
     # TensorFlow and MLflow make a million objects, none of which is garbage to be searched for.
     gc.set_threshold(100_000, 50, 100)
     status = main()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if status == 128 + signal.SIGPIPE:
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGPIPE)
     if "tensorflow" not in sys.modules:
         sys.exit(status)
     # What Python does when it ends, but for taking everything down piece by piece: that takes
     # more than a second where TensorFlow is, and all that has ended is on disk already.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):  # whoever read it may be gone
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status)
 
 

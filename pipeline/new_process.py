@@ -9,15 +9,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
 import pipeline
 from pipeline import process_state
 from pipeline.config import BadInput, first_line
-from pipeline.stopping import SIGNALS, Stopped
+from pipeline.stopping import SIGNALS, Stopped, handling
 from pipeline.work import Failed
 
 HOME = str(Path(pipeline.__file__).parent.parent)
@@ -123,7 +123,7 @@ def run(
             errors="replace",
             start_new_session=True,
         ) as child,
-        _signals_to(child),
+        handling(SIGNALS, lambda number, _: child.send_signal(number)),
     ):
         reader = threading.Thread(target=_show_all, args=(child.stdout,))
         reader.start()
@@ -145,20 +145,3 @@ def ended(status: int) -> Exception | None:
     if number in SIGNALS:
         return Stopped(number)
     return Failed(f"the new process was ended by signal {number}") if number > 0 else None
-
-
-@contextmanager
-def _signals_to(child: "subprocess.Popen[str]") -> Iterator[None]:
-    """Let a signal to this process end the child in good order, and wait for that."""
-    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
-        yield
-        return
-    old = {number: signal.getsignal(number) for number in SIGNALS}
-    old = {number: handler for number, handler in old.items() if handler is not None}  # C's
-    for number in old:
-        signal.signal(number, lambda number, _: child.send_signal(number))
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

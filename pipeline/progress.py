@@ -34,7 +34,7 @@ class Lines(Silent):
 
 
 class Bar(Silent):
-    """Draw a bar with steps per second, loss, last accuracy and time left."""
+    """Draw a bar with steps per second, loss, last accuracy and time left, at the end taken."""
 
     def __init__(self, steps: int, done: int) -> None:
         super().__init__(steps, done)
@@ -42,7 +42,8 @@ class Bar(Silent):
         from rich.progress import TimeRemainingColumn as Left
 
         text = TextColumn("{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}")
-        self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, Left())
+        left = Left(elapsed_when_finished=True)
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, left)
         self._task = self._bar.add_task(
             "", total=steps, completed=done, rate="-", loss="-", acc="-"
         )

@@ -22,6 +22,7 @@ from pipeline.evaluation import (
     refuse_foreign,
     refuse_other_data,
 )
+from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.stopping import Stop
@@ -40,6 +41,7 @@ FROZEN = (
 )
 
 
+@unfailing_output()
 def run(
     resolved: Resolved,
     original: Evidence | None = None,
@@ -73,6 +75,7 @@ def run(
         return work.run()
 
 
+@unfailing_output()
 def resume(
     text: str,
     overrides: Mapping[str, Any],

@@ -4,14 +4,36 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from contextvars import copy_context
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
+
+
+@contextmanager
+def handling(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` have some signals while the context lasts.
+
+    SIGHUP stays ignored where it is, as for a job of `nohup`. Outside the main thread, where
+    Python sets no handler, nothing changes.
+    """
+    old: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            before = signal.getsignal(number)
+            hup = number == signal.SIGHUP and before == signal.SIG_IGN
+            if before is not None and not hup:  # None: it was not set by Python
+                old[number] = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in old.items():
+            signal.signal(number, before)
 
 
 class Stopped(Exception):
@@ -39,19 +61,14 @@ class Stop:
     def __init__(self) -> None:
         self.signal: int | None = None
         self.begun = False  # there is something to be ended in good order
-        self._old: dict[int, Any] = {}
+        self._handling = handling(SIGNALS, self._handle)
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses
-            old = {number: signal.getsignal(number) for number in SIGNALS}
-            self._old = {n: handler for n, handler in old.items() if handler is not None}  # C's
-            for number in self._old:
-                signal.signal(number, self._handle)
+        self._handling.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+        self._handling.__exit__(None, None, None)
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""

@@ -32,6 +32,7 @@ from pipeline.compose import EXTRAS, hydra_errors, plain, refusal
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
+from pipeline.stopping import handling
 from pipeline.table import number, rate
 from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
 from pipeline.tracking.tracked import BEAT as HEARTBEAT
@@ -451,7 +452,7 @@ def carry_out(sweep: Sweep, launch: Callable[[], None]) -> int:
     from hydra_plugins.waymark import TrialLauncher
 
     TrialLauncher.sweep, trial.in_parent = sweep, True
-    with _ended_by_sigterm():
+    with handling((signal.SIGTERM, signal.SIGHUP), _leave):
         try:
             launch()
         except KeyboardInterrupt:
@@ -481,23 +482,11 @@ def _refused(sweep: Sweep) -> int:
     return conclude(sweep, 2)
 
 
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the sweep in good order, its own child processes first."""
-
-    def leave(number: int, _: Any) -> None:
-        for child in multiprocessing.active_children():
-            child.terminate()
-        sys.exit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # Python refuses elsewhere
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
+def _leave(number: int, _: Any) -> None:
+    """End the sweep in good order, its own child processes first."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.exit(128 + number)
 
 
 def conclude(sweep: Sweep, status: int = 0) -> int:

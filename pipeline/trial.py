@@ -27,6 +27,7 @@ from pipeline.config import NAME, BadInput, Config, Resolved, first_line, flatte
 from pipeline.digest import file_digest
 from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
+from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.stopping import Stop, Stopped
 from pipeline.table import elided, setting
@@ -73,6 +74,7 @@ def member(parent: str) -> str:
     return f"{SWEEP}.{parent}"
 
 
+@unfailing_output()
 def trial(cfg: Any) -> float:
     """Do one trial of a sweep; return its objective, NaN if it has none.
 

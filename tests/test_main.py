@@ -345,6 +345,8 @@ def test_help_and_version(tmp_path: Path, main: Main, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     listing = main("--help")
     assert listing.returncode == 0
+    bare = main()
+    assert (bare.returncode, bare.stdout, bare.stderr) == (0, listing.stdout, "")
     for command in ("run", "evaluate", "resume", "ui"):
         assert re.search(rf"^  {command}  +\w", listing.stdout, re.M)
         assert main(command, "--help").returncode == 0

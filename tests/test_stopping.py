@@ -82,7 +82,9 @@ def test_a_signal_that_another_thread_takes_is_seen(exits: list[int]) -> None:
     assert (seen, exits) == ([signal.SIGTERM], [])
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_before_there_is_anything_to_save_a_signal_ends_at_once(
     exits: list[int], number: signal.Signals, status: int
 ) -> None:
@@ -92,3 +94,15 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(
         assert exits == [status]
         assert signal.getsignal(number) != before
     assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so(exits: list[int]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop():
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGTERM)
+        assert exits == [143]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -163,7 +163,15 @@ def sentence(done: Done, *words: str, status: int = 2) -> None:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Return the command lines of the UIs that were opened: none is, in truth."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda path, command: commands.append(command))
+    popen = subprocess.Popen
+
+    def start(command: list[str], **options: Any) -> Any:
+        if "server" not in command:
+            return popen(command, **options)
+        commands.append(command)
+        return SimpleNamespace(wait=lambda: 0)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
     return commands
 
 

@@ -687,13 +687,18 @@ def test_the_uri_of_the_environment_is_used_and_its_password_masked(
 
 def test_the_ui_answers_where_it_says_and_stops_when_told(
     place: Path,
+    main: Callable[..., Any],
     start: Callable[..., "subprocess.Popen[str]"],
     free_port: Callable[[], int],
     answers: Callable[[str], bytes | None],
     poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     port = free_port()
-    with start("ui", "--port", str(port), cwd=place, stderr=subprocess.DEVNULL) as process:
+    log = place / "log"  # a file: nobody empties a pipe meanwhile
+    with (
+        log.open("w") as err,
+        start("ui", "--port", str(port), cwd=place, stderr=err) as process,
+    ):
         try:
             assert process.stdout is not None
             address = process.stdout.readline().strip()
@@ -701,8 +706,13 @@ def test_the_ui_answers_where_it_says_and_stops_when_told(
             assert address.endswith("?workflowType=machine_learning")
             poll(lambda: answers(f"http://127.0.0.1:{port}/health") == b"OK")
             assert b"<html" in (answers(address.partition("#")[0]) or b"")
-            process.send_signal(signal.SIGTERM)
+            second = main("ui", "--port", str(port))
+            assert (second.returncode, second.stdout) == (2, "")
+            assert f"--port={port}: cannot be listened at (Address already in use)" in second.stderr
+            process.send_signal(signal.SIGINT)
             process.communicate(timeout=BOUND)
+            assert process.returncode == 130
+            assert "Traceback" not in log.read_text()
         finally:
             process.kill()
     poll(lambda: answers(f"http://127.0.0.1:{port}/health") is None)

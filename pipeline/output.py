@@ -1,0 +1,94 @@
+"""Standard output and standard error whose failure never ends the work.
+
+The reader goes away, the disk of a log is full, the stream is closed or there is none: what is
+printed is given up, and the work goes on.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+
+class Output:
+    """Stand for a text stream; give it up at the first text that it does not take.
+
+    A character outside the stream's encoding is written as a backslash escape.
+    """
+
+    def __init__(self, stream: TextIO, given_up: Callable[[str], None]) -> None:
+        """Stand for `stream`; call `given_up` with the reason when it is given up."""
+        self._stream, self._given_up = stream, given_up
+        self.failure: OSError | ValueError | None = None
+
+    def write(self, text: str) -> int:
+        """Write a text; return its length, as a text stream does."""
+        self._try(lambda: self._write(text))
+        return len(text)
+
+    def _write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except UnicodeEncodeError:
+            encoding = self._stream.encoding
+            self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+
+    def flush(self) -> None:
+        """Wait until what was written has left this process."""
+        self._try(self._stream.flush)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        if self.failure is not None:
+            return
+        try:
+            action()
+        except (OSError, ValueError) as error:  # ValueError: it is closed
+            self.failure = error
+            self._given_up(getattr(error, "strerror", None) or str(error))
+
+    def isatty(self) -> bool:
+        """Tell whether the stream is a terminal."""
+        try:
+            return self._stream.isatty()
+        except ValueError:  # it is closed
+            return False
+
+    def close(self) -> None:
+        """Leave the stream open, which is its owner's: loggers close what they have written to."""
+        self.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def unfailing_output(silent: bool = False) -> Iterator[Output]:
+    """Put streams that never raise in place of `sys.stdout` and `sys.stderr`; yield the first.
+
+    Unless `silent`, standard error is told once that standard output was given up.
+
+    A file that is opened while descriptor 1 or 2 is closed would get its number, and then what
+    TensorFlow prints: so descriptors 0 to 2 are opened where they are closed.
+    """
+    old = sys.stdout, sys.stderr
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        err = Output(old[1] or nothing, lambda reason: None)
+
+        def say(reason: str) -> None:
+            if not silent:
+                err.write(f"waymark: standard output is given up ({reason}); the work goes on\n")
+
+        out = Output(old[0] or nothing, say)
+        sys.stdout, sys.stderr = out, err
+        try:
+            yield out
+        finally:
+            out.flush()
+            err.flush()
+            sys.stdout, sys.stderr = old
