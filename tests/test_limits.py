@@ -1,7 +1,6 @@
 """What a store will never take: written otherwise or set aside with a word; the rest arrives."""
 
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,16 +189,14 @@ def test_what_was_deleted_is_left_out_until_it_is_restored(
     poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     tracking = Tracking(server[0] if remote else None, create=True)
-    run = created(tracking, "tracking.flush_seconds=60", f"experiment_name={what}-{place.name}")
+    run = created(tracking, "tracking.flush_seconds=9999", f"experiment_name={what}-{place.name}")
     poll(lambda: run.info.known)
     client, info = tracking.client, run.info
     thing = info.id if what == "run" else info.experiment_id
     getattr(client, f"delete_{what}")(thing)
     run.record([1, 2], {"train/loss": [0.5, 0.25]})
-    began = time.monotonic()
-    left = run.finish("FINISHED")
+    left = run.finish("FINISHED")  # at once
     assert left is not None and "was deleted there, and can be restored" in left
-    assert time.monotonic() - began < 30
     assert run.refused == ""
     named = [f"tracking.uri={server[0]}"] if remote else []
     poll(lambda: "another process" not in (done := main("sync", *named)).stdout and done)

@@ -575,9 +575,9 @@ def test_what_is_registered_for_the_end_of_a_process_is_done(
     own_module(place, "stripes")
     module = place / "stripes.py"
     last = """
-import atexit, threading, time
+import atexit, threading
 atexit.register(lambda: print("the end", flush=True))
-threading.Thread(target=lambda: (time.sleep(12), print("a thread's end"))).start()
+threading.Thread(target=lambda: (threading.main_thread().join(), print("a thread's end"))).start()
 """
     module.write_text(module.read_text() + last)
     targets = ["model._target_=stripes.Centred", "data._target_=stripes.Stripes"]

@@ -213,7 +213,8 @@ class StopAt(Silent):
     def advanced(self, step: int, loss: float) -> None:
         if StopAt.trials == 2 and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)  # the main thread sees it within 0.2
+            while Stop.noted is None:  # until the main thread has seen it
+                time.sleep(0.01)
 
 
 def test_an_interrupted_sweep_is_completed_by_the_same_command(
