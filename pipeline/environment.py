@@ -35,6 +35,8 @@ ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf1
 # What of environment.json decides the bits of the next step; the rest explains, at most.
 NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
+# Variables by which git, in a hook, tells which repository called it.
+OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
 
 
@@ -144,7 +146,7 @@ def code(own: Iterable[str]) -> dict[str, str]:
 
 def _output(*command: str, **variables: str) -> str | None:
     """Return what a command prints, None if it is not there, fails, or hangs."""
-    env = {**os.environ, **variables}
+    env = {k: v for k, v in os.environ.items() if k not in OF_A_HOOK} | variables
     try:
         done = subprocess.run(command, capture_output=True, timeout=10, env=env)
     except (OSError, subprocess.TimeoutExpired):
@@ -161,13 +163,14 @@ def checkout() -> Path:
     return root if (root / ".git").exists() else Path.cwd()
 
 
-def _git(*arguments: str, **variables: str) -> str | None:
-    return _output("git", "-C", str(checkout()), *arguments, **variables)
+def git(*arguments: str, at: Path | None = None, **variables: str) -> str | None:
+    """Return what git prints in a folder, else in the code's checkout; None if it fails."""
+    return _output("git", "-C", str(at or checkout()), *arguments, **variables)
 
 
 def git_commit() -> str | None:
     """Return the commit of the code's checkout, None outside of one."""
-    return (_git("rev-parse", "HEAD") or "").strip() or None
+    return (git("rev-parse", "HEAD") or "").strip() or None
 
 
 # Whatever the user's git is set to.
@@ -177,23 +180,43 @@ PLAIN = (
 )
 
 
-def changes() -> str | None:
+def changes(files: Iterable[Path] = ()) -> str | None:
     """Return the uncommitted changes as a patch, lines that look like secrets masked.
 
-    Python files that git does not know yet are changes, too. Bytes that are no UTF-8 are in it
-    as Python's surrogates.
+    Python files that git does not know yet are changes, too, and `files` even where git ignores
+    them. Bytes that are no UTF-8 are in it as Python's surrogates. None if there are none.
     """
-    top = (_git("rev-parse", "--show-cdup") or "").strip() or "."  # from a folder in it
-    new = _git("ls-files", "--others", "--exclude-standard", "-z", "--", f"{top}/*.py") or ""
+    top = (git("rev-parse", "--show-cdup") or "").strip() or "."  # from a folder in it
+    new = git("ls-files", "--others", "--exclude-standard", "-z", "--", f"{top}/*.py") or ""
+    return changes_at(checkout(), files, new=new) or None
+
+
+def changes_at(
+    where: Path, files: Iterable[Path], since: str = "HEAD", new: str = "", only: bool = False
+) -> str | None:
+    """Return as `changes` does how a checkout differs from a commit; None if git fails.
+
+    Of what git does not know there are `files`, and those in `new`, a list as git prints it. With
+    `only` nothing but `files` is looked at.
+    """
+    paths = [str(path) for path in files]
+    literal = "--literal-pathspecs"
+    if paths:
+        new += git(literal, "ls-files", "--others", "-z", "--", *paths, at=where) or ""
+    chosen = paths if only else []
     with tempfile.TemporaryDirectory() as scratch:
         index = {}
-        if new:  # they are put into an index beside git's own, which stays as it is
+        if new or since != "HEAD":  # into an index beside git's own, which stays as it is
             index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-            _git("read-tree", "HEAD", **index)
-            _git("add", "--intent-to-add", "--", *new.rstrip("\0").split("\0"), **index)
-        patch = _git("diff", "HEAD", *PLAIN, **index)
-    if not patch:
-        return None
+            git("read-tree", since, at=where, **index)
+            names = [*new.rstrip("\0").split("\0")] if new else paths
+            git(literal, "add", "--intent-to-add", "--force", "--", *names, at=where, **index)
+        patch = git(literal, "diff", since, *PLAIN, "--", *chosen, at=where, **index)
+    return None if patch is None else masked_lines(patch)
+
+
+def masked_lines(patch: str) -> str:
+    """Return a patch whose lines that look like secrets are masked."""
     lines = patch.split("\n")
     return "\n".join(f"{line[:1]}(masked)" if SECRET.search(line) else line for line in lines)
 

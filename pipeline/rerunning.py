@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from pipeline import new_process, running
 from pipeline.compose import parsed
 from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat
+from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
 from pipeline.tracking import Tracking
 from pipeline.verdict import Evidence, Verdict, evidence, load
 
@@ -22,6 +25,8 @@ FREE = (
     *("log_every", "eval_every", "data.path", "progress", "record.changes"),
     *("experiment_name", "run_name", "trusted_modules"),
 )
+
+COMMIT = re.compile("[0-9a-f]{40,64}")
 
 
 def rerun(
@@ -48,8 +53,8 @@ def rerun(
     if at_commit:
         words = ["rerun", record.id, *overrides]
         words += [f"--threads={threads}"] if threads is not None else []
-        with _worktree(original, trust_code) as code:
-            return _in_a_new_process(words, code, checkout=code[0])
+        with _worktrees(original, trust_code) as (code, where):
+            return _in_a_new_process(words, code, where)
     name = f"rerun of {record.name.removeprefix('rerun of ')}"
     given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
     if threads is not None:
@@ -79,7 +84,7 @@ def _allowed(overrides: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) -> Verdict:
+def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str | None) -> Verdict:
     """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
 
     Raises BadInput, Failed or Stopped with what the process says.
@@ -94,7 +99,7 @@ def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) 
         last = line
 
     with tempfile.TemporaryFile("w+") as answer:
-        variables = {"PYTHONPATH": path, CHECKOUT: checkout}
+        variables = {"PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
         status = new_process.run(command, tell, variables, answer)
         answer.seek(0)
         told = answer.read()
@@ -108,39 +113,139 @@ def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str) 
     raise new_process.ended(status) or running.Failed(sentence)
 
 
+@dataclass(frozen=True)
+class _Recorded:
+    """A checkout's commit and changes as a run recorded them."""
+
+    name: str  # " of NAME"; "" for the code's checkout
+    top: Path  # of the repository that has the commit
+    commit: str
+    patch: str
+    changes: str | None  # in one line; None if they were not recorded
+    folders: list[Path]  # from which modules of the user's are imported
+
+
 @contextmanager
-def _worktree(original: Evidence, trust_code: bool) -> Iterator[list[str]]:
-    """Check out what a run recorded of its code; yield the folders it is imported from."""
-    run, commit, patch = original.record, original.facts.get("git_commit"), original.patch or ""
-    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40,64}", commit):
+def _worktrees(original: Evidence, trust_code: bool) -> Iterator[tuple[list[str], str | None]]:
+    """Check out what a run recorded of its code and the user's.
+
+    Yield the folders it is imported from, and the one of the code's checkout, if there was one.
+    """
+    own = own_facts(original.facts)
+    gone = [name for name in own.patches() if not original.own.get(name)]
+    if gone:
+        raise BadInput(f"--at-commit: run {original.record.id} has lost {gone[0]}.")
+    copies = original.own.get(COPIES, "")
+    main = _recorded_checkout(original, own)
+    others = [_recorded_repository(original, n) for n in range(len(own.repositories))]
+    for each in [*([main] if main else []), *others]:
+        text = _git(each.top, "log", "-1", "--format=commit %h of %cs: %s", each.commit)
+        print(Sentence(text.strip() + (f" ({each.name[4:]})" if each.name else "")))
+        changes = "not recorded" if each.changes is None else each.changes
+        print(Sentence(f"recorded changes{each.name}: {changes}"), flush=True)
+    if copies:
+        print(Sentence(f"recorded copies: {diffstat(copies)}"), flush=True)
+    if own.left_out:
+        print(Sentence(f"not recorded, so as they are now: {', '.join(own.left_out)}"), flush=True)
+    every = [*(each.patch for each in others), *([main.patch] if main else []), copies]
+    if any(re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE) for patch in every):
+        raise BadInput(
+            f"--at-commit: the changes that run {original.record.id} recorded are masked in part."
+        )
+    if not trust_code:
+        raise BadInput("--at-commit runs this code: if you trust the record, add --trust-code.")
+    with tempfile.TemporaryDirectory(prefix="waymark-") as scratch, ExitStack() as stack:
+        folders = []
+        if copies:
+            place = Path(scratch) / "copies"
+            place.mkdir()
+            _git(place, "init", "--quiet")  # else the changes are those of one around it
+            _apply(place, copies, scratch)
+            folders.append(place)
+        if main:
+            code = stack.enter_context(_worktree(main, Path(scratch) / "code", scratch))
+            inside = (
+                Path.cwd().relative_to(main.top) if Path.cwd().is_relative_to(main.top) else Path()
+            )
+            folders += [code, code / inside, *(code / folder for folder in main.folders)]
+        else:
+            folders.append(Path(new_process.HOME))
+        for number, each in enumerate(others):
+            place = stack.enter_context(_worktree(each, Path(scratch) / f"own-{number}", scratch))
+            folders += [place / folder for folder in each.folders]
+        yield list(map(str, folders)), str(code) if main else None
+
+
+def _recorded_checkout(original: Evidence, own: OwnFacts) -> _Recorded | None:
+    """Return what a run recorded of the code's checkout, None if it was in none.
+
+    Raises BadInput if nothing at all is recorded, and if there is no checkout now.
+    """
+    run, commit = original.record, original.facts.get("git_commit")
+    if commit is None and (own.repositories or own.copied):
+        return None
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise BadInput(f"--at-commit: run {run.id} recorded no git commit.")
-    where = checkout()
+    where, patch = checkout(), original.patch or ""
     try:
         top = Path(_git(where, "rev-parse", "--show-toplevel").strip())
     except BadInput:
         raise BadInput(
             f"--at-commit: {where} is no git checkout, which commit {commit[:12]} could come from."
         ) from None
-    print(Sentence(_git(top, "log", "-1", "--format=commit %h of %cs: %s", commit).strip()))
-    print(Sentence(f"recorded changes: {diffstat(patch)}"), flush=True)
-    if re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE):
-        raise BadInput(f"--at-commit: the changes that run {run.id} recorded are masked in part.")
-    if not trust_code:
-        raise BadInput("--at-commit runs this code: if you trust the record, add --trust-code.")
-    with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
-        code = Path(scratch) / "code"
-        _git(top, "worktree", "prune")
-        _git(top, "worktree", "add", "--quiet", "--detach", str(code), commit)
-        try:
-            if patch:
-                (Path(scratch) / "changes.patch").write_bytes(
-                    patch.encode(errors="surrogateescape")
-                )
-                _git(code, "apply", "--whitespace=nowarn", f"{scratch}/changes.patch")
-            inside = Path.cwd().relative_to(top) if Path.cwd().is_relative_to(top) else Path()
-            yield [str(code), str(code / inside)]
-        finally:
-            _git(top, "worktree", "remove", "--force", str(code))
+    return _Recorded("", top, commit, patch, diffstat(patch), import_folders(own.checkout))
+
+
+def _recorded_repository(original: Evidence, number: int) -> _Recorded:
+    """Return what a run recorded of one of the user's repositories.
+
+    Raises BadInput if it is in none that its modules, or others, could be imported from now.
+    """
+    facts = own_facts(original.facts).repositories[number]
+    if not COMMIT.fullmatch(facts.commit):
+        raise BadInput(f"--at-commit: of {facts.name} no git commit is recorded.")
+    patch, folders = original.own.get(patch_name(number), ""), import_folders(facts.modules)
+    for top in _repositories_here(facts.modules):
+        with suppress(BadInput):
+            _git(top, "cat-file", "-e", f"{facts.commit}^{{commit}}")
+            return _Recorded(f" of {facts.name}", top, facts.commit, patch, facts.changes, folders)
+    raise BadInput(
+        f"--at-commit: commit {facts.commit[:12]} of {facts.name} is in no git checkout that "
+        f"modules are imported from here; PYTHONPATH can name the folder of one."
+    )
+
+
+def _repositories_here(modules: Iterable[str]) -> list[Path]:
+    """Return the checkouts that modules could be imported from, the likely ones first.
+
+    Nothing is imported.
+    """
+    found = []
+    for name in sorted({name.partition(".")[0] for name in modules}):
+        with suppress(Exception):  # of somebody's own way to import
+            spec = PathFinder.find_spec(name)
+            places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+            found += [Path(place).resolve().parent for place in places if place]
+    found += [Path(folder).resolve() for folder in [os.getcwd(), *sys.path]]
+    return list(dict.fromkeys(filter(None, map(top_of, found))))
+
+
+@contextmanager
+def _worktree(recorded: _Recorded, place: Path, scratch: str) -> Iterator[Path]:
+    _git(recorded.top, "worktree", "prune")
+    _git(recorded.top, "worktree", "add", "--quiet", "--detach", str(place), recorded.commit)
+    try:
+        _apply(place, recorded.patch, scratch)
+        yield place
+    finally:
+        _git(recorded.top, "worktree", "remove", "--force", str(place))
+
+
+def _apply(place: Path, patch: str, scratch: str) -> None:
+    if patch:
+        file = Path(scratch) / "changes.patch"
+        file.write_bytes(patch.encode(errors="surrogateescape"))
+        _git(place, "apply", "--whitespace=nowarn", str(file))
 
 
 def _git(where: Path, *arguments: str) -> str:

@@ -18,6 +18,7 @@ from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment
+from pipeline.own_code import own_facts, patch_name
 from pipeline.table import number
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import History, history, is_timing
@@ -36,6 +37,7 @@ class Evidence:
     history: History
     facts: Mapping[str, Any]  # environment.json
     patch: str | None  # changes.patch
+    own: Mapping[str, str] = field(default_factory=dict)  # patches of the user's own code, by name
 
     @property
     def accuracy(self) -> float | None:
@@ -154,13 +156,16 @@ def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
     """Gather what a run of Waymark's recorded; raise BadInput if the store does not answer."""
     refuse_links(record.folder)
     facts = parse_environment(tracking.artifact(record, "environment.json"))
-    patch = tracking.artifact(record, "changes.patch") if facts.get("changes") != "none" else None
-    text = None if patch is None else patch.decode(errors="surrogateescape")
+    names = own_facts(facts).patches()
+    names += ["changes.patch"] if facts.get("changes") != "none" else []
+    found = {name: tracking.artifact(record, name) for name in names}
+    own = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
+    patch = own.pop("changes.patch", None)
     try:
         known = history(tracking, record)
     except Exception as error:  # of MLflow, the network
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
-    return Evidence(record, _with_manifests(known, record), facts, text)
+    return Evidence(record, _with_manifests(known, record), facts, patch, own)
 
 
 def _with_manifests(known: History, record: RunRecord) -> History:
@@ -230,12 +235,32 @@ def all_differences(old: Evidence, new: Evidence) -> list[Difference]:
     if recorded and (old.patch or "") != (new.patch or ""):
         was, now = diffstat(old.patch, new.patch), diffstat(new.patch, old.patch)
         found.append(("uncommitted changes", was, now))
+    found += _own_differences(old, new)
     for run in (old, new):  # was it resumed somewhere else?
         for earlier in run.facts.get("earlier", []):
             for what, was, now in differences(earlier, run.facts):
                 found.append(
                     (f"{what}, before and after run {run.record.id} was resumed", was, now)
                 )
+    return found
+
+
+def _own_differences(old: Evidence, new: Evidence) -> list[Difference]:
+    """Return how repositories of the user's, that both runs imported the same modules from, differ.
+
+    Modules that differ are told with the rest of the code.
+    """
+    found: list[Difference] = []
+    for i, was in enumerate(own_facts(old.facts).repositories):
+        for j, now in enumerate(own_facts(new.facts).repositories):
+            if not was.modules.keys() & now.modules.keys():
+                continue
+            if was.commit != now.commit:
+                found.append((f"commit of {was.name}", was.commit, now.commit))
+            a, b = old.own.get(patch_name(i), ""), new.own.get(patch_name(j), "")
+            if None not in (was.changes, now.changes) and a != b:
+                what = f"uncommitted changes of {was.name}"
+                found.append((what, diffstat(a, b), diffstat(b, a)))
     return found
 
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
 from pipeline.config import Config, Resolved, Sentence, first_line, json_text, without_password
 from pipeline.data import Dataset
-from pipeline.environment import changes, differences, diffstat, environment, read_environment
+from pipeline.environment import differences, diffstat, environment, read_environment
 from pipeline.evaluation import score_state
+from pipeline.own_code import OwnCode
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
@@ -143,6 +145,7 @@ class Work:
         self.original = original  # what this run is to be compared with
         self.pruner = pruner  # if this is a trial of a sweep that ends hopeless ones
         self.pruned: Pruned | None = None
+        self.own_code: OwnCode | None = None
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
@@ -177,6 +180,8 @@ class Work:
             self.tracked.learn(self._in_a_hurry)
             replace_file(self.folder / HISTORY, self.tracked.history.dump())
             self.tracked.changed()
+        with suppress(OSError):
+            self._describe_again()
         if reason:
             self.tracked.tag({REASON: reason})
         if resumable:
@@ -239,8 +244,12 @@ class Work:
             saver.stop(step, machine.state, evaluated)
             return True
 
+        def save(*arguments: Any) -> None:
+            self._describe_again()  # what was imported in training may be needed after a kill
+            saver.save(*arguments)
+
         try:
-            trained = train(config, machine, tracked, saver.save, show, stopping)
+            trained = train(config, machine, tracked, save, show, stopping)
         finally:
             show.close()
             saver.wait()
@@ -262,7 +271,15 @@ class Work:
         """Compare a rerun with its original, and record the verdict."""
         if self.original is None:
             return None
-        new = Evidence(self.tracked.info, self.tracked.history, self.facts, self.patch)
+        self._describe_again()
+        assert self.own_code
+        new = Evidence(
+            self.tracked.info,
+            self.tracked.history,
+            self.facts,
+            self.own_code.patch,
+            self.own_code.patches(),
+        )
         verdict = judge(self.tracking, self.original, new, self.shapes)
         replace_file(self.folder / REPORT, verdict.dump())
         self.tracked.changed()
@@ -271,19 +288,32 @@ class Work:
 
     def _describe(self) -> None:
         """Record environment and code; those of the processes before this one, where others."""
-        place = self.folder / "environment.json"
-        old = read_environment(place)
-        self.facts = environment(self.config.runtime.intra_op_threads, own_modules(self.config))
-        earlier = old.pop("earlier", [])
+        self._old = read_environment(self.folder / "environment.json")
+        self._facts = environment(self.config.runtime.intra_op_threads, own_modules(self.config))
+        self.own_code = OwnCode(with_changes=self.config.record.changes)
+        self._record_environment()
+
+    def _describe_again(self) -> None:
+        """Record the user's own modules that were imported since, as training may do."""
+        if self.own_code and self.own_code.look_again():
+            self._record_environment()
+
+    def _record_environment(self) -> None:
+        own, with_changes = self.own_code, self.config.record.changes
+        assert own
+        self.facts = {**self._facts, "code": {**self._facts["code"], **own.digests}}
+        self.facts |= {"own": own.facts(), "changes": diffstat(own.patch) if with_changes else None}
+        old = {key: value for key, value in self._old.items() if key != "earlier"}
+        earlier = self._old.get("earlier", [])
         if differences(old, self.facts):
             earlier = [*earlier, old]
         if earlier:
             self.facts["earlier"] = earlier
-        self.patch = changes() if self.config.record.changes else None
-        self.facts["changes"] = diffstat(self.patch) if self.config.record.changes else None
-        replace_file(place, json_text(self.facts, indent=1))
-        if self.patch:
-            replace_file(self.folder / "changes.patch", self.patch.encode(errors="surrogateescape"))
+        patches = own.patches() | ({"changes.patch": own.patch} if own.patch else {})
+        for name, patch in patches.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            replace_file(self.folder / name, patch.encode(errors="surrogateescape"))
+        replace_file(self.folder / "environment.json", json_text(self.facts, indent=1))
         self.tracked.changed()
 
     def _saver(self, machine: Machine) -> Saver:

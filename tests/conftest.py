@@ -128,6 +128,17 @@ def waymark(start: Callable[..., "subprocess.Popen[str]"]) -> Callable[..., Done
     return waymark
 
 
+@pytest.fixture(autouse=True)
+def own_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let no module that a test wrote and imported be part of what another test's runs record."""
+    before = set(sys.modules)
+    yield
+    for name in sys.modules.keys() - before:
+        file = getattr(sys.modules[name], "__dict__", {}).get("__file__")
+        if str(file).startswith(str(tmp_path_factory.getbasetemp())):
+            del sys.modules[name]
+
+
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return what runs `waymark ...` in this process, whose TensorFlow has two threads."""

@@ -16,8 +16,10 @@ import pytest
 
 import pipeline
 from pipeline import environment as module
+from pipeline import own_code
 from pipeline.config import FORMAT
 from pipeline.environment import changes, environment, git_commit
+from pipeline.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
 from pipeline.runtime import start_tensorflow
 
 tf: Any = start_tensorflow(2)
@@ -275,3 +277,54 @@ def test_a_file_that_is_no_text(code: Path) -> None:
     patch = changes()
     assert patch is not None
     json.dumps(patch).encode("utf-8")
+
+
+# The user's own code
+
+
+def test_which_modules_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an editable install leads to is; what pip has put into a folder on the path is not."""
+    target, site = tmp_path / "target", tmp_path / "site-packages"
+    for folder in (target, site, target / "theirs-1.dist-info"):
+        folder.mkdir()
+    (target / "theirs-1.dist-info" / "RECORD").write_text("theirs.py,sha256=x,1\n")
+    files = {"theirs": target, "mine_beside": target, "mine": tmp_path, "installed": site}
+    for name, folder in files.items():
+        (folder / f"{name}.py").touch()
+        loaded = SimpleNamespace(__file__=str(folder / f"{name}.py"))
+        monkeypatch.setitem(sys.modules, name, loaded)
+    (site / "linked").symlink_to(tmp_path)  # as some install what may be edited
+    linked = SimpleNamespace(__file__=str(site / "linked" / "mine.py"))
+    monkeypatch.setitem(sys.modules, "linked", linked)
+    monkeypatch.setitem(sys.modules, "promised", None)
+    expected = {"mine": tmp_path / "mine.py", "linked": tmp_path / "mine.py"}
+    assert own_files() == {**expected, "mine_beside": target / "mine_beside.py"}
+
+
+BODIES = [b"", b"a = 1\n", b"a = 1", b"a = 1\r\n\x0cb = 2\n", b"# coding: latin-1\n'\xe9'\n"]
+BODIES.append(b"diff --git a/x b/x\n--- a/x\n\n\n")
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
+def test_a_copy_is_a_patch_that_makes_the_file(code: Path) -> None:
+    git(code, "init", "--quiet")
+    names = [f"pkg{number}/m\u00fc.py" for number in range(len(BODIES))]
+    patches = [as_new_file(*pair) for pair in zip(names, BODIES, strict=True)]
+    (code / "patch").write_bytes("".join(patches).encode(errors="surrogateescape"))
+    git(code, "apply", "--whitespace=nowarn", "patch")
+    assert [(code / name).read_bytes() for name in names] == BODIES
+
+
+def test_a_copy_has_no_secrets_and_an_end(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = tmp_path / "small.py", tmp_path / "large.py"
+    small.write_text("steps = 4\npassword = 'hunter2'\n")
+    large.write_text("#" * (own_code.MOST + 1))
+    monkeypatch.setattr(own_code, "own_files", lambda: {"large": large, "small": small})
+    own = OwnCode(with_changes=True)
+    (patch,) = own.patches().values()
+    assert patch.splitlines()[-2:] == ["+steps = 4", "+(masked)"]
+    assert own_facts({"own": own.facts()}) == OwnFacts({}, [], ["small"], ["large"])
+    assert own.digests.keys() == {"large", "small"}
+    assert OwnCode(with_changes=False).patches() == {}

@@ -1018,8 +1018,113 @@ def test_the_code_moved_on(
     found = {what: (was, now) for what, was, now in verdict.differences}
     assert set(found) == {"git_commit", "code", "uncommitted changes"}
     assert found["git_commit"] == (first, git(code, "rev-parse", "HEAD"))
-    assert found["code"] == ([name, "pipeline.models.softmax"],) * 2
+    both = [name, "pipeline.models.softmax"]
+    assert found["code"] == (sorted([*both, helper]), both)
     assert found["uncommitted changes"] == (told[0].partition(": ")[2], "none")
+
+
+OWN_PACKAGE = """
+from loose_{0} import SCALE
+from pipeline.models.softmax import Softmax
+
+
+class Own(Softmax):
+    def logits(self, parameters, images, dropout):
+        from own_{0}.late import FACTOR
+
+        return FACTOR * SCALE * super().logits(parameters, images, dropout)
+"""
+
+
+@needs_git
+def test_the_users_own_code_moved_on(
+    place: Path,
+    data: list[str],
+    main: Main,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Repeat a model of a repository beside the current folder: commit, changed lines, a module
+    that git ignores and that training alone imports, and one that is in no repository.
+    """
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    top, loose = place / "theirs", place / "loose"
+    package = top / "src" / "own_x"
+    package.mkdir(parents=True)
+    loose.mkdir()
+    git(top, "init", "--quiet")
+    (top / ".gitignore").write_text("late.py\n__pycache__\n")
+    (package / "__init__.py").write_text("")
+    (package / "model.py").write_text("# first\n" + OWN_PACKAGE.format("x"))
+    first = commit(top)
+    (package / "model.py").write_text("# changed, token\n" + OWN_PACKAGE.format("x"))
+    (package / "late.py").write_text("FACTOR = 1.5\n")
+    (loose / "loose_x.py").write_text("SCALE = 1.25")
+    for folder in (loose, top / "src"):
+        monkeypatch.syspath_prepend(folder)
+    overrides = ["model=softmax", "model._target_=own_x.model.Own"]
+    run_id = main("run", *SOFTMAX, *data, *overrides).stdout.split()[1]
+    recorded = artifacts(run_id)
+    facts = json.loads((recorded / "environment.json").read_text())
+    own = facts["own"]
+    changes_told = "src/own_x/late.py +1 -0, src/own_x/model.py +1 -1"
+    modules = {"own_x": "__init__.py", "own_x.model": "model.py", "own_x.late": "late.py"}
+    (repository,) = own["repositories"]
+    assert repository == {
+        "name": "theirs",
+        "commit": first,
+        "changes": changes_told,
+        "modules": {name: f"src/own_x/{file}" for name, file in modules.items()},
+    }
+    assert (own["copied"], own["left_out"]) == (["loose_x"], [])
+    assert {*modules, "loose_x"} <= facts["code"].keys()
+    kept = {path: path.read_text() for path in recorded.glob("own_code/*")}
+    assert not [path for path, text in kept.items() if str(place) in text or "token" in text]
+
+    # The code moves on.
+    (package / "late.py").unlink()
+    (package / "model.py").write_text(OWN_PACKAGE.format("x").replace("own_x.late", "loose_x"))
+    (loose / "loose_x.py").write_text("SCALE = FACTOR = 3.0")
+    commit(top)
+    before = (git(top, "status", "--porcelain"), git(top, "worktree", "list"))
+    for name in (*modules, "loose_x"):
+        sys.modules.pop(name, None)
+    shutil.rmtree(package / "__pycache__", ignore_errors=True)
+    shutil.rmtree(loose / "__pycache__", ignore_errors=True)
+    trust = "trusted_modules=[own_x]"
+    verdict = verdict_of(main("rerun", run_id, trust), run_id, "different")
+    found = {what: (was, now) for what, was, now in verdict.differences}
+    assert found == {
+        "code": (["loose_x", "own_x.late", "own_x.model"], ["loose_x", "own_x.model"]),
+        "commit of theirs": (first, git(top, "rev-parse", "HEAD")),
+        "uncommitted changes of theirs": (changes_told, "none"),
+    }
+
+    masked = main("rerun", run_id, trust, "--at-commit")
+    assert (masked.returncode, "masked in part" in masked.stderr) == (2, True)
+    patch = recorded / "own_code" / "repository-0.patch"
+    patch.write_text(patch.read_text().replace("+(masked)", "+# changed"))
+    refused = main("rerun", run_id, trust, "--at-commit")
+    assert (refused.returncode, "--trust-code" in refused.stderr) == (2, True)
+    assert refused.stdout.splitlines()[1:] == [
+        f"recorded changes of theirs: {changes_told}",
+        "recorded copies: loose_x.py +1 -0",
+    ]
+    done = main("rerun", run_id, trust, *AT_COMMIT)
+    told = "".join(done.stdout.partition("run ")[1:])
+    verdict = verdict_of(Done(done.args, done.returncode, told, done.stderr), run_id, "identical")
+    assert [what for what, _, _ in verdict.differences] == [
+        "code",
+        "uncommitted changes of theirs",
+    ]
+    assert (git(top, "status", "--porcelain"), git(top, "worktree", "list")) == before
+
+    # A stranger's record reaches no other repository, and no folder outside.
+    facts["own"]["repositories"][0]["commit"] = "0" * 40
+    (recorded / "environment.json").write_text(json.dumps(facts))
+    done = main("rerun", run_id, trust, *AT_COMMIT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "of theirs is in no git checkout" in done.stderr
 
 
 @pytest.fixture
