@@ -38,7 +38,7 @@ def compare(
 
     Raises BadInput for a run or condition that does not exist, and for fewer than two runs.
     """
-    tracking = Tracking(uri)
+    tracking = Tracking(uri, reading=True)
     found: list[tuple[RunRecord, Facts]] = []
     for text in runs:
         record = tracking.find_single(text)

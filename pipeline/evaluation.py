@@ -84,7 +84,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     Raises BadInput for what is not there, Damaged for a named checkpoint that is damaged.
     """
     overrides = dict(overrides)
-    tracking = Tracking(overrides.pop("tracking.uri", None))
+    tracking = Tracking(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
     record = tracking.find_single(text)
     refuse_foreign(tracking, record)

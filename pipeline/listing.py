@@ -23,7 +23,7 @@ class Listed:
 
 def recent(uri: str | None, most: int) -> list[Listed]:
     """Return the runs that began last, the last one first; raise BadInput if there is no store."""
-    tracking = Tracking(uri)
+    tracking = Tracking(uri, reading=True)
     found = tracking.select(None, None, None, most)
     return [_listed(tracking, record, facts) for record, facts in found]
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
 from pipeline.process_state import same_environment, set_level, set_variable
-from pipeline.tracking import history, outbox
+from pipeline.tracking import history, local_store, outbox
 from pipeline.tracking.alive import is_alive, this_process
 from pipeline.tracking.history import History
 from pipeline.tracking.limits import KEY, TAG, Deleted, exact, fitted, is_refusal, params
@@ -64,8 +64,11 @@ class Tracking:
     A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
     """
 
-    def __init__(self, uri: str | None, create: bool = False) -> None:
-        """Open the store, creating a local one if asked; raise BadInput if it cannot be used."""
+    def __init__(self, uri: str | None, create: bool = False, reading: bool = False) -> None:
+        """Open the store, creating a local one if asked; raise BadInput if it cannot be used.
+
+        With `reading` a local one that may not be written to will do.
+        """
         from_where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
         scheme = urlsplit(uri).scheme.partition("+")[0]
@@ -87,22 +90,38 @@ class Tracking:
             without_password(f"sqlite:///{self.database}" if self.database else uri) or ""
         )
         self.root = self.database.parent if self.database else Path("mlruns").absolute()
-        if self.database and not create and not self.database.exists():
+        there = self.database is not None and self._is_there(self.database)
+        if self.database and not create and not there:
             lost = next(self.root.glob(f"artifacts/*/*/{outbox.NAME}"), None)
             hint = "; waymark sync makes it again from the runs' folders" if lost else ""
             raise BadInput(f"there are no runs here: {self.database} does not exist{hint}.")
-        if self.database or create:
+        self._copy: tempfile.TemporaryDirectory[str] | None = None
+        self._moved_from: list[str] = []  # the longest first
+        parts = [self.database, self.root] if self.database else []
+        self.read_only = reading and not all(os.access(path, os.W_OK) for path in parts)
+        if (self.database or create) and not reading:
             self._check_root()
         self.client = self._open()
-        sweep(self.root / "spool")
+        if not self.read_only:
+            sweep(self.root / "spool")
+
+    @staticmethod
+    def _is_there(database: Path) -> bool:
+        """Tell whether there is a file; raise BadInput if it may not be read."""
+        try:
+            with database.open("rb"):
+                return True
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise BadInput(f"{database}: cannot be read ({error.strerror}).") from None
 
     def _check_root(self) -> None:
         """Create the folder for everything that runs write, where needed, and try to write."""
-        probe = self.root / f".write-{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe.touch()
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.root):  # without a name: a kill leaves nothing
+                pass
         except OSError as error:
             raise BadInput(f"{self.root}: cannot be written to ({error.strerror}).") from None
 
@@ -110,28 +129,32 @@ class Tracking:
         _mlflow_defaults()
         try:
             if self.database:
-                from filelock import FileLock
-
-                # Two processes that both create the schema break each other, hence the lock.
-                with FileLock(self.root / "mlflow.lock", timeout=60):
-                    self._local = _store(self)
-                    self._settle()
+                self._local = self._open_file(self.database)
             from mlflow.tracking import MlflowClient
 
             client = MlflowClient(self.uri)
-            if not self.server:
+            if not (self.server or self.read_only):
                 self.client = client
                 self.reap()
         except Exception as error:
             raise BadInput(f"{self._named}: cannot be used ({reason_of(error)}).") from None
         return client
 
-    @contextmanager
-    def sql(self, patience: float = 5.0) -> Iterator[sqlite3.Connection]:
+    def _open_file(self, database: Path) -> Any:
+        """Return MLflow's store of a local file, which is then as it has to be."""
+        self.file = database
+        if self.read_only:
+            self._copy = local_store.copy_to_read(database)  # is gone when this object is
+            if self._copy:
+                self.file = Path(self._copy.name) / database.name
+                self.uri = _database_uri(self.file)
+        store = _store(self)
+        self._settle()
+        return store
+
+    def sql(self, patience: float = 5.0) -> AbstractContextManager[sqlite3.Connection]:
         """Open the local database itself; commit at the end. A lock is waited for so long."""
-        assert self.database
-        with closing(sqlite3.connect(self.database, timeout=patience)) as database, database:
-            yield database
+        return local_store.connected(self.file, patience=patience)
 
     def _settle(self) -> None:
         """Point a moved or copied store's rows to where it lies now: MLflow's are absolute."""
@@ -143,6 +166,9 @@ class Tracking:
         with self.sql() as database:  # nothing is written, and no lock asked for, without need
             values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
             roots = {value for (value,) in database.execute(values, (ROOT,))} - {root}
+            if self.read_only:
+                self._moved_from = sorted(roots, key=len, reverse=True)
+                return
             for old in roots:
                 for table, column in PLACES.items():
                     database.execute(
@@ -155,9 +181,17 @@ class Tracking:
             new = f"SELECT experiment_id FROM experiments WHERE {own}"
             for (experiment,) in database.execute(new, (f"{root}/artifacts/", ROOT)).fetchall():
                 database.execute(
-                    "INSERT INTO experiment_tags (key, value, experiment_id) VALUES (?, ?, ?)",
+                    "INSERT OR IGNORE INTO experiment_tags (key, value, experiment_id) "
+                    "VALUES (?, ?, ?)",  # another process may have done so meanwhile
                     (ROOT, root, experiment),
                 )
+
+    def _settled(self, place: str) -> str:
+        """Return where artifacts lie now whose store was moved and may not be written to."""
+        for old in self._moved_from:
+            if place.startswith(f"{old}/"):
+                return location(self.root) + place[len(old) :]
+        return place
 
     def create(self, resolved: Resolved, tags: Mapping[str, str], data: Any) -> TrackedRun:
         """Create a run with its params, tags and data set, and start to track it.
@@ -333,13 +367,14 @@ class Tracking:
     def record(self, run: Any) -> RunRecord:
         """Return what MLflow knows of a run, and where its files lie here."""
         info, tags = run.info, dict(run.data.tags)
+        place = self._settled(info.artifact_uri)
         local = next((t for t in (tags.get(LOCAL, ""), info.run_id) if t.isalnum()), None)
         if local is None:  # it becomes the name of a folder
             raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
-        scheme, _, path = info.artifact_uri.rpartition("://")  # a plain path is quoted as well
+        scheme, _, path = place.rpartition("://")  # a plain path is quoted as well
         remote = self.server or scheme not in ("", "file")
-        if self.database and info.artifact_uri.startswith("mlflow-artifacts:"):
+        if self.database and place.startswith("mlflow-artifacts:"):
             folder, remote = self.root / "artifacts" / below, False
         elif remote:
             folder = self.root / "spool" / local / "artifacts"
@@ -668,20 +703,32 @@ _stores: dict[Any, Any] = {}  # at most one
 
 
 def _store(tracking: Tracking) -> Any:
-    """Return MLflow's store of a local file, whose schema it checks anew only if it may differ."""
+    """Return MLflow's store of a local file, made and checked anew only if it may differ."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     assert tracking.database
+    artifacts, file = location(tracking.root / "artifacts"), tracking.file
+    known = file.exists() and (tracking.uri, *_version(tracking))
+    if known not in _stores:
+        if not tracking.read_only:
+            local_store.ensure(file, _database_uri, artifacts)
+        elif not local_store.is_whole(file):
+            raise ValueError("its making was interrupted")
+        for last in _stores.values():  # its connections may be to a file that was there before
+            last.engine.dispose()
+        store = SqlAlchemyStore(tracking.uri, artifacts)
+        known = tracking.uri, *_version(tracking)
+        _stores.clear()
+        _stores[known] = store
+    return _stores[known]
+
+
+def _version(tracking: Tracking) -> tuple[Any, ...]:
+    """Return what tells a database file and its schema from any other."""
     with tracking.sql() as database:  # MLflow tries a minute and a half to open it
         schema = database.execute("PRAGMA schema_version").fetchone()  # counts its changes
-    file = tracking.database.stat()
-    key = tracking.uri, file.st_dev, file.st_ino, schema
-    store = _stores.get(key)
-    if store is None:
-        store = SqlAlchemyStore(tracking.uri, location(tracking.root / "artifacts"))
-        _stores.clear()
-        _stores[key] = store  # a file that had no tables has another count from now on
-    return store
+    file = tracking.file.stat()
+    return file.st_dev, file.st_ino, schema
 
 
 def _pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -27,6 +27,7 @@ from pipeline.tracking.limits import (
     params,
     requests,
 )
+from pipeline.tracking.local_store import other_version
 from pipeline.tracking.outbox import Birth, Content, Outbox, Points
 
 if TYPE_CHECKING:
@@ -526,16 +527,10 @@ def last_sign(record: RunRecord, beat: float) -> int:
 
 def reason_of(error: BaseException) -> str:
     """Say in a few words what is wrong with a store, without any password."""
-    import mlflow
-
     text = str(error)
     revision = re.search(r"found version (\w+)|identified by '(\w+)'", text)
     if revision:
-        found = revision[1] or revision[2]
-        versions = Path(mlflow.__file__).parent / "store" / "db_migrations" / "versions"
-        if next(versions.glob(f"{found}_*.py"), None):
-            return "an older MLflow made it; `mlflow db upgrade` with its URI brings it up to date"
-        return f"a newer MLflow than {mlflow.__version__}, which is installed here, made it"
+        return other_version(revision[1] or revision[2])
     if "database is locked" in text:
         return "another program has locked it for long"
     if re.search(r"file is not a database|disk image is malformed", text):
@@ -582,15 +577,25 @@ def locked(record: RunRecord) -> Iterator[None]:
 
 
 def hold(record: RunRecord) -> Any:
-    """Hold a run until the lock that is returned is released; raise Busy as `locked` does."""
+    """Hold a run until the lock that is returned is released; raise Busy as `locked` does.
+
+    Raises BadInput if this user may not write to the run.
+    """
     from filelock import FileLock, Timeout
 
-    record.folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(record.folder.parent / "lock", timeout=0, thread_local=False)
+    home = record.folder.parent
+    lock = FileLock(home / "lock", timeout=0, thread_local=False)
     try:
+        record.folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        if record.outbox.exists():
+            record.outbox.open("ab").close()
     except Timeout:
         raise Busy(f"run {record.id}: another process is training it.") from None
+    except OSError as error:
+        lock.release()
+        reason = f"{home}: cannot be written to ({error.strerror})"
+        raise BadInput(f"run {record.id}: {reason}.") from None
     return lock
 
 
