@@ -388,6 +388,7 @@ def _verdict(verdict: Any, as_json: bool = False) -> int:
 def _guarded(work: Any) -> int:
     """Do a command's work; turn what can go wrong into one line and an exit status."""
     from pipeline.config import BadInput
+    from pipeline.failure import explained
 
     try:
         return int(work() or 0)
@@ -402,7 +403,7 @@ def _guarded(work: Any) -> int:
     except Exception as error:
         status = getattr(error, "status", 1)  # a signal's is 128 + its number
         if status == 1:
-            _complain(str(error) or type(error).__name__)
+            _complain(explained(error))
         if FULL_ERROR:
             raise
         return int(status)

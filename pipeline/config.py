@@ -178,9 +178,20 @@ def without_password(uri: str | None) -> str | None:
     return re.sub(r"(://[^/@:?]*):\S*@", r"\1:***@", uri)
 
 
+# What stands before the reason in errors of TensorFlow, AutoGraph and Keras, and their tracebacks.
+HEADING = re.compile(
+    r"Graph execution error:|Detected at node |<stack traces|\d+ root error"
+    r"|in user code:|Exception encountered when calling |\s"
+)
+
+
 def first_line(error: BaseException) -> str:
-    """Return what an error says in its first line, its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """Return the first line of an error's reason, its kind if it says nothing."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # Keras prints in bold
+    text = re.sub(r"(?m)^ {2}(?=\(\d+\) )|^ {4}(?=\S*(Error|Exception): )", "", text)
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    said = [line for line in lines if not HEADING.match(line)]
+    return re.sub(r"^\(\d+\) [A-Z_]+: +", "", (said or lines)[0])
 
 
 def masked(value: Any, secrets: Collection[str]) -> Any:

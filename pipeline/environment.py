@@ -32,6 +32,7 @@ STEERING = (
 )
 # Of a CPU's flags, those that name instructions for arithmetic (x86; ARM).
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
 # What of environment.json decides the bits of the next step; the rest explains, at most.
 NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
@@ -105,6 +106,14 @@ def _cpu() -> dict[str, Any]:
     instructions = sorted(flag for flag in flags.split() if ARITHMETIC.match(flag))
     model = info.get("model name")
     return {**facts, "model": model, "instructions": instructions, "caches": _caches()}
+
+
+def has_bfloat16(facts: Mapping[str, Any]) -> bool | None:
+    """Tell whether what an environment computes on has instructions for bfloat16; None: unknown."""
+    instructions = facts["cpu"].get("instructions")
+    if facts["gpus"] or not instructions:
+        return None
+    return not BFLOAT16.isdisjoint(instructions)
 
 
 def _caches() -> dict[str, str]:

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.checkpoints.bundle import check_bundle, readable
 from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
+from pipeline.hidden_state import no_variables
 from pipeline.models import forward
 from pipeline.runtime import quiet
 from pipeline.score import BATCH
@@ -71,7 +72,8 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
         labels = v1.placeholder(tf.float32, [None, spec.classes], name="labels")
         values = {name: variable.read_value() for name, variable in variables.items()}
         images = tf.reshape(inputs, [-1, *spec.shape])
-        logits = forward(config.model, config.precision, values, images)
+        with no_variables([config.model]):
+            logits = forward(config.model, config.precision, values, images)
         right = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))
         hits = tf.reduce_sum(tf.cast(right, tf.int64))
         accuracy = tf.cast(
@@ -108,7 +110,7 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
         raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")
     _check_operations(meta, body, names)
     pixels = data.x_test.reshape(len(data.x_test), -1)
-    onehot = np.eye(data.spec.classes, dtype=np.float32)[data.y_test]
+    classes = np.arange(data.spec.classes)
     options = v1.ConfigProto(intra_op_parallelism_threads=threads)
     with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
         try:
@@ -121,7 +123,8 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
             for start in range(0, len(pixels), BATCH):
                 batch = pixels[start : start + BATCH].astype(np.float32)
                 batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
-                feed = {inputs: batch, labels: onehot[start : start + BATCH]}
+                truth = data.y_test[start : start + BATCH, None] == classes  # one-hot
+                feed = {inputs: batch, labels: truth.astype(np.float32)}
                 share = session.run(accuracy, feed)
                 if np.ndim(share) or not 0 <= share <= 1:
                     raise ValueError(f"its accuracy is {share}")

@@ -31,7 +31,7 @@ from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
 from pipeline.tracking.tracked import PRUNED
 from pipeline.verdict import DATA, INIT, RERUN_OF, VERSION, Evidence, evidence, told
-from pipeline.work import Failed, Result, Work
+from pipeline.work import Failed, Result, Work, prepared
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -47,11 +47,12 @@ def run(
     original: Evidence | None = None,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
-    began: Callable[[], None] = lambda: None,
+    began: Callable[[], None] | None = None,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
-    `began` is called when the run is recorded, before it trains.
+    `began` is called when the run is recorded, before it trains: a trial's, for which others
+    wait, so that it is not compiled before.
 
     Raises BadInput before anything is written, Stopped after a signal, Pruned if the `pruner` of
     a sweep finds it hopeless, Failed otherwise.
@@ -62,6 +63,7 @@ def run(
         data = load_data(config)
         start_if_imported(config.runtime.intra_op_threads)  # by the user's own classes
         parameters = _initial_parameters(config, data)
+        machine = None if began else prepared(config, data)
         tracking = Tracking(config.tracking.uri, create=True)
         tags = {**_tags(resolved, data), **(tags or {})}
         if parameters:
@@ -70,9 +72,10 @@ def run(
             tags[RERUN_OF] = original.record.id
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
-        began()
-        work = Work(resolved, data, tracking, tracked, parameters, None, stop, original, pruner)
-        return work.run()
+        if began:
+            began()
+        given = resolved, data, tracking, tracked, parameters, None, stop
+        return Work(*given, original, pruner, machine).run()
 
 
 @unfailing_output()
@@ -81,7 +84,7 @@ def resume(
     overrides: Mapping[str, Any],
     allow_drift: bool = False,
     pruner: Pruner | None = None,
-    began: Callable[[], None] = lambda: None,
+    began: Callable[[], None] | None = None,
 ) -> Result | None:
     """Go on with a run in its own MLflow run; None if nothing was left to do.
 
@@ -126,7 +129,7 @@ def _resume(
     stop: Stop,
     allow_drift: bool,
     pruner: Pruner | None,
-    began: Callable[[], None],
+    began: Callable[[], None] | None,
 ) -> Result | None:
     tracking = Tracking(overrides.pop("tracking.uri", None))
     record = tracking.find_single(text)
@@ -161,13 +164,15 @@ def _resume(
     if parameters and digest(parameters) != record.recorded_tag(INIT):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
+    machine = None if began else prepared(config, data)
     tracked = tracking.reopen(record, config)
     replace_file(record.folder / "config.yaml", resolved.record())
     pruned = {PRUNED: ""} if PRUNED in record.tags else {}
     tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", **pruned})
-    began()
-    work = Work(resolved, data, tracking, tracked, parameters, found, stop, original, pruner)
-    return work.run()
+    if began:
+        began()
+    given = resolved, data, tracking, tracked, parameters, found, stop
+    return Work(*given, original, pruner, machine).run()
 
 
 def _refuse_drift(record: RunRecord, config: Config) -> None:

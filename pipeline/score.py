@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import Dataset
-from pipeline.models import forward, scale
+from pipeline.hidden_state import traced
+from pipeline.models import check_outputs, forward, scale
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -52,6 +53,7 @@ class Scorer:
             ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
                 rows = slice(i * BATCH, (i + 1) * BATCH)
                 logits = forward(model, precision, parameters, scale(images[rows]))
+                check_outputs(model, logits, data.spec.classes)
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[rows], logits)
                 return i + 1, losses.write(i, loss), classes.write(i, tf.argmax(logits, 1))
 
@@ -67,15 +69,23 @@ class Scorer:
             )
             return losses.concat(), classes.concat()
 
-        self._score, self._labels = score, data.y_test
+        self._model, self._score, self._labels = model, score, data.y_test
         self._compiled: Any = None
+
+    def compile(self, parameters: "Mapping[str, tf.Tensor]") -> None:
+        """Compile for parameters of these shapes; raise HiddenState."""
+        import tensorflow as tf
+
+        shapes = {n: tf.TensorSpec(value.shape, value.dtype) for n, value in parameters.items()}
+        # Asked for by name: TensorFlow then counts no retracing.
+        self._compiled = traced(self._score, [self._model], (), shapes)
 
     def __call__(self, parameters: "Mapping[str, tf.Tensor]") -> Score:
         import tensorflow as tf
 
         values = {name: tf.convert_to_tensor(value) for name, value in parameters.items()}
-        if self._compiled is None:  # asked for by name: TensorFlow then counts no retracing
-            self._compiled = self._score.get_concrete_function(values)
+        if self._compiled is None:
+            self.compile(values)
         losses, predictions = (part.numpy() for part in self._compiled(values))
         hits = int(np.count_nonzero(predictions == self._labels))
         return Score(predictions, hits, float(losses.astype(np.float64).mean()))

@@ -16,7 +16,8 @@ import numpy as np
 from pipeline.checkpoints import State
 from pipeline.config import Config, Sentence
 from pipeline.data import SMALL, Dataset, ImageSpec, batch_indices
-from pipeline.models import forward, initial_key, scale
+from pipeline.hidden_state import no_variables, traced
+from pipeline.models import check_outputs, forward, initial_key, scale
 from pipeline.optimizers import Adam, Sgd
 from pipeline.randomness import DROPOUT, random_key
 from pipeline.score import Score, Scorer
@@ -42,11 +43,19 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def initial_state(config: Config, spec: ImageSpec) -> "tuple[dict[str, tf.Tensor], list[str]]":
-    """Return a new run's state and the names in it that are the model's parameters."""
+    """Return a new run's state and the names in it that are the model's parameters.
+
+    Raises HiddenState for a variable that is made and not returned.
+    """
     import tensorflow as tf
 
-    parameters = config.model.initial(spec, initial_key(config.seed))
-    slots = config.optimizer.slots(parameters)
+    parameters: dict[str, tf.Tensor] = {}
+    slots: dict[str, tf.Tensor] = {}
+    with no_variables(
+        (config.model, config.optimizer), lambda: [*parameters.values(), *slots.values()]
+    ):
+        parameters |= config.model.initial(spec, initial_key(config.seed))
+        slots |= config.optimizer.slots(parameters)
     step = {"step": tf.constant(0, tf.int64)}
     return {**step, **parameters, **slots}, list(parameters)
 
@@ -78,9 +87,11 @@ class Machine:
         self._variables = {
             name: tf.Variable(value, trainable=False) for name, value in initial.items()
         }
-        self._parameters = {name: self._variables[name] for name in names}
-        self.scorer = Scorer(config.model, config.precision, data)
+        self.parameters = {name: self._variables[name] for name in names}
         self._advance = self._compile(config, data)
+        self.scorer = Scorer(config.model, config.precision, data)
+        self.scorer.compile(self.parameters)
+        self.restorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
 
     def begin(self, config: Config) -> None:
@@ -94,7 +105,7 @@ class Machine:
         import tensorflow as tf
 
         images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
-        step_variable, parameters = self._variables["step"], self._parameters
+        step_variable, parameters = self._variables["step"], self.parameters
         slots = {
             name: variable
             for name, variable in self._variables.items()
@@ -114,6 +125,7 @@ class Machine:
                 tape.watch(values)
                 dropout = random_key(seed, DROPOUT, step)
                 logits = forward(config.model, config.precision, values, pixels, dropout)
+                check_outputs(config.model, logits, data.spec.classes)
                 loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits))
             gradients = tape.gradient(loss, values, unconnected_gradients="zero")
             optimizer.apply(parameters, slots, gradients)
@@ -148,7 +160,8 @@ class Machine:
             step_variable.assign_add(tf.cast(steps, tf.int64))
             return loop[1].stack()
 
-        return advance.get_concrete_function()
+        parts = config.model, config.optimizer
+        return traced(advance, parts, self._variables.values())
 
     @property
     def step(self) -> int:
@@ -173,16 +186,16 @@ class Machine:
     def replace(self, parameters: State) -> None:
         """Start from other values for some parameters."""
         for name, value in parameters.items():
-            self._parameters[name].assign(value)
+            self.parameters[name].assign(value)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the parameters' names and shapes, in the model's order."""
-        return {name: tuple(v.shape) for name, v in self._parameters.items()}
+        return {name: tuple(v.shape) for name, v in self.parameters.items()}
 
     def score(self) -> Score:
         """Score the parameters as they are on the whole test set."""
-        return self.scorer(self._parameters)
+        return self.scorer(self.parameters)
 
 
 def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
@@ -221,15 +234,15 @@ _idle_lock = threading.Lock()
 
 
 @contextmanager
-def lend(config: Config, data: Dataset) -> Iterator[Machine]:
+def lend(config: Config, data: Dataset, new: Machine | None = None) -> Iterator[Machine]:
     """Lend a machine that stands at a new run's start, for one run alone.
 
     The one that the run before has left, if it fits; it is dropped before another is compiled,
-    and after a run that failed.
+    and after a run that failed. Else the `new` one, if there is one already.
     """
     key = shape(config, data) if data.nbytes < SMALL else None
     with _idle_lock:
-        machine = _idle.pop(key, None)
+        machine = _idle.pop(key, None) or new
         _idle.clear()
     if machine is None:
         machine = Machine(config, data)

@@ -23,10 +23,11 @@ from pipeline import process_state, running
 from pipeline.checkpoints.foreign import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
-from pipeline.config import NAME, BadInput, Config, Resolved, first_line, flatten
+from pipeline.config import NAME, Config, Resolved, flatten
 from pipeline.digest import file_digest
 from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
+from pipeline.failure import explained
 from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.stopping import Stop, Stopped
@@ -101,8 +102,7 @@ def trial(cfg: Any) -> float:
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
     except Exception as error:
-        known = isinstance(error, BadInput)
-        reason = str(error) if known else f"{type(error).__name__}: {first_line(error)}"
+        reason = explained(error)
         print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
             _stillborn(plain(cfg), task, reason)

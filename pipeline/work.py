@@ -3,6 +3,7 @@
 import shlex
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -16,10 +17,19 @@ from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
-from pipeline.config import Config, Resolved, Sentence, first_line, json_text, without_password
+from pipeline.config import Config, Resolved, Sentence, from_record, json_text, without_password
 from pipeline.data import Dataset
-from pipeline.environment import differences, diffstat, environment, read_environment
+from pipeline.environment import (
+    differences,
+    diffstat,
+    environment,
+    has_bfloat16,
+    masked_lines,
+    read_environment,
+)
 from pipeline.evaluation import score_state
+from pipeline.failure import explained
+from pipeline.hidden_state import HiddenState
 from pipeline.own_code import OwnCode
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
@@ -71,6 +81,27 @@ def own_modules(config: Config) -> list[str]:
     parts = (config.model, config.data, config.optimizer, config.save)
     modules = {type(part).__module__ for part in parts}
     return sorted(name for name in modules if not name.startswith("pipeline."))
+
+
+def prepared(config: Config, data: Dataset) -> Machine | None:
+    """Return a machine of the user's own classes, with all its functions compiled.
+
+    Raises HiddenState, so that it comes before a run is made; whatever else is wrong the run
+    meets again, and records. None for that, and for Waymark's classes, which keep nothing.
+    """
+    parts = config.model, config.optimizer
+    if all(type(part).__module__.startswith("pipeline.") for part in parts):
+        return None
+    start_tensorflow(config.runtime.intra_op_threads)
+    try:
+        machine = Machine(config, data)
+        if config.save.graph:
+            graph.export(config, data.spec, machine.shapes)
+    except HiddenState:
+        raise
+    except Exception:
+        return None
+    return machine
 
 
 class Saver:
@@ -136,6 +167,7 @@ class Work:
         stop: Stop,
         original: Evidence | None = None,
         pruner: Pruner | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self.resolved, self.config, self.data = resolved, resolved.config, data
         self.tracking, self.tracked = tracking, tracked
@@ -146,6 +178,7 @@ class Work:
         self.pruner = pruner  # if this is a trial of a sweep that ends hopeless ones
         self.pruned: Pruned | None = None
         self.own_code: OwnCode | None = None
+        self.machine = machine  # if there is one already
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
@@ -162,7 +195,9 @@ class Work:
             raise
         except Exception as error:
             own = isinstance(error, (Diverged, NotSaved))
-            reason = ("" if own else f"{type(error).__name__}: ") + first_line(error)
+            reason = str(error) if own else explained(error)
+            if not own:
+                self._keep_traceback(error)
             resumable = not isinstance(error, Diverged)  # it would again
             verdict = self._judge() if isinstance(error, Diverged) else None
             self._end("FAILED", reason, resumable)
@@ -172,6 +207,13 @@ class Work:
             raise failed from error
         self._end("FINISHED")
         return replace(result, link=self.tracking.link(self.tracked.info))
+
+    def _keep_traceback(self, error: Exception) -> None:
+        """Put the traceback among the artifacts, lines that look like secrets masked."""
+        text = masked_lines("".join(traceback.format_exception(error)))
+        with suppress(OSError):
+            replace_file(self.folder / "traceback.txt", text.encode(errors="backslashreplace"))
+            self.tracked.changed()
 
     def _end(self, status: str, reason: str = "", resumable: bool = False) -> None:
         """Record how the run ended; wait for a server, but not long once a signal has come."""
@@ -218,9 +260,9 @@ class Work:
         print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()
         self.stop.check()
-        with lend(config, self.data) as machine:
+        with lend(config, self.data, self.machine) as machine:
             trained = self._train(machine)
-            result = None if self.pruned else self._conclude(trained, machine.scorer)
+            result = None if self.pruned else self._conclude(trained, machine)
         if self.pruned:
             raise self.pruned
         assert result
@@ -309,6 +351,13 @@ class Work:
             earlier = [*earlier, old]
         if earlier:
             self.facts["earlier"] = earlier
+        if self.config.precision == "mixed_bfloat16" and has_bfloat16(self.facts) is False:
+            print(
+                "waymark: precision=mixed_bfloat16: this processor has no instructions for it, so "
+                "that a step can take longer than in float32; on one without them a step of the "
+                "CNN took 930 ms, and 120 ms in float32",
+                file=sys.stderr,
+            )
         patches = own.patches() | ({"changes.patch": own.patch} if own.patch else {})
         for name, patch in patches.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
@@ -358,11 +407,18 @@ class Work:
         for step, text in known.items():
             self.tracked.saved(step, text)
 
-    def _conclude(self, trained: Score | None, scorer: Scorer) -> Result:
-        """Restore the last checkpoint from disk, evaluate it, record and draw."""
-        step = self.config.steps
+    def _conclude(self, trained: Score | None, machine: Machine) -> Result:
+        """Restore the last checkpoint from disk into a new model, evaluate it, record and draw.
+
+        The model is made from config.yaml and its functions are compiled anew, so that nothing
+        comes from training but what is on disk. The trials of a sweep for which Waymark's own
+        models are compiled once in a process are scored with what the first one compiled here.
+        """
+        step, recorded = self.config.steps, self.folder / "config.yaml"
         manifest, state = self.store.read(step)
-        score = score_state(self.config, self.data, state, scorer)
+        fresh = from_record(recorded, {}, own_modules(self.config), ()).config
+        machine.restorer = machine.restorer or Scorer(fresh.model, fresh.precision, self.data)
+        score = score_state(fresh, self.data, state, machine.restorer)
         restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
         self.tracked.tag({STATE: manifest.digest})

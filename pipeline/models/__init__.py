@@ -12,10 +12,16 @@ A model is a settings dataclass with two methods (a user's own needs nothing els
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import Sentence
+from pipeline.failure import defined
 from pipeline.randomness import INITIAL, random_key
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+class WrongOutputs(Sentence):
+    """Say how many outputs a model has, and how many classes the data."""
 
 
 def initial_key(seed: int) -> "Callable[[int], tf.Tensor]":
@@ -56,3 +62,13 @@ def forward(
         parameters = {name: tf.cast(value, tf.bfloat16) for name, value in parameters.items()}
         images = tf.cast(images, tf.bfloat16)
     return tf.cast(model.logits(parameters, images, dropout), tf.float32)
+
+
+def check_outputs(model: Any, logits: "tf.Tensor", classes: int) -> None:
+    """Raise WrongOutputs if a model has fewer outputs than the data have classes."""
+    outputs = logits.shape[-1] if logits.shape.rank else None
+    if outputs is not None and outputs < classes:
+        raise WrongOutputs(
+            f"the data have labels up to {classes - 1}, but the model has {outputs} outputs"
+            f"{defined(model.logits)}"
+        )
