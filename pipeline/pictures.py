@@ -71,17 +71,20 @@ def curves(
     return file.getvalue()
 
 
-def confusion_matrix(path: Path, counts: np.ndarray) -> None:
-    """Draw int [classes, classes] counts, true class by row, as a PNG file."""
+def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[int]) -> None:
+    """Draw int [N, N] counts of these N classes, true class by row, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.6))
-    axes = figure.add_axes((0.14, 0.12, 0.84, 0.86))
+    axes = figure.add_axes((0.14, 0.15, 0.84, 0.83))
     axes.imshow(counts, cmap="Blues", norm="symlog")
-    classes = len(counts)
-    if classes <= 20:
-        axes.set_xticks(range(classes))
-        axes.set_yticks(range(classes))
+    if len(classes) <= 20:
+        names = [str(each) for each in classes]
+        axes.set_xticks(range(len(classes)), names)
+        axes.set_yticks(range(len(classes)), names)
+        if classes[-1] > 99:
+            axes.tick_params(axis="x", rotation=90, labelsize=7)
+            axes.tick_params(axis="y", labelsize=7)
         for (row, column), count in np.ndenumerate(counts):
             if count:
                 color = "white" if count > counts.max() / 8 else "black"

@@ -13,6 +13,8 @@ from pipeline.models import check_outputs, forward, scale
 if TYPE_CHECKING:
     import tensorflow as tf
 
+MOST = 200  # classes of which each has a row in the confusion matrix
+CONFUSED = 20  # the most confused ones, which alone have one where there are more classes
 BATCH = 250  # images: ten thousand at once take the CNN gigabytes, and longer
 
 
@@ -89,3 +91,33 @@ class Scorer:
         losses, predictions = (part.numpy() for part in self._compiled(values))
         hits = int(np.count_nonzero(predictions == self._labels))
         return Score(predictions, hits, float(losses.astype(np.float64).mean()))
+
+
+def confusion(
+    truth: np.ndarray, predictions: np.ndarray, classes: int
+) -> tuple[list[int], np.ndarray]:
+    """Return which classes the confusion matrix shows, and its int64 counts, true class by row.
+
+    Of more than MOST classes these are CONFUSED ones, those of the most frequent errors first,
+    then those of the most images. Memory grows with the images, not with the classes' square.
+    """
+    truth = truth.astype(np.int64)
+    classes = max(classes, int(predictions.max()) + 1)  # a model may have more outputs
+    shown = np.arange(classes)
+    if classes > MOST:
+        wrong = truth != predictions
+        pairs = _by_frequency(truth[wrong] * classes + predictions[wrong])
+        ends = np.column_stack(np.divmod(pairs, classes)).ravel()
+        order = dict.fromkeys([*ends.tolist(), *_by_frequency(truth).tolist()])
+        shown = np.array(sorted(list(order)[:CONFUSED]))
+    inside = np.isin(truth, shown) & np.isin(predictions, shown)
+    place = [np.searchsorted(shown, each[inside]) for each in (truth, predictions)]
+    counts = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(counts, tuple(place), 1)
+    return shown.tolist(), counts
+
+
+def _by_frequency(values: np.ndarray) -> np.ndarray:
+    """Return the values that occur, each once, the most frequent first."""
+    found, counts = np.unique(values, return_counts=True)
+    return found[np.argsort(-counts, kind="stable")]

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
@@ -34,7 +32,7 @@ from pipeline.own_code import OwnCode
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
-from pipeline.score import Score, Scorer
+from pipeline.score import Score, Scorer, confusion
 from pipeline.stopping import Stop, Stopped
 from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
@@ -438,9 +436,7 @@ class Work:
     def _report(self, step: int, manifest: Manifest, score: Score) -> None:
         folder = self.folder / "evaluation"
         folder.mkdir(exist_ok=True)
-        classes = self.data.spec.classes
-        counts = np.zeros((classes, classes), np.int64)
-        np.add.at(counts, (self.data.y_test, score.predictions), 1)
+        classes, counts = confusion(self.data.y_test, score.predictions, self.data.spec.classes)
         body = {
             "step": step,
             "state_digest": manifest.digest,
@@ -449,10 +445,11 @@ class Work:
             "total": len(score.predictions),
             "loss": score.loss,
             "confusion_matrix": counts.tolist(),
+            "confusion_classes": classes,
         }
         (folder / "metrics.json").write_text(json_text(body))
         points = self.tracked.points
         losses, accuracies = points.get("train/loss", {}), points.get("test/accuracy", {})
         pictures.loss_curve(folder / "loss.png", losses, accuracies)
-        pictures.confusion_matrix(folder / "confusion_matrix.png", counts)
+        pictures.confusion_matrix(folder / "confusion_matrix.png", counts, classes)
         self.tracked.changed()

@@ -78,7 +78,7 @@ def test_confusion_matrix(classes: int, kind: str, tmp_path: Path) -> None:
         "large": diagonal * 10**9 + 1,
     }[kind]
     path = tmp_path / "confusion_matrix.png"
-    confusion_matrix(path, counts)
+    confusion_matrix(path, counts, range(len(counts)))
     image = pixels(path)
     assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
 
@@ -87,7 +87,7 @@ def test_a_higher_count_is_darker(tmp_path: Path) -> None:
     counts = np.full((30, 30), 1)  # so many classes that no numbers stand in the fields
     counts[:15], counts[15:] = 1000, 2
     path = tmp_path / "confusion_matrix.png"
-    confusion_matrix(path, counts)
+    confusion_matrix(path, counts, range(len(counts)))
     image = pixels(path)
     height, width = image.shape[:2]
     upper, lower = (image[int(height * y), width // 2].sum() for y in (0.25, 0.65))
@@ -99,3 +99,12 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 10**6)
     loss_curve(path, {1: 1.0}, {})
     pixels(path)
+
+
+def test_classes_of_many_are_named(tmp_path: Path) -> None:
+    counts, path = np.eye(20, dtype=np.int64), tmp_path / "confusion_matrix.png"
+    images = []
+    for classes in (range(20), range(65_516, 65_536)):
+        confusion_matrix(path, counts, classes)
+        images.append(pixels(path))
+    assert (images[0] != images[1]).any()

@@ -11,7 +11,7 @@ from pipeline.models import forward, initial_key
 from pipeline.models.cnn import Cnn
 from pipeline.models.softmax import Softmax
 from pipeline.runtime import start_tensorflow
-from pipeline.score import Score, Scorer
+from pipeline.score import Score, Scorer, confusion
 
 tf: Any = start_tensorflow(2)
 
@@ -129,3 +129,34 @@ def test_what_a_score_says() -> None:
     assert found.accuracy == 2 / 3
     assert found.metrics == {"accuracy": 2 / 3, "loss": 0.5}
     assert found.summary == {"accuracy": 2 / 3, "loss": 0.5, "hits": 2, "total": 3}
+
+
+def test_confusion_of_few_classes_is_whole() -> None:
+    truth, predictions = np.array([0, 1, 1, 2]), np.array([0, 2, 2, 1])
+    shown, counts = confusion(truth, predictions, 4)
+    assert shown == [0, 1, 2, 3]
+    assert counts.tolist() == [[1, 0, 0, 0], [0, 0, 2, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    shown, counts = confusion(truth, np.array([0, 1, 5, 2]), 3)  # a model with more outputs
+    assert (shown, counts[1, 5], counts.sum()) == ([0, 1, 2, 3, 4, 5], 1, 4)
+
+
+def test_confusion_of_many_classes_is_of_the_most_confused() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.integers(100, 65_000, 3000).astype(np.int32)
+    predictions = truth.astype(np.int64)
+    truth[:50], predictions[:50] = 7, 65_535
+    truth[50:90], predictions[50:90] = 65_535, 7
+    truth[90:120], predictions[90:120] = 64_000, 9
+    truth[120:140] = 64_001  # and all of them right
+    predictions[120:140] = 64_001
+    shown, counts = confusion(truth, predictions, 65_536)
+    assert len(shown) == len(counts) == score.CONFUSED
+    assert {7, 9, 64_000, 64_001, 65_535} <= set(shown)
+    at = {each: place for place, each in enumerate(shown)}
+    assert (counts[at[7], at[65_535]], counts[at[65_535], at[7]]) == (50, 40)
+    assert (counts[at[64_000], at[9]], counts[at[64_001], at[64_001]]) == (30, 20)
+
+
+def test_confusion_of_many_classes_and_few_images() -> None:
+    shown, counts = confusion(np.array([3, 900, 3]), np.array([3, 900, 3]), 1000)
+    assert (shown, counts.tolist()) == ([3, 900], [[2, 0], [0, 1]])

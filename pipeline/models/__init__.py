@@ -68,7 +68,7 @@ def check_outputs(model: Any, logits: "tf.Tensor", classes: int) -> None:
     """Raise WrongOutputs if a model has fewer outputs than the data have classes."""
     outputs = logits.shape[-1] if logits.shape.rank else None
     if outputs is not None and outputs < classes:
+        place = defined(model.logits) or defined(model.initial)
         raise WrongOutputs(
-            f"the data have labels up to {classes - 1}, but the model has {outputs} outputs"
-            f"{defined(model.logits)}"
+            f"the data have labels up to {classes - 1}, but the model has {outputs} outputs{place}"
         )
