@@ -415,6 +415,19 @@ def from_record(
     return with_overrides(body, choices, changed, trusted, f"recorded in {path}")
 
 
+def recorded_model(path: Path, model: Any, trusted: list[str]) -> Any:
+    """Make the model that a run's config.yaml names anew; what is masked there comes from `model`.
+
+    Raises BadInput for what `read_record` refuses, and for a class that cannot be made.
+    """
+    values, *_ = read_record(path)
+    settings = values["model"]
+    for key, value in settings.items():
+        if "***" in str(value):
+            settings[key] = getattr(model, key, value)
+    return _build("model", values, lambda key: f"recorded in {path}", trusted)
+
+
 def with_overrides(
     body: dict[str, Any],
     choices: dict[str, str],

@@ -15,7 +15,7 @@ from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
-from pipeline.config import Config, Resolved, Sentence, from_record, json_text, without_password
+from pipeline.config import Config, Resolved, Sentence, json_text, recorded_model, without_password
 from pipeline.data import Dataset
 from pipeline.environment import (
     differences,
@@ -414,7 +414,8 @@ class Work:
         """
         step, recorded = self.config.steps, self.folder / "config.yaml"
         manifest, state = self.store.read(step)
-        fresh = from_record(recorded, {}, own_modules(self.config), ()).config
+        model = recorded_model(recorded, self.config.model, own_modules(self.config))
+        fresh = replace(self.config, model=model)
         machine.restorer = machine.restorer or Scorer(fresh.model, fresh.precision, self.data)
         score = score_state(fresh, self.data, state, machine.restorer)
         restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}

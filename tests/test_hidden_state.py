@@ -11,6 +11,7 @@ import pytest
 
 from pipeline import graph
 from pipeline.compose import composed
+from pipeline.config import recorded_model
 from pipeline.data import Dataset
 from pipeline.hidden_state import HiddenState
 from pipeline.models.softmax import Softmax
@@ -263,6 +264,16 @@ def test_the_refusal_comes_before_a_run(
         "returns.\n"
     )
     assert client(place).search_runs(["0", "1"]) == []
+
+
+def test_a_model_is_made_anew_from_its_record(tmp_path: Path) -> None:
+    resolved = composed(["model=cnn"])
+    path, model = tmp_path / "config.yaml", resolved.config.model
+    path.write_text(resolved.record())
+    again = recorded_model(path, model, [])
+    assert (again, again is model) == (model, False)
+    path.write_text(resolved.record().replace("keep_prob: 1.0", "keep_prob: '***'"))
+    assert recorded_model(path, model, []) == model
 
 
 def test_what_was_restored_is_scored_by_a_new_model(
