@@ -60,7 +60,7 @@ class Loop:
         own = [f"model={model}", uri, *every, *data_overrides(), *overrides]
         self.config = library.configure(*own)
         self.data = load_data(self.config)
-        start_tensorflow(self.config.runtime.intra_op_threads)
+        start_tensorflow(**vars(self.config.runtime))
         self.machine = Machine(self.config, self.data)
         self.score = self.machine.score()
         self.tracking = Tracking(self.config.tracking.uri, create=True)

@@ -30,7 +30,7 @@ def waymark() -> Callable[[], object]:
 
     config = library.configure("model=cnn", *data_overrides())
     data = load_data(config)
-    start_tensorflow(config.runtime.intra_op_threads)
+    start_tensorflow(**vars(config.runtime))
     state, names = initial_state(config, data.spec)
     scorer = Scorer(config.model, config.precision, data)
     return lambda: scorer({name: state[name] for name in names})

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
@@ -26,6 +27,7 @@ LATER = {
     "objective": {"metric": "restored/accuracy", "mode": "max"},
     "prune": None,
     "rerun_finished": False,
+    "runtime.deterministic": False,
 }
 
 # What each group's class must offer; a user's own class needs no more than this.
@@ -78,6 +80,7 @@ def settings(cls: type) -> Any:
 @settings
 class Runtime:
     intra_op_threads: PositiveInt
+    deterministic: bool
 
 
 @settings
@@ -381,7 +384,13 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         text = path.read_text(encoding="utf-8")
         _check_yaml(text)
         body = dict(yaml.safe_load(text))
-        body |= {key: value for key, value in LATER.items() if key not in body}
+        for key, value in LATER.items():
+            *parents, last = key.split(".")
+            place = body
+            for parent in parents:
+                place = place[parent]
+            if isinstance(place, dict):
+                place.setdefault(last, deepcopy(value))
         version = body.pop("format")
     except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         inside = isinstance(error, OSError) and error.strerror  # its text names the file again

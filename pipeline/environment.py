@@ -67,7 +67,7 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
         "settings": {name: os.environ[name] for name in STEERING if name in os.environ},
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "gpus": [device.name for device in tf.config.list_physical_devices("GPU")],
+        "gpus": _gpus(tf, build),
         "intra_op_threads": intra_op_threads,
         "git_commit": git_commit(),
         "code": code(own),
@@ -125,6 +125,38 @@ def _caches() -> dict[str, str]:
             continue
         caches[f"L{level} {kind}"] = size
     return caches
+
+
+def _gpus(tf: Any, build: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """Return what decides the bits of each GPU; None what nothing tells."""
+    found = []
+    for device in tf.config.list_physical_devices("GPU"):
+        try:
+            details = tf.config.experimental.get_device_details(device)
+        except Exception:  # of a driver
+            details = {}
+        capability = details.get("compute_capability")
+        facts = {
+            "name": details.get("device_name"),
+            "compute_capability": ".".join(map(str, capability)) if capability else None,
+            "driver": _driver(),
+            "cuda": build.get("cuda_version"),
+            "cudnn": build.get("cudnn_version"),
+        }
+        found.append({key: str(value) if value else None for key, value in facts.items()})
+    return found
+
+
+@lru_cache(1)
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, None if nothing tells."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+        told = re.search(r"Kernel Module\D.*?\s(\d+\.[\d.]+)\s", text)
+    except OSError:
+        text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+        told = re.match(r"\s*(\d+\.[\d.]+)", text)
+    return told[1] if told else None
 
 
 def fingerprint() -> dict[str, Any]:
@@ -290,6 +322,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     for topic in (*NUMERICAL, "packages", "python", "platform", "waymark", "git_commit"):
         if topic not in old or topic not in new:
             continue
+        if topic == "gpus":
+            found += _gpu_differences(old[topic], new[topic])
+            continue
         was, now = flatten({topic: old[topic]}), flatten({topic: new[topic]})
         optional = topic in ("settings", "packages")
         for key in sorted({*was, *now} if optional else was.keys() & now.keys()):
@@ -304,6 +339,30 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
         before, after = ([name for name in changed if name in side] for side in (was, now))
         found.append(("code", before, after))
     return found
+
+
+def _gpu_differences(old: Any, new: Any) -> list[Difference]:
+    """Return what differs between two lists of GPUs; what is unknown of one is no difference.
+
+    Nothing is known of those that older versions of Waymark recorded but that they were there.
+    """
+    if not (isinstance(old, list) and isinstance(new, list)):
+        return []
+    if len(old) != len(new):
+        return [("gpus", _gpu_names(old), _gpu_names(new))]
+    found = []
+    for number, pair in enumerate(zip(old, new, strict=True)):
+        was, now = (each if isinstance(each, dict) else {} for each in pair)
+        for key in ("name", "compute_capability", "driver", "cuda", "cudnn"):
+            a, b = was.get(key), now.get(key)
+            if None not in (a, b) and a != b:
+                found.append((f"gpus.{number}.{key}", a, b))
+    return found
+
+
+def _gpu_names(gpus: list[Any]) -> str:
+    named = [each.get("name") or "unknown" if isinstance(each, dict) else each for each in gpus]
+    return ", ".join(map(str, named)) or "none"
 
 
 def numerical(found: Iterable[Difference]) -> list[Difference]:

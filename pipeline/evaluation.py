@@ -98,10 +98,10 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         config = from_record(folder / "config.yaml", overrides, trusted, ("",)).config
         store = CheckpointStore(folder / "checkpoints", config.save)
         chosen = _choose(store, step, record.id)
-        start_if_imported(config.runtime.intra_op_threads)
+        start_if_imported(**vars(config.runtime))
         data = load_data(config)
         refuse_other_data(record, data)
-        start_tensorflow(config.runtime.intra_op_threads)
+        start_tensorflow(**vars(config.runtime))
         scored = _score_step(config, data, store, chosen, from_meta)
         source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
         return Evaluation(**scored, step=chosen, source=source)
@@ -173,9 +173,9 @@ def _score_step(
 def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
     """Score files that Waymark did not write; raise BadInput if they do not fit."""
     config = resolved.config
-    start_if_imported(config.runtime.intra_op_threads)
+    start_if_imported(**vars(config.runtime))
     data = load_data(config)
-    start_tensorflow(config.runtime.intra_op_threads)
+    start_tensorflow(**vars(config.runtime))
     if from_meta:
         prefix = find_bundle(path)
         stems = [prefix.name, prefix.name.rpartition("-")[0]]

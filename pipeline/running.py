@@ -59,9 +59,9 @@ def run(
     """
     config = resolved.config
     with Stop() as stop:
-        start_if_imported(config.runtime.intra_op_threads)
+        start_if_imported(**vars(config.runtime))
         data = load_data(config)
-        start_if_imported(config.runtime.intra_op_threads)  # by the user's own classes
+        start_if_imported(**vars(config.runtime))  # by the user's own classes
         parameters = _initial_parameters(config, data)
         machine = None if began else prepared(config, data)
         tracking = Tracking(config.tracking.uri, create=True)
@@ -140,10 +140,10 @@ def _resume(
     resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN)
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
-    start_if_imported(config.runtime.intra_op_threads)
+    start_if_imported(**vars(config.runtime))
     data = load_data(config)
     refuse_other_data(record, data)
-    start_tensorflow(config.runtime.intra_op_threads)
+    start_tensorflow(**vars(config.runtime))
     found, damage = store.newest_whole()
     for line in damage:
         print(f"waymark: {line}", file=sys.stderr)
@@ -201,7 +201,7 @@ def _original(tracking: Tracking, record: RunRecord) -> Evidence | None:
 def _initial_parameters(config: Config, data: Dataset) -> State | None:
     if config.init_from is None:
         return None
-    start_tensorflow(config.runtime.intra_op_threads)
+    start_tensorflow(**vars(config.runtime))
     shapes = parameter_shapes(config, data.spec)
     parameters = read_parameters(Path(config.init_from).expanduser(), shapes, "init_from")
     log_parameters(parameters)

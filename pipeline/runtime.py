@@ -34,40 +34,46 @@ class NeedsNewProcess(BadInput):
     """Say why TensorFlow, as this process has it, would not compute what it should."""
 
 
-def start_tensorflow(intra_op_threads: int) -> Any:
-    """Import TensorFlow and fix its intra-op threads; return the module.
+def start_tensorflow(intra_op_threads: int, deterministic: bool = False) -> Any:
+    """Import TensorFlow and fix its intra-op threads and op determinism; return the module.
 
-    The bits of a result depend on this number, and TensorFlow takes it once per process.
+    The bits of a result depend on both. TensorFlow takes the number once per process, and keeps
+    kernels as they were when they were first used.
     Raises NeedsNewProcess as `check_tensorflow` does.
     """
-    check_tensorflow(intra_op_threads)
+    check_tensorflow(intra_op_threads, deterministic)
     if "tensorflow" in sys.modules and _is_running():
         return sys.modules["tensorflow"]
     set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
     with quiet():
         tf = _imported()
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+        if deterministic:
+            tf.config.experimental.enable_op_determinism()
         tf.config.list_logical_devices()  # starts the devices, with the noise they make
     return tf
 
 
-def start_if_imported(intra_op_threads: int) -> None:
+def start_if_imported(intra_op_threads: int, deterministic: bool = False) -> None:
     """Start TensorFlow, if this process has it already, before anything else computes with it.
 
     Raises NeedsNewProcess as `check_tensorflow` does.
     """
-    check_tensorflow(intra_op_threads)
+    check_tensorflow(intra_op_threads, deterministic)
     if "tensorflow" in sys.modules:
-        start_tensorflow(intra_op_threads)
+        start_tensorflow(intra_op_threads, deterministic)
 
 
-def check_tensorflow(intra_op_threads: int) -> None:
+def check_tensorflow(intra_op_threads: int, deterministic: bool = False) -> None:
     """Raise NeedsNewProcess if this process has TensorFlow otherwise than a run needs it.
 
-    Other numbers of threads and other settings than TensorFlow's own give other bits.
+    Other numbers of threads and other settings than TensorFlow's own give other bits. Op
+    determinism is not turned on in a caller's process: it would stay on for the caller's work.
     """
     if _forked:
         raise NeedsNewProcess("TensorFlow does not outlive the fork that made this process.")
+    if deterministic and not process_state.command_line:
+        raise NeedsNewProcess("runtime.deterministic=true: op determinism is for a whole process.")
     if "tensorflow" not in sys.modules:
         return
     import tensorflow as tf
@@ -77,6 +83,7 @@ def check_tensorflow(intra_op_threads: int) -> None:
     changed = [name for name, is_changed in _settings(tf).items() if is_changed]
     if changed:
         raise NeedsNewProcess(f"TensorFlow in this process has {changed[0]}.")
+    _check_determinism(deterministic)
     threads = tf.config.threading.get_intra_op_parallelism_threads()
     if not threads:  # never set
         threads = _default_threads() if _is_running() else intra_op_threads
@@ -87,13 +94,24 @@ def check_tensorflow(intra_op_threads: int) -> None:
         )
 
 
+def _check_determinism(deterministic: bool) -> None:
+    """Raise NeedsNewProcess if op determinism is on or off, and must not be, or was too long."""
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    asked = os.environ.get("TF_DETERMINISTIC_OPS", "").lower() in ("1", "true")  # TensorFlow itself
+    needed, enabled = deterministic or asked, is_op_determinism_enabled()
+    if needed != enabled and (enabled or _is_running()):
+        raise NeedsNewProcess(
+            f"runtime.deterministic={str(deterministic).lower()}: TensorFlow in this process has "
+            f"op determinism {'enabled' if enabled else 'disabled'}."
+        )
+
+
 def _settings(tf: Any) -> dict[str, bool]:
     """Return for each setting that changes bits, and can be changed late, whether it was."""
     from tensorflow.python.framework import ops
-    from tensorflow.python.framework.config import is_op_determinism_enabled
 
     return {
-        "op determinism enabled": is_op_determinism_enabled(),
         "run_functions_eagerly set": tf.config.functions_run_eagerly(),
         "NumPy's types enabled": ops.is_auto_dtype_conversion_enabled(),
         "control flow of version 1": not tf.compat.v1.control_flow_v2_enabled(),

@@ -90,7 +90,7 @@ def trial(cfg: Any) -> float:
     try:
         resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
         Stop.noted = None
-        apart = THREADS in json.loads(os.environ[VARIED_KEYS])
+        apart = any(key.startswith("runtime.") for key in json.loads(os.environ[VARIED_KEYS]))
         value = (_in_a_new_process if apart else _done)(resolved, _name(task))
         if Stop.noted is not None:  # it came too late to stop this one
             raise Stopped(Stop.noted)
@@ -130,7 +130,7 @@ def _end_with_parent() -> None:
 
 
 def _in_a_new_process(resolved: Resolved, name: str) -> float:
-    """Do a trial in a process of its own: TensorFlow's threads are set once in each."""
+    """Do a trial in a process of its own: TensorFlow's settings are fixed in each."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_done, resolved, name).result()

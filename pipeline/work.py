@@ -253,7 +253,7 @@ class Work:
 
     def _work(self) -> Result:
         config, tracked = self.config, self.tracked
-        start_tensorflow(config.runtime.intra_op_threads)
+        start_tensorflow(**vars(config.runtime))
         tracked.wait(GREETING)  # a server has had the time of TensorFlow's start as well
         print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()

@@ -670,6 +670,7 @@ def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
     assert (config.seed, config.precision, config.runtime.intra_op_threads) == (
         3, "mixed_bfloat16", 2,
     )  # fmt: skip
+    assert config.runtime.deterministic is False  # as it was before there was a choice
     assert (config.run_name, config.tags) == ("first", {"who": "me", "n": "1.5"})
 
 

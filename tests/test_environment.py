@@ -18,7 +18,7 @@ import pipeline
 from pipeline import environment as module
 from pipeline import own_code
 from pipeline.config import FORMAT
-from pipeline.environment import changes, environment, git_commit
+from pipeline.environment import changes, differences, environment, git_commit, numerical
 from pipeline.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
 from pipeline.runtime import start_tensorflow
 
@@ -149,6 +149,74 @@ def test_a_package_that_is_installed_meanwhile_is_there(
             (folder / "METADATA").write_text(f"Name: later\nVersion: {text}\n")
         seen.append(environment(1)["packages"].get("later"))
     assert seen == [None, "1", "2", None]
+
+
+# GPUs
+
+
+GPU = {
+    "name": "Card", "compute_capability": "8.0", "driver": "535.104.05", "cuda": "12.5.1",
+    "cudnn": "9",
+}  # fmt: skip
+DRIVERS = [
+    ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 2023\nGCC 12.2.0 x\n"),
+    ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  535.104.05  Release Build\n"),
+]
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let TensorFlow seem to have a GPU; return its details, which a test may change."""
+    details = {"device_name": "Card", "compute_capability": (8, 0)}
+    build = {"is_cuda_build": True, "cuda_version": "12.5.1", "cudnn_version": "9"}
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [SimpleNamespace()])
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
+    monkeypatch.setattr(module, "_cpu", dict)  # which reads files, too
+    module._driver.cache_clear()
+    yield details
+    module._driver.cache_clear()
+
+
+@pytest.mark.parametrize("text", DRIVERS)
+def test_what_is_recorded_of_a_gpu(text: str, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: text)
+    assert environment(1)["gpus"] == [GPU]
+
+
+def test_what_nothing_tells_of_a_gpu_is_null(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    card.clear()
+    monkeypatch.setattr(module, "_output", lambda *command: "535.104.05\n535.104.05\n")
+    monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError()))
+    unknown = {"name": None, "compute_capability": None}
+    assert environment(1)["gpus"] == [{**GPU, **unknown}]
+    module._driver.cache_clear()
+    monkeypatch.setattr(module, "_output", lambda *command: None)
+    assert environment(1)["gpus"] == [{**GPU, **unknown, "driver": None}]
+
+
+OLD = "/physical_device:GPU:0"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "found"),
+    [
+        ([GPU], [GPU], []),
+        ([GPU], [{**GPU, "driver": "550.1"}], [("gpus.0.driver", "535.104.05", "550.1")]),
+        ([GPU, GPU], [GPU, {**GPU, "cudnn": "8"}], [("gpus.1.cudnn", "9", "8")]),
+        ([GPU], [{**GPU, "driver": None}], []),
+        ([dict.fromkeys(GPU)], [GPU], []),
+        ([OLD], [GPU], []),  # as it was recorded before
+        ([OLD, OLD], [GPU], [("gpus", f"{OLD}, {OLD}", "Card")]),
+        ([], [GPU], [("gpus", "none", "Card")]),
+        ([{**GPU, "name": None}], [], [("gpus", "unknown", "none")]),
+        ([5], [GPU], []),
+        ("damaged", [GPU], []),
+    ],
+)
+def test_gpus_are_compared(old: Any, new: Any, found: Any) -> None:
+    assert differences({"gpus": old}, {"gpus": new}) == found
+    assert numerical(found) == found
 
 
 # The commit and its changes

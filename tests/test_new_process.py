@@ -21,6 +21,7 @@ from pipeline import (
     evaluate,
     library,
     new_process,
+    process_state,
     rerun,
     resume,
     run,
@@ -88,18 +89,45 @@ def test_settings_that_change_bits(name: str, request: pytest.FixtureRequest) ->
         check_tensorflow(2)
 
 
-def test_a_graph_a_fork_and_op_determinism(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_and_a_fork(monkeypatch: pytest.MonkeyPatch) -> None:
     with tf.Graph().as_default(), pytest.raises(NeedsNewProcess, match="eagerly"):
         check_tensorflow(2)
-    from tensorflow.python.framework import config
-
-    with monkeypatch.context() as patch:
-        patch.setattr(config, "is_op_determinism_enabled", lambda: True)
-        with pytest.raises(NeedsNewProcess, match="op determinism"):
-            check_tensorflow(2)
     monkeypatch.setattr(runtime, "_forked", True)
     with pytest.raises(NeedsNewProcess, match="fork"):
         check_tensorflow(2)
+
+
+@pytest.mark.parametrize(
+    ("needed", "enabled", "running", "asked", "fits"),
+    [
+        (False, False, True, "", True),
+        (False, True, False, "0", False),  # a user's own setting stays as it is
+        (False, True, True, "1", True),
+        (True, False, False, "", True),  # it can still be turned on
+        (True, False, True, "", False),
+        (True, True, True, "", True),
+        (False, False, True, "true", False),  # the variable came too late
+    ],
+)
+def test_op_determinism(
+    needed: bool,
+    enabled: bool,
+    running: bool,
+    asked: str,
+    fits: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from tensorflow.python.framework import config
+
+    monkeypatch.setattr(process_state, "command_line", True)
+    monkeypatch.setattr(config, "is_op_determinism_enabled", lambda: enabled)
+    monkeypatch.setattr(runtime, "_is_running", lambda: running)
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", asked)
+    with nullcontext() if fits else pytest.raises(NeedsNewProcess, match="op determinism"):
+        check_tensorflow(2, needed)
+    monkeypatch.setattr(process_state, "command_line", False)  # a caller's, who has other work
+    with nullcontext() if fits and not needed else pytest.raises(NeedsNewProcess):
+        check_tensorflow(2, needed)
 
 
 # The functions

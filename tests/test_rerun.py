@@ -539,6 +539,23 @@ def test_a_variable_that_steers_tensorflow(
     assert verdict.differences == [setting]
 
 
+def test_op_determinism_is_as_it_was_recorded(
+    copy: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Let a record say that it was on, in a process in which it is not."""
+    path = artifacts(copy["cnn"]) / "config.yaml"
+    text = path.read_text()
+    assert "  deterministic: false\n" in text
+    path.write_text(text.replace("deterministic: false", "deterministic: true"))
+    verdict = library.rerun(copy["cnn"])
+    assert verdict.differences == [("tensorflow.deterministic_ops", False, True)]
+    new = yaml.safe_load((artifacts(verdict.run_id) / "config.yaml").read_text())
+    assert new["runtime"] == {"intra_op_threads": 2, "deterministic": True}
+    assert "op determinism" not in "".join(capfd.readouterr())
+    with pytest.raises(BadInput, match=r"^runtime\.deterministic: "):
+        library.rerun(copy["cnn"], "runtime.deterministic=false")
+
+
 OWN = """
 from pipeline.models.softmax import Softmax
 

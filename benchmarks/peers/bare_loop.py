@@ -18,7 +18,7 @@ def advance(machine: Machine, steps: int, chunk: int) -> np.ndarray:
 def main(task: Job) -> None:
     config = library.configure(f"model={task.model}", *data_overrides())
     data = load_data(config)
-    start_tensorflow(config.runtime.intra_op_threads)
+    start_tensorflow(**vars(config.runtime))
     machine = Machine(config, data)
     machine.advance(1)
     mark("loop")
