@@ -386,9 +386,9 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         body = dict(yaml.safe_load(text))
         for key, value in LATER.items():
             *parents, last = key.split(".")
-            place = body
+            place: Any = body
             for parent in parents:
-                place = place[parent]
+                place = place.get(parent) if isinstance(place, dict) else None
             if isinstance(place, dict):
                 place.setdefault(last, deepcopy(value))
         version = body.pop("format")
