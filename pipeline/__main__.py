@@ -266,14 +266,14 @@ def compare(
 def runs(overrides: tuple[str, ...], limit: int) -> int:
     """List the runs that were started last, and whether they can be resumed."""
     from pipeline.listing import recent
-    from pipeline.table import duration, rendered
+    from pipeline.table import age, rendered
 
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
     for run in recent(_store_uri(overrides), limit):
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
-        age, again = duration(run.age), "resume" if run.resumable else ""
-        rows.append([run.id[:8], run.name, run.model, run.status, run.steps, accuracy, age, again])
+        facts = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy]
+        rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
     print(rendered(columns, rows, _width()) if rows else "there are no runs here yet")
     return 0
 

@@ -17,7 +17,7 @@ class Listed:
     status: str
     steps: str  # reached and asked for
     accuracy: float | None
-    age: float  # seconds since it began
+    age: float  # seconds since it began; negative by a clock that was ahead
     resumable: bool
 
 

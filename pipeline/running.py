@@ -165,7 +165,7 @@ def _resume(
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
     machine = None if began else prepared(config, data)
-    tracked = tracking.reopen(record, config)
+    tracked = tracking.reopen(record, config, reached)
     replace_file(record.folder / "config.yaml", resolved.record())
     pruned = {PRUNED: ""} if PRUNED in record.tags else {}
     tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", **pruned})

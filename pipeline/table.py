@@ -45,6 +45,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def age(seconds: float) -> str:
+    """Return how long ago something was, by a clock that another one may be ahead of."""
+    return duration(seconds) if seconds >= 0 else "in the future"
+
+
 def number(value: float) -> str:
     """Return a measured value in four significant digits; an int whole."""
     return str(value) if isinstance(value, int) else f"{value:#.{DIGITS}g}".rstrip(".")

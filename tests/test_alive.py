@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -73,7 +74,6 @@ def test_a_process_lives_until_it_ends(
         for heartbeat in (now, 0.0, now + HOUR, math.nan):  # no clock is asked
             assert is_alive(process, heartbeat)
     assert not is_alive({**child, "started": child["started"] + 1}, now)  # its pid was given away
-    assert not is_alive({**child, "boot": own["boot"][:-1]}, now)
     sleeper.kill()
     end = time.monotonic() + BOUND
     while psutil.Process(sleeper.pid).status() != psutil.STATUS_ZOMBIE:
@@ -103,20 +103,26 @@ def test_a_programs_name_may_hold_anything(tmp_path: Path, name: str) -> None:
         (alive.BOUND + 0.001, False),
         (10 * HOUR, False),
         (NOW, False),  # none at all
-        (-1, True),  # from the future
-        (-1e12, True),
-        (-math.inf, True),
+        (-alive.HEARTBEAT + 0.001, True),  # by a clock that is a little ahead
+        (-alive.HEARTBEAT - 0.001, False),  # from the future: no sign of life
+        (-1e12, False),
+        (-math.inf, False),
         (math.inf, False),
         (math.nan, False),
     ],
 )
-def test_of_another_host_only_the_age_of_its_heartbeat_counts(
+def test_elsewhere_only_the_age_of_its_heartbeat_counts(
     monkeypatch: pytest.MonkeyPatch, age: float, expected: bool
 ) -> None:
     monkeypatch.setattr(alive.time, "time", lambda: NOW)
     own = this_process()
     for other in ("elsewhere", None, 5, [own["host"]]):
         assert is_alive({**own, "host": other}, NOW - age) is expected
+    # A container may have this host's name, and its processes this one's numbers.
+    for key in ("boot", "pids"):
+        for other in ("other", 5, [own[key]], {"a": 1}):
+            assert is_alive({**own, key: other}, NOW - age) is expected
+    assert is_alive({**own, "boot": None}, NOW - age) is expected
     gone = {**own, "host": "elsewhere", "pid": None, "started": None, "boot": ""}
     assert is_alive(gone, NOW - age) is expected
     assert is_alive({}, NOW - age) is expected
@@ -142,12 +148,20 @@ def test_what_is_no_pid_is_no_living_process(system: str, name: str) -> None:
     assert is_alive(without, time.time()) is False
 
 
-@pytest.mark.parametrize("key", ["boot", "started"])
 @pytest.mark.parametrize("value", [None, "", "x", -1, math.nan, [], {}])
-def test_what_names_another_process_is_not_this_one(key: str, value: Any) -> None:
+def test_what_names_another_process_is_not_this_one(value: Any) -> None:
     own = this_process()
-    assert is_alive({**own, key: value}, time.time()) is False
-    assert is_alive({k: v for k, v in own.items() if k != key}, time.time()) is False
+    assert is_alive({**own, "started": value}, time.time()) is False
+    assert is_alive({k: v for k, v in own.items() if k != "started"}, time.time()) is False
+
+
+def test_a_record_that_tells_of_no_pid_namespace_is_as_certain_as_it_was(
+    sleeper: "subprocess.Popen[bytes]",
+) -> None:
+    own = {key: value for key, value in this_process().items() if key != "pids"}
+    child = {**own, "pid": sleeper.pid, "started": started(sleeper.pid, "/proc")}
+    assert is_alive(child, 0.0)
+    assert not is_alive({**child, "started": 1.0}, time.time())
 
 
 # Dead runs in a store.
@@ -402,6 +416,50 @@ def test_a_run_that_another_process_has_is_left_to_it(
         assert seen(run_id)["status"] == "FINISHED"
 
 
+@pytest.mark.parametrize("key", ["boot", "pids", "host"])
+def test_the_lock_is_asked_first(graves: Graves, here: Path, key: str) -> None:
+    """Whatever the tag says of boot and container: who holds the lock lives, and nobody else."""
+    run_id = graves.ids["training"]
+    process = json.loads(mlflow().get_run(run_id).data.tags["waymark.process"])
+    mlflow().set_tag(run_id, "waymark.process", json.dumps({**process, key: "other"}))
+    for beat in (0, int(time.time()) + 9 * HOUR, int(time.time())):
+        mlflow().set_tag(run_id, "waymark.heartbeat", str(beat))
+        with FileLock(home(run_id) / "lock", timeout=0):
+            facts = seen(run_id)
+            Tracking(None)
+            assert seen(run_id) == facts
+            assert facts["status"] == "RUNNING"
+    Tracking(None)  # its heartbeat is a fresh one
+    assert seen(run_id)["status"] == "KILLED"
+    assert losses(seen(run_id))[-1][0] >= 23
+
+
+def test_no_clock_that_is_ahead_makes_an_end_in_the_future(graves: Graves, here: Path) -> None:
+    run_id, ahead = graves.ids["silent"], int(time.time()) + 9 * HOUR
+    mlflow().set_tag(run_id, "waymark.heartbeat", str(ahead))
+    os.utime(home(run_id) / "outbox.jsonl", (ahead, ahead))
+    Tracking(None)
+    facts = seen(run_id)
+    assert (facts["status"], facts["times"][1] <= time.time() * 1000) == ("KILLED", True)
+
+
+def test_a_run_that_began_in_the_future_is_not_the_latest(place: Path, main: Main) -> None:
+    client, ids = mlflow(), {}
+    for name, start in {"past": -HOUR, "ahead": alive.BOUND - 60, "future": 10**9}.items():
+        made = client.create_run("0", int((time.time() + start) * 1000), {"waymark.version": "1"})
+        client.set_terminated(made.info.run_id)
+        ids[name] = made.info.run_id
+    tracking = Tracking(None)
+    assert tracking.find("latest").id == ids["ahead"]
+    lines = {line.split()[0]: line for line in main("runs").stdout.splitlines()[1:]}
+    told = {name: "in the future" in lines[ids[name][:8]] for name in ids}
+    assert told == {"past": False, "ahead": True, "future": True}
+    assert not [line for line in lines.values() if re.search(r"-\d+\.\d s", line)]
+    for name in ("past", "ahead"):
+        client.delete_run(ids[name])
+    assert tracking.find("latest").id == ids["future"]
+
+
 def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: Path) -> None:
     config = composed([*SHORT, f"data.path={small}"]).config
     trackings = [Tracking(None) for _ in range(4)]
@@ -444,12 +502,16 @@ def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> No
         "living, without a heartbeat": (living, None, alone, alone),
         "this one": (this_process(), old, alone, alone),
         "elsewhere": (other, fresh, alone, alone),
-        "elsewhere, ahead": (other, str(int(now) + 9 * HOUR), alone, alone),
+        "elsewhere, a little ahead": (other, str(int(now) + 20), alone, alone),
+        "elsewhere, ahead": (other, str(int(now) + 9 * HOUR), alone, dead),
+        "another container": ({**gone, "pids": "pid:[1]"}, fresh, alone, alone),
+        "another container, silent": ({**living, "pids": "pid:[1]"}, old, alone, dead),
         "elsewhere, silent for long": (other, old, alone, dead),
         "elsewhere, without a heartbeat": (other, None, alone, dead),
         "gone": (gone, fresh, alone, dead),
         "gone, ahead": (gone, str(int(now) + 9 * HOUR), alone, dead),
-        "gone before a restart": ({**living, "boot": "1"}, fresh, alone, dead),
+        "another boot": ({**gone, "boot": "1"}, fresh, alone, alone),
+        "gone before a restart": ({**living, "boot": "1"}, old, alone, dead),
         "gone, heartbeat nan": (gone, "nan", alone, dead),
         "gone, heartbeat inf": (gone, "inf", alone, dead),
         "gone, heartbeat unreadable": (gone, "x", alone, dead),

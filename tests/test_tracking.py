@@ -733,6 +733,7 @@ def test_the_mirror_removes_only_what_waymark_can_have_written(tmp_path: Path) -
     delivery._there, delivery._opened = None, 0
     delivery.info = SimpleNamespace(folder=tmp_path)
     delivery._tracking = SimpleNamespace(artifacts=lambda info: repository)
+    delivery.owner, delivery._look = None, lambda: None
     delivery._mirror({})
     assert sorted(deleted) == sorted(f"checkpoints/{name}" for name in gone)
     assert deleted[0] == "checkpoints/weights-20.json"

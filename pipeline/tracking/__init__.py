@@ -27,10 +27,11 @@ from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
 from pipeline.process_state import same_environment, set_level, set_variable
-from pipeline.tracking import history, local_store, outbox
-from pipeline.tracking.alive import is_alive, this_process
+from pipeline.tracking import history, lives, local_store, outbox
+from pipeline.tracking.alive import BOUND, is_alive, this_process
 from pipeline.tracking.history import History
 from pipeline.tracking.limits import KEY, TAG, Deleted, exact, fitted, is_refusal, params
+from pipeline.tracking.lives import FROM, LIFE, PROCESS, Life
 from pipeline.tracking.outbox import Birth
 from pipeline.tracking.recovery import bury
 from pipeline.tracking.tracked import (
@@ -38,12 +39,13 @@ from pipeline.tracking.tracked import (
     COMMAND,
     KIND,
     LOCAL,
-    PROCESS,
     REASON,
     RESUME,
     Facts,
     RunRecord,
     TrackedRun,
+    begun,
+    is_held,
     last_sign,
     reason_of,
     sweep,
@@ -54,6 +56,7 @@ __all__ = ["REASON", "RESUME", "Facts", "RunRecord", "TrackedRun", "Tracking", "
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
+ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
 NEWEST_FIRST = ["attributes.start_time DESC"]
 PLACES = {"experiments": "artifact_location", "runs": "artifact_uri"}
 
@@ -200,6 +203,7 @@ class Tracking:
         """
         config = resolved.config
         shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
+        life = begun(Life(), 0)
         birth = Birth(
             id=uuid.uuid4().hex,
             address=self.place,
@@ -211,7 +215,7 @@ class Tracking:
                 "mlflow.source.name": "waymark",
                 **{key: str(value) for key, value in resolved.values["tags"].items()},
                 **tags,
-                PROCESS: this_process_text(),
+                **life.tags(),
                 BEAT: str(int(time.time())),
             },
             params=resolved.params(),
@@ -230,7 +234,7 @@ class Tracking:
             except Exception as error:
                 raise BadInput(f"{self._named}: takes no new run ({reason_of(error)}).") from None
             birth = replace(birth, id=record.id, name=record.name)
-        return TrackedRun(self, record, birth, config.tracking)
+        return TrackedRun(self, record, birth, config.tracking, life)
 
     def parent(
         self, experiment: str, name: str, tags: Mapping[str, str], key: str
@@ -273,28 +277,50 @@ class Tracking:
         own = {key: fitted(text, TAG) for key, text in own.items()}
         return self.client.create_run(self._experiment(experiment), tags=own, run_name=name[:KEY])
 
-    def reopen(self, record: RunRecord, config: Any) -> TrackedRun:
-        """Go on with a run: replay its outbox, and skip from now on what is recorded.
+    def reopen(self, record: RunRecord, config: Any, from_step: int = 0) -> TrackedRun:
+        """Go on with a run from a step: replay its outbox, skip from now on what is recorded.
 
         Raises BadInput if another process has the run.
         """
         process, beat = _life(record)
-        if record.status == "RUNNING" and process != this_process() and is_alive(process, beat):
+        if record.status == "RUNNING" and not _is_own(process) and self._is_alive(record):
             raise BadInput(
                 f"run {record.id}: a process on {process.get('host')} is training it; "
                 f"its last sign of life is {max(0, time.time() - beat):.0f} s old."
             )
-        birth = None if outbox.read(record.outbox).birth else self._birth(record)
+        content = outbox.read(record.outbox)
+        before = lives.owner(record.tags, record.status == "FINISHED")
+        if content.lives and (record.offline or not record.known or content.is_of(before)):
+            before = content.lives[-1]  # of which the store may not have heard yet
+        birth = None if content.birth else self._birth(record)
         earlier = None
         with suppress(OSError):  # there is none before the first words of a run
             earlier = history.load((record.folder / history.NAME).read_bytes())
-        return TrackedRun(self, record, birth, config.tracking, earlier or History({}))
+        life = begun(before, from_step)
+        return TrackedRun(
+            self, record, birth, config.tracking, life, before, earlier or History({})
+        )
+
+    def _is_alive(self, record: RunRecord) -> bool:
+        """Tell whether the process that owns a run may still run.
+
+        Its lock is certain where it lies here: in the folder of a local store, or of the outbox
+        that its owner writes.
+        """
+        process, beat = _life(record)
+        held = is_held(record) if record.outbox.exists() else None
+        if held and not record.remote:
+            return True
+        if held is not None and outbox.read(record.outbox).is_of(lives.owner(record.tags)):
+            return held
+        return _is_own(process) or is_alive(process, beat)
 
     def _birth(self, record: RunRecord) -> Birth:
         """Return what a run was created with, whose outbox lies on another machine."""
         experiment = self.client.get_experiment(record.experiment_id).name
         params, start = self.client.get_run(record.id).data.params, int(record.start_time * 1000)
-        own = {key: text for key, text in record.tags.items() if key != LOCAL}
+        others = (LOCAL, PROCESS, LIFE, FROM)
+        own = {key: text for key, text in record.tags.items() if key not in others}
         return Birth(
             id=record.local,
             address=self.place,
@@ -322,11 +348,13 @@ class Tracking:
                     raise
         assert birth
         if lookup:
-            for made in self._search(f"tags.`{LOCAL}` = '{birth.id}'"):
+            # The deleted ones too: such a run is not to be made again.
+            for made in self._search(f"tags.`{LOCAL}` = '{birth.id}'", view=ALL):
                 return self.client.get_run(made.info.run_id)
         tags = birth.tags | ({LOCAL: birth.id} if self.server or lookup else {})
         if lookup:  # the process that began it may be gone: it comes with the rest, and an end
-            tags = {key: text for key, text in tags.items() if key not in (PROCESS, BEAT)}
+            others = (PROCESS, LIFE, FROM, BEAT)
+            tags = {key: text for key, text in tags.items() if key not in others}
         experiment = self._experiment(birth.experiment)
         try:
             return self.client.create_run(experiment, birth.start, tags, birth.name)
@@ -334,7 +362,8 @@ class Tracking:
             if not is_refusal(error):
                 raise
         # One of the tags it may be: with its own it is found, the others follow one by one.
-        own = {key: text for key, text in tags.items() if key in (LOCAL, PROCESS, BEAT)}
+        first = (LOCAL, PROCESS, LIFE, FROM, BEAT)
+        own = {key: text for key, text in tags.items() if key in first}
         return self.client.create_run(experiment, birth.start, own, birth.name)
 
     def artifacts(self, record: RunRecord) -> Any:
@@ -455,7 +484,9 @@ class Tracking:
             trouble = ""
         here = [record for record in self._spooled() if trouble or not record.known]
         if text == "latest":
-            found = sorted([*found, *here], key=lambda record: record.start_time)[-1:]
+            past = _present() / 1000
+            order = sorted([*found, *here], key=lambda r: (r.start_time <= past, r.start_time))
+            found = order[-1:]
         elif not found and len(text) >= 4:
             found = [
                 record
@@ -467,16 +498,22 @@ class Tracking:
         if len(found) > 1:
             ids = ", ".join(record.id[:12] for record in found[:5])
             raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
-        told = outbox.read(found[0].outbox).status if self.undelivered(found[0]) else None
+        content = outbox.read(found[0].outbox) if self.undelivered(found[0]) else None
+        owner = lives.owner(found[0].tags, found[0].status == "FINISHED")
+        told = content.status if content and content.may_write(owner) else None
         # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
         return replace(found[0], status=told[0]) if told else found[0]
 
     def _matching(self, text: str) -> list[Any]:
         if text == "latest":
-            runs = self._search("tags.`waymark.version` != ''", NEWEST_FIRST)
-            own = (run for run in runs if run.data.tags.get(KIND) != "sweep")
-            return list(islice(own, 1))
-        found: list[Any] = []
+            found: list[Any] = []
+            for when in (f"<= {_present()}", f"> {_present()}"):  # the latter by a wrong clock
+                query = f"tags.`waymark.version` != '' AND attributes.start_time {when}"
+                runs = self._search(query, NEWEST_FIRST)
+                own = (run for run in runs if run.data.tags.get(KIND) != "sweep")
+                found = found or list(islice(own, 1))
+            return found
+        found = []
         if len(text) >= 4 and text.isalnum():
             found = list(islice(self._search(f"attributes.run_id LIKE '{text}%'"), 50))
             found = found or list(islice(self._search(f"tags.`{LOCAL}` LIKE '{text}%'"), 50))
@@ -495,6 +532,7 @@ class Tracking:
         order: list[str] | None = None,
         experiment: str | None = None,
         page: int = 50,
+        view: int = ACTIVE,
     ) -> Iterator[Any]:
         """Yield the runs that fit a filter of MLflow's, of one experiment or of all.
 
@@ -503,7 +541,7 @@ class Tracking:
         """
         if experiment is None:
             ask = self.client.search_experiments
-            ids = [e.experiment_id for e in _pages(lambda token: ask(page_token=token))]
+            ids = [e.experiment_id for e in _pages(lambda token: ask(view, page_token=token))]
         else:
             known = self.client.get_experiment_by_name(experiment)
             if known is None or known.lifecycle_stage != "active":
@@ -512,7 +550,7 @@ class Tracking:
         if ids:  # else MLflow looks into its default experiment
             yield from _pages(
                 lambda token: self.client.search_runs(
-                    ids, query, max_results=page, order_by=order, page_token=token
+                    ids, query, view, max_results=page, order_by=order, page_token=token
                 )
             )
 
@@ -578,14 +616,13 @@ class Tracking:
         query = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
         for run in list(self._search(query)):  # all of them first: pages count what still fits
             record = self.record(run)
-            process, beat = _life(record)
-            if process == this_process() or is_alive(process, beat):
+            if self._is_alive(record):
                 continue
             with suppress(Exception):  # a process holds it after all, or the next command can
                 if self.database:
                     with self.sql(0.1) as database:  # for which MLflow would wait long
                         database.execute("BEGIN IMMEDIATE")
-                bury(self, record, last_sign(record, beat))
+                bury(self, record, last_sign(record, _life(record)[1]))
 
     def system_metrics(self, run_id: str) -> Any:
         """Start MLflow's monitor of CPU and memory for a run."""
@@ -756,15 +793,22 @@ def _newest(names: list[str]) -> int:
 
 def _life(record: RunRecord) -> tuple[dict[str, Any], float]:
     """Return the process that trains a run, and its last sign of life, as far as they are told."""
-    try:
-        process = dict(json.loads(record.tags.get(PROCESS, "")))
-    except (ValueError, TypeError, RecursionError):
-        process = {}
+    process = dict(lives.owner(record.tags).process)
     try:
         beat = float(record.tags.get(BEAT, ""))
     except ValueError:
         beat = 0.0
     return process, beat if math.isfinite(beat) else 0.0
+
+
+def _present() -> int:
+    """Return the latest time (ms) that a right clock may show now, on whatever machine."""
+    return int((time.time() + BOUND) * 1000)
+
+
+def _is_own(process: Mapping[str, Any]) -> bool:
+    """Tell whether a record names this very process."""
+    return {key: process.get(key) for key in this_process()} == this_process()
 
 
 def _user() -> str:

@@ -8,25 +8,29 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT = 30  # seconds between two signs of life of a run
-BOUND = 300  # seconds without one after which a run on another host counts as dead
+BOUND = 300  # seconds without one after which a run of another host or container counts as dead
 
 
 def this_process() -> dict[str, Any]:
     """Return what names this process among all that ever were."""
     pid = os.getpid()
-    return {"host": platform.node(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+    place = {"host": platform.node(), "boot": _boot(), "pids": _pids()}
+    return {**place, "pid": pid, "started": _started(pid)}
 
 
 def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
     """Tell whether a process may still run; `heartbeat` is its last one, seconds since the epoch.
 
-    On this host the answer is certain and no clock is asked. Of another host only the age of the
-    heartbeat is known: one from the future, by a clock that is ahead, is a fresh one.
+    Where this process sees that one's number the answer is certain and no clock is asked: on the
+    same host since the same boot, in the same PID namespace (older records tell of none). Of
+    another host or container only the age of the heartbeat is known; one further in the future
+    than the next one may be is no sign of life.
     """
-    if process.get("host") != platform.node():
-        return time.time() - heartbeat < BOUND
+    here = {"host": platform.node(), "boot": _boot(), "pids": process.get("pids") and _pids()}
+    if any(process.get(key) != value for key, value in here.items()):
+        return -HEARTBEAT <= time.time() - heartbeat < BOUND
     pid, started = process.get("pid"), process.get("started")
-    if type(pid) is not int or started is None or process.get("boot") != _boot():
+    if type(pid) is not int or started is None:
         return False
     return _started(pid) == started
 
@@ -39,6 +43,14 @@ def _boot() -> str:
         import psutil
 
         return str(int(psutil.boot_time()))
+
+
+def _pids() -> str | None:
+    """Return what names the set of processes in which this one's number means it."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        return None
 
 
 def _started(pid: int) -> float | None:

@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt
 
 from pipeline.config import settings
+from pipeline.tracking import lives
+from pipeline.tracking.lives import Life
 
 NAME = "outbox.jsonl"
 
@@ -54,9 +56,28 @@ class Content:
     points: list[Points] = field(default_factory=list)
     digests: dict[int, str] = field(default_factory=dict)  # of the states saved, by step
     tags: dict[str, str] = field(default_factory=dict)  # set since, the last value of each
-    process: dict[str, Any] | None = None  # that began last to train the run
+    lives: list[Life] = field(default_factory=list)  # of the processes that trained the run here
+    before: list[Life] = field(default_factory=list)  # the ones that they went on from
     status: tuple[str, int] | None = None  # at the end, and when (ms); None while it goes on
     delivered: bool = False
+
+    def begin(self, life: Life, before: Life | None) -> None:
+        """Begin another life of the run; the tags of one that another machine followed are old."""
+        if before and not self.is_of(before):
+            self.tags = {}
+        self.lives.append(life)
+        self.before += [before] if before else []
+        self.status = None
+
+    def is_of(self, owner: Life) -> bool:
+        """Tell whether a process that wrote here owns the run."""
+        return any(life.is_named_by(owner) for life in self.lives)
+
+    def may_write(self, owner: Life) -> bool:
+        """Tell whether nobody else has taken the run since the last life that began here."""
+        nobody = not (owner.number or owner.process)
+        taken = [old for old in self.before if old.finished or not owner.finished]
+        return nobody or self.is_of(owner) or any(old.is_named_by(owner) for old in taken)
 
 
 class Outbox:
@@ -155,4 +176,6 @@ def _put(content: Content, kind: str, value: Any) -> None:
         status, at = value
         content.status = str(status), int(at)
     elif kind == "begun":
-        content.process, content.status = dict(value), None
+        after = value.get("after")
+        life = lives.load({key: entry for key, entry in value.items() if key != "after"})
+        content.begin(life, lives.load(after) if after else None)

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import BadInput
-from pipeline.tracking import outbox
-from pipeline.tracking.alive import is_alive
+from pipeline.tracking import lives, outbox
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
 from pipeline.tracking.limits import Deleted
+from pipeline.tracking.lives import FROM, LIFE, PROCESS
 from pipeline.tracking.outbox import Birth, Content, Outbox
 from pipeline.tracking.tracked import (
+    BEAT,
     REASON,
     RESUME,
     Busy,
     Delivery,
     RunRecord,
     forget,
+    is_held,
     last_sign,
     locked,
     reason_of,
@@ -38,11 +40,16 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     What a local run had not delivered is delivered with it; with a server, where that may take
     long, resume and sync do it.
     """
-    here = record.outbox.exists()
+    content = outbox.read(record.outbox)
+    here = content.is_of(lives.owner(record.tags))
     if here and not record.remote:
         replay(tracking, record, ("KILLED", end))
-    elif not (here and outbox.read(record.outbox).status):
+    elif not (here and content.status):
         with locked(record) if here else nullcontext():
+            run = tracking.client.get_run(record.id)
+            same = all(run.data.tags.get(k) == record.tags.get(k) for k in (PROCESS, LIFE, BEAT))
+            if not same or run.info.status != "RUNNING":
+                return  # it lives after all, or another process has taken it
             for key, value in _dead(record).items():
                 tracking.client.set_tag(record.id, key, value)
             end = max(end, int(record.start_time * 1000))
@@ -57,7 +64,8 @@ def _dead(record: RunRecord) -> dict[str, str]:
 def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> str:
     """Deliver all that stands in the outbox of a run that no process trains.
 
-    Returns what the store will never take of it, in words. `default` is the status (and when,
+    Returns what the store will never take of it, or another process's run does not need, in
+    words. `default` is the status (and when,
     ms) of a run that did not live to record one. Raises Busy if a process has the run, Deleted
     if it was deleted, and what MLflow raises.
     """
@@ -74,10 +82,11 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
                     content.tags |= _dead(record)
                     box.append("tags", _dead(record))
                 box.append("status", content.status)
-            delivery.tags = {**(content.birth.tags if content.birth else {}), **content.tags}
+            born = content.birth.tags if content.birth else {}
+            lasting = {k: text for k, text in born.items() if k not in (PROCESS, LIFE, FROM)}
+            delivery.tags = {**lasting, **content.tags}
             delivery.deliver()
-            delivery.close(*content.status)
-            settled(box, delivery.info, content.status[0])
+            settled(box, delivery.info, delivery.close(*content.status))
             return refusals(delivery)
         finally:
             box.close()
@@ -139,7 +148,7 @@ def _deliver(
     status = content.status[0] if content.status else "RUNNING"
     record = tracking.offline(content.birth, ids, status, home)
     beat = last_sign(record, 0) / 1000
-    if status == "RUNNING" and content.process and is_alive(content.process, beat):
+    if status == "RUNNING" and is_held(record):
         return
     try:
         if content.delivered and not lost:

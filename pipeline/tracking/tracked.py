@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import BadInput, first_line, without_password
-from pipeline.tracking import outbox
+from pipeline.tracking import lives, outbox
 from pipeline.tracking.alive import HEARTBEAT, this_process
 from pipeline.tracking.history import History
 from pipeline.tracking.limits import (
@@ -27,6 +27,7 @@ from pipeline.tracking.limits import (
     params,
     requests,
 )
+from pipeline.tracking.lives import Life
 from pipeline.tracking.local_store import other_version
 from pipeline.tracking.outbox import Birth, Content, Outbox, Points
 
@@ -39,8 +40,9 @@ GONE = ".gone-"
 CHECKPOINT = re.compile(
     r"checkpoints/\w+-(0|[1-9][0-9]*)\.(json|npz|index|data-00000-of-00001)", re.ASCII
 )
+PATIENCE = 0.3  # seconds to wait for a run's lock: to ask for it is to hold it for a moment
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
-PROCESS, BEAT, LOCAL = "waymark.process", "waymark.heartbeat", "waymark.local_id"
+BEAT, LOCAL = "waymark.heartbeat", "waymark.local_id"
 RESUME, REASON = "waymark.resume", "waymark.reason"
 # Of a sweep's parent: what it is, and the command that carried it out last; of a trial: at which
 # step it was ended as hopeless.
@@ -102,6 +104,9 @@ class Delivery:
         self.info = record
         self._tracking, self._client = tracking, tracking.client
         self._birth, self._new, self._tried = content.birth, new, False
+        self._content = content  # whose lives tell whether the run is still this outbox's
+        self.owner: Life | None = None  # the one that has taken the run from this outbox
+        self.left_out = 0  # points, which are the owner's to make
         self._opened = time.time_ns()
         self.waiting = list(content.points)
         self.tags = dict(content.tags)
@@ -134,6 +139,13 @@ class Delivery:
     def _deliver(self) -> None:
         if not self.connected:
             self._connect()
+        elif self.waiting or self.tags or self.changed or self._beat_is_due():
+            run = self._look()
+            if any(step <= self._from_step for p in self.waiting for step in p.steps):
+                self._learn(run)  # a former owner may have added it meanwhile
+        if self.owner:
+            self._leave_to_owner(self.owner)
+            return
         # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
         # which are recorded before it is published. Another machine may go on from it.
         changed, self.changed = self.changed, False
@@ -150,11 +162,37 @@ class Delivery:
 
     def _check_there(self) -> None:
         """Raise Deleted if the run or its experiment was, and what MLflow raises."""
-        run = self._client.get_run(self.info.id)
-        experiment = self._client.get_experiment(run.info.experiment_id)
-        for what, thing in (("it", run.info), ("its experiment", experiment)):
-            if thing.lifecycle_stage != "active":
-                raise Deleted(f"{what} was deleted there, and can be restored")
+        run = self._look()
+        if self._client.get_experiment(run.info.experiment_id).lifecycle_stage != "active":
+            raise Deleted("its experiment was deleted there, and can be restored")
+
+    def _look(self) -> Any:
+        """Return MLflow's run, and note who owns it; raise Deleted, and what MLflow raises."""
+        return self._looked_at(self._client.get_run(self.info.id))
+
+    def _looked_at(self, run: Any) -> Any:
+        if run.info.lifecycle_stage != "active":
+            raise Deleted("it was deleted there, and can be restored")
+        owner = lives.owner(run.data.tags, run.info.status == "FINISHED")
+        self.owner = None if self._content.may_write(owner) else owner
+        return run
+
+    @property
+    def _from_step(self) -> int:
+        """Return the step from which the run's owner goes on: earlier points may be others'."""
+        life = self.owner or (self._content.lives[-1] if self._content.lives else Life())
+        return life.from_step
+
+    def _leave_to_owner(self, owner: Life) -> None:
+        """Add the points that are missing before the owner's first; leave out all else."""
+        with self.mutex:
+            every, self.waiting[:] = [*self.waiting], []
+            for p in every:
+                early = [pair for pair in _pairs(p) if pair[0] <= owner.from_step]
+                self.left_out += len(p.steps) - len(early)
+                self.waiting += _points(p, early)
+            self.tags, self.changed = {}, False
+        self._send_points()
 
     def _send(self, kind: str, items: Sequence[Any]) -> None:
         """Send metrics, params or tags; set aside those that the store will never take."""
@@ -181,45 +219,71 @@ class Delivery:
 
     def _send_words(self) -> None:
         """Send a sign of life, if it is time for one, and the tags that are waiting."""
-        if self.training and time.monotonic() - self._beat > HEARTBEAT:
-            # Should another host have taken this run for dead, this says it is not.
-            self._client.update_run(self.info.id, status="RUNNING")
-            self._set_tags({BEAT: str(int(time.time()))})
-            self._beat = time.monotonic()
+        self._live()
         if self.tags:
             sent = dict(self.tags)
             self._set_tags(sent)
             with self.mutex:
                 self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
 
+    def _live(self) -> None:
+        """Say that the run is being trained, if it is time for it."""
+        if self._beat_is_due():
+            # Should another host have taken this run for dead, this says it is not.
+            self._client.update_run(self.info.id, status="RUNNING")
+            self._set_tags({BEAT: str(int(time.time()))})
+            self._beat = time.monotonic()
+
+    def _beat_is_due(self) -> bool:
+        return self.training and time.monotonic() - self._beat > HEARTBEAT
+
     @property
     def complete(self) -> bool:
         return self.connected and not (self.waiting or self.tags or self.changed)
 
-    def close(self, status: str, end: int) -> None:
-        """Set the run's final status."""
+    def close(self, status: str, end: int) -> str:
+        """Set the run's final status, if it is still this outbox's; return the one it has."""
+        run = self._look()
+        if self.owner:
+            return str(run.info.status)
         end = max(end, int(self.info.start_time * 1000))  # the clock may have jumped back
         self._client.set_terminated(self.info.id, status, end)
+        return status
 
     def _connect(self) -> None:
-        """Find or create the run in MLflow; of one that was there, learn what it holds."""
+        """Find or create the run in MLflow, and own it; of one that was there, learn what it holds.
+
+        The run is taken before it is looked at: what others send afterwards they leave out.
+        """
         lookup, self._tried = not self._new or self._tried, True
         run = self._tracking.ensure(self._birth, self.info, lookup)
         if run.info.run_id != self.info.id:
             self.info = self._tracking.record(run)
             self.created(self.info)
-        if run.info.lifecycle_stage != "active":
-            self._check_there()
-        if self._birth:
-            self._describe(self._birth, run)
-        if not self._new:
+        self._looked_at(run)
+        if not self.owner:
+            if self.training:
+                self._beat = -math.inf if lookup else time.monotonic()
+            if self._own(run):
+                run = self._client.get_run(run.info.run_id)
+            if self._birth:
+                self._describe(self._birth, run)
+        if self.owner or not self._new:
             self._learn(run)
-        if self.training:
-            with self.mutex:
-                self.tags = {PROCESS: this_process_text(), **self.tags}
-            self._beat = -math.inf if lookup else time.monotonic()
         self.connected = True
         self.learned()
+
+    def _own(self, run: Any) -> bool:
+        """Make the last life that began here the run's owner; tell whether it was not."""
+        if not self._content.lives:
+            return False
+        life = self._content.lives[-1]
+        there = lives.owner(run.data.tags)
+        taken = not (there.process and life.is_named_by(there))
+        if taken:
+            self._set_tags(life.tags())
+        self._live()
+        return taken
 
     def _describe(self, birth: Birth, run: Any) -> None:
         """Record params, data set and tags that a run was made with, as far as it lacks them."""
@@ -243,8 +307,7 @@ class Delivery:
                     self._check_there()
                     self._set_aside("the data set", error)
         if not there.params:  # it was just made, maybe without a tag that was refused
-            own = (PROCESS, BEAT)  # of the process that made it, which may be gone
-            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k not in own}
+            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k != BEAT}
             with self.mutex:
                 self.tags = {**lost, **self.tags}
 
@@ -258,9 +321,7 @@ class Delivery:
             for key, known in have.items():
                 self._known(key, {**known, **self.points.get(key, {})})
             self.waiting[:] = [
-                Points(p.key, [s for s, _ in new], [v for _, v in new], p.time)
-                for p in self.waiting
-                if (new := _unknown(p, have.get(p.key, {})))
+                new for p in self.waiting for new in _points(p, _unknown(p, have.get(p.key, {})))
             ]
 
     def _send_points(self) -> None:
@@ -303,6 +364,10 @@ class Delivery:
                     if self._bring(repository, name, facts):
                         self._there[name] = facts
         gone = [name for name in self._there if name not in here and CHECKPOINT.fullmatch(name)]
+        if gone:
+            self._look()
+        if self.owner:
+            return
         for name in sorted(gone, key=lambda name: not name.endswith(".json")):
             repository.delete_artifacts(name)
             del self._there[name]
@@ -338,11 +403,14 @@ class TrackedRun:
         record: RunRecord,
         birth: Birth | None,
         settings: Any,
+        life: Life,
+        before: Life | None = None,
         earlier: History | None = None,
     ) -> None:
         """Hold a run; `birth` is what its outbox lacks. Raise Busy if it is not free.
 
-        `earlier` is what is known here of its life before, None if it has none.
+        `life` is this process's, `before` the one that it follows; `earlier` is what is known
+        here of the run's life before, None if it has none.
         """
         new = earlier is None
         self._tracking, self._settings = tracking, settings
@@ -358,7 +426,9 @@ class TrackedRun:
             self._outbox.append("run", asdict(birth))
             if record.known:
                 self._created(record)
-        self._outbox.append("begun", this_process())
+        after = {"after": before.dump()} if before else {}
+        self._outbox.append("begun", {**life.dump(), **after})
+        content.begin(life, before)
         self._delivery = Delivery(tracking, record, content, new)
         self._delivery.training = True
         self._delivery.created = self._created
@@ -370,6 +440,8 @@ class TrackedRun:
         if not (tracking.server or new):  # what it holds is known before the first step
             try:
                 self._delivery.deliver()
+                if self._delivery.owner:
+                    raise Busy(f"run {record.id}: another process has taken it meanwhile.")
             except Exception:
                 self._lock.release()
                 raise
@@ -505,24 +577,30 @@ class TrackedRun:
                 if not reaped:
                     self._tracking.reap()
                     reaped = True
-                if self._settings.system_metrics and self._monitor is None:
-                    self._monitor = self._tracking.system_metrics(self.info.id)
+                self._monitored()
                 self._error = None
                 if finish and delivery.complete:
-                    delivery.close(*finish)
-                    settled(self._outbox, self.info, finish[0])
+                    settled(self._outbox, self.info, delivery.close(*finish))
                     self._delivered = True
                     return
             except Exception as error:  # whatever it is, training goes on and the outbox keeps
                 self._error = error
                 self._patience.wait(0.5)
 
+    def _monitored(self) -> None:
+        """Let MLflow watch the machine as long as the run is this process's."""
+        if self._monitor and self._delivery.owner:
+            self._monitor.finish()
+            self._monitor = None
+        elif self._settings.system_metrics and not (self._monitor or self._delivery.owner):
+            self._monitor = self._tracking.system_metrics(self.info.id)
+
 
 def last_sign(record: RunRecord, beat: float) -> int:
-    """Return the latest time (ms) at which a run is known to have lived."""
+    """Return the latest time (ms) at which a run is known to have lived, by no clock ahead."""
     with contextlib.suppress(OSError):
         beat = max(beat, record.outbox.stat().st_mtime)
-    return int(beat * 1000)
+    return int(min(beat, time.time()) * 1000)
 
 
 def reason_of(error: BaseException) -> str:
@@ -543,7 +621,13 @@ def reason_of(error: BaseException) -> str:
 
 def refusals(delivery: Delivery) -> str:
     """Return what a store will never take of a run, in words; nothing if it takes all."""
-    return "; ".join(f"{what} ({why})" for what, why in sorted(delivery.refused.items()))
+    refused, owner, count = dict(delivery.refused), delivery.owner, delivery.left_out
+    if owner:
+        points = f"{count} point{'s' * (count != 1)} after step {owner.from_step}, " * bool(count)
+        went = "has finished it" if owner.finished else f"went on from step {owner.from_step}"
+        host = owner.process.get("host", "another host")
+        refused[f"{points}status, tags and files"] = f"a process on {host} {went}"
+    return "; ".join(f"{what} ({why})" for what, why in sorted(refused.items()))
 
 
 def settled(box: Outbox, record: RunRecord, status: str) -> None:
@@ -576,7 +660,7 @@ def locked(record: RunRecord) -> Iterator[None]:
         lock.release()
 
 
-def hold(record: RunRecord) -> Any:
+def hold(record: RunRecord, patience: float = PATIENCE) -> Any:
     """Hold a run until the lock that is returned is released; raise Busy as `locked` does.
 
     Raises BadInput if this user may not write to the run.
@@ -584,10 +668,10 @@ def hold(record: RunRecord) -> Any:
     from filelock import FileLock, Timeout
 
     home = record.folder.parent
-    lock = FileLock(home / "lock", timeout=0, thread_local=False)
+    lock = FileLock(home / "lock", thread_local=False)
     try:
         record.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        lock.acquire(patience, poll_interval=0.02)
         if record.outbox.exists():
             record.outbox.open("ab").close()
     except Timeout:
@@ -599,14 +683,39 @@ def hold(record: RunRecord) -> Any:
     return lock
 
 
+def is_held(record: RunRecord) -> bool | None:
+    """Tell whether a process has a run whose outbox is here; None if that cannot be asked."""
+    try:
+        hold(record, 0).release()
+    except Busy:
+        return True
+    except BadInput:  # a store that may only be read
+        return None
+    return False
+
+
+def begun(before: Life, from_step: int) -> Life:
+    """Return the life of a run that this process begins after another one."""
+    return lives.begun(this_process(), before, from_step)
+
+
 def this_process_text() -> str:
     """Return what names this process, as a tag."""
     return json.dumps(this_process())
 
 
+def _pairs(points: Points) -> list[tuple[int, float]]:
+    return [*zip(points.steps, points.values, strict=True)]
+
+
+def _points(points: Points, pairs: Sequence[tuple[int, float]]) -> list[Points]:
+    """Return those of some points that `pairs` tells, in a list; none if there are none."""
+    steps, values = [s for s, _ in pairs], [v for _, v in pairs]
+    return [Points(points.key, steps, values, points.time)] if steps else []
+
+
 def _unknown(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
-    pairs = zip(points.steps, points.values, strict=True)
-    return [(step, value) for step, value in pairs if step not in known]
+    return [(step, value) for step, value in _pairs(points) if step not in known]
 
 
 def _listed(folder: Path) -> dict[str, tuple[int, int]]:
