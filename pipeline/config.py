@@ -20,6 +20,8 @@ import pydantic
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pipeline.users_code import place
+
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
 
 # Keys that came later than the first records of this format, and what was done before.
@@ -348,7 +350,8 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     try:
         cls = get_class(target)
     except Exception as error:
-        reason = first_line(error.__cause__ or error)
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
         raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
     finally:
         log.disabled = disabled

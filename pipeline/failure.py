@@ -1,22 +1,9 @@
 """What went wrong, in one line: the kind of an error, its reason, its place in the user's code."""
 
 import re
-import sysconfig
-import traceback
-from collections.abc import Callable, Sequence
-from itertools import dropwhile
-from pathlib import Path
-from typing import Any
 
-import pipeline
 from pipeline.config import Sentence, first_line
-
-HOME = Path(pipeline.__file__).parent
-OURS = (HOME, HOME.parent / "hydra_plugins")
-PYTHON = Path(sysconfig.get_path("stdlib"))
-INSTALLED = {"site-packages", "dist-packages"}
-FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')  # in what TensorFlow says
-Frame = tuple[str, int]  # file, line
+from pipeline.users_code import place
 
 
 def explained(error: BaseException) -> str:
@@ -25,42 +12,4 @@ def explained(error: BaseException) -> str:
         return str(error)
     said, kind = first_line(error), type(error).__name__
     known = said == kind or re.match(r"\w+(Error|Exception): ", said)
-    return f"{said if known else f'{kind}: {said}'}{_place(error)}"
-
-
-def defined(function: Callable[..., Any]) -> str:
-    """Return in brackets where a user's own function stands, nothing of another one."""
-    code = getattr(function, "__code__", None)
-    return _shown([(code.co_filename, code.co_firstlineno)]) if code else ""
-
-
-def _place(error: BaseException) -> str:
-    """Return in brackets file and line of the user's code in which an error came about.
-
-    An operation fails far from there: then it is in the message, where it was defined.
-    """
-    told = [(name, int(line)) for name, line in FRAME.findall(str(error))]
-    frames = traceback.extract_tb(error.__traceback__)
-    return _shown(told) or _shown([(frame.filename, frame.lineno or 0) for frame in frames])
-
-
-def _shown(frames: Sequence[Frame]) -> str:
-    """Return the innermost of the user's frames; what calls Waymark is not in question."""
-    called = list(dropwhile(lambda frame: not _is_ours(frame[0]), frames)) or frames
-    own = [(name, line) for name, line in called if _is_users(name)]
-    if not own:
-        return ""
-    name, line = own[-1]
-    path, here = Path(name), Path.cwd()
-    return f" ({path.relative_to(here) if path.is_relative_to(here) else path}, line {line})"
-
-
-def _is_ours(name: str) -> bool:
-    return any(Path(name).is_relative_to(folder) for folder in OURS)
-
-
-def _is_users(name: str) -> bool:
-    path = Path(name)
-    foreign = path.is_relative_to(PYTHON) or INSTALLED & set(path.parts)
-    generated = name.startswith("<") or "__autograph_generated_file" in name
-    return not (foreign or generated or _is_ours(name))
+    return f"{said if known else f'{kind}: {said}'}{place(error)}"

@@ -193,7 +193,7 @@ class Work:
             raise
         except Exception as error:
             own = isinstance(error, (Diverged, NotSaved))
-            reason = str(error) if own else explained(error)
+            reason = str(error) if own else explained(error).removesuffix(".")
             if not own:
                 self._keep_traceback(error)
             resumable = not isinstance(error, Diverged)  # it would again

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline import failure
-from pipeline.config import first_line
+from pipeline.compose import composed
+from pipeline.config import BadInput, first_line
 from pipeline.environment import has_bfloat16
 
 GRAPH = """Graph execution error:
@@ -153,3 +154,12 @@ def test_a_slow_bfloat16_is_said_before_training(
     done = main("run", "precision=mixed_bfloat16", *SHORT)
     lines = [line for line in done.stderr.splitlines() if "mixed_bfloat16" in line]
     assert (done.returncode, len(lines)) == (0, int(known is False))
+
+
+def test_a_module_that_fails_when_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "failing_at_once.py").write_text("x = 1\n\ny = {}['nope']\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(BadInput, match=r"KeyError: 'nope' \(.*failing_at_once\.py, line 3\)$"):
+        composed(["model._target_=failing_at_once.Model"])

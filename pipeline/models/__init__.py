@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Sentence
-from pipeline.failure import defined
 from pipeline.randomness import INITIAL, random_key
+from pipeline.users_code import defined
 
 if TYPE_CHECKING:
     import tensorflow as tf
