@@ -22,6 +22,7 @@ from pipeline.environment import changes, changes_at, checkout, diffstat, git, m
 
 HOME = Path(__file__).resolve().parent.parent
 WAYMARKS = ("pipeline", "hydra_plugins", "tests", "benchmarks")
+INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
 COPIES = "own_code/copies.patch"  # among a run's artifacts
 MOST = 10 * 2**20  # bytes of all copies, and of a repository's changes
 
@@ -206,10 +207,9 @@ def own_files() -> dict[str, Path]:
             continue
         if not isinstance(file, str) or name.partition(".")[0] in ("pipeline", "__mp_main__"):
             continue
-        folder = _own_folder(os.path.dirname(os.path.abspath(file)))
-        if folder is None:
+        if not _is_own_folder(os.path.dirname(file if file[:1] == "/" else os.path.abspath(file))):
             continue
-        path = (folder / os.path.basename(file)).resolve()
+        path = Path(file).resolve()
         root = _import_folder(name, path)
         installed = root and name.partition(".")[0] in _installed_in(root)
         if not installed and path != HOME / "waymark_start.py" and path.is_file():
@@ -218,22 +218,21 @@ def own_files() -> dict[str, Path]:
 
 
 @cache
-def _own_folder(folder: str) -> Path | None:
-    """Return the folder itself, without links, if what lies in it can be the user's own."""
-    path = Path(folder).resolve()
-    foreign = any(path.is_relative_to(other) for other in _others())
-    installed = {"site-packages", "dist-packages"} & {*path.parts}
-    return None if foreign or installed else path
+def _is_own_folder(folder: str) -> bool:
+    """Tell whether what lies in a folder, wherever links lead, can be the user's own."""
+    real = os.path.realpath(folder) + os.sep
+    installed = any(f"{os.sep}{name}{os.sep}" in real for name in INSTALLED)
+    return not installed and not real.startswith(_others())
 
 
 @cache
-def _others() -> list[Path]:
+def _others() -> tuple[str, ...]:
     """Return the folders of Python itself, of programs that are installed, and of Waymark."""
     schemes = [sysconfig.get_paths(), sysconfig.get_paths(sysconfig.get_preferred_scheme("user"))]
     names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
-    found = [Path(scheme[name]) for scheme in schemes for name in names]
-    found += [Path(sys.executable).parent, *(HOME / name for name in WAYMARKS)]
-    return [path.resolve() for path in found]
+    found = [scheme[name] for scheme in schemes for name in names]
+    found += [os.path.dirname(sys.executable), *(str(HOME / name) for name in WAYMARKS)]
+    return tuple(os.path.realpath(path) + os.sep for path in found)
 
 
 @cache
