@@ -172,7 +172,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [SimpleNamespace()])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda device: details)
     monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: build)
-    monkeypatch.setattr(module, "_cpu", dict)  # which reads files, too
+    monkeypatch.setattr(module, "_cpu", dict)  # these read files, too
+    monkeypatch.setattr(module, "_packages", lambda installed: {})
     module._driver.cache_clear()
     yield details
     module._driver.cache_clear()
