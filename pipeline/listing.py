@@ -1,5 +1,6 @@
 """The recent runs of a store."""
 
+import os
 import time
 from dataclasses import dataclass
 
@@ -35,8 +36,9 @@ def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
     accuracy = facts.metrics.get("restored/accuracy", facts.metrics.get("test/accuracy"))
     sweep, folder = record.tags.get(KIND) == "sweep", record.folder
     stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(RESUME))
-    there = record.remote or (folder / "config.yaml").exists()
-    resumable = stopped and there and not sweep
+    # False, too, for what another user has closed, and where only reading is allowed.
+    here = os.access(folder / "config.yaml", os.R_OK) and os.access(folder, os.W_OK)
+    resumable = stopped and (record.remote or here) and not sweep
     model = facts.params.get("model", "sweep" if sweep else "-")
     age = time.time() - record.start_time
     return Listed(record.id, record.name, model, record.status, steps, accuracy, age, resumable)

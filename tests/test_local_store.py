@@ -9,8 +9,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -257,13 +258,12 @@ def test_a_signal_in_the_first_three_seconds(
         sent = draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
         delay, from_start = draw.uniform(0, 3), draw.random() < 0.5
         told = f"seed {seed}, {number}: {sent.name} after {delay:.3f} s, {from_start}"
-        process = start(*SMOKE, "run_name=first", "steps=3000", cwd=home)
+        process = start(*SMOKE, "run_name=first", "steps=400", cwd=home)
         if not from_start:
             poll(lambda h=home: (h / "mlruns").exists())
         time.sleep(delay)
         process.send_signal(sent)
         process.communicate(timeout=120)
-        assert process.returncode != 0, told
         _every_command_works(home, main, told)
 
 
@@ -274,7 +274,7 @@ def _every_command_works(home: Path, main: Main, told: str) -> None:
     known = made and "first" in listed.stdout
     assert not [*home.glob("mlruns/artifacts/*/*/outbox.jsonl")] or known, told
     assert main("sync").returncode == 0, told
-    first = main("resume", "first", "steps=3001")
+    first = main("resume", "first", "steps=401")
     if known and [*home.glob("mlruns/artifacts/*/*/artifacts/config.yaml")]:
         assert first.returncode == 0, (told, first)
     else:
@@ -283,8 +283,7 @@ def _every_command_works(home: Path, main: Main, told: str) -> None:
         (*SMOKE, "run_name=second"),
         ("runs",),
         ("evaluate", "second"),
-        ("resume", "second"),
-        ("compare", "--experiment", "waymark"),
+        *([("compare", "first", "second")] if known else []),
     ):
         done = main(*command)
         assert done.returncode == 0, (told, done)
@@ -359,9 +358,9 @@ for words in sys.stdin.read().splitlines():
     sys.argv = ["waymark", *words.split()]
     print("===", words, program.main(), file=sys.stderr)
 """
-READ = ("runs", "compare n0 n1", "compare --where params.seed='0' --plot /tmp/curves-PID.png",
+READ = ("runs", "compare n0 n1", "compare --where params.steps='4' --plot /tmp/curves-PID.png",
         "evaluate n0", "evaluate n0 --from meta", "evaluate n0 --step best")  # fmt: skip
-WRITE = ("resume n0 steps=6", "sync", "run data=arrays", "ui")
+WRITE = ("resume n0 steps=6", "sync", "run +experiment=smoke", "ui")
 
 
 @pytest.mark.long
@@ -447,21 +446,38 @@ USERS = 23_001, 23_002
 GROUP = 23_000
 
 
+@pytest.fixture
+def open_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Return the current folder of this test, which all users can reach: pytest's they cannot."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            yield Path(folder)
+
+
 @pytest.mark.long
-def test_two_users_of_a_group(empty: Path, small: Path, environment: dict[str, str]) -> None:
+def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[str, str]) -> None:
     """One begins a run, the other resumes it; what is closed to others is refused in a sentence."""
 
     def by(user: int, *arguments: str, umask: int = 0o002) -> Done:
         ids = [f"--reuid={user}", f"--regid={GROUP}", "--clear-groups", "--bounding-set=-all"]
-        home = {**environment, "HOME": str(empty / f"home-{user}"), "PYTHONDONTWRITEBYTECODE": "1"}
+        home = {
+            **environment,
+            "HOME": str(open_folder / f"home-{user}"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
         command = ["setpriv", *ids, sys.executable, *arguments]
         return subprocess.run(
-            command, cwd=empty / "shared", env=home, umask=umask, text=True, capture_output=True,
-            check=False,
+            command, cwd=open_folder / "shared", env=home, umask=umask,
+            text=True, capture_output=True, check=False,
         )  # fmt: skip
 
     def waymark(user: int, *arguments: str, umask: int = 0o002) -> Done:
         return by(user, "-m", "pipeline", *arguments, umask=umask)
+
+    def by_name(name: str) -> str:
+        return Tracking("sqlite:///shared/mlruns/mlflow.db", reading=True).find(name).id
 
     def refused(done: Done, word: str) -> None:
         assert (done.returncode, done.stdout) == (2, ""), done
@@ -477,8 +493,7 @@ def test_two_users_of_a_group(empty: Path, small: Path, environment: dict[str, s
         Path(path).mkdir()
         os.chown(path, owner, GROUP)
         os.chmod(path, mode)
-    os.chmod(empty, 0o755)
-    data = shutil.copy(small, empty / "small.npz")
+    data = shutil.copy(small, f"{open_folder}/small.npz")
     os.chmod(data, 0o644)
     probe = by(USERS[0], "-c", f"open({data!r}, 'rb'); import tensorflow")
     if probe.returncode:
@@ -499,7 +514,12 @@ def test_two_users_of_a_group(empty: Path, small: Path, environment: dict[str, s
     refused(waymark(USERS[1], "resume", "c", "steps=6"), "artifacts")
     refused(waymark(USERS[1], "evaluate", "c"), "artifacts")
     assert waymark(USERS[1], "runs").returncode == 0
-    assert waymark(USERS[1], "compare", "a", "c").returncode == 0
+    refused(waymark(USERS[1], "compare", "a", "c"), "artifacts")
+    (checkpoints,) = Path("shared").glob(f"mlruns/artifacts/*/{by_name('a')}/artifacts/checkpoints")
+    os.chmod(checkpoints, 0o700)
+    os.chown(checkpoints, USERS[0], GROUP)
+    refused(waymark(USERS[1], "evaluate", "a"), "checkpoints")
+    os.chmod(checkpoints, 0o2770)
     for path, mode in (("shared/mlruns/mlflow.db", 0o600), ("shared/mlruns", 0o700)):
         os.chmod(path, mode)
         for command in (("runs",), ("run", *options), ("sync",), ("resume", "a", "steps=8")):

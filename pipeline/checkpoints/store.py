@@ -108,14 +108,16 @@ def _reason(error: Exception) -> str:
 def refuse_links(folder: Path) -> None:
     """Raise BadInput if a run's folder, or anything in it, is a link or another special file.
 
-    Waymark makes none. Through a link a stranger's run would read and write elsewhere; a pipe
-    would be waited for, a device read without end.
+    So it does if this user may not read it. Waymark makes no links. Through one a stranger's run
+    would read and write elsewhere; a pipe would be waited for, a device read without end.
     """
     for path in (folder, *folder.rglob("*")):
         try:
             mode = path.lstat().st_mode
         except FileNotFoundError:  # nothing is here yet, or a live run has just removed it
             continue
+        except OSError as error:  # another user's, who has closed it
+            raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
             raise BadInput(f"{path}: is {kind}; a run's folder holds plain files alone.")
@@ -183,6 +185,8 @@ class CheckpointStore:
                 names = [each.name for each in entries if each.is_file()]
         except FileNotFoundError:
             return {}
+        except OSError as error:  # another user's, who has closed it
+            raise BadInput(f"{self.folder}: cannot be read ({error.strerror}).") from None
         return {name: int(found[1]) for name in names if (found := self._name.fullmatch(name))}
 
     def manifest(self, step: int) -> Manifest:

@@ -498,7 +498,11 @@ class Tracking:
         if len(found) > 1:
             ids = ", ".join(record.id[:12] for record in found[:5])
             raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
-        content = outbox.read(found[0].outbox) if self.undelivered(found[0]) else None
+        try:
+            content = outbox.read(found[0].outbox) if self.undelivered(found[0]) else None
+        except OSError as error:  # another user's, who has closed it
+            reason = f"{found[0].folder.parent}: cannot be read ({error.strerror})"
+            raise BadInput(f"run {found[0].id}: {reason}.") from None
         owner = lives.owner(found[0].tags, found[0].status == "FINISHED")
         told = content.status if content and content.may_write(owner) else None
         # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.

@@ -120,6 +120,9 @@ def sync(tracking: "Tracking") -> Iterator[tuple[str, bool]]:
     known = _ids(tracking) if here else {}
     for path in sorted([*here, *tracking.root.glob(f"spool/*/{outbox.NAME}")]):
         home, lost = path.parent, path in here and path.parent.name not in known
+        if not os.access(path, os.R_OK):  # another user's
+            yield f"run {home.name}: left out, {path} cannot be read (Permission denied)", True
+            continue
         if path in here and not lost and outbox.is_delivered(path):
             continue
         content = outbox.read(path)
