@@ -64,7 +64,7 @@ class GridSweeper(BasicSweeper):
         from pipeline.config import masked
 
         # The file multirun.yaml gets it; the launcher has the true one.
-        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config), ()))
+        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

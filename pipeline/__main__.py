@@ -20,6 +20,7 @@ from pipeline.output import unfailing_output
 WORKING = ("run", "resume", "rerun", "sync", "ui")
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 
+CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="With YAML files of your own.")
 OVERRIDES = click.argument("overrides", nargs=-1)
 
 
@@ -41,8 +42,9 @@ def cli(context: click.Context) -> None:
     short_help="The whole pipeline: train, save, restore, evaluate, record.",
 )
 @click.option("--config-from", metavar="RUN")
+@CONFIG_DIR
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
+def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, ...]) -> int:
     """Hand over to Hydra, whose own flags (--multirun, --cfg job, --help) all work.
 
     With --config-from RUN the configuration is that run's; key=value changes it.
@@ -50,12 +52,14 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
     if config_from is not None:
         from pipeline import library
 
-        _summary(library.run(*arguments, config_from=config_from))
+        _summary(library.run(*_with_folder(arguments, config_dir), config_from=config_from))
         return 0
+    arguments = (*(["--config-dir", config_dir] if config_dir is not None else []), *arguments)
     import hydra
     from omegaconf import DictConfig
 
     from pipeline.compose import CONF, as_written, hydra_errors, refusal
+    from pipeline.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
 
@@ -65,6 +69,7 @@ def run(config_from: str | None, arguments: tuple[str, ...]) -> int:
             sys.exit(statuses[-1])
 
     flags = _check_flags(list(arguments))
+    install(CONF)
     if flags.multirun and not (flags.cfg or flags.help or flags.hydra_help or flags.info):
         return _sweep(list(arguments), flags.overrides, flags.config_dir)
     sys.argv = ["waymark run", *arguments]
@@ -160,9 +165,11 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
 @click.option("--at-commit", is_flag=True, help="Run the recorded commit with its changes.")
 @click.option("--trust-code", is_flag=True, help="Allow --at-commit to run what is recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
+@CONFIG_DIR
 def rerun(
     run: str,
     overrides: tuple[str, ...],
+    config_dir: str | None,
     threads: int | None,
     at_commit: bool,
     trust_code: bool,
@@ -175,6 +182,7 @@ def rerun(
     """
     from pipeline import library
 
+    overrides = _with_folder(overrides, config_dir)
     # The object stands alone on stdout.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         verdict = library.rerun(
@@ -190,8 +198,14 @@ def rerun(
 @click.option("--from", "source", type=click.Choice(["state", "meta"]), default="state",
               help="meta: graph and weights from the files alone, with no model code.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@CONFIG_DIR
 def evaluate(
-    arguments: tuple[str, ...], step: str, checkpoint: str | None, source: str, as_json: bool
+    arguments: tuple[str, ...],
+    step: str,
+    checkpoint: str | None,
+    source: str,
+    as_json: bool,
+    config_dir: str | None,
 ) -> int:
     """Restore a checkpoint and score it on the test set; writes nothing.
 
@@ -205,7 +219,7 @@ def evaluate(
     if not checkpoint and (not arguments or "=" in arguments[0]):
         raise BadInput("evaluate: give a RUN, or --checkpoint PATH.")
     run = None if checkpoint else arguments[0]
-    overrides = arguments if checkpoint else arguments[1:]
+    overrides = _with_folder(arguments if checkpoint else arguments[1:], config_dir)
     meta = source == "meta"
     found = library.evaluate(run, *overrides, checkpoint=checkpoint, step=step, from_meta=meta)
     if as_json:
@@ -362,6 +376,13 @@ def _store_uri(overrides: tuple[str, ...]) -> Any:
     if unknown:
         raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
     return given.get("tracking.uri")
+
+
+def _with_folder(overrides: tuple[str, ...], config_dir: str | None) -> tuple[str, ...]:
+    """Return overrides with the one for a folder of the user's own YAML, if there is one."""
+    from pipeline.compose import searchpath
+
+    return overrides if config_dir is None else (*overrides, searchpath([config_dir]))
 
 
 def _summary(result: Any) -> None:

@@ -1,7 +1,6 @@
 """Hydra: from overrides and the YAML files in `conf/` to a checked configuration."""
 
 import contextlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -12,8 +11,19 @@ from typing import Any
 
 import yaml
 
-from pipeline.config import GROUPS, BadInput, Config, Resolved, flatten, nearest, resolve
-from pipeline.own_hydra import load, own_resolvers, own_singletons
+from pipeline import masking
+from pipeline.config import (
+    GROUPS,
+    BadInput,
+    Config,
+    Resolved,
+    flatten,
+    masked,
+    nearest,
+    resolve,
+)
+from pipeline.own_hydra import load, own_singletons
+from pipeline.yaml_source import yaml_class
 
 HERE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
@@ -24,6 +34,7 @@ NUMERIC = re.compile(r"\$\{|\b(range|interval|int|float|bool|glob)\(")
 PARTS = re.compile(
     r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,()\[\]{}'"\\])+|.""", re.DOTALL
 )
+SEARCHPATH = "hydra.searchpath"
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
 
 
@@ -78,14 +89,40 @@ def parsed(overrides: Iterable[str]) -> dict[str, Any]:
     for item in found:
         if item.is_sweep_override() or item.is_delete() or item.is_add():
             raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
-    return {item.key_or_group: item.value() for item in found}
+    return _read({item.key_or_group: item.value() for item in found})
+
+
+def _read(given: dict[str, Any]) -> dict[str, Any]:
+    """Return overrides with what their interpolations come to; they know only each other."""
+    from omegaconf import OmegaConf
+
+    open_ = {key: value for key, value in given.items() if "${" in str(value)}
+    if not open_:
+        return given
+    try:
+        return {**given, **masking.resolve(OmegaConf.create(open_))}
+    except hydra_errors() as error:
+        words = [f"{key}={value}" for key, value in open_.items()]
+        raise BadInput(f"{refusal(error, words)} (in {' '.join(words)[:80]!r}).") from None
+
+
+def searchpath(folders: Iterable[str]) -> str:
+    """Return the override that adds folders of the user's own YAML; raise BadInput for another."""
+    quoted = []
+    for folder in folders:
+        path = Path(folder.removeprefix("file://")).expanduser().absolute()
+        if "://" not in folder.removeprefix("file://") and not path.is_dir():
+            raise BadInput(f"--config-dir={folder!r}: there is no such folder.")
+        text = folder if "://" in folder else f"file://{path}"
+        quoted.append("'" + re.sub(r"(\\*)'", r"\1\1\'", text) + "'")
+    return f"{SEARCHPATH}=[{','.join(quoted)}]"
 
 
 def composed(overrides: Sequence[str]) -> Resolved:
     """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
     overrides = as_written(overrides)
     try:
-        cfg = load(CONF, overrides)
+        cfg = load(CONF, overrides, yaml_class(CONF))
     except hydra_errors() as error:
         raise BadInput(refusal(error, overrides)) from None
     return resolved(cfg, cfg.hydra.runtime.choices, overrides)
@@ -107,14 +144,17 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
     choices = {group: str(chosen.get(group)) for group in GROUPS}
     own = _without_hydra(cfg)
     try:
-        with own_resolvers():
-            values = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+        values = masking.resolve(own)
     except hydra_errors() as error:
         raise BadInput(refusal(error, overrides)) from None
+    for group, member in chosen.items():
+        if group in values and group not in GROUPS:
+            raise BadInput(
+                f"{group}={member}: the settings of this file are those of no group, "
+                f"so it has to begin with the line `# @package _global_`."
+            )
     _keep_texts(values, OmegaConf.to_container(own))  # type: ignore[arg-type]
-    names = re.findall(r"\$\{\s*oc\.env\s*:\s*(\w+)", str(OmegaConf.to_container(own)))
-    secrets = {os.environ[name] for name in names if os.environ.get(name)}
-    return resolve(values, choices, source, secrets=secrets)  # type: ignore[arg-type]
+    return resolve(values, choices, source)
 
 
 def _keep_texts(values: dict[str, Any], written: Mapping[str, Any]) -> None:
@@ -198,16 +238,22 @@ def _without_hydra(cfg: Any) -> Any:
 
 
 def switched(
-    body: Mapping[str, Any], choices: Mapping[str, str], members: Mapping[str, str]
+    body: Mapping[str, Any],
+    choices: Mapping[str, str],
+    members: Mapping[str, str],
+    folders: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return recorded values and choices with other `members` of groups in them.
+
+    Beside `conf/` their YAML may lie in `folders`.
 
     What the members' YAML sets comes in, what the former ones' set goes; all else stays as it
     was recorded. Raises BadInput for a member that does not exist.
     """
     values, now = deepcopy(dict(body)), {**choices}
+    own = [searchpath(folders)] if folders else []
     for group, member in members.items():
-        before, after = (_defaults([f"{group}={name}"]) for name in (now[group], member))
+        before, after = (_defaults([f"{group}={name}", *own]) for name in (now[group], member))
         for key in {**before, **after}:
             if before.get(key) != after.get(key) or (key in before) != (key in after):
                 *parents, last = key.split(".")
@@ -235,7 +281,7 @@ def described(config: Config) -> Resolved:
             plain = {"_target_": _target(value), **plain}
         values[field.name] = plain
     choices = {group: _member(group, _target(getattr(config, group))) for group in GROUPS}
-    return resolve(values, choices, lambda key: "the given configuration")
+    return resolve(masking.recalled(values), choices, lambda key: "the given configuration")
 
 
 def _target(value: Any) -> str:
@@ -251,12 +297,19 @@ def _member(group: str, target: str) -> str:
 
 
 def plain(cfg: Any) -> dict[str, Any]:
-    """Return what Hydra composed as plain values, `???` where one is missing."""
+    """Return what Hydra composed as plain values, `???` where one is missing.
+
+    Interpolations stay in Hydra's own node, and where one of a value that is missing is among
+    them. The experiment's name is the one that is recorded.
+    """
     from omegaconf import OmegaConf
 
     own = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
            for key in cfg if not OmegaConf.is_missing(cfg, key)}  # fmt: skip
-    return {str(key): value for key, value in own.items()}
+    with contextlib.suppress(*hydra_errors()):
+        values = masking.resolve(_without_hydra(cfg), partly=True)
+        own |= {key: value for key, value in values.items() if key in own}
+    return {**own, "experiment_name": str(masked(own["experiment_name"]))}
 
 
 def hydra_errors() -> tuple[type[Exception], ...]:
@@ -311,7 +364,7 @@ def _defaults(members: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     try:
-        own = _without_hydra(load(CONF, members))
+        own = _without_hydra(load(CONF, members, yaml_class(CONF)))
         return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
     except hydra_errors() as error:
         raise BadInput(refusal(error, members)) from None

@@ -4,15 +4,17 @@ Types and bounds stand here (and in the classes that `_target_` names), values i
 Nothing here imports TensorFlow or MLflow, so a bad value is refused within a second.
 """
 
+import codecs
 import difflib
 import json
 import logging
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
@@ -20,9 +22,22 @@ import pydantic
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from pipeline.masking import (
+    MASK,
+    Secret,
+    as_interpolation,
+    mapped,
+    remember_setting,
+    revealed,
+    with_masks,
+    without_secrets,
+)
 from pipeline.users_code import place
 
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
+
+# What only names or finds a run, so that it need not be known again.
+LABELS = ("experiment_name", "run_name", "tags")
 
 # Keys that came later than the first records of this format, and what was done before.
 LATER = {
@@ -56,13 +71,16 @@ TAG = (  # as MLflow has it: a relative path
     "a tag's name has letters, digits, spaces and _ - . : and / as in a path",
 )
 
+MISSING = "??? in "  # and a file of the user's: a value that is to be given
+
 Source = Callable[[str], str]  # where the value of a key came from
 
 
 class Sentence(Exception):
-    """One sentence for the user; what a terminal would act on stands in it as an escape."""
+    """One sentence for the user, without secrets; what a terminal would act on is escaped."""
 
     def __init__(self, text: str) -> None:
+        text = without_secrets(text)
         super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
@@ -139,11 +157,26 @@ class Resolved:
     config: Config
     values: dict[str, Any]  # nested, resolved, without secrets: what is recorded
     choices: dict[str, str]  # group -> chosen member
+    hidden: Mapping[str, Any] = field(default_factory=dict)  # dotted keys: what `values` masks
 
     def record(self) -> str:
-        """Return the text of config.yaml: everything needed to do the run again."""
+        """Return the text of config.yaml: everything but secrets needed to do the run again."""
         body = {"format": FORMAT, "choices": self.choices, **self.values}
+        if "***" in str(self.values):  # which may be a folder's name as well
+            body["masked"] = sorted(self.hidden)
         return yaml.safe_dump(body, sort_keys=False)
+
+    def secrets(self) -> dict[str, Any]:
+        """Return the settings that are masked, as overrides that know their masks."""
+        recorded = flatten(self.values)
+        return {key: with_masks(value, recorded[key]) for key, value in self.hidden.items()}
+
+    def typed(self) -> Config:
+        """Return the configuration; should it come back, its secrets will be known again."""
+        known = flatten(self.values)
+        for key, value in self.hidden.items():
+            remember_setting(key, value, known[key])
+        return self.config
 
     def params(self) -> dict[str, str]:
         """Return MLflow's params: dotted keys, the chosen member for each group."""
@@ -176,11 +209,21 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def without_password(uri: str | None) -> str | None:
-    """Return a URI with the password in it, if any, replaced by asterisks."""
+    """Return a URI with the password in it, if any, replaced by asterisks.
+
+    What stands for a variable's value (`***(NAME)`) stays.
+    """
     if uri is None:
         return None
-    uri = re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s]*", r"\1***", uri)
-    return re.sub(r"(://[^/@:?]*):\S*@", r"\1:***@", uri)
+
+    def mask(match: re.Match[str]) -> str:
+        known = "".join(mask[0] for mask in MASK.finditer(match["password"]))
+        return f"{match['before']}{known or '***'}{match['after']}"
+
+    names = "password|passwd|pwd|token|secret"
+    query = rf"(?i)(?P<before>[?&](?:{names})=)(?P<password>[^&\s]*)(?P<after>)"
+    user = rf"(?P<before>://[^/@:?]*:)(?!{MASK.pattern}@)(?P<password>\S*)(?P<after>@)"
+    return re.sub(user, mask, re.sub(query, mask, uri))
 
 
 # What stands before the reason in errors of TensorFlow, AutoGraph and Keras, and their tracebacks.
@@ -191,25 +234,22 @@ HEADING = re.compile(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's reason, its kind if it says nothing."""
+    """Return the first line of an error's reason, without secrets; its kind if it says nothing."""
     text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # Keras prints in bold
     text = re.sub(r"(?m)^ {2}(?=\(\d+\) )|^ {4}(?=\S*(Error|Exception): )", "", text)
     lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
     said = [line for line in lines if not HEADING.match(line)]
-    return re.sub(r"^\(\d+\) [A-Z_]+: +", "", (said or lines)[0])
+    return without_secrets(re.sub(r"^\(\d+\) [A-Z_]+: +", "", (said or lines)[0]))
 
 
-def masked(value: Any, secrets: Collection[str]) -> Any:
-    """Return nested values with passwords in URIs and secret texts masked."""
-    if isinstance(value, Mapping):
-        return {key: masked(inner, secrets) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [masked(inner, secrets) for inner in value]
-    if not isinstance(value, str):
-        return value
-    for secret in secrets:
-        value = value.replace(secret, "***")
-    return without_password(value)
+def masked(values: Any) -> Any:
+    """Return nested values with secrets, and passwords in URIs, masked."""
+
+    def mask(value: Any) -> Any:
+        shown = value.shown if isinstance(value, Secret) else value
+        return without_password(shown) if isinstance(shown, str) else shown
+
+    return mapped(values, mask)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -229,42 +269,58 @@ def resolve(
     choices: dict[str, str],
     source: Source,
     trusted: list[str] | None = None,
-    secrets: Collection[str] = (),
 ) -> Resolved:
     """Check plain values and build what their `_target_` entries name.
 
     `source` says where a key's value came from, for error messages. `trusted` limits the classes
-    to those defined under `pipeline` and the named modules; None allows any. Texts in
-    `secrets` are masked in what is recorded.
+    to those defined under `pipeline` and the named modules; None allows any. What is a Secret is
+    masked in what is recorded, and a label is all that is known of it.
 
     Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
     that cannot be used, or a text that would be an interpolation or is not UTF-8.
     """
-    for key, value in flatten(values).items():
+    recorded = masked(values)
+    for key, value in flatten(recorded).items():
+        if value == "???" or str(value).startswith(MISSING):
+            where = str(value).removeprefix(MISSING) if value != "???" else source(key)
+            raise BadInput(f"{key} ({where}): a value is missing.")
         if "${" in str(value):
             raise BadInput(
                 f"{key}={value!r} ({source(key)}): holds an interpolation, which is never recorded."
             )
         if str(value).encode(errors="replace").decode() != str(value):
             raise BadInput(f"{key}={value!r} ({source(key)}): is not UTF-8 and cannot be recorded.")
+    given, known = flatten(values), flatten(recorded)
+    masks = [key for key in given if isinstance(given[key], Secret) or given[key] != known[key]]
+    hidden = {key: revealed(given[key]) for key in masks}
+    values = {**values, **{key: recorded[key] for key in LABELS if key in recorded}}
     runtime = values.get("runtime")
     if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
-        cores = os.cpu_count() or 1
-        values = {**values, "runtime": {**runtime, "intra_op_threads": cores}}
-    parts = {group: _build(group, values, source, trusted) for group in GROUPS}
-    config = _checked(Config, {**values, **parts}, "", source)
-    _check_texts(config, source)
-    return Resolved(config, masked(values, secrets), choices)
+        runtime = {**runtime, "intra_op_threads": os.cpu_count() or 1}
+        values, recorded = ({**each, "runtime": runtime} for each in (values, recorded))
+    try:
+        parts = {group: _build(group, values, source, trusted) for group in GROUPS}
+        config = _checked(Config, {**values, **parts}, "", source)
+        _check_texts(config, source)
+    except BadInput as error:
+        said = str(error)
+        for key, value in hidden.items():
+            said = said.replace(f"{key}={value!r}", f"{key}={known[key]!r}")
+        raise BadInput(said) from None
+    return Resolved(config, recorded, choices, hidden)
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
     """Build a settings class, and those that its fields hold, with BadInput for a refusal."""
-    values = dict(values)
+    given, values = values, dict(revealed(values))
     for name, hint in get_type_hints(kind).items():
+        secret, kinds = given.get(name), {hint, *get_args(hint)}
+        if isinstance(secret, Secret) and str not in kinds and kinds & {int, float, bool}:
+            values[name] = secret.as_number()
         nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
         if nested and isinstance(values.get(name), Mapping):
             inner = f"{prefix}.{name}" if prefix else name
-            values[name] = _checked(nested[0], values[name], inner, source)
+            values[name] = _checked(nested[0], given[name], inner, source)
     try:
         return kind(**values)
     except (pydantic.ValidationError, TypeError) as error:
@@ -360,6 +416,31 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     return cls
 
 
+def decoded(body: bytes) -> str:
+    """Return the text of a YAML file, which is UTF-8 unless it has a byte order mark.
+
+    Raises ValueError that begins with the line.
+    """
+    wide = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "UTF-16" if wide else "UTF-8"
+    try:
+        text = body.removeprefix(codecs.BOM_UTF8).decode(encoding)
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line}: is not {encoding}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def yaml_problem(error: Exception, text: str) -> str:
+    """Say in which line YAML found what wrong with a text."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    at = mark.index if mark else getattr(error, "position", 0)
+    context = getattr(error, "context", None) or "while"
+    told = [] if context.startswith("while") else [context]
+    told += filter(None, (getattr(error, name, None) for name in ("problem", "reason")))
+    return f"line {text.count(chr(10), 0, at) + 1}: {' '.join(told) or first_line(error)}"
+
+
 def _check_yaml(text: str) -> None:
     """Raise ValueError for what no record needs and what takes YAML long to unfold."""
     depth = 0
@@ -370,6 +451,19 @@ def _check_yaml(text: str) -> None:
             raise ValueError("it holds an alias, or is nested too deep")
 
 
+class _Record(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
 def check_format(version: object, origin: object) -> None:
     """Raise BadInput unless `version` is a format that this Waymark reads."""
     if type(version) is not int or not 1 <= version <= FORMAT:
@@ -378,15 +472,17 @@ def check_format(version: object, origin: object) -> None:
         )
 
 
-def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the values and choices of a run's config.yaml.
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return the values and choices of a run's config.yaml, and which values are masked.
 
     Raises BadInput for a file that is missing, damaged, or of a newer format.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = decoded(path.read_bytes())
         _check_yaml(text)
-        body = dict(yaml.safe_load(text))
+        body = yaml.load(text, Loader=_Record)
+        if not isinstance(body, dict):
+            raise ValueError("line 1: it holds no settings")
         for key, value in LATER.items():
             *parents, last = key.split(".")
             place: Any = body
@@ -395,7 +491,11 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             if isinstance(place, dict):
                 place.setdefault(last, deepcopy(value))
         version = body.pop("format")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
+    except yaml.YAMLError as error:
+        raise BadInput(
+            f"{path} is not a readable record of a run: {yaml_problem(error, text)}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         inside = isinstance(error, OSError) and error.strerror  # its text names the file again
         reason = inside or first_line(error)
         raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
@@ -405,26 +505,47 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
     if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
         body["tags"] = {key: str(value) for key, value in body["tags"].items()}
-    return body, choices
+    suspect = [key for key, value in flatten(body).items() if "***" in str(value)]
+    masked = body.pop("masked", suspect)  # earlier versions did not tell
+    if not isinstance(masked, list):
+        raise BadInput(f"{path} is not a readable record of a run: masked is no list.")
+    return body, choices, [key for key in suspect if key in masked]
 
 
 def from_record(
-    path: Path, overrides: Mapping[str, Any], trusted: list[str], frozen: tuple[str, ...]
+    path: Path,
+    overrides: Mapping[str, Any],
+    trusted: list[str],
+    frozen: tuple[str, ...],
+    name: str = "RUN",
 ) -> Resolved:
     """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
 
     Raises BadInput for what `read_record` refuses, and for a record that names classes outside
     Waymark and the trusted modules; and for overrides that change what lies under the keys in
-    `frozen` (but `data.path`).
+    `frozen` (but `data.path`, and what is masked in the record). `name` is the run's, for the
+    command that starts another one.
     """
-    body, choices = read_record(path)
+    body, choices, masked = read_record(path)
     known = {**flatten(body), **choices}
     _check_known(overrides, known)
     changed = {key: value for key, value in overrides.items() if value != known.get(key)}
-    fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k != "data.path")]
+    free = ("data.path", *masked)
+    fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]
     if fixed:
-        raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; start a new one.")
-    return with_overrides(body, choices, changed, trusted, f"recorded in {path}")
+        again = shlex.join(["waymark", "run", "--config-from", name, *map(_given, changed.items())])
+        raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; a new one: {again}")
+    return with_overrides(body, choices, masked, changed, trusted, f"recorded in {path}")
+
+
+def _given(setting: tuple[str, Any]) -> str:
+    """Return a setting as it is given on the command line, secrets as they are read there."""
+    key, value = setting
+    shown = masked(value)
+    text = as_interpolation(shown) if isinstance(shown, str) else json_text(shown)
+    if isinstance(shown, str) and not re.fullmatch(r"[\w./-]+|\$\{oc\.env:\w+\}", text):
+        text = '"' + re.sub(r'(\\*)"', r"\1\1\"", text) + '"'
+    return f"{key}={text}"
 
 
 def recorded_model(path: Path, model: Any, trusted: list[str]) -> Any:
@@ -443,12 +564,34 @@ def recorded_model(path: Path, model: Any, trusted: list[str]) -> Any:
 def with_overrides(
     body: dict[str, Any],
     choices: dict[str, str],
+    masked: Collection[str],
     overrides: Mapping[str, Any],
     trusted: list[str],
     origin: str,
 ) -> Resolved:
-    """Return recorded values with `overrides` (dotted keys) put on top, checked; see `resolve`."""
-    _check_known(overrides, flatten(body))
+    """Return recorded values with `overrides` (dotted keys) put on top, checked; see `resolve`.
+
+    Raises BadInput for a value that is `masked` in the record and not given: what a record
+    says is never looked up in the environment, from where it could be sent away. Labels do
+    without.
+    """
+    known = flatten(body)
+    _check_known(overrides, known)
+    left = {key: known[key] for key in masked if "***" in str(known.get(key))}
+    kept = {key: Secret(value, value) for key, value in left.items() if isinstance(value, str)}
+    overrides = {**kept, **overrides}
+    missing = {
+        key: value
+        for key, value in left.items()
+        if overrides.get(key, value) == value and key.partition(".")[0] not in (*LABELS, "tracking")
+    }
+    if missing:
+        again = shlex.join(map(_given, missing.items()))
+        unknown = any("***" in MASK.sub("", str(value)) for value in missing.values())
+        raise BadInput(
+            f"{', '.join(missing)} ({origin}): secrets are not recorded; give {again} again"
+            f"{', with what was masked by *** put in' if unknown else ''}."
+        )
     for key, value in overrides.items():
         *parents, last = key.split(".")
         place = body

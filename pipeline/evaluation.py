@@ -13,6 +13,7 @@ from pipeline import graph
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import find_bundle, read_parameters
 from pipeline.checkpoints.store import CheckpointStore, Damaged, refuse_links
+from pipeline.compose import SEARCHPATH
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
 from pipeline.runtime import start_if_imported, start_tensorflow
@@ -86,6 +87,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     overrides = dict(overrides)
     tracking = Tracking(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
+    overrides.pop(SEARCHPATH, None)  # a record names no YAML
     record = tracking.find_single(text)
     refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
@@ -95,7 +97,8 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
             folder = Path(scratch) / "run"
             for name in ("config.yaml", *newer):
                 tracking.fetch(record, name, folder)
-        config = from_record(folder / "config.yaml", overrides, trusted, ("",)).config
+        path = folder / "config.yaml"
+        config = from_record(path, overrides, trusted, ("",), record.id).config
         store = CheckpointStore(folder / "checkpoints", config.save)
         chosen = _choose(store, step, record.id)
         start_if_imported(**vars(config.runtime))

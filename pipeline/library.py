@@ -45,7 +45,7 @@ def _done(function: Callable[..., T], *arguments: Any) -> T:
 
 def configure(*overrides: str) -> Config:
     """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
-    return composed(overrides).config
+    return composed(overrides).typed()
 
 
 def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:

@@ -21,15 +21,16 @@ class _ForThisThread(UserDict[Any, Any]):
         return self._own if threading.get_ident() == self._thread else self._before
 
 
-def load(folder: Path, overrides: Sequence[str]) -> Any:
+def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
     """Return what Hydra makes of `config.yaml` in a folder, with its own node `hydra`.
+
+    `source` is the class that reads the files.
 
     Raises what Hydra raises.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
     from hydra._internal.core_plugins import (
-        file_config_source,
         importlib_resources_config_source,
         structured_config_source,
     )
@@ -39,7 +40,7 @@ def load(folder: Path, overrides: Sequence[str]) -> Any:
 
     with own_singletons():
         sources = SourcesRegistry.instance()
-        sources.register(file_config_source.FileConfigSource)
+        sources.register(source)
         sources.register(importlib_resources_config_source.ImportlibResourcesConfigSource)
         sources.register(structured_config_source.StructuredConfigSource)
         JobRuntime.instance().set("name", "waymark")

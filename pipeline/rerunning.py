@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import new_process, running
-from pipeline.compose import parsed
+from pipeline.compose import SEARCHPATH, parsed
 from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat
 from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
-from pipeline.tracking import Tracking
+from pipeline.tracking import RunRecord, Tracking
 from pipeline.verdict import Evidence, Verdict, evidence, load
 
 # What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
 FREE = (
     *("log_every", "eval_every", "data.path", "progress", "record.changes"),
-    *("experiment_name", "run_name", "trusted_modules"),
+    *("experiment_name", "run_name", "trusted_modules", SEARCHPATH),
 )
 
 COMMIT = re.compile("[0-9a-f]{40,64}")
@@ -45,10 +45,11 @@ def rerun(
     Raises BadInput for an unknown run, an override that could change the numbers, or a record
     that is damaged; Failed and Stopped as `running.run` does.
     """
-    given = {"tracking.uri": None, **_allowed(overrides)}
+    given = {"tracking.uri": None, **parsed(overrides)}
     trusted = given.pop("trusted_modules", [])
     tracking = Tracking(given["tracking.uri"])
     record = tracking.find_single(text)
+    _refuse_others(given, tracking, record)
     original = evidence(tracking, record)
     if at_commit:
         words = ["rerun", record.id, *overrides]
@@ -70,18 +71,19 @@ def rerun(
     return verdict
 
 
-def _allowed(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the overrides as values; raise BadInput for one that could change the numbers."""
-    given = parsed(overrides)
-    for key in given:
+def _refuse_others(given: Mapping[str, Any], tracking: Tracking, record: RunRecord) -> None:
+    """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
+    others = [k for k in given if k not in FREE and k.partition(".")[0] not in ("save", "tracking")]
+    masked = running.record_as_it_is(tracking, record)[2] if others else []
+    for key in others:
         if key == "runtime.intra_op_threads":
             raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
-        if key not in FREE and key.partition(".")[0] not in ("save", "tracking"):
+        if key not in masked:
+            again = f"waymark run --config-from {record.id} {key}=..."
             raise BadInput(
                 f"{key}: could change the numbers, so a rerun does not take it; "
-                f"for an ordinary new run: waymark run --config-from RUN {key}=..."
+                f"for an ordinary new run: {again}"
             )
-    return given
 
 
 def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str | None) -> Verdict:

@@ -10,7 +10,7 @@ import pipeline
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.store import CheckpointStore, replace_file
-from pipeline.compose import switched
+from pipeline.compose import SEARCHPATH, switched
 from pipeline.config import BadInput, Config, Resolved, from_record, read_record, with_overrides
 from pipeline.data import Dataset
 from pipeline.digest import digest
@@ -107,20 +107,32 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
 
 
 def record_of(
-    tracking: Tracking, record: RunRecord, overrides: Mapping[str, Any], trusted: list[str]
+    tracking: Tracking,
+    record: RunRecord,
+    overrides: Mapping[str, Any],
+    trusted: list[str],
 ) -> Resolved:
     """Return the configuration of a run that was found; see `recorded`."""
+    values, choices, masked = record_as_it_is(tracking, record)
+    members = {key: str(overrides[key]) for key in choices if key in overrides}
+    aside = (*members, SEARCHPATH)
+    others = {key: value for key, value in overrides.items() if key not in aside}
+    values, choices = switched(values, choices, members, overrides.get(SEARCHPATH, ()))
+    origin = f"recorded by run {record.id}"
+    return with_overrides(values, choices, masked, others, trusted, origin)
+
+
+def record_as_it_is(
+    tracking: Tracking, record: RunRecord
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return what `read_record` does of a run, wherever its config.yaml is."""
     refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:
             folder = Path(scratch) / "run"
             tracking.fetch(record, "config.yaml", folder)
-        values, choices = read_record(folder / "config.yaml")
-    members = {key: str(overrides[key]) for key in choices if key in overrides}
-    others = {key: value for key, value in overrides.items() if key not in members}
-    values, choices = switched(values, choices, members)
-    return with_overrides(values, choices, others, trusted, f"recorded by run {record.id}")
+        return read_record(folder / "config.yaml")
 
 
 def _resume(
@@ -137,7 +149,7 @@ def _resume(
     if record.remote and not record.offline:
         _fetch(tracking, record)
     trusted = overrides.pop("trusted_modules", [])
-    resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN)
+    resolved = from_record(record.folder / "config.yaml", overrides, trusted, FROZEN, record.id)
     config = resolved.config
     store = CheckpointStore(record.folder / "checkpoints", config.save)
     start_if_imported(**vars(config.runtime))

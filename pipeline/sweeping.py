@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import comparing, trial
 from pipeline.comparison import Comparison
-from pipeline.compose import EXTRAS, hydra_errors, plain, refusal
+from pipeline.compose import EXTRAS, hydra_errors, plain, refusal, searchpath
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
@@ -407,7 +407,7 @@ def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
 
     from pipeline.compose import CONF
 
-    own = [f"hydra.searchpath=['file://{Path(config_dir).absolute()}']"] if config_dir else []
+    own = [searchpath([config_dir])] if config_dir else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
 

@@ -176,12 +176,13 @@ def _come_to_its_end(
             for tag, text in tags.items():
                 tracking.client.set_tag(run_id, tag, text)
             trusted = own_modules(config)  # the command itself names them
-            given = {"tracking.uri": config.tracking.uri, "trusted_modules": trusted}
+            given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
+            given["trusted_modules"] = trusted
             running.resume(run_id, given, pruner=pruner, began=began)
         else:
             values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
             own = replace(config, run_name=values["run_name"])
-            named = Resolved(own, values, resolved.choices)
+            named = replace(resolved, config=own, values=values)
             run_id = running.run(named, None, tags, pruner, began).run_id
     except Pruned as pruned:
         return Hopeless(pruned.step, pruned.value)
@@ -273,7 +274,8 @@ def identity(resolved: Resolved) -> str:
     Files that settings name count by what they hold. Raises BadInput for data that cannot be
     loaded or do not fit the model.
     """
-    values = {k: v for k, v in flatten(resolved.values).items() if k.partition(".")[0] not in ASIDE}
+    known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
+    values = {key: value for key, value in known.items() if key.partition(".")[0] not in ASIDE}
     values.pop("data.path", None)
     data = load_data(resolved.config).digest
     own = tuple(own_modules(resolved.config))

@@ -15,7 +15,7 @@ from pipeline import graph, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
-from pipeline.config import Config, Resolved, Sentence, json_text, recorded_model, without_password
+from pipeline.config import Config, Resolved, Sentence, json_text, recorded_model
 from pipeline.data import Dataset
 from pipeline.environment import (
     differences,
@@ -28,6 +28,7 @@ from pipeline.environment import (
 from pipeline.evaluation import score_state
 from pipeline.failure import explained
 from pipeline.hidden_state import HiddenState
+from pipeline.masking import as_interpolation
 from pipeline.own_code import OwnCode
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
@@ -243,9 +244,10 @@ class Work:
         return self.stop.signal is not None
 
     def _resume_command(self) -> str:
-        config, words = self.config, ["waymark", "resume", self.tracked.info.id]
-        if config.tracking.uri:
-            words.append(f"tracking.uri={without_password(config.tracking.uri)}")
+        words = ["waymark", "resume", self.tracked.info.id]
+        uri = self.resolved.values["tracking"]["uri"]
+        if uri:
+            words.append(f"tracking.uri={as_interpolation(uri)}")
         own = own_modules(self.config)
         if own:
             words.append(f"trusted_modules=[{','.join(own)}]")

@@ -605,12 +605,29 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
         assert (refused.returncode, refused.stdout) == (2, "")
         assert re.fullmatch(r"waymark: .*lines\.\w+.*trusted_modules.*\n", refused.stderr)
         assert "lines" not in sys.modules
-        trusted = main(*command, "trusted_modules=[lines]")
+        trusted = main(*command, TRUST)
         assert trusted.returncode == 0, trusted
         monkeypatch.delitem(sys.modules, "lines")
     assert "checkpoints kept      5, 10, 12" in trusted.stdout
 
+    own = ["--config-dir", "mine"]
+    (place / "mine" / "save").mkdir()
+    (place / "mine" / "save" / "own_save.yaml").write_text("_target_: pipeline.checkpoints.npz.Npz")
+    newest = next(place.glob("mlruns/artifacts/*/*/artifacts/checkpoints/*-12.index"))
+    files = ["--checkpoint", str(newest.with_suffix("")), "batch_size=8", THREADS]
+    for command in (["evaluate", *files, *own, *choices], ["evaluate", key, *own, TRUST],
+                    ["run", "--config-from", key, *own, "save=own_save", TRUST],
+                    ["rerun", key, *own, "save=own_save", TRUST]):  # fmt: skip
+        done = main(*command)
+        assert done.returncode == 0, done
+        refused = main(*(word for word in command if word not in (*own, TRUST)))
+        assert (refused.returncode, refused.stdout) == (2, ""), refused
+        refused = main(*(word.replace("mine", "nowhere") for word in command))
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert refused.stderr == "waymark: --config-dir='nowhere': there is no such folder.\n"
 
+
+TRUST = "trusted_modules=[lines]"
 LONG = ["model=cnn", "steps=900", "save.every=50", "eval_every=50", "batch_size=10", THREADS]
 
 

@@ -26,6 +26,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 from pipeline.config import BadInput, Resolved, without_password
+from pipeline.masking import without_secrets
 from pipeline.process_state import same_environment, set_level, set_variable
 from pipeline.tracking import history, lives, local_store, outbox
 from pipeline.tracking.alive import BOUND, is_alive, this_process
@@ -72,8 +73,9 @@ class Tracking:
 
         With `reading` a local one that may not be written to will do.
         """
-        from_where = "tracking.uri" if uri else "MLFLOW_TRACKING_URI"
-        uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+        elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
+        from_where = "MLFLOW_TRACKING_URI" if elsewhere and not uri else "tracking.uri"
+        uri = uri or elsewhere or "sqlite:///mlruns/mlflow.db"
         scheme = urlsplit(uri).scheme.partition("+")[0]
         self._named = f"{from_where}={without_password(uri)!r}"
         try:
@@ -222,7 +224,7 @@ class Tracking:
             dataset={
                 "name": data.name,
                 "digest": data.digest[:36],
-                "source": data.source.encode(errors="backslashreplace").decode(),
+                "source": without_secrets(data.source).encode(errors="backslashreplace").decode(),
                 "profile": shapes,
             },
         )
