@@ -28,7 +28,7 @@ from pipeline.environment import (
 from pipeline.evaluation import score_state
 from pipeline.failure import explained
 from pipeline.hidden_state import HiddenState
-from pipeline.masking import as_interpolation
+from pipeline.masking import as_interpolation, without_secrets
 from pipeline.own_code import OwnCode
 from pipeline.progress import watcher
 from pipeline.pruning import Pruner
@@ -209,7 +209,7 @@ class Work:
 
     def _keep_traceback(self, error: Exception) -> None:
         """Put the traceback among the artifacts, lines that look like secrets masked."""
-        text = masked_lines("".join(traceback.format_exception(error)))
+        text = masked_lines(without_secrets("".join(traceback.format_exception(error))))
         with suppress(OSError):
             replace_file(self.folder / "traceback.txt", text.encode(errors="backslashreplace"))
             self.tracked.changed()

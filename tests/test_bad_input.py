@@ -101,6 +101,7 @@ VALUES = {
     "save.asynchronous": ["3"],
     "save.meta_graph": ["1"],
     "runtime.intra_op_threads": ["0", "two"],
+    "runtime.deterministic": ["perhaps"],
     "tracking.uri": ["3"],
     "tracking.flush_seconds": ["0"],
     "tracking.system_metrics": ["perhaps"],
