@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from pipeline import running
 from pipeline.compose import composed
+from pipeline.config import BadInput
+from pipeline.progress import Silent
 from pipeline.tracking import TrackedRun, Tracking, alive, lives, outbox, tracked
 from pipeline.tracking.alive import this_process
 from pipeline.tracking.lives import Life
@@ -443,3 +447,200 @@ def test_records_of_an_older_waymark_tell_their_owner_too(
     assert after["points"].pop("early")
     assert after == before
     killed(other)
+
+
+# The whole program, on both machines in turn.
+
+SHORT = ["data=arrays", "save=npz", "steps=30", "save.every=5", "save.max_to_keep=2", THREADS]
+SHORT += ["eval_every=10", "batch_size=10", "progress=false", "record.changes=false"]
+PACE = "train/steps_per_second"
+
+
+class Killed(BaseException):
+    """Stand for a process's end that nothing in it can react to."""
+
+
+class Fate(Silent):
+    """Let a process hang for the server's part at one step, and die at another."""
+
+    def __init__(self, freeze: int, die: int, hang: Callable[[], None]) -> None:
+        super().__init__(0, 0)
+        self.freeze, self.die, self.hang = freeze, die, hang
+
+    def advanced(self, step: int, loss: float) -> None:
+        if step >= self.freeze:
+            self.hang()
+            self.freeze = 10**9
+        if step >= self.die:
+            raise Killed
+
+
+class Story:
+    """What becomes of one run between two machines; nothing of it may be lost or doubled."""
+
+    def __init__(
+        self,
+        draw: random.Random,
+        frozen: list[Any],
+        machines: list[Machine],
+        data: list[str],
+        poll: Poll,
+    ) -> None:
+        self.draw, self.frozen, self.data, self.poll = draw, frozen, data, poll
+        self.client, self.run_id = MlflowClient(machines[0].uri), ""
+        self.hanging: list[tuple[Machine, TrackedRun]] = []  # processes that are thought dead
+        self.told: list[str] = []
+
+    def train(self, machine: Machine, patch: pytest.MonkeyPatch, undisturbed: bool = False) -> None:
+        """Begin the run or go on with it, and die, hang or end."""
+        made: list[TrackedRun] = []
+        first, steps = TrackedRun.__init__, self.draw.randint(1, 36)
+        hang = steps - self.draw.choice([0, 5, 10, 50])
+        heard = not self.run_id or self.draw.random() < 0.7
+
+        def noted(run: TrackedRun, *arguments: Any, **named: Any) -> None:
+            first(run, *arguments, **named)
+            made.append(run)
+
+        def hung() -> None:
+            if heard and not silent:
+                self.poll(lambda: made[0]._delivery.complete)
+            self.frozen.append(None)
+
+        silent = self.run_id and hang < 0 and not undisturbed  # nothing of it is ever sent
+        self.frozen += [None] * bool(silent)
+        fate = Fate(10**9, 10**9, hung) if undisturbed else Fate(max(hang, 1), steps, hung)
+        seconds = 30 if undisturbed else 0.2
+        store = {"tracking.uri": machine.uri, "tracking.flush_seconds": seconds}
+        with machine.at_work(alone=True), patch.context() as inner:
+            inner.setattr(TrackedRun, "__init__", noted)
+            inner.setattr("pipeline.work.watcher", lambda *_: fate)
+            with suppress(Killed, BadInput, ConnectionError):
+                if self.run_id:
+                    running.resume(self.run_id, store)
+                else:
+                    words = [f"{key}={value}" for key, value in store.items()]
+                    running.run(composed([*SHORT, *self.data, *words]))
+        self.told.append(f"{machine.name} trains to {steps}, hangs at {hang}: {len(made)}")
+        for run in made:
+            if run._sender.is_alive() and None in self.frozen and self.draw.random() < 0.5:
+                self.frozen.append(run)
+                self.hanging.append((machine, run))
+            else:
+                killed(run)
+        while None in self.frozen:
+            self.frozen.remove(None)
+
+    def wake(self) -> None:
+        """Let a process that was thought dead go on to its end."""
+        if self.hanging:
+            machine, run = self.hanging.pop(self.draw.randrange(len(self.hanging)))
+            self.frozen.remove(run)
+            self.told.append(f"{machine.name} wakes")
+            with suppress(ValueError, OSError):  # it had ended, all but its sending
+                run.finish(self.draw.choice(["KILLED", "FAILED"]))
+            killed(run)
+
+    def sync(self, machine: Machine) -> None:
+        self.told.append(f"{machine.name} syncs: {machine.sync(alone=True)}")
+
+    def check(self, before: dict[str, Any], step: Callable[[], None], host: str) -> None:
+        """Take a step; if another machine has the run, nothing but missing points is new."""
+        step()
+        after, owner = seen(self.client, self.run_id), lives.owner(before["tags"])
+        for points in after["points"].values():
+            assert len({point[0] for point in points}) == len(points)
+        for key, points in before["points"].items():
+            assert set(points) <= set(after["points"][key])
+        if before["told"][0] == "FINISHED":
+            assert after == before
+        elif lives.owner(after["tags"]) != owner:  # a resume that was not heard of before
+            assert lives.owner(after["tags"]).number > owner.number
+            assert lives.owner(after["tags"]).process["host"] == host
+        elif owner.process["host"] != host:
+            assert after["files"] == before["files"]
+            assert after["told"][0] in (before["told"][0], "KILLED")  # which is right of the dead
+
+
+@pytest.fixture
+def undisturbed(
+    server: tuple[str, Path], tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    machine = Machine("alone", tmp_path / "alone", server[0], monkeypatch)
+    with machine.at_work():
+        words = [*SHORT, f"data.path={small}", f"tracking.uri={server[0]}"]
+        return seen(MlflowClient(server[0]), running.run(composed(words)).run_id)
+
+
+def lasting(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what two runs that are the same have in common."""
+    points = {
+        key: [(step, value) for step, value, _ in points]
+        for key, points in facts["points"].items()
+        if key != PACE
+    }
+    files = {name for name in facts["files"] if name.startswith("checkpoints/")}
+    states = [
+        json.loads(body)["digest"]
+        for name, body in sorted(facts["files"].items())
+        if name.startswith("checkpoints/") and name.endswith(".json")
+    ]
+    told = facts["told"][:2], facts["tags"]["waymark.state_digest"]
+    history = json.loads(facts["files"]["history.json"])["metrics"]
+    known = {key: set(steps) for key, (steps, _) in history.items() if key != PACE}
+    return {"points": points, "files": files, "states": states, "told": told, "history": known}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(30))
+def test_two_owners_of_one_run(
+    number: int,
+    seed: int,
+    machines: list[Machine],
+    frozen: list[Any],
+    undisturbed: dict[str, Any],
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    poll: Poll,
+) -> None:
+    """Kill, resume and sync on two machines at random, processes thought dead among them."""
+    name = f"experiment_name={tmp_path.name}"
+    draw = random.Random(f"{seed}-{number}")
+    story = Story(draw, frozen, machines, [f"data.path={small}", name], poll)
+    try:
+        story.train(machines[0], monkeypatch)
+        story.sync(machines[0])
+        experiment = story.client.get_experiment_by_name(tmp_path.name)
+        (run,) = story.client.search_runs([experiment.experiment_id])
+        story.run_id = run.info.run_id
+        for _ in range(draw.randint(4, 9)):
+            machine = draw.choice(machines)
+            step = draw.choice(["train", "train", "sync", "sync", "wake"])
+            if step == "train":
+                story.train(machine, monkeypatch)
+                continue
+            host = machine.name if step == "sync" else ""
+            if step == "wake" and not story.hanging:
+                continue
+            before = seen(story.client, story.run_id)
+            if step == "wake":
+                story.wake()
+            else:
+                story.check(before, lambda m=machine: story.sync(m), host)
+        while story.hanging:
+            story.wake()
+        for machine in draw.sample(machines, 2):
+            story.sync(machine)
+        story.train(draw.choice(machines), monkeypatch, undisturbed=True)
+        after = seen(story.client, story.run_id)
+        for machine in machines:
+            story.sync(machine)
+            assert machine.sync() == []
+        assert seen(story.client, story.run_id) == after
+        assert lasting(after) == lasting(undisturbed)
+        assert not [path for m in machines for path in m.folder.rglob("*") if path.is_file()]
+        found = story.client.search_runs([experiment.experiment_id], run_view_type=3)
+        assert len(found) == 1
+    finally:
+        print("\n".join(story.told))
