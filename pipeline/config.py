@@ -38,6 +38,8 @@ FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is ref
 
 # What only names or finds a run, so that it need not be known again.
 LABELS = ("experiment_name", "run_name", "tags")
+# What a command on a recorded run does not take from its record.
+NOT_NEEDED = (*LABELS, "tracking", "trusted_modules")
 
 # Keys that came later than the first records of this format, and what was done before.
 LATER = {
@@ -542,7 +544,7 @@ def _given(setting: tuple[str, Any]) -> str:
     """Return a setting as it is given on the command line, secrets as they are read there."""
     key, value = setting
     shown = masked(value)
-    text = as_interpolation(shown) if isinstance(shown, str) else json_text(shown)
+    text = as_interpolation(shown if isinstance(shown, str) else json_text(shown))
     if isinstance(shown, str) and not re.fullmatch(r"[\w./-]+|\$\{oc\.env:\w+\}", text):
         text = '"' + re.sub(r'(\\*)"', r"\1\1\"", text) + '"'
     return f"{key}={text}"
@@ -583,7 +585,7 @@ def with_overrides(
     missing = {
         key: value
         for key, value in left.items()
-        if overrides.get(key, value) == value and key.partition(".")[0] not in (*LABELS, "tracking")
+        if overrides.get(key, value) == value and key.partition(".")[0] not in NOT_NEEDED
     }
     if missing:
         again = shlex.join(map(_given, missing.items()))

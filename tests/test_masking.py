@@ -292,6 +292,18 @@ def test_a_record_takes_nothing_from_the_environment(path: Path) -> None:
     assert yaml.safe_load(other.record())["masked"] == ["seed"]
 
 
+def test_an_interrupted_trial_goes_on_with_its_secrets(tmp_path: Path) -> None:
+    resolved = composed(["init_from=${oc.env:HUB_TOKEN}/x", 'seed="${oc.decode:${oc.env:N_KEY}}"',
+                         "+tags.a=${oc.env:A_SECRET}", "tracking.uri=http://me:own@host",
+                         "trusted_modules=['${oc.env:HUB_TOKEN}']"])  # fmt: skip
+    (tmp_path / "config.yaml").write_text(resolved.record())
+    given = resolved.secrets()
+    trusted = given.pop("trusted_modules")
+    again = from_record(tmp_path / "config.yaml", given, trusted, FROZEN)
+    assert again.record() == resolved.record()
+    assert (again.config.seed, again.config.init_from) == (7, "hunter2/x")
+
+
 def test_records_that_were_masked_everywhere_are_read(tmp_path: Path) -> None:
     """An earlier version put `***` wherever the characters of a value stood."""
     path = tmp_path / "config.yaml"
