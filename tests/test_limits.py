@@ -21,6 +21,7 @@ from mlflow.utils.validation import _validate_param
 from pipeline.compose import composed
 from pipeline.tracking import TrackedRun, Tracking, limits
 from pipeline.tracking.outbox import Birth, read
+from pipeline.tracking.recovery import sync
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
