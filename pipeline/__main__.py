@@ -301,9 +301,16 @@ def _width() -> int | None:
 @OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
     """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
+    from pipeline.tracking.recovery import delivered
     from pipeline.tracking.recovery import sync as work
 
-    lines = list(work(_store(overrides, create=True)))
+    lines: list[tuple[str, bool]] = []
+
+    def recovered(run_id: str, refused: str) -> None:
+        lines.append((delivered(run_id, refused), True))
+
+    tracking = _store(overrides, recovered=recovered)
+    lines += work(tracking)
     for line, _ in lines:
         print(line)
     if not lines:
@@ -320,7 +327,7 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     from pipeline.stopping import handling
     from pipeline.tracking import ui_command
 
-    tracking = _store(overrides, create=True)
+    tracking = _store(overrides)
     if tracking.database is None:
         print(f"the UI of this store is at {tracking.address}")
         return 0
@@ -359,11 +366,11 @@ def _check_free(host: str, port: int) -> None:
         ) from None
 
 
-def _store(overrides: tuple[str, ...], create: bool = False) -> Any:
-    """Open the store that a command names."""
+def _store(overrides: tuple[str, ...], **options: Any) -> Any:
+    """Open the store that a command names, creating a local one."""
     from pipeline.tracking import Tracking
 
-    return Tracking(_store_uri(overrides), create=create)
+    return Tracking(_store_uri(overrides), create=True, **options)
 
 
 def _store_uri(overrides: tuple[str, ...]) -> Any:

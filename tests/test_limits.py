@@ -19,7 +19,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_param
 
 from pipeline.compose import composed
-from pipeline.tracking import TrackedRun, Tracking, limits
+from pipeline.tracking import RunRecord, TrackedRun, Tracking, limits
+from pipeline.tracking.lives import Life
 from pipeline.tracking.outbox import Birth, read
 from pipeline.tracking.recovery import sync
 
@@ -209,11 +210,79 @@ def test_what_was_deleted_is_left_out_until_it_is_restored(
         client.restore_run(info.id)
     done = main("sync", *named)
     assert done.returncode == 0
-    # In a local store the command delivers it when it opens the store, as the run's process has it
-    # no longer.
-    assert done.stdout == (f"run {info.id}: delivered\n" if remote else "nothing left to deliver\n")
+    assert done.stdout == f"run {info.id}: delivered\n"
     assert [point.step for point in client.get_metric_history(info.id, "train/loss")] == [1, 2]
     assert client.get_run(info.id).info.status == "FINISHED"
+
+
+@pytest.fixture
+def killed(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
+    """Return a run with two points that no process sent, and no process trains."""
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", gone)
+        run = created(tracking)
+        for key in ("train/loss", "refused"):
+            run.record([1, 2], {key: [0.5, 0.25]})
+        run._patience.set()
+        run._wake.set()
+        run._sender.join()
+    return run.info
+
+
+def deleted(client: MlflowClient, record: RunRecord) -> str:
+    client.delete_run(record.id)
+    return "left out, it was deleted and can be restored"
+
+
+def taken(client: MlflowClient, record: RunRecord) -> str:
+    """Let a process of another host have gone on from step 1, and be gone as well."""
+    other = Life(2, 1, {"host": "elsewhere", "pid": 1})
+    for key, text in other.tags().items():
+        client.set_tag(record.id, key, text)
+    return (
+        "delivered without 2 points after step 1, status, tags and files "
+        "(a process on elsewhere went on from step 1)"
+    )
+
+
+def refused(client: MlflowClient, record: RunRecord) -> str:
+    return "delivered without the metric 'refused' (Invalid value for 'refused')"
+
+
+@pytest.mark.parametrize("what", [deleted, taken, refused])
+def test_what_is_left_out_of_a_killed_run_is_told(
+    what: Callable[[MlflowClient, RunRecord], str],
+    tracking: Tracking,
+    killed: RunRecord,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one line: by sync, which delivers some of it when it opens the store."""
+    if what is refused:
+        refusing(monkeypatch, INVALID_PARAMETER_VALUE, {"refused"})
+    else:
+        monkeypatch.setattr("pipeline.tracking.alive.BOUND", -1)
+    line = f"run {killed.id}: {what(tracking.client, killed)}\n"
+    done = main("sync")
+    assert (done.returncode, done.stdout, done.stderr) == (0, line, "")
+    again = main("sync")
+    assert again.stdout == (line if what is deleted else "nothing left to deliver\n")
+
+
+@pytest.mark.parametrize("words", [["runs"], ["evaluate", "none"], ["resume", "none"]])
+def test_a_command_that_delivers_on_the_way_says_what_it_left_out(
+    words: list[str],
+    tracking: Tracking,
+    killed: RunRecord,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    refusing(monkeypatch, INVALID_PARAMETER_VALUE, {"refused"})
+    line = f"waymark: run {killed.id}: {refused(tracking.client, killed)}\n"
+    assert main(*words).stderr.startswith(line)
+    assert line not in main(*words).stderr
+    history = tracking.client.get_metric_history(killed.id, "train/loss")
+    assert [point.step for point in history] == [1, 2]
 
 
 def test_a_file_that_is_refused_keeps_no_other_from_arriving(

@@ -565,7 +565,7 @@ NO_BIRTH = {
 
 @pytest.fixture
 def stray(here: Path, kept: Kept) -> Path:
-    """Return the outbox to be of a run that the database does not know, one lost run beside it."""
+    """Return the outbox to be of a run that the database does not know; beside it are a lost and a dead one."""
     with closing(sqlite3.connect("mlruns/mlflow.db")) as database, database:
         for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (kept.ids["whole"],))
@@ -595,7 +595,7 @@ def test_what_is_no_outbox_makes_no_run(
             path.write_bytes(data)
             written[path] = data
     done = good(main("sync"))
-    assert done.stdout.count(": delivered\n") == done.stdout.count("\n") == 1
+    assert done.stdout.count(": delivered\n") == done.stdout.count("\n") == 2
     assert everything(mlflow()) == before
     assert {path: path.read_bytes() for path in written} == written
 
@@ -622,7 +622,7 @@ def test_entries_that_no_outbox_holds_cost_only_themselves(
     end = [line("status", ["FINISHED", 1_700_000_001_000])]
     stray.write_bytes(b"".join([*BAD_ENTRIES, *good_ones, *BAD_ENTRIES, *end, *BAD_ENTRIES]))
     done = good(main("sync"))
-    assert done.stdout.count(": delivered\n") == done.stdout.count("\n") == 2
+    assert done.stdout.count(": delivered\n") == done.stdout.count("\n") == 3
     after = everything(mlflow())
     stranger = after.pop("stranger")
     assert after == before
@@ -654,7 +654,7 @@ def test_what_mlflow_refuses_stops_no_other_run(
         path.write_bytes(birth + entry)
     done = main("sync")
     assert (done.returncode, done.stderr) == (1, ""), done
-    assert done.stdout.count("\n") == 1 + len(IMPOSSIBLE)
+    assert done.stdout.count("\n") == 2 + len(IMPOSSIBLE)
     after = everything(mlflow())
     assert {name: after[name] for name in after if not name.startswith("stranger")} == before
 

@@ -34,7 +34,7 @@ from pipeline.tracking.history import History
 from pipeline.tracking.limits import KEY, TAG, Deleted, exact, fitted, is_refusal, params
 from pipeline.tracking.lives import FROM, LIFE, PROCESS, Life
 from pipeline.tracking.outbox import Birth
-from pipeline.tracking.recovery import bury
+from pipeline.tracking.recovery import bury, complain
 from pipeline.tracking.tracked import (
     BEAT,
     COMMAND,
@@ -68,11 +68,19 @@ class Tracking:
     A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
     """
 
-    def __init__(self, uri: str | None, create: bool = False, reading: bool = False) -> None:
+    def __init__(
+        self,
+        uri: str | None,
+        create: bool = False,
+        reading: bool = False,
+        recovered: Callable[[str, str], None] = complain,
+    ) -> None:
         """Open the store, creating a local one if asked; raise BadInput if it cannot be used.
 
-        With `reading` a local one that may not be written to will do.
+        With `reading` a local one that may not be written to will do. `recovered` is told the id
+        of each dead run that is delivered on the way, and what was left out of it, in words.
         """
+        self.recovered = recovered
         elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
         from_where = "MLFLOW_TRACKING_URI" if elsewhere and not uri else "tracking.uri"
         uri = uri or elsewhere or "sqlite:///mlruns/mlflow.db"

@@ -1,13 +1,14 @@
 """Runs that no process trains: their end told, what they left delivered, lost ones made again."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.config import BadInput
+from pipeline.config import BadInput, Sentence
 from pipeline.tracking import lives, outbox
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
     from pipeline.tracking import Tracking
 
 
+def delivered(run_id: str, refused: str) -> str:
+    """Say that a run was delivered, but for what the store will never take of it."""
+    return f"run {run_id}: delivered" + (f" without {refused}" if refused else "")
+
+
+def complain(run_id: str, refused: str) -> None:
+    """Say on standard error what was left out of a run that was delivered on the way."""
+    if refused:
+        print(Sentence(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
+
+
 def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     """Mark KILLED a run whose process is gone; raise Busy if a process has it.
 
@@ -43,7 +55,7 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     content = outbox.read(record.outbox)
     here = content.is_of(lives.owner(record.tags))
     if here and not record.remote:
-        replay(tracking, record, ("KILLED", end))
+        tracking.recovered(record.id, replay(tracking, record, ("KILLED", end)))
     elif not (here and content.status):
         with locked(record) if here else nullcontext():
             run = tracking.client.get_run(record.id)
@@ -65,9 +77,8 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
     """Deliver all that stands in the outbox of a run that no process trains.
 
     Returns what the store will never take of it, or another process's run does not need, in
-    words. `default` is the status (and when,
-    ms) of a run that did not live to record one. Raises Busy if a process has the run, Deleted
-    if it was deleted, and what MLflow raises.
+    words. `default` is the status (and when, ms) of a run that did not live to record one.
+    Raises Busy if a process has the run, Deleted if it was deleted, and what MLflow raises.
     """
     with locked(record):
         content = outbox.read(record.outbox)
@@ -105,7 +116,8 @@ def _complete(path: Path, delivery: Delivery) -> None:
 def settle(tracking: "Tracking", record: RunRecord) -> None:
     """Deliver what an ended run's outbox holds, and keep no spool of it."""
     if record.outbox.exists() and (record.remote or tracking.undelivered(record)):
-        replay(tracking, record, (record.status, time.time_ns() // 1_000_000))
+        end = record.status, time.time_ns() // 1_000_000
+        tracking.recovered(record.id, replay(tracking, record, end))
     elif record.remote and record.folder.exists():
         forget(record.folder.parent)
 
@@ -168,7 +180,7 @@ def _deliver(
     except Exception as error:  # of MLflow, the network, the disk: the outbox stays
         yield f"run {record.id}: {reason_of(error)}", False
     else:
-        yield f"run {record.id}: delivered" + (f" without {refused}" if refused else ""), True
+        yield delivered(record.id, refused), True
 
 
 def _rebuilt(tracking: "Tracking", record: RunRecord, birth: Birth) -> RunRecord:
