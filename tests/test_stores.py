@@ -565,7 +565,7 @@ NO_BIRTH = {
 
 @pytest.fixture
 def stray(here: Path, kept: Kept) -> Path:
-    """Return the outbox to be of a run that the database does not know; beside it are a lost and a dead one."""
+    """Return the outbox to be of a run unknown to the database, beside a lost and a dead run."""
     with closing(sqlite3.connect("mlruns/mlflow.db")) as database, database:
         for table in ("tags", "params", "metrics", "latest_metrics", "runs"):
             database.execute(f"DELETE FROM {table} WHERE run_uuid = ?", (kept.ids["whole"],))
