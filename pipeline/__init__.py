@@ -11,6 +11,8 @@ that importing the package costs nothing.
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.package import __version__ as __version__
+
 if TYPE_CHECKING:
     from pipeline.library import (
         BadInput,
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
         run,
     )
 
-__version__ = "0.1.0"
 __all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
 
 

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from pipeline import __version__, process_state
+from pipeline import process_state
 from pipeline.output import unfailing_output
+from pipeline.package import __version__
 
 # Commands whose work counts, whatever becomes of what they print; the others only print.
 WORKING = ("run", "resume", "rerun", "sync", "ui")

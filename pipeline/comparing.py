@@ -9,15 +9,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from pipeline import names
 from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
 from pipeline.table import setting
 from pipeline.tracking import Facts, RunRecord, Tracking
-from pipeline.tracking.history import PACE, foreign, is_timing
-from pipeline.tracking.tracked import KIND, reason_of
-from pipeline.verdict import DATA, STATE, VERSION, Evidence, all_differences, evidence, partings
+from pipeline.tracking.history import foreign, is_timing
+from pipeline.tracking.tracked import reason_of
+from pipeline.verdict import Evidence, all_differences, evidence, partings
 
-LOSS, ACCURACY = "train/loss", "test/accuracy"
 # Words in a metric's name that tell which way is better; the second ones win.
 HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
 HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
@@ -45,7 +45,7 @@ def compare(
         found.append((record, tracking.facts(record)))
     if experiment is not None or sweep is not None or where is not None:
         runs_and_sweeps = reversed(tracking.select(experiment, sweep, where))
-        found += [pair for pair in runs_and_sweeps if pair[0].tags.get(KIND) != "sweep"]
+        found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; these are {len(chosen)}.")
@@ -61,7 +61,7 @@ def compared(tracking: Tracking, chosen: Sequence[tuple[RunRecord, Facts]]) -> C
 
 def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:
     record, facts = run
-    if VERSION in record.tags:
+    if names.VERSION in record.tags:
         return evidence(tracking, record)
     try:  # another program's run: there is what MLflow has
         return Evidence(record, foreign(tracking, record, facts.metrics), {}, None)
@@ -74,10 +74,10 @@ def _settings(record: RunRecord, facts: Facts) -> Facts:
 
     Of another program's run nothing is known to be for show.
     """
-    if VERSION not in record.tags:
+    if names.VERSION not in record.tags:
         return facts
     own = {k: v for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW}
-    steps = {"steps": record.tags["waymark.steps"]} if "waymark.steps" in record.tags else {}
+    steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     return replace(facts, params={**own, **steps})
 
 
@@ -96,7 +96,7 @@ def _compared(found: list[Evidence], facts: list[Facts]) -> Comparison:
     states: dict[str, list[str]] = {}
     data: dict[str, list[str]] = {}
     for each in found:
-        for known, tag in ((states, STATE), (data, DATA)):
+        for known, tag in ((states, names.STATE_DIGEST), (data, names.DATA_DIGEST)):
             if tag in each.record.tags:
                 known.setdefault(each.record.tags[tag], []).append(each.record.id)
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
@@ -124,7 +124,7 @@ def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
 
 def _curves(row: Row, run: Evidence) -> Curves:
     metrics = run.history.metrics
-    return row.label, metrics.get(LOSS, {}), metrics.get(ACCURACY, {})
+    return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
 def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
@@ -137,7 +137,7 @@ def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
     for index, (each, known) in enumerate(zip(found, facts, strict=True)):
         seed = known.params.get("seed")
         kept = {k: v for k, v in known.params.items() if k not in ("seed", "run_name")}
-        same = (tuple(sorted(kept.items())), each.record.tags.get(DATA))
+        same = (tuple(sorted(kept.items())), each.record.tags.get(names.DATA_DIGEST))
         count = seen[same, seed] = seen.get((same, seed), -1) + 1
         # Without a seed nothing says what two runs of one configuration differ by.
         lonely = None if "seed" in known.params else index
@@ -150,7 +150,9 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
     known = [facts[i] for i in members]
     pairs = list(zip(own, known, strict=True))
     seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
-    paces = [f.metrics[PACE] for f in known if PACE in f.metrics]
+    paces = [
+        f.metrics[names.STEPS_PER_SECOND] for f in known if names.STEPS_PER_SECOND in f.metrics
+    ]
     metrics = {}
     for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
         metrics[key] = _metric([_final_and_best(key, e, f) for e, f in pairs if key in f.metrics])
@@ -166,8 +168,8 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
         metrics,
         statistics.mean(seconds) if seconds else None,
         statistics.mean(paces) if paces else None,
-        [e.record.tags[STATE] for e in own if STATE in e.record.tags],
-        own[0].record.tags.get(DATA),
+        [e.record.tags[names.STATE_DIGEST] for e in own if names.STATE_DIGEST in e.record.tags],
+        own[0].record.tags.get(names.DATA_DIGEST),
     )
 
 

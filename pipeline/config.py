@@ -32,6 +32,7 @@ from pipeline.masking import (
     with_masks,
     without_secrets,
 )
+from pipeline.names import RESTORED_ACCURACY
 from pipeline.users_code import place
 
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
@@ -43,7 +44,7 @@ NOT_NEEDED = (*LABELS, "tracking", "trusted_modules")
 
 # Keys that came later than the first records of this format, and what was done before.
 LATER = {
-    "objective": {"metric": "restored/accuracy", "mode": "max"},
+    "objective": {"metric": RESTORED_ACCURACY, "mode": "max"},
     "prune": None,
     "rerun_finished": False,
     "runtime.deterministic": False,

@@ -14,8 +14,8 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
-import pipeline
 from pipeline.config import FORMAT, flatten, without_password
+from pipeline.package import FOLDER, __version__
 
 SECRET = re.compile(
     r"(?i)(api[_-]?key|secret|token|passw(or)?d|private[_ ]key|credential)|://[^/\s:]+:[^@\s]+@"
@@ -55,7 +55,7 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
         "format": FORMAT,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "waymark": pipeline.__version__,
+        "waymark": __version__,
         "packages": _packages(_installed()),
         "tensorflow": {
             "version": tf.version.VERSION,
@@ -170,9 +170,9 @@ def code(own: Iterable[str]) -> dict[str, str]:
 
     What a user's module imports from beside it counts as well, if it lies in the same package.
     """
-    here = Path(pipeline.__file__).parent
     files = {
-        ".".join(p.relative_to(here.parent).with_suffix("").parts): p for p in here.rglob("*.py")
+        ".".join(p.relative_to(FOLDER.parent).with_suffix("").parts): p
+        for p in FOLDER.rglob("*.py")
     }
     roots = {name.partition(".")[0] for name in own}
     for name, module in list(sys.modules.items()):
@@ -200,7 +200,7 @@ def checkout() -> Path:
     """Return where the code stands: Waymark's own checkout, else the current folder."""
     if CHECKOUT in os.environ:
         return Path(os.environ[CHECKOUT])
-    root = Path(pipeline.__file__).parent.parent
+    root = FOLDER.parent
     return root if (root / ".git").exists() else Path.cwd()
 
 

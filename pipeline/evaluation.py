@@ -16,11 +16,11 @@ from pipeline.checkpoints.store import CheckpointStore, Damaged, refuse_links
 from pipeline.compose import SEARCHPATH
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
+from pipeline.names import DATA_DIGEST, TEST_ACCURACY, VERSION
 from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.score import Score, Scorer
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.train import check_state, initial_state
-from pipeline.verdict import DATA, VERSION
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,11 @@ def refuse_foreign(tracking: Tracking, record: RunRecord) -> None:
 
 def refuse_other_data(record: RunRecord, data: Dataset) -> None:
     """Raise BadInput unless a run was trained on `data`."""
-    known = record.recorded_tag(DATA)
+    known = record.recorded_tag(DATA_DIGEST)
     if known is None:
         raise BadInput(
-            f"run {record.id}: its tag {DATA} is gone, so that nothing tells what data it was "
-            f"trained on; if it was {data.source}, set the tag in MLflow to {data.digest}."
+            f"run {record.id}: its tag {DATA_DIGEST} is gone, so that nothing tells what data it "
+            f"was trained on; if it was {data.source}, set the tag in MLflow to {data.digest}."
         )
     if data.digest != known:
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
@@ -136,7 +136,7 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
         return steps[-1]
     if step == "best":
         rule = store.save.keep_best
-        metric, mode = (rule.metric, rule.mode) if rule else ("test/accuracy", "max")
+        metric, mode = (rule.metric, rule.mode) if rule else (TEST_ACCURACY, "max")
         known = {}
         for at in steps:
             try:

@@ -4,8 +4,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from pipeline.tracking import RESUME, Facts, RunRecord, Tracking
-from pipeline.tracking.tracked import KIND
+from pipeline import names
+from pipeline.tracking import Facts, RunRecord, Tracking
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def recent(uri: str | None, most: int) -> list[Listed]:
 
 
 def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
-    steps = record.tags.get("waymark.steps", facts.params.get("steps", "-"))
+    steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
     if record.status != "FINISHED" and steps != "-":
-        steps = f"{tracking.reached(record, 'train/loss')} of {steps}"
-    accuracy = facts.metrics.get("restored/accuracy", facts.metrics.get("test/accuracy"))
-    sweep, folder = record.tags.get(KIND) == "sweep", record.folder
-    stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(RESUME))
+        steps = f"{tracking.reached(record, names.TRAIN_LOSS)} of {steps}"
+    accuracy = facts.metrics.get(names.RESTORED_ACCURACY, facts.metrics.get(names.TEST_ACCURACY))
+    sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
+    stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))
     # False, too, for what another user has closed, and where only reading is allowed.
     here = os.access(folder / "config.yaml", os.R_OK) and os.access(folder, os.W_OK)
     resumable = stopped and (record.remote or here) and not sweep

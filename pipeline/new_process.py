@@ -14,13 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-import pipeline
 from pipeline import process_state
 from pipeline.config import BadInput, first_line
+from pipeline.package import FOLDER
 from pipeline.stopping import SIGNALS, Stopped, handling
 from pipeline.work import Failed
 
-HOME = str(Path(pipeline.__file__).parent.parent)
+HOME = str(FOLDER.parent)
 # Not by `-m`: where the process is to find its modules is known only when it begins.
 PROGRAM = "import json, sys; sys.path[:], sys.argv, *given = json.loads(sys.argv[1]); "
 PROGRAM += "from pipeline.new_process import main; main(*given)"

@@ -19,8 +19,8 @@ from typing import Any
 import pydantic
 
 from pipeline.environment import changes, changes_at, checkout, diffstat, git, masked_lines
+from pipeline.package import FOLDER
 
-HOME = Path(__file__).resolve().parent.parent
 WAYMARKS = ("pipeline", "hydra_plugins", "tests", "benchmarks")
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
 COPIES = "own_code/copies.patch"  # among a run's artifacts
@@ -212,7 +212,7 @@ def own_files() -> dict[str, Path]:
         path = Path(file).resolve()
         root = _import_folder(name, path)
         installed = root and name.partition(".")[0] in _installed_in(root)
-        if not installed and path != HOME / "waymark_start.py" and path.is_file():
+        if not installed and path != FOLDER.parent / "waymark_start.py" and path.is_file():
             found[name] = path
     return dict(sorted(found.items()))
 
@@ -231,7 +231,7 @@ def _others() -> tuple[str, ...]:
     schemes = [sysconfig.get_paths(), sysconfig.get_paths(sysconfig.get_preferred_scheme("user"))]
     names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
     found = [scheme[name] for scheme in schemes for name in names]
-    found += [os.path.dirname(sys.executable), *(str(HOME / name) for name in WAYMARKS)]
+    found += [os.path.dirname(sys.executable), *(str(FOLDER.parent / name) for name in WAYMARKS)]
     return tuple(os.path.realpath(path) + os.sep for path in found)
 
 

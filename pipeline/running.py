@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pipeline
+from pipeline import names
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.store import CheckpointStore, replace_file
@@ -23,14 +23,14 @@ from pipeline.evaluation import (
     refuse_other_data,
 )
 from pipeline.output import unfailing_output
+from pipeline.package import __version__
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.stopping import Stop
-from pipeline.tracking import REASON, RESUME, RunRecord, Tracking
+from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
-from pipeline.tracking.tracked import PRUNED
-from pipeline.verdict import DATA, INIT, RERUN_OF, VERSION, Evidence, evidence, told
+from pipeline.verdict import Evidence, evidence, told
 from pipeline.work import Failed, Result, Work, prepared
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
@@ -67,9 +67,9 @@ def run(
         tracking = Tracking(config.tracking.uri, create=True)
         tags = {**_tags(resolved, data), **(tags or {})}
         if parameters:
-            tags[INIT] = digest(parameters)
+            tags[names.INIT_DIGEST] = digest(parameters)
         if original:
-            tags[RERUN_OF] = original.record.id
+            tags[names.RERUN_OF] = original.record.id
         tracked = tracking.create(resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
         if began:
@@ -173,14 +173,14 @@ def _resume(
     if not allow_drift:
         _refuse_drift(record, config)
     parameters = None if found else _initial_parameters(config, data)
-    if parameters and digest(parameters) != record.recorded_tag(INIT):
+    if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
     machine = None if began else prepared(config, data)
     tracked = tracking.reopen(record, config, reached)
     replace_file(record.folder / "config.yaml", resolved.record())
-    pruned = {PRUNED: ""} if PRUNED in record.tags else {}
-    tracked.tag({"waymark.steps": str(config.steps), REASON: "", RESUME: "", **pruned})
+    pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
+    tracked.tag({names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned})
     if began:
         began()
     given = resolved, data, tracking, tracked, parameters, found, stop
@@ -201,10 +201,10 @@ def _refuse_drift(record: RunRecord, config: Config) -> None:
 
 def _original(tracking: Tracking, record: RunRecord) -> Evidence | None:
     """Return what an interrupted rerun is to be compared with, if that is still there."""
-    if RERUN_OF not in record.tags:
+    if names.RERUN_OF not in record.tags:
         return None
     try:
-        return evidence(tracking, tracking.find(record.tags[RERUN_OF]))
+        return evidence(tracking, tracking.find(record.tags[names.RERUN_OF]))
     except BadInput as error:
         print(f"waymark: no verdict: {error}", file=sys.stderr)
         return None
@@ -222,13 +222,13 @@ def _initial_parameters(config: Config, data: Dataset) -> State | None:
 
 def _tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
     tags = {
-        VERSION: pipeline.__version__,
-        DATA: data.digest,
-        "waymark.save_format": resolved.choices.get("save", ""),
-        "waymark.steps": str(resolved.config.steps),
+        names.VERSION: __version__,
+        names.DATA_DIGEST: data.digest,
+        names.SAVE_FORMAT: resolved.choices.get("save", ""),
+        names.STEPS: str(resolved.config.steps),
     }
     commit = git_commit()
-    return {**tags, "mlflow.source.git.commit": commit} if commit else tags
+    return {**tags, names.GIT_COMMIT: commit} if commit else tags
 
 
 def _fetch(tracking: Tracking, record: RunRecord) -> None:

@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparing, trial
+from pipeline import comparing, names, trial
 from pipeline.comparison import Comparison
 from pipeline.compose import EXTRAS, hydra_errors, plain, refusal, searchpath
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
@@ -34,13 +34,10 @@ from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
 from pipeline.stopping import handling
 from pipeline.table import number, rate
-from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
-from pipeline.tracking.tracked import BEAT as HEARTBEAT
-from pipeline.tracking.tracked import COMMAND, KIND, PRUNED, reason_of
-from pipeline.trial import SWEEP, TRIAL, member
+from pipeline.tracking import Facts, RunRecord, Tracking
+from pipeline.tracking.tracked import reason_of
 
 # Tags of the parent.
-THREADS, BEST, VARIED = "waymark.threads", "waymark.best", "waymark.varied"
 MOST = 3  # attempts of one command at a trial that ends its process
 LOOK = 2.0  # seconds after which the trials are looked at, unless one ends here before
 SHARE = 5  # times as long as the last look took, at least, pass before the next one
@@ -130,9 +127,13 @@ class Sweep:
     def _finished(self) -> dict[str, Pair]:
         """Return the finished trials of this sweep as they were found before the launch."""
         if self._over is None:
-            every = self.tracking.select(None, None, f"tags.`{member(self.parent)}` != ''")
+            every = self.tracking.select(
+                None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+            )
             done = [pair for pair in every if pair[0].status == "FINISHED"]
-            self._over = {record.tags.get(TRIAL, ""): (record, facts) for record, facts in done}
+            self._over = {
+                record.tags.get(names.TRIAL, ""): (record, facts) for record, facts in done
+            }
         return self._over
 
     def identified(
@@ -226,16 +227,18 @@ class Sweep:
 
     def came_to(self, record: RunRecord) -> bool:
         """Tell whether this command came to a run last, and not another one."""
-        return record.tags.get(member(self.parent)) == self.id
+        return record.tags.get(names.sweep_member_tag(self.parent)) == self.id
 
     def members(self) -> list[Pair]:
         """Return the runs of the trials that this command has come to, or finds finished."""
-        every = self.tracking.select(None, None, f"tags.`{member(self.parent)}` != ''")
+        every = self.tracking.select(
+            None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+        )
         return [
             (record, facts)
             for record, facts in every
             if self.came_to(record)
-            or (record.status == "FINISHED" and record.tags.get(TRIAL) in self.handed)
+            or (record.status == "FINISHED" and record.tags.get(names.TRIAL) in self.handed)
         ]
 
     def outcome(self) -> "Outcome":
@@ -243,13 +246,13 @@ class Sweep:
         order = {"FINISHED": 0, "RUNNING": 1}
         counting = dict(self.skipped)
         for record, facts in self.members():
-            key = record.tags.get(TRIAL, record.id)
+            key = record.tags.get(names.TRIAL, record.id)
             other = counting.get(key)
             if other is None or order.get(record.status, 2) < order.get(other[0].status, 2):
                 counting[key] = record, facts
         runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
         over = [pair for pair in runs if pair[0].status == "FINISHED"]
-        finished = [pair for pair in over if not pair[0].tags.get(PRUNED)]
+        finished = [pair for pair in over if not pair[0].tags.get(names.PRUNED)]
         scored = [p for p in finished if not math.isnan(p[1].metrics.get(self.metric, math.nan))]
         pick: Callable[..., Any] = max if self.mode == "max" else min
         best = pick(scored, key=lambda pair: pair[1].metrics[self.metric], default=None)
@@ -270,7 +273,7 @@ class Sweep:
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     told = self._tell(bar, told)
                     if began - beat > BEAT:
-                        self.tracking.client.set_tag(self.parent, HEARTBEAT, _now())
+                        self.tracking.client.set_tag(self.parent, names.HEARTBEAT, _now())
                         beat = began
                 closing.wait(SHARE * (time.monotonic() - began))
 
@@ -301,11 +304,11 @@ class Sweep:
         client, counts = self.tracking.client, found.counts()
         step = sum(counts.values()) - counts["running"]
         if found.best:
-            client.set_tag(self.parent, BEST, found.best[0].id)
+            client.set_tag(self.parent, names.BEST_TRIAL, found.best[0].id)
             value = found.best[1].metrics[self.metric]
-            client.log_metric(self.parent, f"best/{self.metric}", value, step=step)
+            client.log_metric(self.parent, f"{names.BEST}{self.metric}", value, step=step)
         for key, count in {**counts, "trials": self.expected}.items():
-            client.log_metric(self.parent, f"sweep/{key}", count, step=step)
+            client.log_metric(self.parent, f"{names.PROGRESS}{key}", count, step=step)
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,7 @@ class Outcome:
         rows = []
         for record, facts in [*self.finished, *self.pruned, *self.others]:
             state = "PRUNED" if (record, facts) in self.pruned else record.status
-            reason, value = record.tags.get(REASON, ""), facts.metrics.get(metric)
+            reason, value = record.tags.get(names.REASON, ""), facts.metrics.get(metric)
             rows.append((record.name, record.id, state, reason, value))
         return rows
 
@@ -372,11 +375,13 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     )
     keys, command_id = json.dumps(varied), uuid.uuid4().hex
     same = [varied, trial.by_content(own), sweeper["_target_"], values["objective"]]
-    tags = {KIND: "sweep", SWEEP: trial.digest_of(same), VARIED: keys}
-    tags |= {COMMAND: command, RESUME: command}
-    parent, before = tracking.parent(values["experiment_name"], ", ".join(varied), tags, SWEEP)
-    threads = threads or parent.tags.get(THREADS) or threads_of(launcher)
-    tracking.client.set_tag(parent.id, THREADS, str(threads))
+    tags = {names.KIND: "sweep", names.SWEEP: trial.digest_of(same), names.VARIED: keys}
+    tags |= {names.COMMAND: command, names.RESUME: command}
+    parent, before = tracking.parent(
+        values["experiment_name"], ", ".join(varied), tags, names.SWEEP
+    )
+    threads = threads or parent.tags.get(names.THREADS) or threads_of(launcher)
+    tracking.client.set_tag(parent.id, names.THREADS, str(threads))
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
     more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
@@ -512,7 +517,7 @@ def _conclude(sweep: Sweep, status: int) -> int:
     if len(found.finished) > 1:
         table = comparing.compared(sweep.tracking, found.finished)
         new = any(sweep.came_to(record) for record, _ in found.finished)
-        if new or known.get("sweep/finished") != len(found.finished):
+        if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _illustrate(sweep, table)
         print(table.text())
     if found.best:
@@ -531,7 +536,7 @@ def _conclude(sweep: Sweep, status: int) -> int:
     status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     client.set_terminated(parent, end)
-    client.set_tag(parent, RESUME, sweep.command if status else "")
+    client.set_tag(parent, names.RESUME, sweep.command if status else "")
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return status

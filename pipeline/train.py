@@ -18,6 +18,7 @@ from pipeline.config import Config, Sentence
 from pipeline.data import SMALL, Dataset, ImageSpec, batch_indices
 from pipeline.hidden_state import no_variables, traced
 from pipeline.models import check_outputs, forward, initial_key, scale
+from pipeline.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
 from pipeline.optimizers import Adam, Sgd
 from pipeline.randomness import DROPOUT, random_key
 from pipeline.score import Score, Scorer
@@ -297,8 +298,8 @@ def train(
         metrics = {}
         if due(step, config.eval_every, last):
             score = machine.score()
-            metrics = {f"test/{name}": value for name, value in score.metrics.items()}
-            rate = {"train/steps_per_second": clock.rate()}
+            metrics = {f"{TEST}{name}": value for name, value in score.metrics.items()}
+            rate = {STEPS_PER_SECOND: clock.rate()}
             recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
             watcher.evaluated(step, float(losses[-1]), score.accuracy)
         regular = due(step, config.save.every, last)
@@ -321,7 +322,7 @@ def _record_losses(config: Config, recorder: Recorder, first: int, losses: np.nd
     known = losses[: broken[0] + 1] if stop else losses
     every, last = config.log_every, config.steps
     picked = [i for i in range(len(known)) if due(first + i, every, last)]
-    recorder.record([first + i for i in picked], {"train/loss": [float(known[i]) for i in picked]})
+    recorder.record([first + i for i in picked], {TRAIN_LOSS: [float(known[i]) for i in picked]})
     if stop:
         step = first + int(broken[0])
         raise Diverged(f"the loss at step {step} is {losses[broken[0]]}")

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline import process_state, running
+from pipeline import names, process_state, running
 from pipeline.checkpoints.foreign import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
@@ -32,14 +32,12 @@ from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.stopping import Stop, Stopped
 from pipeline.table import elided, setting
-from pipeline.tracking import REASON, RESUME, Facts, RunRecord, Tracking
-from pipeline.tracking.tracked import PRUNED
-from pipeline.work import VALUES, Failed, Pruned, own_modules
+from pipeline.tracking import Facts, RunRecord, Tracking
+from pipeline.work import Failed, Pruned, own_modules
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
 # Tags: which sweep, which trial; and MLflow's own for nesting.
-SWEEP, TRIAL, PARENT = "waymark.sweep", "waymark.trial", "mlflow.parentRunId"
 THREADS = "runtime.intra_op_threads"
 # What does not tell one trial from another. (The experiment does: what another one holds is
 # not looked for there.)
@@ -68,11 +66,6 @@ class Hopeless(float):
 
     def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
         return self.step, self.value
-
-
-def member(parent: str) -> str:
-    """Return the tag of all trials of a sweep; its value is the command that came to it last."""
-    return f"{SWEEP}.{parent}"
 
 
 @unfailing_output()
@@ -165,10 +158,10 @@ def _come_to_its_end(
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
     finished = [pair for pair in known if is_over(pair[0], config)]
     if finished:
-        tracking.client.set_tag(finished[0][0].id, member(parent), command)
+        tracking.client.set_tag(finished[0][0].id, names.sweep_member_tag(parent), command)
         return objective(*finished[0], config.objective.metric)
-    unfinished = [r for r, _ in known if r.tags.get(RESUME) and not config.rerun_finished]
-    tags = {PARENT: parent, TRIAL: key, member(parent): command}
+    unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
+    tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
     pruner = _pruner(tracking, config, parent, key)
     try:
         if unfinished:
@@ -200,11 +193,11 @@ def _claimed(
     told = False
     while True:
         lock.acquire()
-        known = tracking.tagged(experiment, TRIAL, key)
+        known = tracking.tagged(experiment, names.TRIAL, key)
         if not any(record.status == "RUNNING" for record, _ in known):
             return known
         tracking.reap()
-        known = tracking.tagged(experiment, TRIAL, key)
+        known = tracking.tagged(experiment, names.TRIAL, key)
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:
             return known
@@ -217,14 +210,14 @@ def _claimed(
 
 def is_over(record: RunRecord, config: Config) -> bool:
     """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
-    over = record.status == "FINISHED" and not (record.tags.get(PRUNED) and not config.prune)
+    over = record.status == "FINISHED" and not (record.tags.get(names.PRUNED) and not config.prune)
     return over and not config.rerun_finished
 
 
 def objective(record: RunRecord, facts: Facts, metric: str) -> float:
     """Return what a finished trial's run achieved, NaN if it did not record that."""
-    if record.tags.get(PRUNED):
-        step = int(record.tags[PRUNED])
+    if record.tags.get(names.PRUNED):
+        step = int(record.tags[names.PRUNED])
         return Hopeless(step, _values(record).get(step, math.nan))
     return facts.metrics.get(metric, math.nan)
 
@@ -232,7 +225,7 @@ def objective(record: RunRecord, facts: Facts, metric: str) -> float:
 def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner | None:
     if config.prune is None:
         return None
-    metric = f"test/{config.objective.metric.rpartition('/')[2]}"
+    metric = f"{names.TEST}{config.objective.metric.rpartition('/')[2]}"
     sign = 1 if config.objective.mode == "max" else -1
     steps = judged_steps(config.prune, config.steps, config.eval_every)
 
@@ -244,10 +237,12 @@ def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner
 
     def others() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
-        for record, _ in tracking.select(None, None, f"tags.`{member(parent)}` != ''"):
-            if record.tags.get(TRIAL) == key:
+        for record, _ in tracking.select(
+            None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
+        ):
+            if record.tags.get(names.TRIAL) == key:
                 continue
-            if record.tags.get(VALUES):
+            if record.tags.get(names.PRUNING_VALUES):
                 found.append(_values(record) or recorded(record.id))
             elif record.status == "FINISHED":
                 found.append(told(record.id))
@@ -262,7 +257,7 @@ def _values(record: RunRecord) -> dict[int, float]:
     Nothing if that was too much for a tag.
     """
     try:
-        told = json.loads(record.tags.get(VALUES) or "{}")
+        told = json.loads(record.tags.get(names.PRUNING_VALUES) or "{}")
     except ValueError:
         return {}
     return {int(step): float(value) for step, value in told.items()}
@@ -328,6 +323,6 @@ def _name(task: Sequence[str]) -> str:
 def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
     """Record a trial that failed before it had a run of its own."""
     tracking, parent = Tracking(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
-    own = {PARENT: parent, TRIAL: digest_of(sorted(task)), REASON: reason}
-    tags = {**own, member(parent): os.environ[COMMAND_ID]}
+    own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
+    tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
     tracking.stillborn(values["experiment_name"], _name(task), tags)

@@ -8,10 +8,9 @@ from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
-import pipeline
+from pipeline.package import FOLDER
 
-HOME = Path(pipeline.__file__).parent
-OURS = (HOME, HOME.parent / "hydra_plugins")
+OURS = (FOLDER, FOLDER.parent / "hydra_plugins")
 PYTHON = Path(sysconfig.get_path("stdlib"))
 INSTALLED = {"site-packages", "dist-packages"}
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')  # in what TensorFlow says

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
+from pipeline import names
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
@@ -24,8 +25,6 @@ from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import History, history, is_timing
 from pipeline.tracking.tracked import reason_of
 
-VERSION, RERUN_OF, VERDICT = "waymark.version", "waymark.rerun_of", "waymark.verdict"
-DATA, INIT, STATE = "waymark.data_digest", "waymark.init_digest", "waymark.state_digest"
 NAME = "rerun.json"
 
 
@@ -42,7 +41,7 @@ class Evidence:
     @property
     def accuracy(self) -> float | None:
         """Return the restored accuracy, else the last one in training."""
-        for key in ("restored/accuracy", "test/accuracy"):
+        for key in (names.RESTORED_ACCURACY, names.TEST_ACCURACY):
             known = self.history.metrics.get(key)
             if known:
                 return known[max(known)]
@@ -110,7 +109,7 @@ class Verdict:
         for key, each in self.partings.items():
             values = f"{exact(each.recorded)} recorded, {exact(each.now)} now"
             lines.append(f"{key} parts at step {each.step}: {values}")
-        if "train/loss" not in self.partings:
+        if names.TRAIN_LOSS not in self.partings:
             lines.append("no loss parts")
         if self.checkpoint is not None:
             lines.append(f"the state parts at the checkpoint of step {self.checkpoint}")
@@ -175,9 +174,9 @@ def _with_manifests(known: History, record: RunRecord) -> History:
         with contextlib.suppress(Damaged, BadInput):
             manifest = read_manifest(path)
             digests.setdefault(manifest.step, manifest.digest)
-    steps = record.tags.get("waymark.steps", "")
-    if STATE in record.tags and record.status == "FINISHED" and steps.isdecimal():
-        digests.setdefault(int(steps), record.tags[STATE])
+    steps = record.tags.get(names.STEPS, "")
+    if names.STATE_DIGEST in record.tags and record.status == "FINISHED" and steps.isdecimal():
+        digests.setdefault(int(steps), record.tags[names.STATE_DIGEST])
     return History(known.metrics, digests)
 
 
@@ -192,10 +191,10 @@ def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str,
     different = bool(parted or apart)
     weights = _weights(tracking, old, new, max(saved, default=None), shapes) if different else {}
     return Verdict(
-        identical=not different and bool(counts.get("train/loss") or saved),
+        identical=not different and bool(counts.get(names.TRAIN_LOSS) or saved),
         run_id=new.record.id,
         rerun_of=old.record.id,
-        losses=counts.pop("train/loss", 0),
+        losses=counts.pop(names.TRAIN_LOSS, 0),
         evaluations=sum(count for key, count in counts.items() if key.endswith("/accuracy")),
         checkpoints=len(saved),
         partings=parted,
@@ -213,7 +212,7 @@ def partings(old: History, new: History) -> tuple[dict[str, Parting], dict[str, 
     """
     found, counts = {}, {}
     keys = [key for key in old.metrics if key in new.metrics and not is_timing(key)]
-    for key in sorted(keys, key=lambda key: key != "train/loss"):
+    for key in sorted(keys, key=lambda key: key != names.TRAIN_LOSS):
         recorded, now = old.metrics[key], new.metrics[key]
         steps = sorted(recorded.keys() & now.keys())
         counts[key] = len(steps)
@@ -226,7 +225,7 @@ def partings(old: History, new: History) -> tuple[dict[str, Parting], dict[str, 
 def all_differences(old: Evidence, new: Evidence) -> list[Difference]:
     """Return what differs between two runs beside their configuration, likely causes first."""
     found: list[Difference] = []
-    for name, tag in (("data", DATA), ("init_from", INIT)):
+    for name, tag in (("data", names.DATA_DIGEST), ("init_from", names.INIT_DIGEST)):
         was, now = old.record.tags.get(tag), new.record.tags.get(tag)
         if was != now:
             found.append((name, was, now))

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import graph, pictures
+from pipeline import graph, names, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
 from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
@@ -35,15 +35,13 @@ from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score, Scorer, confusion
 from pipeline.stopping import Stop, Stopped
-from pipeline.tracking import REASON, RESUME, TrackedRun, Tracking
+from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import load
-from pipeline.tracking.tracked import PRUNED
 from pipeline.train import Diverged, Machine, lend, train
 from pipeline.verdict import NAME as REPORT
-from pipeline.verdict import STATE, VERDICT, Evidence, Verdict, judge
+from pipeline.verdict import Evidence, Verdict, judge
 
-VALUES = "waymark.values"  # tag of a sweep's trial: what other trials judge by
 GREETING = 0.5  # seconds that training waits, in all, for a tracking server
 
 
@@ -189,7 +187,7 @@ class Work:
             self._end("KILLED", str(error), resumable=True)
             raise
         except Pruned as error:
-            self.tracked.tag({PRUNED: str(error.step)})
+            self.tracked.tag({names.PRUNED: str(error.step)})
             self._end("FINISHED", str(error), resumable=True)
             raise
         except Exception as error:
@@ -224,9 +222,9 @@ class Work:
         with suppress(OSError):
             self._describe_again()
         if reason:
-            self.tracked.tag({REASON: reason})
+            self.tracked.tag({names.REASON: reason})
         if resumable:
-            self.tracked.tag({RESUME: f"waymark resume {run_id}"})
+            self.tracked.tag({names.RESUME: f"waymark resume {run_id}"})
         left = self.tracked.finish(status, self._in_a_hurry)
         if self.tracked.refused:
             print(
@@ -281,7 +279,7 @@ class Work:
             evaluated = {
                 key: values[step]
                 for key, values in tracked.points.items()
-                if key.startswith("test/") and step in values
+                if key.startswith(names.TEST) and step in values
             }
             saver.stop(step, machine.state, evaluated)
             return True
@@ -304,7 +302,7 @@ class Work:
         if not self.pruner or step not in self.pruner.steps:
             return False
         values = self.tracked.points[self.pruner.metric]
-        self.tracked.tag({VALUES: json_text(self.pruner.values(values))})
+        self.tracked.tag({names.PRUNING_VALUES: json_text(self.pruner.values(values))})
         if self.pruner(step, values):
             self.pruned = Pruned(self.tracked.info.id, step, values[step])
         return self.pruned is not None
@@ -325,7 +323,7 @@ class Work:
         verdict = judge(self.tracking, self.original, new, self.shapes)
         replace_file(self.folder / REPORT, verdict.dump())
         self.tracked.changed()
-        self.tracked.tag({VERDICT: "identical" if verdict.identical else "different"})
+        self.tracked.tag({names.VERDICT: "identical" if verdict.identical else "different"})
         return verdict
 
     def _describe(self) -> None:
@@ -420,12 +418,12 @@ class Work:
         fresh = replace(self.config, model=model)
         machine.restorer = machine.restorer or Scorer(fresh.model, fresh.precision, self.data)
         score = score_state(fresh, self.data, state, machine.restorer)
-        restored = {f"restored/{name}": [value] for name, value in score.metrics.items()}
+        restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
-        self.tracked.tag({STATE: manifest.digest})
+        self.tracked.tag({names.STATE_DIGEST: manifest.digest})
         self.tracked.learn(self._in_a_hurry)
         self._report(step, manifest, score)
-        accuracy = self.tracked.points.get("test/accuracy", {}).get(step)
+        accuracy = self.tracked.points.get(names.TEST_ACCURACY, {}).get(step)
         return Result(
             self.tracked.info.id,
             trained.accuracy if trained else accuracy,
@@ -452,7 +450,7 @@ class Work:
         }
         (folder / "metrics.json").write_text(json_text(body))
         points = self.tracked.points
-        losses, accuracies = points.get("train/loss", {}), points.get("test/accuracy", {})
+        losses, accuracies = points.get(names.TRAIN_LOSS, {}), points.get(names.TEST_ACCURACY, {})
         pictures.loss_curve(folder / "loss.png", losses, accuracies)
         pictures.confusion_matrix(folder / "confusion_matrix.png", counts, classes)
         self.tracked.changed()

@@ -103,8 +103,8 @@ def test_a_programs_name_may_hold_anything(tmp_path: Path, name: str) -> None:
         (alive.BOUND + 0.001, False),
         (10 * HOUR, False),
         (NOW, False),  # none at all
-        (-alive.HEARTBEAT + 0.001, True),  # by a clock that is a little ahead
-        (-alive.HEARTBEAT - 0.001, False),  # from the future: no sign of life
+        (-alive.HEARTBEAT_S + 0.001, True),  # by a clock that is a little ahead
+        (-alive.HEARTBEAT_S - 0.001, False),  # from the future: no sign of life
         (-1e12, False),
         (-math.inf, False),
         (math.inf, False),

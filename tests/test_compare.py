@@ -35,10 +35,11 @@ from pipeline import comparing, library, listing
 from pipeline.comparison import Comparison, Metric, Row
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, parse_environment
+from pipeline.names import DATA_DIGEST, STATE_DIGEST, VERSION
 from pipeline.tracking import Facts, RunRecord, TrackedRun, Tracking
 from pipeline.tracking.history import History
 from pipeline.train import Machine
-from pipeline.verdict import DATA, STATE, VERSION, Evidence, Parting, evidence
+from pipeline.verdict import Evidence, Parting, evidence
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -160,7 +161,8 @@ def test_runs_that_differ_only_by_their_seeds_are_one_row(
     drawn: list[tuple[dict[str, str], str | None]],
 ) -> None:
     runs = [
-        made(i, params, tags={DATA: data} if data else {}) for i, (params, data) in enumerate(drawn)
+        made(i, params, tags={DATA_DIGEST: data} if data else {})
+        for i, (params, data) in enumerate(drawn)
     ]
     found = compared(*runs)
     # By hand: the n-th run of a seed and a configuration comes into its n-th row.
@@ -486,7 +488,7 @@ def test_of_more_than_two_runs_no_parting_is_told() -> None:
 
 
 def test_equal_states_are_grouped_and_data_told() -> None:
-    tags = [{STATE: s * 64, DATA: d * 64} for s, d in ("ax", "bx", "ay", "by", "cy")]
+    tags = [{STATE_DIGEST: s * 64, DATA_DIGEST: d * 64} for s, d in ("ax", "bx", "ay", "by", "cy")]
     runs = [
         made(i, {"lr": str(i // 2), "seed": str(i % 2)}, tags=own) for i, own in enumerate(tags)
     ]
@@ -510,7 +512,7 @@ def test_equal_states_are_grouped_and_data_told() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_data_known_of_one_run_only_is_told(order: int) -> None:
     """Another program records no digest."""
-    runs = [made(0, {"lr": "1"}, tags={DATA: "x" * 64}), made(1, {"lr": "2"})][::order]
+    runs = [made(0, {"lr": "1"}, tags={DATA_DIGEST: "x" * 64}), made(1, {"lr": "2"})][::order]
     assert [line for line in compared(*runs).notes() if "data" in line and "x" * 8 in line]
 
 
@@ -555,7 +557,7 @@ def test_csv_and_json_hold_the_very_numbers(
             10 * i + j,
             {"row": str(i), "seed": str(j)},
             {"loss": c, **({"odd,\n": c} if i else {})},
-            {STATE: f"{i}{j}", DATA: "d"},
+            {STATE_DIGEST: f"{i}{j}", DATA_DIGEST: "d"},
             seconds=seconds,
         )
         for i, row in enumerate(drawn)
@@ -601,7 +603,7 @@ OWN += ["seconds", "steps_per_second", "state_digests", "data_digest", "metrics.
 
 @pytest.mark.parametrize("key", OWN)
 def test_a_param_may_have_the_name_of_any_column(key: str) -> None:
-    losses, tags = [{1: i + 0.125} for i in range(3)], {STATE: "s"}
+    losses, tags = [{1: i + 0.125} for i in range(3)], {STATE_DIGEST: "s"}
     runs = [
         made(i, {key: f"value-{i // 2}", "seed": str(i % 2)}, {"loss": losses[i]}, tags)
         for i in range(3)
@@ -635,12 +637,26 @@ def test_a_metric_may_have_the_name_of_any_column(key: str) -> None:
 @pytest.mark.parametrize("harm", HARM)
 def test_names_do_nothing_to_a_terminal_or_a_table(harm: str) -> None:
     metrics = {"loss": {1: 1.0}, f"m {harm}": {1: 1.0}}
-    tags = {STATE: harm, DATA: harm}
+    tags = {STATE_DIGEST: harm, DATA_DIGEST: harm}
     facts = {"python": harm, "packages": {harm: harm}}
     runs = [
         made(0, {"lr": harm, f"p {harm}": "1"}, metrics, tags, harm, **facts),
-        made(1, {"lr": "2", f"p {harm}": "2"}, metrics, {**tags, DATA: "other"}, harm, python="3"),
-        made(2, {"lr": "2", f"p {harm}": "2"}, metrics, {**tags, DATA: "other"}, "", python="3"),
+        made(
+            1,
+            {"lr": "2", f"p {harm}": "2"},
+            metrics,
+            {**tags, DATA_DIGEST: "other"},
+            harm,
+            python="3",
+        ),
+        made(
+            2,
+            {"lr": "2", f"p {harm}": "2"},
+            metrics,
+            {**tags, DATA_DIGEST: "other"},
+            "",
+            python="3",
+        ),
     ]
     for found in (compared(*runs), compared(*runs[:2])):
         for width in (None, 40, 100):
@@ -661,8 +677,8 @@ def test_names_do_nothing_to_a_terminal_or_a_table(harm: str) -> None:
 @given(*[st.text(st.characters(exclude_categories=["Cs"]), max_size=20)] * 4)
 def test_any_text_can_be_shown_and_read_again(name: str, key: str, value: str, fact: str) -> None:
     runs = [
-        made(0, {key: value, "lr": "1"}, {key: {1: 1.0}}, {STATE: value}, name, python=fact),
-        made(1, {"lr": "2"}, {"loss": {1: 1.0}}, {STATE: value}, name, python=f"{fact}!"),
+        made(0, {key: value, "lr": "1"}, {key: {1: 1.0}}, {STATE_DIGEST: value}, name, python=fact),
+        made(1, {"lr": "2"}, {"loss": {1: 1.0}}, {STATE_DIGEST: value}, name, python=f"{fact}!"),
     ]
     found = compared(*runs)
     assert printable(found.text())
@@ -845,7 +861,7 @@ def test_rows_have_colours_of_their_own_however_many(tmp_path: Path) -> None:
 
 def test_a_page_needs_nothing_else(tmp_path: Path) -> None:
     runs = [
-        made(i, {"lr": str(i), "<b>": harm}, {"train/loss": {1: 1.0}}, {STATE: harm}, harm)
+        made(i, {"lr": str(i), "<b>": harm}, {"train/loss": {1: 1.0}}, {STATE_DIGEST: harm}, harm)
         for i, harm in enumerate(HARM)
         if len(harm) < 100
     ]

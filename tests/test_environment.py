@@ -34,7 +34,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     root = tmp_path / "code"
     (root / "pipeline").mkdir(parents=True)
-    monkeypatch.setattr(pipeline, "__file__", str(root / "pipeline" / "__init__.py"))
+    monkeypatch.setattr(module, "FOLDER", root / "pipeline")
     monkeypatch.chdir(root)
     return root
 

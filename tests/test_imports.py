@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import names as recorded_names
+
 REPO = Path(__file__).resolve().parent.parent
 
 # Along this line (DESIGN, section 2) nothing reaches what comes after it, however indirectly.
@@ -59,6 +61,9 @@ def module_of(path: Path) -> str:
 
 
 MODULES = {module_of(path): path for path in sorted((REPO / "pipeline").rglob("*.py"))}
+
+
+METRICS = ("train/", "test/", "restored/", "best/", "sweep/")
 
 
 class Imports(ast.NodeVisitor):
@@ -168,6 +173,18 @@ def test_rooms_that_do_not_know_each_other(package: str) -> None:
         for name in reach(module):
             for other in APART[package]:
                 assert not below(name, f"pipeline.{other}"), f"{module} brings along {name}"
+
+
+def test_every_tag_and_metric_name_stands_in_one_file() -> None:
+    names = {value for value in vars(recorded_names).values() if isinstance(value, str)}
+    names = {name for name in names if not name.startswith(("pipeline", "Every"))}
+    assert {"waymark.resume", "mlflow.parentRunId", "train/loss", "restored/"} <= names
+    for module, path in MODULES.items():
+        if module != recorded_names.__name__:
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                text = node.value if isinstance(node, ast.Constant) else None
+                found = isinstance(text, str) and (text in names or text.startswith(METRICS))
+                assert not found, f"{module}, line {node.lineno}: {text!r}"
 
 
 def test_only_tracking_imports_mlflow() -> None:

@@ -126,7 +126,7 @@ class Machine:
             patch.chdir(self.folder)
             patch.setattr(tracked, "this_process", lambda: process)
             if alone:
-                patch.setattr(alive, "BOUND", -alive.HEARTBEAT)
+                patch.setattr(alive, "BOUND", -alive.HEARTBEAT_S)
             yield
 
     def sync(self, alone: bool = False) -> list[str]:

@@ -21,8 +21,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-import pipeline
-from pipeline import library, rerunning, work
+from pipeline import environment, library, rerunning, work
 from pipeline.checkpoints.store import CheckpointStore, NotSaved
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
@@ -1029,7 +1028,7 @@ def test_the_code_moved_on(
 
     # The code as it is now is another one, which is told.
     forget(name, monkeypatch)
-    monkeypatch.setattr(pipeline, "__file__", str(code / "pipeline" / "__init__.py"))
+    monkeypatch.setattr(environment, "FOLDER", code / "pipeline")
     verdict = verdict_of(main("rerun", run_id, trust), run_id, "different")
     assert verdict.partings["train/loss"].step == 1
     found = {what: (was, now) for what, was, now in verdict.differences}

@@ -17,10 +17,10 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.compose import composed
 from pipeline.library import resume, run
+from pipeline.names import PRUNING_VALUES, TRIAL
 from pipeline.pruning import STARTUP, hopeless, judged_steps
 from pipeline.tracking import limits
-from pipeline.trial import TRIAL, _pruner
-from pipeline.work import VALUES
+from pipeline.trial import _pruner
 
 Main = Callable[..., CompletedProcess[str]]
 Open = Callable[[Path], MlflowClient]
@@ -133,14 +133,14 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
 ) -> None:
     values = {step: 1 / step for step in range(1, 999)}
     text = limits.fitted(json.dumps(values), 5000)
-    record = SimpleNamespace(id="a", tags={VALUES: text, TRIAL: "other"}, status="RUNNING")
+    record = SimpleNamespace(id="a", tags={PRUNING_VALUES: text, TRIAL: "other"}, status="RUNNING")
     points = [SimpleNamespace(step=step, value=value) for step, value in values.items()]
     client = SimpleNamespace(get_metric_history=lambda *_: points)
     tracking = SimpleNamespace(client=client, select=lambda *_: [(record, None)])
     pruner = _pruner(tracking, composed(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
     assert pruner._others() == [values]
-    record.tags[VALUES] = '{"1": 0.5}'
+    record.tags[PRUNING_VALUES] = '{"1": 0.5}'
     assert pruner._others() == [{1: 0.5}]
 
 

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pipeline.config import settings
+from pipeline.names import KeepBestMetric
 
 
 @settings
 class KeepBest:
-    metric: Literal["test/accuracy", "test/loss"]
+    metric: KeepBestMetric
     mode: Literal["max", "min"]
 
 

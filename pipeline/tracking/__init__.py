@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
+from pipeline import names
 from pipeline.config import BadInput, Resolved, without_password
 from pipeline.masking import without_secrets
 from pipeline.process_state import same_environment, set_level, set_variable
@@ -32,16 +33,10 @@ from pipeline.tracking import history, lives, local_store, outbox
 from pipeline.tracking.alive import BOUND, is_alive, this_process
 from pipeline.tracking.history import History
 from pipeline.tracking.limits import KEY, TAG, Deleted, exact, fitted, is_refusal, params
-from pipeline.tracking.lives import FROM, LIFE, PROCESS, Life
+from pipeline.tracking.lives import Life
 from pipeline.tracking.outbox import Birth
 from pipeline.tracking.recovery import bury, complain
 from pipeline.tracking.tracked import (
-    BEAT,
-    COMMAND,
-    KIND,
-    LOCAL,
-    REASON,
-    RESUME,
     Facts,
     RunRecord,
     TrackedRun,
@@ -56,7 +51,6 @@ from pipeline.tracking.tracked import (
 __all__ = ["REASON", "RESUME", "Facts", "RunRecord", "TrackedRun", "Tracking", "ui_command"]
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
-ROOT = "waymark.root"  # tag of an experiment: the folder below which its artifacts lie
 ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
 NEWEST_FIRST = ["attributes.start_time DESC"]
 PLACES = {"experiments": "artifact_location", "runs": "artifact_uri"}
@@ -178,7 +172,7 @@ class Tracking:
         own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
         with self.sql() as database:  # nothing is written, and no lock asked for, without need
             values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
-            roots = {value for (value,) in database.execute(values, (ROOT,))} - {root}
+            roots = {value for (value,) in database.execute(values, (names.ROOT,))} - {root}
             if self.read_only:
                 self._moved_from = sorted(roots, key=len, reverse=True)
                 return
@@ -190,13 +184,15 @@ class Tracking:
                         (root, len(old) + 1, len(old) + 1, f"{old}/"),
                     )
                 change = "UPDATE experiment_tags SET value = ? WHERE key = ? AND value = ?"
-                database.execute(change, (root, ROOT, old))
+                database.execute(change, (root, names.ROOT, old))
             new = f"SELECT experiment_id FROM experiments WHERE {own}"
-            for (experiment,) in database.execute(new, (f"{root}/artifacts/", ROOT)).fetchall():
+            for (experiment,) in database.execute(
+                new, (f"{root}/artifacts/", names.ROOT)
+            ).fetchall():
                 database.execute(
                     "INSERT OR IGNORE INTO experiment_tags (key, value, experiment_id) "
                     "VALUES (?, ?, ?)",  # another process may have done so meanwhile
-                    (ROOT, root, experiment),
+                    (names.ROOT, root, experiment),
                 )
 
     def _settled(self, place: str) -> str:
@@ -221,12 +217,12 @@ class Tracking:
             name=config.run_name,
             start=time.time_ns() // 1_000_000,
             tags={
-                "mlflow.user": _user(),
-                "mlflow.source.name": "waymark",
+                names.USER: _user(),
+                names.SOURCE: "waymark",
                 **{key: str(value) for key, value in resolved.values["tags"].items()},
                 **tags,
                 **life.tags(),
-                BEAT: str(int(time.time())),
+                names.HEARTBEAT: str(int(time.time())),
             },
             params=resolved.params(),
             dataset={
@@ -254,7 +250,11 @@ class Tracking:
         With it comes what it was before, None if it was made. Raises BadInput if the store does
         not answer.
         """
-        alive = {PROCESS: this_process_text(), BEAT: str(int(time.time())), REASON: ""}
+        alive = {
+            names.PROCESS: this_process_text(),
+            names.HEARTBEAT: str(int(time.time())),
+            names.REASON: "",
+        }
         try:
             known = self.tagged(experiment, key, tags[key])
             if not known:
@@ -283,7 +283,7 @@ class Tracking:
 
     def _made(self, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
         """Return a new run of MLflow's that no process trains."""
-        own = {"mlflow.user": _user(), "mlflow.source.name": "waymark", **tags}
+        own = {names.USER: _user(), names.SOURCE: "waymark", **tags}
         own = {key: fitted(text, TAG) for key, text in own.items()}
         return self.client.create_run(self._experiment(experiment), tags=own, run_name=name[:KEY])
 
@@ -329,7 +329,7 @@ class Tracking:
         """Return what a run was created with, whose outbox lies on another machine."""
         experiment = self.client.get_experiment(record.experiment_id).name
         params, start = self.client.get_run(record.id).data.params, int(record.start_time * 1000)
-        others = (LOCAL, PROCESS, LIFE, FROM)
+        others = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP)
         own = {key: text for key, text in record.tags.items() if key not in others}
         return Birth(
             id=record.local,
@@ -359,11 +359,11 @@ class Tracking:
         assert birth
         if lookup:
             # The deleted ones too: such a run is not to be made again.
-            for made in self._search(f"tags.`{LOCAL}` = '{birth.id}'", view=ALL):
+            for made in self._search(f"tags.`{names.LOCAL_ID}` = '{birth.id}'", view=ALL):
                 return self.client.get_run(made.info.run_id)
-        tags = birth.tags | ({LOCAL: birth.id} if self.server or lookup else {})
+        tags = birth.tags | ({names.LOCAL_ID: birth.id} if self.server or lookup else {})
         if lookup:  # the process that began it may be gone: it comes with the rest, and an end
-            others = (PROCESS, LIFE, FROM, BEAT)
+            others = (names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
             tags = {key: text for key, text in tags.items() if key not in others}
         experiment = self._experiment(birth.experiment)
         try:
@@ -372,7 +372,7 @@ class Tracking:
             if not is_refusal(error):
                 raise
         # One of the tags it may be: with its own it is found, the others follow one by one.
-        first = (LOCAL, PROCESS, LIFE, FROM, BEAT)
+        first = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
         own = {key: text for key, text in tags.items() if key in first}
         return self.client.create_run(experiment, birth.start, own, birth.name)
 
@@ -394,7 +394,7 @@ class Tracking:
                 maker = self._local if self.database else self.client
                 made = maker.create_experiment(name)
                 if self.database:
-                    self.client.set_experiment_tag(made, ROOT, location(self.root))
+                    self.client.set_experiment_tag(made, names.ROOT, location(self.root))
             except MlflowException:  # another process made it meanwhile
                 if self.client.get_experiment_by_name(name) is None:
                     raise
@@ -407,7 +407,7 @@ class Tracking:
         """Return what MLflow knows of a run, and where its files lie here."""
         info, tags = run.info, dict(run.data.tags)
         place = self._settled(info.artifact_uri)
-        local = next((t for t in (tags.get(LOCAL, ""), info.run_id) if t.isalnum()), None)
+        local = next((t for t in (tags.get(names.LOCAL_ID, ""), info.run_id) if t.isalnum()), None)
         if local is None:  # it becomes the name of a folder
             raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
@@ -466,8 +466,8 @@ class Tracking:
     def find_single(self, text: str) -> RunRecord:
         """Find RUN as `find` does; raise BadInput for a sweep's parent as well."""
         record = self.find(text)
-        if record.tags.get(KIND) == "sweep":
-            command = record.tags.get(COMMAND) or "the one that it was begun with"
+        if record.tags.get(names.KIND) == "sweep":
+            command = record.tags.get(names.COMMAND) or "the one that it was begun with"
             raise BadInput(
                 f"run {record.id} is a sweep; waymark compare --sweep {record.id[:8]} shows its "
                 f"trials, and this command completes it: {command}"
@@ -524,13 +524,15 @@ class Tracking:
             for when in (f"<= {_present()}", f"> {_present()}"):  # the latter by a wrong clock
                 query = f"tags.`waymark.version` != '' AND attributes.start_time {when}"
                 runs = self._search(query, NEWEST_FIRST)
-                own = (run for run in runs if run.data.tags.get(KIND) != "sweep")
+                own = (run for run in runs if run.data.tags.get(names.KIND) != "sweep")
                 found = found or list(islice(own, 1))
             return found
         found = []
         if len(text) >= 4 and text.isalnum():
             found = list(islice(self._search(f"attributes.run_id LIKE '{text}%'"), 50))
-            found = found or list(islice(self._search(f"tags.`{LOCAL}` LIKE '{text}%'"), 50))
+            found = found or list(
+                islice(self._search(f"tags.`{names.LOCAL_ID}` LIKE '{text}%'"), 50)
+            )
         if not found and text:
             # MLflow's filters know no escape, but a pattern in which `_` is any character.
             pattern = text.replace("'", "_")
@@ -578,7 +580,7 @@ class Tracking:
         """
         conditions = [where] if where else []
         if sweep is not None:
-            conditions.append(f"tags.mlflow.parentRunId = '{self.find(sweep).id}'")
+            conditions.append(f"tags.{names.PARENT_RUN} = '{self.find(sweep).id}'")
         try:
             if self.server:
                 self.reap()
@@ -627,7 +629,7 @@ class Tracking:
         Raises what MLflow raises. A run of another host is left alone until its last sign of
         life is older than `alive.BOUND`.
         """
-        query = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
+        query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
         for run in list(self._search(query)):  # all of them first: pages count what still fits
             record = self.record(run)
             if self._is_alive(record):
@@ -809,7 +811,7 @@ def _life(record: RunRecord) -> tuple[dict[str, Any], float]:
     """Return the process that trains a run, and its last sign of life, as far as they are told."""
     process = dict(lives.owner(record.tags).process)
     try:
-        beat = float(record.tags.get(BEAT, ""))
+        beat = float(record.tags.get(names.HEARTBEAT, ""))
     except ValueError:
         beat = 0.0
     return process, beat if math.isfinite(beat) else 0.0

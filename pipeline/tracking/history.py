@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pipeline.config import FORMAT, json_text
+from pipeline.names import STEPS_PER_SECOND, TRAIN_LOSS
 from pipeline.tracking import outbox
 from pipeline.tracking.limits import exact
 
@@ -18,12 +19,11 @@ if TYPE_CHECKING:
     from pipeline.tracking.tracked import RunRecord
 
 NAME = "history.json"
-PACE = "train/steps_per_second"
 
 
 def is_timing(key: str) -> bool:
     """Tell whether a metric measures the machine, and so is another one each time."""
-    return key == PACE or key.startswith("system/")
+    return key == STEPS_PER_SECOND or key.startswith("system/")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
     A process that was killed wrote none; one that had not heard of the life before it wrote only
     its own.
     """
-    steps = sorted(known.metrics.get("train/loss", {}))
+    steps = sorted(known.metrics.get(TRAIN_LOSS, {}))
     late = len(steps) > 1 and steps[0] > steps[1] - steps[0]
     ends = {key: values[max(values)] for key, values in known.metrics.items() if values}
     same = all(repr(ends.get(key)) == repr(x) for key, x in last.items() if not is_timing(key))

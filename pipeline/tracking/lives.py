@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-PROCESS, LIFE, FROM = "waymark.process", "waymark.life", "waymark.from_step"
+from pipeline import names
+
 SINCE = "since"  # when a life began (ns): one process may have a run twice
 
 
@@ -32,7 +33,11 @@ class Life:
     def tags(self) -> dict[str, str]:
         """Return the tags that make its process the run's owner."""
         process = json.dumps(dict(self.process))
-        return {PROCESS: process, LIFE: str(self.number), FROM: str(self.from_step)}
+        return {
+            names.PROCESS: process,
+            names.LIFE: str(self.number),
+            names.FROM_STEP: str(self.from_step),
+        }
 
     def dump(self) -> dict[str, Any]:
         """Return what `load` reads, a dictionary that holds what names the process too."""
@@ -55,10 +60,10 @@ def load(value: Mapping[str, Any]) -> Life:
 def owner(tags: Mapping[str, str], finished: bool = False) -> Life:
     """Return the life that owns a run, as far as its tags tell."""
     try:
-        process = dict(json.loads(tags.get(PROCESS, "")))
+        process = dict(json.loads(tags.get(names.PROCESS, "")))
     except (ValueError, TypeError, RecursionError):
         process = {}
-    number, step = (_number(tags.get(key, "")) for key in (LIFE, FROM))
+    number, step = (_number(tags.get(key, "")) for key in (names.LIFE, names.FROM_STEP))
     return Life(number, step, process, finished)
 
 

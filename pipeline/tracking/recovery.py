@@ -8,17 +8,14 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline import names
 from pipeline.config import BadInput, Sentence
 from pipeline.tracking import lives, outbox
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
 from pipeline.tracking.limits import Deleted
-from pipeline.tracking.lives import FROM, LIFE, PROCESS
 from pipeline.tracking.outbox import Birth, Content, Outbox
 from pipeline.tracking.tracked import (
-    BEAT,
-    REASON,
-    RESUME,
     Busy,
     Delivery,
     RunRecord,
@@ -59,7 +56,10 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     elif not (here and content.status):
         with locked(record) if here else nullcontext():
             run = tracking.client.get_run(record.id)
-            same = all(run.data.tags.get(k) == record.tags.get(k) for k in (PROCESS, LIFE, BEAT))
+            same = all(
+                run.data.tags.get(k) == record.tags.get(k)
+                for k in (names.PROCESS, names.LIFE, names.HEARTBEAT)
+            )
             if not same or run.info.status != "RUNNING":
                 return  # it lives after all, or another process has taken it
             for key, value in _dead(record).items():
@@ -69,8 +69,10 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
 
 
 def _dead(record: RunRecord) -> dict[str, str]:
-    again = record.tags.get(RESUME) or f"waymark resume {record.id}"  # a sweep has its own command
-    return {REASON: "its process is gone", RESUME: again}
+    again = (
+        record.tags.get(names.RESUME) or f"waymark resume {record.id}"
+    )  # a sweep has its own command
+    return {names.REASON: "its process is gone", names.RESUME: again}
 
 
 def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> str:
@@ -94,7 +96,11 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
                     box.append("tags", _dead(record))
                 box.append("status", content.status)
             born = content.birth.tags if content.birth else {}
-            lasting = {k: text for k, text in born.items() if k not in (PROCESS, LIFE, FROM)}
+            lasting = {
+                k: text
+                for k, text in born.items()
+                if k not in (names.PROCESS, names.LIFE, names.FROM_STEP)
+            }
             delivery.tags = {**lasting, **content.tags}
             delivery.deliver()
             settled(box, delivery.info, delivery.close(*content.status))

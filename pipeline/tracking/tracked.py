@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import BadInput, first_line, without_password
+from pipeline.names import DATA_CONTEXT, HEARTBEAT, PRUNED
 from pipeline.tracking import lives, outbox
-from pipeline.tracking.alive import HEARTBEAT, this_process
+from pipeline.tracking.alive import HEARTBEAT_S, this_process
 from pipeline.tracking.history import History
 from pipeline.tracking.limits import (
     SHORTER,
@@ -42,11 +43,8 @@ CHECKPOINT = re.compile(
 )
 PATIENCE = 0.3  # seconds to wait for a run's lock: to ask for it is to hold it for a moment
 HURRY = 5.0  # seconds that a run which was told to stop waits for a server
-BEAT, LOCAL = "waymark.heartbeat", "waymark.local_id"
-RESUME, REASON = "waymark.resume", "waymark.reason"
 # Of a sweep's parent: what it is, and the command that carried it out last; of a trial: at which
 # step it was ended as hopeless.
-KIND, COMMAND, PRUNED = "waymark.kind", "waymark.command", "waymark.pruned"
 
 
 class Busy(BadInput):
@@ -231,11 +229,11 @@ class Delivery:
         if self._beat_is_due():
             # Should another host have taken this run for dead, this says it is not.
             self._client.update_run(self.info.id, status="RUNNING")
-            self._set_tags({BEAT: str(int(time.time()))})
+            self._set_tags({HEARTBEAT: str(int(time.time()))})
             self._beat = time.monotonic()
 
     def _beat_is_due(self) -> bool:
-        return self.training and time.monotonic() - self._beat > HEARTBEAT
+        return self.training and time.monotonic() - self._beat > HEARTBEAT_S
 
     @property
     def complete(self) -> bool:
@@ -295,7 +293,7 @@ class Delivery:
         if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
             name, source = fitted(data["name"], 500), fitted(data["source"], 5000)
             entry = Dataset(name, data["digest"], "local", source, profile=data["profile"])
-            inputs = [DatasetInput(entry, [InputTag("mlflow.data.context", "training")])]
+            inputs = [DatasetInput(entry, [InputTag(DATA_CONTEXT, "training")])]
             try:
                 self._client.log_inputs(run.info.run_id, inputs)
             except Exception:  # another process made the data set's row at the same moment
@@ -307,7 +305,7 @@ class Delivery:
                     self._check_there()
                     self._set_aside("the data set", error)
         if not there.params:  # it was just made, maybe without a tag that was refused
-            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k != BEAT}
+            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k != HEARTBEAT}
             with self.mutex:
                 self.tags = {**lost, **self.tags}
 

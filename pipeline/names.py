@@ -1,0 +1,55 @@
+"""Every tag, metric and parameter name that Waymark writes to MLflow.
+
+The names stand in recorded runs, so none of them ever changes.
+"""
+
+from typing import Literal
+
+# Tags of a run: which process owns it (see `tracking.lives`), and whether it still lives.
+PROCESS = "waymark.process"  # JSON: what names the process
+LIFE = "waymark.life"  # how many processes have trained the run
+FROM_STEP = "waymark.from_step"  # the step from which the owner went on
+HEARTBEAT = "waymark.heartbeat"  # the owner's last sign of life, seconds since the epoch
+LOCAL_ID = "waymark.local_id"  # the run's id on the machine that began it
+# How it ended.
+REASON = "waymark.reason"  # why it was stopped or failed
+RESUME = "waymark.resume"  # the command that continues it
+PRUNED = "waymark.pruned"  # the step at which a trial was pruned
+# What it is.
+VERSION = "waymark.version"  # Waymark's
+STEPS = "waymark.steps"  # how many were asked for last
+SAVE_FORMAT = "waymark.save_format"
+DATA_DIGEST = "waymark.data_digest"
+INIT_DIGEST = "waymark.init_digest"  # of the parameters from `init_from`
+STATE_DIGEST = "waymark.state_digest"  # of the state at the last step
+RERUN_OF = "waymark.rerun_of"  # the id of the run that it repeats
+VERDICT = "waymark.verdict"  # of a rerun: identical or different
+GIT_COMMIT = "mlflow.source.git.commit"
+USER = "mlflow.user"
+SOURCE = "mlflow.source.name"
+DATA_CONTEXT = "mlflow.data.context"
+# Of a sweep's trials and of its parent run.
+PARENT_RUN = "mlflow.parentRunId"
+TRIAL = "waymark.trial"  # the trial's identity
+PRUNING_VALUES = "waymark.values"  # JSON: what other trials are compared with, by step
+KIND = "waymark.kind"  # "sweep" for a parent run
+COMMAND = "waymark.command"  # that carried the sweep out last
+SWEEP = "waymark.sweep"  # the sweep's identity
+THREADS = "waymark.threads"  # of each trial
+BEST_TRIAL = "waymark.best"  # the id of the best trial's run
+VARIED = "waymark.varied"  # JSON: the keys that are varied
+# Of an experiment.
+ROOT = "waymark.root"  # the folder below which its artifacts lie
+
+# Metrics: what was measured on, a slash, what was measured.
+TEST, RESTORED, BEST, PROGRESS = "test/", "restored/", "best/", "sweep/"
+TRAIN_LOSS = "train/loss"
+STEPS_PER_SECOND = "train/steps_per_second"
+TEST_ACCURACY = "test/accuracy"
+RESTORED_ACCURACY = "restored/accuracy"
+KeepBestMetric = Literal["test/accuracy", "test/loss"]
+
+
+def sweep_member_tag(parent: str) -> str:
+    """Return the tag of all trials of a sweep; its value is the command that came to it last."""
+    return f"{SWEEP}.{parent}"
