@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -553,6 +554,58 @@ def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) ->
             if finished:
                 break
     assert moments > first  # clearing up had moments to die at
+
+
+@contextlib.contextmanager
+def full_at(moment: int, kind: Any) -> Iterator[None]:
+    """Let the disk refuse one thing: the writing, flushing or renaming at a moment."""
+    seen = itertools.count(1)
+
+    def once(real: Any) -> Any:
+        def refused(*arguments: Any, **options: Any) -> Any:
+            if next(seen) == moment:
+                raise OSError(28, "No space left on device")
+            return real(*arguments, **options)
+
+        return refused
+
+    places = [(os, "fsync"), (os, "replace"), (kind, "write")]
+    with contextlib.ExitStack() as stack:
+        for owner, name in [*places, (Path, "write_text"), (Path, "write_bytes")]:
+            method = once(getattr(owner, name))
+            patch = mock.patch.object(owner, name, lambda *a, m=method, **k: m(*a, **k))
+            stack.enter_context(patch)
+        yield
+
+
+@both_formats
+def test_a_disk_that_is_full_at_any_moment(kind: Any, tmp_path: Path) -> None:
+    """It is said in words; nothing half-written is left, and what was published before stays."""
+    save, folder = save_format(kind), tmp_path / "run"
+    filled(tmp_path / "before", save, SAVES[:5])
+    complete = filled(tmp_path / "complete", save, SAVES[:6])[0].steps()
+    reached: list[int] = []
+    for moment in itertools.count(1):
+        shutil.copytree(tmp_path / "before", folder)
+        store = CheckpointStore(folder, save)
+        memory = store.recover(store.manifest(37), BEGIN, BEGIN)
+        before = store.steps()
+        with full_at(moment, kind):
+            try:
+                publish(store, memory, SAVES[5])
+            except NotSaved as error:
+                assert str(error) == "checkpoint 40 cannot be written: No space left on device"
+            else:
+                break
+        store = CheckpointStore(folder, save)
+        assert store.steps() in (before, [*before, 40])
+        assert all(store.read(step) for step in store.steps())
+        assert names(folder) == names_of(save, store.steps())
+        reached.append(max(store.steps()))
+        shutil.rmtree(folder)
+    assert store.steps() == complete
+    assert reached == sorted(reached)
+    assert {*reached} == {37, 40}
 
 
 FOREIGN = {  # names that Waymark never gives, beside those that it does

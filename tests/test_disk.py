@@ -5,7 +5,7 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline import running as work
+from pipeline.checkpoints.store import CheckpointStore
 from pipeline.compose import composed
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -113,11 +114,12 @@ def test_too_little_room_is_said_before_it_is_tried(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, empty_store: Path) -> Iterator[Path]:
-    """Mount a file system of 12 MB."""
+def small_disk(tmp_path: Path, empty_store: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """Mount a file system of 12 MB, or with the options that a test gives."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    options = getattr(request, "param", "size=12m")
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system takes root")
     try:
@@ -156,3 +158,48 @@ def test_a_full_disk(
     assert contents(checkpoints(small_disk)) == before
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
     goes_on(main, small_disk, undisturbed[save])
+
+
+@pytest.mark.parametrize("small_disk", ["size=60m,nr_inodes=500"], indirect=True)
+@pytest.mark.parametrize("left", [0, 9])
+def test_a_disk_that_takes_no_more_files(
+    left: int,
+    small_disk: Path,
+    small: Path,
+    main: Main,
+    undisturbed: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From the first checkpoint on. Where some are `left` it is said before it is tried."""
+    monkeypatch.chdir(small_disk)
+    publish, filling = CheckpointStore.publish, small_disk / "filling"
+
+    def fills(store: CheckpointStore, *arguments: Any) -> Any:
+        memory = publish(store, *arguments)
+        if not filling.exists():
+            filling.mkdir()
+            with suppress(OSError):  # the database's journal comes and goes
+                for number in range(os.statvfs(small_disk).f_favail - left):
+                    (filling / str(number)).touch()
+        return memory
+
+    with monkeypatch.context() as full:
+        full.setattr(CheckpointStore, "publish", fills)
+        if not left:
+            full.setattr("pipeline.checkpoints.store.FILES", 0)
+        done = main("run", *SHORT, f"data.path={small}", "tracking.flush_seconds=0.1")
+    assert done.returncode == 1
+    run = the_run(small_disk)
+    if left:
+        reason = "checkpoint 20 takes 16 more files with its records, and the disk of "
+        assert run.data.tags["waymark.reason"].startswith(reason)
+        assert run.info.status == "FAILED"
+    else:  # MLflow's database takes no more either
+        reason = "checkpoint 20 cannot be written: No space left on device"
+    assert f"failed: {reason}" in done.stderr
+    files = {f"model_ckpt-10.{end}" for end in ("json", "index", "data-00000-of-00001")}
+    assert set(contents(checkpoints(small_disk))) == {*files, "checkpoint", "model_ckpt.meta"}
+    assert main("resume", run.info.run_id).returncode in (1, 2)
+    shutil.rmtree(filling)
+    main("sync")  # now it is recorded as well
+    goes_on(main, small_disk, undisturbed["ckpt"])

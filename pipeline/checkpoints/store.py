@@ -31,6 +31,7 @@ from pipeline.digest import digest
 
 TEMPORARY = ".tmp-"
 MARGIN = 4_000_000  # bytes that must be left beside a checkpoint, for the records of the run
+FILES = 16  # that the disk must be able to take more, for a checkpoint and the records of the run
 
 
 class NotSaved(Sentence):
@@ -256,13 +257,16 @@ class CheckpointStore:
         Raises NotSaved if the disk has not enough room, or writing fails; earlier checkpoints
         stay as they are.
         """
-        step = save.step
-        self._check_room(step, state)
+        self._check_room(save.step, state)
         try:
-            files = self._write(step, state)
+            return self._publish(save, state, memory, graph)
         except Exception as error:  # OSError, and what TensorFlow raises
-            self._remove_temporary()  # it may be all that fills the disk
-            raise NotSaved(f"checkpoint {step} cannot be written: {_reason(error)}") from error
+            self.sweep()  # what is half-written may be all that fills the disk
+            reason = _reason(error)
+            raise NotSaved(f"checkpoint {save.step} cannot be written: {reason}") from error
+
+    def _publish(self, save: Save, state: State, memory: Memory, graph: Path | None) -> Memory:
+        step, files = save.step, self._write(save.step, state)
         memory = after(memory, save, self.save.policy)
         facts = {} if graph is None else {graph.name: file_facts(graph)}
         manifest = Manifest(
@@ -285,6 +289,12 @@ class CheckpointStore:
 
     def _check_room(self, step: int, state: State) -> None:
         """Raise NotSaved if the disk has too little room for a checkpoint and its records."""
+        disk = os.statvfs(self.folder)
+        if disk.f_files and disk.f_favail < FILES:  # some file systems count none
+            raise NotSaved(
+                f"checkpoint {step} takes {FILES} more files with its records, and the disk of "
+                f"{self.folder} takes {disk.f_favail}"
+            )
         need = sum(array.nbytes for array in state.values()) + MARGIN
         free = shutil.disk_usage(self.folder).free
         if free < need:
