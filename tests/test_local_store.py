@@ -528,3 +528,16 @@ def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[
     os.chmod("shared/mlruns/mlflow.db", 0o440)
     assert waymark(USERS[1], "compare", "a", "b").returncode == 0
     refused(waymark(USERS[1], "run", *options), "mlruns")
+
+
+def test_opening_a_store_keeps_the_locks_of_this_process(place: Path) -> None:
+    """A file of this process that is closed takes all POSIX locks on it along: SQLite's, too."""
+    write = "import sqlite3; sqlite3.connect('mlruns/mlflow.db', 0).execute('BEGIN EXCLUSIVE')"
+    Tracking(None)  # which points a copied store's rows to where it lies
+    with closing(sqlite3.connect(DATABASE)) as database:
+        database.execute("BEGIN")
+        database.execute("SELECT * FROM runs").fetchall()
+        Tracking(None, reading=True)
+        Tracking(None, create=True)
+        done = subprocess.run([sys.executable, "-c", write], capture_output=True, text=True)
+    assert done.stderr.endswith("OperationalError: database is locked\n")

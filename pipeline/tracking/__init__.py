@@ -6,6 +6,7 @@ is flushed to disk before a checkpoint is published; the same key, value, timest
 one point to MLflow, so sending twice changes nothing.
 """
 
+import errno
 import getpass
 import json
 import logging
@@ -114,10 +115,15 @@ class Tracking:
 
     @staticmethod
     def _is_there(database: Path) -> bool:
-        """Tell whether there is a file; raise BadInput if it may not be read."""
+        """Tell whether there is a file; raise BadInput if it may not be read.
+
+        It is not opened: closing it would drop all locks that SQLite has on it in this process.
+        """
         try:
-            with database.open("rb"):
-                return True
+            database.stat()
+            if not os.access(database, os.R_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return True
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
