@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +22,10 @@ import absl.logging
 import numpy as np
 import pytest
 from filelock import FileLock
+
+from pipeline.environment import STEERING
+from pipeline.progress import Silent
+from pipeline.stopping import Stop
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -94,9 +99,13 @@ def once(
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return an environment with an empty home and no settings of the user's."""
+    """Return an environment with an empty home and no settings of the user's.
+
+    What steers TensorFlow's arithmetic stays, so that the bits are those of this process.
+    """
     home = tmp_path_factory.mktemp("home")
-    own = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN)}
+    foreign = {key for key in os.environ if key.startswith(FOREIGN)} - {*STEERING}
+    own = {key: value for key, value in os.environ.items() if key not in foreign}
     return {**own, "HOME": str(home), "PYTHONPATH": str(REPO)}
 
 
@@ -212,6 +221,25 @@ def poll() -> Callable[[Callable[[], Any]], Any]:
             time.sleep(0.02)
 
     return poll
+
+
+@pytest.fixture(scope="session")
+def stop_at(poll: Callable[[Callable[[], Any]], Any]) -> Callable[[int], Silent]:
+    """Return what makes a watcher that stops training at a step by a signal to this process."""
+
+    class StopAt(Silent):
+        def __init__(self, target: int) -> None:
+            super().__init__(0, 0)
+            self.target = target
+
+        def advanced(self, step: int, loss: float) -> None:
+            if step >= self.target:
+                self.target = 10**9  # a second one would end this process
+                Stop.noted = None
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+                poll(lambda: Stop.noted)  # steps are faster than the main thread may be
+
+    return StopAt
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -436,37 +435,35 @@ def test_one_pixel(place: Path, data: list[str], small: Path, main: Main) -> Non
     assert library.rerun(run_id).identical
 
 
-class StopAt(Silent):
-    """Send this process a signal when training has reached a step."""
+@pytest.fixture
+def stopped(
+    stop_at: Callable[[int], Silent], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int, Callable[[], Any]], str]:
+    """Return what does something that SIGTERM stops at a step; it returns the run's id."""
 
-    def __init__(self, target: int) -> None:
-        super().__init__(0, 0)
-        self.target = target
+    def stopped(step: int, begin: Callable[[], Any]) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.work.watcher", lambda *_: stop_at(step))
+            with pytest.raises(Stopped):
+                begin()
+        assert runs()[0].info.status == "KILLED"
+        return str(runs()[0].info.run_id)
 
-    def advanced(self, step: int, loss: float) -> None:
-        if step >= self.target:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            self.target = 10**9  # a second one would end this process
-
-
-def stopped(monkeypatch: pytest.MonkeyPatch, step: int, begin: Callable[[], Any]) -> str:
-    """Do something that SIGTERM stops at a step of training; return the run's id."""
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.work.watcher", lambda *_: StopAt(step))
-        with pytest.raises(Stopped):
-            begin()
-    assert runs()[0].info.status == "KILLED"
-    return str(runs()[0].info.run_id)
+    return stopped
 
 
 @pytest.mark.parametrize("word", ["identical", "different"])
 def test_a_rerun_that_was_stopped_gives_its_verdict(
-    word: str, copy: dict[str, Any], small: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+    word: str,
+    copy: dict[str, Any],
+    small: Path,
+    main: Main,
+    stopped: Callable[[int, Callable[[], Any]], str],
 ) -> None:
     other_pixel(small, Path("other.npz"))
     path = "other.npz" if word == "different" else str(small)
     begin = lambda: library.rerun(copy["softmax"], f"data.path={path}")  # noqa: E731
-    run_id = stopped(monkeypatch, 6, begin)
+    run_id = stopped(6, begin)
     assert "waymark.verdict" not in runs()[0].data.tags
     done = main("resume", run_id)
     verdict = verdict_of(done, copy["softmax"], word)
@@ -475,9 +472,9 @@ def test_a_rerun_that_was_stopped_gives_its_verdict(
 
 
 def test_a_stopped_rerun_whose_original_is_gone(
-    copy: dict[str, Any], main: Main, monkeypatch: pytest.MonkeyPatch
+    copy: dict[str, Any], main: Main, stopped: Callable[[int, Callable[[], Any]], str]
 ) -> None:
-    run_id = stopped(monkeypatch, 6, lambda: library.rerun(copy["softmax"]))
+    run_id = stopped(6, lambda: library.rerun(copy["softmax"]))
     store().delete_run(copy["softmax"])
     done = main("resume", run_id)
     assert done.returncode == 0
@@ -506,36 +503,34 @@ def test_another_thread_count(copy: dict[str, Any], capfd: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "fact"),
+    ("variable", "values", "fact"),
     [
-        ("TF_ENABLE_ONEDNN_OPTS", "0", ("tensorflow.onednn", True, False)),
-        ("TF_DETERMINISTIC_OPS", "1", ("tensorflow.deterministic_ops", False, True)),
+        ("TF_ENABLE_ONEDNN_OPTS", "01", "onednn"),
+        ("TF_DETERMINISTIC_OPS", "10", "deterministic_ops"),
     ],
 )
 def test_a_variable_that_steers_tensorflow(
     variable: str,
-    value: str,
-    fact: tuple[str, bool, bool],
+    values: str,
+    fact: str,
     copy: dict[str, Any],
     tmp_path: Path,
     waymark: Callable[..., Done],
     environment: dict[str, str],
 ) -> None:
     """Whether the bits differ is a matter of the processor; what was set is named anyway."""
+    was = os.environ.get(variable)
+    value = next(value for value in values if value != was)
     env = {**environment, variable: value, CHECKOUT: str(tmp_path)}
     done = waymark("rerun", copy["cnn"], cwd=tmp_path, env=env)
     verdict = verdict_of(done, copy["cnn"], "different" if done.returncode else "identical")
-    setting = (f"settings.{variable}", None, value)
-    told = f"  settings.{variable}: not set recorded, {value} now"
+    told = f"  settings.{variable}: {was or 'not set'} recorded, {value} now"
     assert told in done.stdout.splitlines()
-    if fact in verdict.differences:  # not every build has oneDNN
-        verdict.differences.remove(fact)
-    else:
-        assert variable == "TF_ENABLE_ONEDNN_OPTS"
-        assert not json.loads((artifacts(copy["cnn"]) / "environment.json").read_text())[
-            "tensorflow"
-        ]["onednn"]
-    assert verdict.differences == [setting]
+    recorded = json.loads((artifacts(copy["cnn"]) / "environment.json").read_text())
+    on = recorded["tensorflow"][fact]
+    setting, effect = (f"settings.{variable}", was, value), (f"tensorflow.{fact}", on, not on)
+    without = [setting] if fact == "onednn" and not on else None  # not all processors use oneDNN
+    assert verdict.differences in ([effect, setting], without)
 
 
 def test_op_determinism_is_as_it_was_recorded(
@@ -615,11 +610,12 @@ def test_a_resume_elsewhere_is_refused(
     place: Path,
     data: list[str],
     main: Main,
+    stopped: Callable[[int, Callable[[], Any]], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also before the first checkpoint: the losses so far are recorded, and stay."""
     if reached:
-        run_id = stopped(monkeypatch, reached, lambda: library.run(*SOFTMAX, *data))
+        run_id = stopped(reached, lambda: library.run(*SOFTMAX, *data))
     else:
 
         def full(*_: Any) -> None:
@@ -640,8 +636,8 @@ def test_a_resume_elsewhere_is_refused(
     assert losses(run_id) == before
     assert main("resume", run_id, "--allow-drift").returncode == 0
     facts = json.loads((artifacts(run_id) / "environment.json").read_text())
-    assert facts["settings"] == {"NVIDIA_TF32_OVERRIDE": "0"}
-    assert [each["settings"] for each in facts["earlier"]] == [{}]
+    (earlier,) = facts["earlier"]
+    assert facts["settings"] == {**earlier["settings"], "NVIDIA_TF32_OVERRIDE": "0"}
     if not reached:
         return
     # A rerun here is in the one environment of two.

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import subprocess
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -115,25 +114,13 @@ def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None
         np.testing.assert_array_equal(np.concatenate(pieces), losses)
 
 
-class StopAt(Silent):
-    """Send this process a signal when training has reached a step."""
-
-    def __init__(self, target: int) -> None:
-        super().__init__(0, 0)
-        self.target = target
-
-    def advanced(self, step: int, loss: float) -> None:
-        if step >= self.target:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            self.target = 10**9  # a second one would end this process
-
-
 @pytest.mark.parametrize("model", RUNS)
 def test_the_program_in_pieces_of_any_sizes(
     model: str,
     place: Path,
     data: list[str],
     undisturbed: Callable[..., End],
+    stop_at: Callable[[int], Silent],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = {"softmax": ["steps=400", "eval_every=150"], "cnn": ["steps=90", "eval_every=40"]}[
@@ -146,7 +133,7 @@ def test_the_program_in_pieces_of_any_sizes(
     resolved = composed([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
-        monkeypatch.setattr("pipeline.work.watcher", lambda *_, target=target: StopAt(target))
+        monkeypatch.setattr("pipeline.work.watcher", lambda *_, target=target: stop_at(target))
         with pytest.raises(Stopped):
             work.resume("latest", {}) if run_id else work.run(resolved)
         (folder,) = place.glob("mlruns/artifacts/1/*")

@@ -88,12 +88,15 @@ def test_a_signal_that_another_thread_takes_is_seen(exits: list[int]) -> None:
 def test_before_there_is_anything_to_save_a_signal_ends_at_once(
     exits: list[int], number: signal.Signals, status: int
 ) -> None:
-    before = signal.getsignal(number)
-    with Stop():
-        signal.raise_signal(number)
-        assert exits == [status]
-        assert signal.getsignal(number) != before
-    assert signal.getsignal(number) == before
+    given = signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
+    try:
+        with Stop():
+            signal.raise_signal(number)
+            assert exits == [status]
+            assert signal.getsignal(number) != signal.SIG_DFL
+        assert signal.getsignal(number) == signal.SIG_DFL
+    finally:
+        signal.signal(number, given)
 
 
 def test_a_hangup_that_is_ignored_stays_so(exits: list[int]) -> None:

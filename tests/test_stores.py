@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import sqlite3
 import subprocess
@@ -42,19 +41,6 @@ DATA = SimpleNamespace(
 )
 
 
-class StopAt(Silent):
-    """Send this process a signal when training has reached a step."""
-
-    def __init__(self, target: int) -> None:
-        super().__init__(0, 0)
-        self.target = target
-
-    def advanced(self, step: int, loss: float) -> None:
-        if step >= self.target:
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-            self.target = 10**9  # a second one would end this process
-
-
 class Kept:
     """A store and the ids of its runs by name: made once, and copied for each test.
 
@@ -80,7 +66,12 @@ def died(folder: Path, run_id: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path) -> Kept:
+def kept(
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,
+    small: Path,
+    stop_at: Callable[[int], Silent],
+) -> Kept:
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(empty_store, folder / "mlruns")
     kept, overrides = Kept(folder / "mlruns"), [*SHORT, f"data.path={small}"]
@@ -90,7 +81,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Pat
         gone = {**this_process(), "started": 1.0}
         patch.setattr("pipeline.tracking.tracked.this_process", lambda: gone)
         kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
-        patch.setattr("pipeline.work.watcher", lambda *_: StopAt(23))
+        patch.setattr("pipeline.work.watcher", lambda *_: stop_at(23))
         with pytest.raises(Stopped):
             work.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = Tracking(None).find("training").id
