@@ -35,6 +35,7 @@ PARTS = re.compile(
     r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,()\[\]{}'"\\])+|.""", re.DOTALL
 )
 SEARCHPATH = "hydra.searchpath"
+RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now
 EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
 
 
@@ -330,7 +331,8 @@ def refusal(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options = sorted(error.options)
-        hint = nearest(member, options)
+        now = member.replace(*RENAMED)
+        hint = f"; it is called {now} now" if now in options else nearest(member, options)
         extra = EXTRAS.get(member.partition("_")[0]) if group == "hydra/launcher" else None
         hint = f"; pip install 'waymark[{extra}]' brings it" if extra else hint
         return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."

@@ -200,6 +200,6 @@ def _hits(hits: int, data: Dataset) -> dict[str, Any]:
 
 
 def log_parameters(parameters: State) -> None:
-    """Print index, name and shape of the parameters that were loaded, as the chapter does."""
+    """Print index, name and shape of the parameters that were loaded, as the TF1 tutorial does."""
     for index, (name, value) in enumerate(parameters.items()):
         print(f"{index} {name} {value.shape}", file=sys.stderr)

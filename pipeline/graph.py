@@ -1,7 +1,7 @@
 """The graph in a file: `model_ckpt.meta`, scored without any model code.
 
 The collection `train_var` holds inputs float32 [None, pixels], labels float32 [None, classes]
-and accuracy, in this order, as the chapter's programs expect.
+and accuracy, in this order, as the TF1 tutorial's programs expect.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,9 +23,9 @@ COLLECTION = "train_var"
 
 FILE_OPS = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
 
-# What a model, its gradients, the chapter's optimizers, summaries and a Saver are made of, in old
-# graphs too. Nothing here reads or writes files (but FILE_OPS), runs foreign code, or opens
-# connections.
+# What a model, its gradients, the TF1 tutorial's optimizers, summaries and a Saver are made of,
+# in old graphs too. Nothing here reads or writes files (but FILE_OPS), runs foreign code, or
+# opens connections.
 OPS = """
     Abs Add AddN AddV2 All Any ApplyAdagrad ApplyAdam ApplyGradientDescent ApplyMomentum
     ApplyRMSProp ArgMax ArgMin Assign AssignAdd AssignAddVariableOp AssignSub

@@ -1,4 +1,4 @@
-"""Show how a run goes: a bar on a terminal, the chapter's lines elsewhere, or nothing."""
+"""Show how a run goes: a bar on a terminal, the TF1 tutorial's lines elsewhere, or nothing."""
 
 import sys
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Lines(Silent):
     """Print one line at each evaluation."""
 
     def evaluated(self, step: int, loss: float, accuracy: float) -> None:
-        # As the chapter has it, where that shows a loss.
+        # As the TF1 tutorial has it, where that shows a loss.
         shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
         print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
 

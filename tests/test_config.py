@@ -68,7 +68,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 # What is accepted
 
 
-def test_the_defaults_are_the_chapters() -> None:
+def test_the_defaults_are_the_tutorials() -> None:
     config, cnn = PLAIN.config, composed(["model=cnn"]).config
     assert PLAIN.choices == {
         "model": "softmax", "data": "mnist_5k", "optimizer": "adam", "save": "ckpt",
@@ -115,10 +115,10 @@ def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
 def test_every_experiment_composes(experiment: str) -> None:
     resolved = composed([f"+experiment={experiment}"])
     expected = {
-        "chapter_softmax_npz": {"model": "softmax", "data": "mnist", "save": "npz"},
-        "chapter_cnn_npz": {"model": "cnn", "data": "mnist", "save": "npz"},
-        "chapter_saver": {"model": "softmax", "data": "mnist", "save": "ckpt"},
-        "chapter_meta": {"model": "softmax", "data": "mnist", "save": "ckpt"},
+        "tutorial_softmax_npz": {"model": "softmax", "data": "mnist", "save": "npz"},
+        "tutorial_cnn_npz": {"model": "cnn", "data": "mnist", "save": "npz"},
+        "tutorial_saver": {"model": "softmax", "data": "mnist", "save": "ckpt"},
+        "tutorial_meta": {"model": "softmax", "data": "mnist", "save": "ckpt"},
     }
     assert resolved.choices.items() >= expected.get(experiment, {}).items()
 
@@ -261,7 +261,8 @@ def test_refused(override: str) -> None:
         (["keep_prob=0.5", "model=cnn"], r"^keep_prob: .*; the nearest is model\.keep_prob\.$"),
         (["save=npz", "save.meta_graph=true"], r"^save\.meta_graph: there is no such key"),
         (["model=cnnn"], r"^model=cnnn: there is no such choice \(cnn, softmax\); .* cnn\.$"),
-        (["+experiment=nosuch"], r"^experiment=nosuch: there is no such choice \(chapter_cnn"),
+        (["+experiment=chapter_meta"], r"; it is called tutorial_meta now\.$"),
+        (["+experiment=nosuch"], r"^experiment=nosuch: there is no such choice \(smoke, tut"),
         (["steps"], "steps"),
         (["steps="], r"^steps='' \(the command line\): "),
         (["~steps"], r"^steps .*missing"),

@@ -177,7 +177,7 @@ def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Pa
 def test_training_operations_may_stand_in_it(
     optimizer: str, resource: bool, sharded: bool, tmp_path: Path
 ) -> None:
-    """The chapter exports its whole graph: dropout, gradients, optimizer, initializers, Saver."""
+    """The TF1 tutorial exports its whole graph: dropout, gradients, optimizer, Saver."""
     import tensorflow as tf
 
     v1 = tf.compat.v1

@@ -1,6 +1,6 @@
 """Interchange: plain TensorFlow and NumPy read what Waymark writes, and the other way round.
 
-The chapter's programs are written here as it writes them: TensorFlow 1, sessions, placeholders,
+The TF1 tutorial's programs are written here as it writes them: sessions, placeholders,
 no code of Waymark's.
 """
 
@@ -66,19 +66,19 @@ def mnist() -> Dataset:
 
 
 def arrays(part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images as the chapter has them (float32 [N, 784], divided by 255), one-hot labels."""
+    """Return images as in the TF1 tutorial (float32 [N, 784], divided by 255), one-hot labels."""
     data = mnist()
     images, labels = getattr(data, f"x_{part}"), getattr(data, f"y_{part}")
     pixels = images.reshape(len(images), 784).astype(np.float32) / np.float32(255)
     return pixels, np.eye(10, dtype=np.float32)[labels]
 
 
-# The chapter's programs
+# The TF1 tutorial's programs
 
 
 @dataclass
 class Program:
-    """A graph of the chapter's, in a session of its own."""
+    """A graph of the TF1 tutorial's, in a session of its own."""
 
     session: Any
     saver: Any
@@ -113,7 +113,7 @@ def softmax_logits(v1: Any, inputs: Any) -> tuple[Any, list[Any]]:
 
 
 def cnn_logits(v1: Any, inputs: Any) -> tuple[Any, list[Any]]:
-    """Build the chapter's SimpleCNN; TensorFlow names all but the first two variables."""
+    """Build the TF1 tutorial's SimpleCNN; TensorFlow names all but the first two variables."""
     import tensorflow as tf
 
     parameters: list[Any] = []
@@ -139,7 +139,7 @@ def cnn_logits(v1: Any, inputs: Any) -> tuple[Any, list[Any]]:
 
 @contextlib.contextmanager
 def program(model: str) -> Iterator[Program]:
-    """Build the chapter's whole training program, as its second parts rebuild it too."""
+    """Build the TF1 tutorial's whole training program, as its second parts rebuild it too."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
@@ -161,7 +161,7 @@ def program(model: str) -> Iterator[Program]:
 
 @dataclass(frozen=True)
 class Written:
-    """What a chapter's program left: saved_model/, the arrays, and the accuracy it measured."""
+    """What the TF1 tutorial's program left: saved_model/, the arrays, the accuracy measured."""
 
     folder: Path
     values: list[np.ndarray]
@@ -175,14 +175,14 @@ class Written:
 def wrote(model: str, folder: Path) -> Written:
     import tensorflow as tf
 
-    with program(model) as chapter:
-        chapter.session.run(tf.compat.v1.global_variables_initializer())
-        chapter.step(3 if model == "cnn" else 40)
+    with program(model) as tutorial:
+        tutorial.session.run(tf.compat.v1.global_variables_initializer())
+        tutorial.step(3 if model == "cnn" else 40)
         path = str(folder / "saved_model" / "model_ckpt")
         (folder / "saved_model").mkdir()
-        chapter.saver.save(chapter.session, path, global_step=3, write_meta_graph=False)
-        chapter.saver.export_meta_graph(f"{path}.meta", collection_list=["train_var"])
-        return Written(folder, chapter.values(), chapter.measure())
+        tutorial.saver.save(tutorial.session, path, global_step=3, write_meta_graph=False)
+        tutorial.saver.export_meta_graph(f"{path}.meta", collection_list=["train_var"])
+        return Written(folder, tutorial.values(), tutorial.measure())
 
 
 @pytest.fixture(scope="module")
@@ -288,20 +288,20 @@ def test_latest_checkpoint_finds_it_also_in_a_moved_folder(
 
 
 @pytest.mark.parametrize("model", ["softmax", "cnn"])
-def test_the_chapters_program_restores_all_its_variables_and_goes_on(
+def test_the_tutorials_program_restores_all_its_variables_and_goes_on(
     model: str, tf: Any, request: pytest.FixtureRequest
 ) -> None:
     done: Run = request.getfixturevalue(f"{model}_run")
-    with program(model) as chapter:
-        chapter.saver.restore(chapter.session, str(done.prefix))
-        assert same_float32(chapter.measure(), done.result.restored)
+    with program(model) as tutorial:
+        tutorial.saver.restore(tutorial.session, str(done.prefix))
+        assert same_float32(tutorial.measure(), done.result.restored)
         variables = tf.compat.v1.global_variables()
-        found = {v.op.name: chapter.session.run(v) for v in variables}
+        found = {v.op.name: tutorial.session.run(v) for v in variables}
         slots = {f"{name}/{slot}" for name in SHAPES[model] for slot in ("Adam", "Adam_1")}
         assert set(found) == set(SHAPES[model]) | slots | {"beta1_power", "beta2_power"}
         assert done.digest_of({**found, "step": np.array(done.step, np.int64)})
-        chapter.step(1)
-        after = chapter.session.run(variables)
+        tutorial.step(1)
+        after = tutorial.session.run(variables)
         assert all(np.isfinite(value).all() for value in after)
         changed = {
             v.op.name
@@ -406,11 +406,11 @@ def softmax_by_hand(weights: np.ndarray) -> int:
         ("softmax", "moved"),
     ],
 )
-def test_a_chapters_saver_checkpoint_gives_its_accuracy(
+def test_a_tutorials_saver_checkpoint_gives_its_accuracy(
     model: str, form: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    chapter: Written = request.getfixturevalue(f"{model}_program")
-    path = chapter.prefix
+    tutorial: Written = request.getfixturevalue(f"{model}_program")
+    path = tutorial.prefix
     if form == "index":
         path = path.with_name(f"{path.name}.index")
     elif form == "folder":
@@ -419,22 +419,22 @@ def test_a_chapters_saver_checkpoint_gives_its_accuracy(
         shutil.copytree(path.parent, tmp_path / "moved")
         path = tmp_path / "moved" / path.name
     found = scored(model, path)
-    assert same_float32(found.accuracy, chapter.accuracy)
+    assert same_float32(found.accuracy, tutorial.accuracy)
     assert found.total == 1000
     if model == "softmax":
-        assert found.hits == softmax_by_hand(chapter.values[0])
+        assert found.hits == softmax_by_hand(tutorial.values[0])
 
 
 @pytest.mark.parametrize("model", ["softmax", "cnn"])
-def test_a_chapters_graph_file_training_operations_included_gives_its_accuracy(
+def test_a_tutorials_graph_file_training_operations_included_gives_its_accuracy(
     model: str, request: pytest.FixtureRequest
 ) -> None:
-    chapter: Written = request.getfixturevalue(f"{model}_program")
-    meta = chapter.prefix.with_name("model_ckpt.meta").read_bytes()
+    tutorial: Written = request.getfixturevalue(f"{model}_program")
+    meta = tutorial.prefix.with_name("model_ckpt.meta").read_bytes()
     assert b"Adam" in meta
     assert b"gradients" in meta
-    found = scored(model, chapter.prefix, from_meta=True)
-    assert same_float32(found.accuracy, chapter.accuracy)
+    found = scored(model, tutorial.prefix, from_meta=True)
+    assert same_float32(found.accuracy, tutorial.accuracy)
 
 
 @pytest.mark.parametrize("names", ["arr_0", "weights", "anything"])
@@ -444,7 +444,7 @@ def test_an_npz_of_one_array_gives_its_accuracy(
     path = tmp_path / "weight_storage.npz"
     (weights,) = softmax_program.values
     if names == "arr_0":
-        np.savez(path, weights)  # as the chapter does
+        np.savez(path, weights)  # as the TF1 tutorial does
     else:
         np.savez(path, **{names: weights})
     found = scored("softmax", path)
@@ -645,10 +645,10 @@ def object_based(tf: Any, folder: Path, values: list[np.ndarray]) -> Path:
 def test_an_object_based_checkpoint_matches_by_shape(
     model: str, tf: Any, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    chapter: Written = request.getfixturevalue(f"{model}_program")
-    path = object_based(tf, tmp_path, chapter.values)
+    tutorial: Written = request.getfixturevalue(f"{model}_program")
+    path = object_based(tf, tmp_path, tutorial.values)
     found = scored(model, path)
-    assert same_float32(found.accuracy, chapter.accuracy)
+    assert same_float32(found.accuracy, tutorial.accuracy)
 
 
 @pytest.mark.parametrize("values", [[W, W], [W[0]], [W, W[0]]])

@@ -33,7 +33,7 @@ Main = Callable[..., Done]
 REPO = Path(__file__).resolve().parent.parent
 THREADS = "runtime.intra_op_threads=2"
 BOUND = 60  # seconds that anything may take which is waited for
-CHAPTER_LINE = r"Step: (\d{4}), Loss: (\d+\.\d{5}), Test_Acc: ([01]\.\d{5})"
+TUTORIAL_LINE = r"Step: (\d{4}), Loss: (\d+\.\d{5}), Test_Acc: ([01]\.\d{5})"
 
 STEPS = {
     "softmax": ["steps=60", "save.every=20", "eval_every=20"],
@@ -159,7 +159,7 @@ def test_what_a_run_prints(one: Recorded, combination: tuple[str, str]) -> None:
     assert (one.done.returncode, one.done.stderr) == (0, "")
     lines = one.done.stdout.splitlines()
     assert lines[0] == f"run {one.id} ({one.record.info.run_name})"
-    found = [re.fullmatch(CHAPTER_LINE, line) for line in lines[1:-5]]
+    found = [re.fullmatch(TUTORIAL_LINE, line) for line in lines[1:-5]]
     losses, accuracies = dict(one.history("train/loss")), dict(one.history("test/accuracy"))
     said = [(int(m[1]), m[2], m[3]) if m else None for m in found]
     assert said == [(s, f"{losses[s]:.5f}", f"{accuracies[s]:.5f}") for s in steps]
@@ -189,7 +189,7 @@ def test_one_accuracy_in_training_restored_and_from_the_graph(
     assert one.history("restored/loss") == one.history("test/loss")[-1:]
     done = one.evaluated or main("evaluate", one.id, "--json")
     evaluated = json.loads(done.stdout)
-    # As the chapter's program prints what it loads.
+    # As the TF1 tutorial's program prints what it loads.
     assert (done.returncode, done.stderr) == (0, LOADED[combination[0]])
     assert (evaluated["step"], evaluated["total"]) == (step, 1000)
     assert evaluated["accuracy"] == trained == evaluated["hits"] / 1000
@@ -337,7 +337,7 @@ def test_every_experiment_composes(place: Path, main: Main, path: Path) -> None:
 def test_the_smoke_experiment_runs(place: Path, main: Main) -> None:
     done = main("run", "+experiment=smoke", THREADS)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [m[1] for m in re.finditer(CHAPTER_LINE, done.stdout)] == ["0010", "0020"]
+    assert [m[1] for m in re.finditer(TUTORIAL_LINE, done.stdout)] == ["0010", "0020"]
     assert "checkpoints kept      10, 20\n" in done.stdout
 
 
@@ -359,7 +359,7 @@ def test_help_and_version(tmp_path: Path, main: Main, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_defaults_are_the_chapters(
+def test_the_defaults_are_the_tutorials(
     tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -55,8 +55,8 @@ def test_softmax_is_one_matrix_product(shape: tuple[int, ...]) -> None:
     assert np.array_equal(logits.argmax(1), plain.argmax(1))
 
 
-def chapter_cnn(images: Any, w: list[Any]) -> Any:
-    """Build the chapter's graph: each convolution, then bias, then ReLU, and pooling last."""
+def tutorial_cnn(images: Any, w: list[Any]) -> Any:
+    """Build the TF1 tutorial's graph: each convolution, then bias, then ReLU, and pooling last."""
     for filters, bias in (w[0:2], w[2:4]):
         images = v1.nn.conv2d(images, filters, strides=[1, 1, 1, 1], padding="SAME")
         images = tf.nn.relu(tf.nn.bias_add(images, bias))
@@ -74,7 +74,7 @@ def without_rewriting() -> Any:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_cnn_is_the_chapters_bit_for_bit(spec: ImageSpec) -> None:
+def test_cnn_is_the_tutorials_bit_for_bit(spec: ImageSpec) -> None:
     images = pixels(spec)
     values = arrays(CNN.initial(spec, initial_key(5)))
     # Biases of both signs, so that ReLU cuts some of the channels and not others.
@@ -84,7 +84,7 @@ def test_cnn_is_the_chapters_bit_for_bit(spec: ImageSpec) -> None:
     with tf.Graph().as_default(), v1.Session(config=without_rewriting()) as session:
         inputs = v1.placeholder(tf.float32, [None, *spec.shape])
         variables = [v1.Variable(value, use_resource=False) for value in values.values()]
-        logits = chapter_cnn(inputs, variables)
+        logits = tutorial_cnn(inputs, variables)
         session.run(v1.global_variables_initializer())
         expected = session.run(logits, {inputs: images})
 
@@ -94,7 +94,7 @@ def test_cnn_is_the_chapters_bit_for_bit(spec: ImageSpec) -> None:
     assert expected.std() > 0
 
 
-def test_cnn_has_the_chapters_gradients() -> None:
+def test_cnn_has_the_tutorials_gradients() -> None:
     spec = ImageSpec((9, 10, 2), 5)
     values = CNN.initial(spec, initial_key(5))
     images, labels = tf.constant(pixels(spec)), tf.constant([0, 1, 2, 3, 4, 0])
@@ -106,7 +106,7 @@ def test_cnn_has_the_chapters_gradients() -> None:
         return [g.numpy() for g in tape.gradient(losses, list(values.values()))]
 
     ours = gradients(lambda: forward(CNN, "float32", values, images))
-    theirs = gradients(lambda: chapter_cnn(images, list(values.values())))
+    theirs = gradients(lambda: tutorial_cnn(images, list(values.values())))
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
         assert np.abs(other).max() > 0
@@ -164,7 +164,7 @@ def test_softmaxs_shape_and_name() -> None:
     ],
     ids=str,
 )
-def test_cnns_shapes_and_names_are_the_chapters(spec: ImageSpec, flat: int) -> None:
+def test_cnns_shapes_and_names_are_the_tutorials(spec: ImageSpec, flat: int) -> None:
     parameters = CNN.initial(spec, initial_key(0))
     channels, classes = spec.shape[2], spec.classes
     assert [(name, tuple(value.shape)) for name, value in parameters.items()] == [

@@ -1,4 +1,4 @@
-"""Progress: the chapter's lines, a bar, or nothing."""
+"""Progress: the TF1 tutorial's lines, a bar, or nothing."""
 
 import io
 import sys
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
         (7, float("inf"), 0.098, "Step: 0007, Loss: inf, Test_Acc: 0.09800\n"),
     ],
 )
-def test_lines_are_the_chapters(
+def test_lines_are_the_tutorials(
     step: int, loss: float, accuracy: float, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show = Lines(1000, 0)

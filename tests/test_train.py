@@ -91,7 +91,7 @@ def same(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool
 def tensorflow_1(
     given: Any, first: State, logits: Callable[[Any, list[Any]], Any], steps: int
 ) -> tuple[np.ndarray, State]:
-    """Train as the chapter does, with placeholders and a feed; return losses and variables."""
+    """Train as the TF1 tutorial does, with placeholders and a feed; return losses and variables."""
     data = dataset()
     pixels = data.x_train.reshape(len(data.x_train), -1).astype(np.float32) / np.float32(255)
     onehot = np.eye(10, dtype=np.float32)[data.y_train]
@@ -116,11 +116,11 @@ def tensorflow_1(
         return np.array(losses), session.run(everything)
 
 
-def chapter_softmax(inputs: Any, w: list[Any]) -> Any:
+def tutorial_softmax(inputs: Any, w: list[Any]) -> Any:
     return tf.matmul(inputs, w[0])
 
 
-def chapter_cnn(inputs: Any, w: list[Any]) -> Any:
+def tutorial_cnn(inputs: Any, w: list[Any]) -> Any:
     x = tf.reshape(inputs, [-1, 8, 8, 1])
     for filters, bias in (w[0:2], w[2:4]):
         x = tf.nn.relu(v1.nn.conv2d(x, filters, strides=[1, 1, 1, 1], padding="SAME") + bias)
@@ -132,13 +132,13 @@ def chapter_cnn(inputs: Any, w: list[Any]) -> Any:
 @pytest.mark.parametrize(
     ("overrides", "logits", "steps"),
     [
-        ([], chapter_softmax, 20),
-        (["data.sampling=epoch", "seed=9223372036854775807"], chapter_softmax, 20),
-        (["model=cnn"], chapter_cnn, 5),
+        ([], tutorial_softmax, 20),
+        (["data.sampling=epoch", "seed=9223372036854775807"], tutorial_softmax, 20),
+        (["model=cnn"], tutorial_cnn, 5),
     ],
     ids=["softmax", "softmax by epochs", "cnn"],
 )
-def test_training_is_the_chapters(overrides: list[str], logits: Any, steps: int) -> None:
+def test_training_is_the_tutorials(overrides: list[str], logits: Any, steps: int) -> None:
     given = config(*overrides)
     ours = Machine(given, dataset())
     first = ours.state()

@@ -1,4 +1,4 @@
-"""The chapter's SimpleCNN: two convolutions with pooling, two dense layers."""
+"""The TF1 tutorial's SimpleCNN: two convolutions with pooling, two dense layers."""
 
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,7 @@ NAMES = [kind + end for end in ("", "_1", "_2", "_3") for kind in ("weights", "b
 class Cnn:
     """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the classes.
 
-    The eight parameters bear the names that TensorFlow gave the chapter's unnamed variables,
+    The eight parameters bear the names that TensorFlow gave the TF1 tutorial's unnamed variables,
     so that its programs read Waymark's checkpoints and the other way round.
     """
 

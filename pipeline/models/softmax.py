@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @settings
 class Softmax:
-    """The chapter's first model: logits = images @ weights."""
+    """The TF1 tutorial's first model: logits = images @ weights."""
 
     init_stddev: PositiveFloat
 
