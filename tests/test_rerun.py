@@ -38,7 +38,6 @@ REPO = Path(__file__).resolve().parent.parent
 BOUND = 60  # seconds that anything may take which is waited for
 BASE = ["runtime.intra_op_threads=2", "progress=false", "save.meta_graph=false"]
 SOFTMAX = [*BASE, "steps=20", "batch_size=10", "save.every=5", "eval_every=5"]
-# These bits change with oneDNN and determinism; those of larger pictures with the threads, too.
 CNN = [*BASE, "model=cnn", "steps=4", "batch_size=20", "save.every=2", "eval_every=2"]
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="git is not here")
 
@@ -165,7 +164,8 @@ def test_identical(name: str, place: Path, data: list[str], main: Main) -> None:
     assert verdict.accuracy[0] == verdict.accuracy[1] is not None
     new = runs()[0]
     assert (new.info.run_name, new.info.status) == ("rerun of original", "FINISHED")
-    assert done.stderr == ""
+    if name != "mixed":  # which some processors have no instructions for: that is said
+        assert done.stderr == ""
     assert len(done.stdout.splitlines()) == 2  # the run, the verdict
 
 
@@ -482,23 +482,28 @@ def test_a_stopped_rerun_whose_original_is_gone(
     assert runs()[0].info.status == "FINISHED"
 
 
-def test_another_thread_count(copy: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> None:
-    """This process has two threads: the work is done in another one, the verdict comes back."""
-    original = library.run(*CNN, "run_name=larger")
-    capfd.readouterr()
-    verdict = library.rerun(original.run_id, threads=1)
+def test_another_thread_count(
+    copy: dict[str, Any], small: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """This process has two threads: the work is done in another one, the verdict comes back.
+
+    Whether threads alone change the bits is a matter of the processor: the data do.
+    """
+    other_pixel(small, Path("other.npz"))
+    verdict = library.rerun(copy["cnn"], "data.path=other.npz", threads=1)
     out, err = capfd.readouterr()
     assert not verdict.identical
     assert counts(verdict) == (4, 3, 2)
     assert "train/loss" in verdict.partings
     assert len(verdict.weights) == 8
     assert max(apart.absolute for apart in verdict.weights.values()) > 0
-    assert verdict.differences == [("intra_op_threads", 2, 1)]
+    assert [each[0] for each in verdict.differences] == ["data", "intra_op_threads"]
+    assert verdict.differences[1] == ("intra_op_threads", 2, 1)
     new = runs()[0]
     assert new.info.run_id == verdict.run_id
     assert new.data.params["runtime.intra_op_threads"] == "1"
     assert load((artifacts(verdict.run_id) / "rerun.json").read_text()) == verdict
-    assert out == f"run {verdict.run_id} (rerun of larger)\n"
+    assert out == f"run {verdict.run_id} (rerun of cnn)\n"
     assert err == ""
 
 
