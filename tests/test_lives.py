@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -231,18 +231,26 @@ def begun(machines: list[Machine], frozen: list[Any], poll: Poll) -> TrackedRun:
     return run
 
 
+class Scene(NamedTuple):
+    client: MlflowClient
+    a: Machine
+    b: Machine
+    begun: TrackedRun
+    run_id: str
+
+
+@pytest.fixture
+def scene(machines: list[Machine], begun: TrackedRun, server: tuple[str, Path]) -> Scene:
+    """Return both machines and the run that A has begun, with its server's client."""
+    return Scene(MlflowClient(server[0]), *machines, begun, begun.info.id)
+
+
 @pytest.mark.parametrize("how", ["sync", "late"])
 @pytest.mark.parametrize("when", ["training", "finished"])
 def test_a_former_owner_adds_what_is_missing_and_no_more(
-    when: str,
-    how: str,
-    machines: list[Machine],
-    begun: TrackedRun,
-    frozen: list[Any],
-    server: tuple[str, Path],
-    poll: Poll,
+    when: str, how: str, scene: Scene, frozen: list[Any], poll: Poll
 ) -> None:
-    client, (a, b), run_id = MlflowClient(server[0]), machines, begun.info.id
+    client, a, b, begun, run_id = scene
     other = b.resume(run_id, 5)
     trained(other, 6, 7)
     put(other, 6)
@@ -284,17 +292,14 @@ def test_a_former_owner_adds_what_is_missing_and_no_more(
     assert [p[0] for p in after["points"]["train/loss"]] == [*range(1, 11)]
     assert {*after["files"]} == {"checkpoints/weights-10.npz", "checkpoints/weights-10.json"}
     assert a.sync() == b.sync() == []
-    assert not [path for m in machines for path in m.folder.rglob("*") if path.is_file()]
+    assert not [path for m in (a, b) for path in m.folder.rglob("*") if path.is_file()]
 
 
 def test_until_the_next_owner_has_told_the_former_one_may_write(
-    machines: list[Machine],
-    begun: TrackedRun,
-    frozen: list[Any],
-    server: tuple[str, Path],
+    scene: Scene, frozen: list[Any]
 ) -> None:
     """A syncs before B's first sending: B then makes no point again, and all else is B's."""
-    client, (a, b), run_id = MlflowClient(server[0]), machines, begun.info.id
+    client, a, b, begun, run_id = scene
     killed(begun)
     frozen.append(None)  # nothing of B arrives
     other = b.resume(run_id, 5)
@@ -322,15 +327,10 @@ def test_until_the_next_owner_has_told_the_former_one_may_write(
 
 @pytest.mark.parametrize("case", ["taken", "finished"])
 def test_a_resume_that_is_told_too_late_has_lost_the_run(
-    case: str,
-    machines: list[Machine],
-    begun: TrackedRun,
-    frozen: list[Any],
-    server: tuple[str, Path],
-    poll: Poll,
+    case: str, scene: Scene, frozen: list[Any], poll: Poll
 ) -> None:
     """Both go on offline or at once, and one is heard first; or the first one had finished."""
-    client, (a, b), run_id = MlflowClient(server[0]), machines, begun.info.id
+    client, a, b, begun, run_id = scene
     if case == "finished":
         with suppress(OSError):
             begun._outbox.append("status", ["FINISHED", time.time_ns() // 10**6])
@@ -361,15 +361,10 @@ def test_a_resume_that_is_told_too_late_has_lost_the_run(
 @pytest.mark.parametrize("how", ["sync", "late"])
 @pytest.mark.parametrize("known", [True, False])
 def test_nobody_writes_to_a_run_that_was_deleted(
-    known: bool,
-    how: str,
-    machines: list[Machine],
-    begun: TrackedRun,
-    frozen: list[Any],
-    server: tuple[str, Path],
+    known: bool, how: str, scene: Scene, frozen: list[Any]
 ) -> None:
     """Nor is it made again where the outbox had not heard of the id that it was given."""
-    client, (a, _), run_id = MlflowClient(server[0]), machines, begun.info.id
+    client, a, _, begun, run_id = scene
     client.delete_run(run_id)
     before = seen(client, run_id)
     if how == "late":
@@ -389,11 +384,9 @@ def test_nobody_writes_to_a_run_that_was_deleted(
     assert len(client.search_runs([experiment], mine, run_view_type=3)) == 1
 
 
-def test_the_dead_are_marked_by_who_is_asked_and_no_more(
-    machines: list[Machine], begun: TrackedRun, server: tuple[str, Path], poll: Poll
-) -> None:
+def test_the_dead_are_marked_by_who_is_asked_and_no_more(scene: Scene, poll: Poll) -> None:
     """B, the owner, dies: A marks the run and leaves its own old words out; then it goes on."""
-    client, (a, b), run_id = MlflowClient(server[0]), machines, begun.info.id
+    client, a, b, begun, run_id = scene
     other = b.resume(run_id, 5)
     trained(other, 6)
     put(other, 6)
@@ -421,10 +414,8 @@ def test_the_dead_are_marked_by_who_is_asked_and_no_more(
     assert seen(client, run_id) == after
 
 
-def test_records_of_an_older_waymark_tell_their_owner_too(
-    machines: list[Machine], begun: TrackedRun, server: tuple[str, Path], poll: Poll
-) -> None:
-    client, (a, b), run_id = MlflowClient(server[0]), machines, begun.info.id
+def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene, poll: Poll) -> None:
+    client, a, b, begun, run_id = scene
     killed(begun)
     path, mine = begun.info.outbox, ("life", "from_step", "finished", "since")
     process = {k: v for k, v in begun._delivery._content.lives[0].process.items() if k not in mine}
