@@ -70,9 +70,9 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
             sys.exit(statuses[-1])
 
     flags = _check_flags(list(arguments))
+    install(CONF)
     if flags.multirun and not (flags.cfg or flags.help or flags.hydra_help or flags.info):
         return _sweep(list(arguments), flags.overrides, flags.config_dir)
-    install(CONF)  # not in a sweep: Hydra hands its registry of sources to workers, which refuse it
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

@@ -38,11 +38,13 @@ def yaml_class(conf: Path) -> Any:
 
     In files outside of `conf` a `???` does not give way to a value that was there before.
     """
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins import file_config_source
     from hydra.plugins.config_source import ConfigResult
     from omegaconf import OmegaConf
 
-    class YamlSource(FileConfigSource):
+    # Its name is that of Hydra's class: in a sweep's worker, which gets this one, Hydra offers its
+    # own, and leaves the one that is there if the names are the same.
+    class FileConfigSource(file_config_source.FileConfigSource):
         def load_config(self, config_path: str) -> ConfigResult:
             name = self._normalize_file_name(config_path)
             path = os.path.realpath(os.path.join(self.path, name))
@@ -57,7 +59,7 @@ def yaml_class(conf: Path) -> Any:
                 header=self._get_header_dict(text[:512]),
             )
 
-    return YamlSource
+    return FileConfigSource
 
 
 def _to_be_given(value: Any, path: str) -> Any:
@@ -68,7 +70,7 @@ def _to_be_given(value: Any, path: str) -> Any:
 
 
 def install(conf: Path) -> None:
-    """Let Hydra's own entry points read files by `yaml_class` in this process."""
+    """Let Hydra's own entry points read files by `yaml_class`, here and in a sweep's workers."""
     from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.plugins import Plugins
 

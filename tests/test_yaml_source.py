@@ -3,8 +3,12 @@
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 
 from pipeline.compose import composed, searchpath
 from pipeline.config import BadInput, from_record
@@ -40,6 +44,13 @@ REFUSED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def as_hydra_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the first command of a test find Hydra's own reader, as one in a new process does."""
+    Plugins.instance()
+    monkeypatch.setitem(SourcesRegistry.instance().types, "file", FileConfigSource)
+
+
 def own(folder: Path, body: bytes) -> list[str]:
     """Put an experiment into a folder; return the overrides that choose it."""
     (folder / "experiment").mkdir()
@@ -61,10 +72,46 @@ def test_a_users_file_is_refused_with_its_line(case: str, tmp_path: Path, main: 
         composed(chosen)
     said = f"{tmp_path}/experiment/own.yaml, {words}"
     assert str(error.value).startswith(said), str(error.value)
-    for flags in ([], ["-m", "seed=0,1"]):
+    for flags in (["-m", "seed=0,1"], []):
         done = main("run", "--config-dir", str(tmp_path), *flags, "+experiment=own")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr == f"waymark: {error.value}\n"
+
+
+SWEEPS = {
+    "one by one": [],
+    "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+    "optuna": ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2"],
+}
+
+
+@pytest.mark.parametrize("how", SWEEPS)
+def test_a_sweep_reads_a_users_files_as_a_run_does(
+    how: str, place: Path, main: Main, waymark: Main, client: Callable[[Path], Any]
+) -> None:
+    if how == "optuna":
+        pytest.importorskip("optuna")
+    own(place, READ["byte order mark"])
+    (place / "model").mkdir()
+    (place / "model" / "mine.yaml").write_text("defaults: [softmax]\n", encoding="utf-16")
+    bad = place / "model" / "bad.yaml"
+    bad.write_text("defaults: [softmax]\nfeatures: 1\nfeatures: 2\n")
+    (place / "model" / "worse.yaml").write_bytes(bad.read_bytes())
+    command = ["run", "-m", "--config-dir", str(place), "+experiment=own", *SWEEPS[how]]
+    command += ["save=npz", "runtime.intra_op_threads=2"]
+    done = main(*command, "model=bad,worse")
+    assert (done.returncode, done.stdout) == (2, "")
+    words = f"waymark: {place}/model/NAME.yaml, line 3: found duplicate key features.\n"
+    assert done.stderr in [words.replace("NAME", name) for name in ("bad", "worse")]
+    assert client(place).search_runs(["1"]) == []
+
+    done = waymark(*command, "model=mine", "seed=0,1", cwd=place, bound=240)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = client(place).search_runs(["1"])
+    trials = [run for run in found if run.data.tags.get("waymark.kind") != "sweep"]
+    assert len(trials) == 2 or how == "optuna"  # which may propose one of them twice
+    for run in trials:
+        assert (run.data.params["steps"], run.data.tags["a"]) == ("7", "é")
 
 
 def test_a_users_file_that_is_for_no_group_says_so(tmp_path: Path) -> None:
