@@ -3,11 +3,16 @@
 An optimizer is a settings dataclass with two methods (a user's own needs nothing else):
 
     slots(parameters)   name -> first value of what it remembers between steps
-    apply(parameters, slots, gradients)   one update, in place, on tf.Variables
+    apply(parameters, slots, gradients, learning_rate)   one update, in place, on tf.Variables
+
+`parameters` and `gradients` have the same names, shapes and dtypes (Waymark's models: float32);
+`learning_rate` is a float32 [] tensor with the value of the field of this name, so that one
+compiled function serves every value. An `apply` without the last argument is called without it.
 """
 
+import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
@@ -17,6 +22,14 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
+def takes_learning_rate(optimizer: Any) -> bool:
+    """Tell whether an optimizer's `apply` has the argument `learning_rate`."""
+    try:
+        return "learning_rate" in inspect.signature(optimizer.apply).parameters
+    except (TypeError, ValueError):  # of a compiled extension, which may not tell
+        return False
 
 
 @settings
@@ -47,9 +60,12 @@ class Adam:
         parameters: "Mapping[str, tf.Variable]",
         slots: "Mapping[str, tf.Variable]",
         gradients: "Mapping[str, tf.Tensor]",
+        learning_rate: "tf.Tensor | None" = None,
     ) -> None:
+        """Update `parameters` and `slots` in place; without `learning_rate` by the field's."""
         import tensorflow as tf
 
+        rate = self.learning_rate if learning_rate is None else learning_rate
         power1, power2 = slots["beta1_power"], slots["beta2_power"]
         for name, variable in parameters.items():
             tf.raw_ops.ResourceApplyAdam(
@@ -58,7 +74,7 @@ class Adam:
                 v=slots[f"{name}/Adam_1"].handle,
                 beta1_power=power1.read_value(),
                 beta2_power=power2.read_value(),
-                lr=self.learning_rate,
+                lr=rate,
                 beta1=self.beta1,
                 beta2=self.beta2,
                 epsilon=self.epsilon,
@@ -85,14 +101,17 @@ class Sgd:
         parameters: "Mapping[str, tf.Variable]",
         slots: "Mapping[str, tf.Variable]",
         gradients: "Mapping[str, tf.Tensor]",
+        learning_rate: "tf.Tensor | None" = None,
     ) -> None:
+        """Update `parameters` and `slots` in place; without `learning_rate` by the field's."""
         import tensorflow as tf
 
+        rate = self.learning_rate if learning_rate is None else learning_rate
         for name, variable in parameters.items():
             tf.raw_ops.ResourceApplyMomentum(
                 var=variable.handle,
                 accum=slots[f"{name}/Momentum"].handle,
-                lr=self.learning_rate,
+                lr=rate,
                 grad=gradients[name],
                 momentum=self.momentum,
             )

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,7 +18,7 @@ from pipeline.data import SMALL, Dataset, ImageSpec, batch_indices
 from pipeline.hidden_state import no_variables, traced
 from pipeline.models import check_outputs, forward, initial_key, scale
 from pipeline.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
-from pipeline.optimizers import Adam, Sgd
+from pipeline.optimizers import takes_learning_rate
 from pipeline.randomness import DROPOUT, random_key
 from pipeline.score import Score, Scorer
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
-PLAIN = (Adam, Sgd)  # they hand the learning rate to a kernel, as it is
 
 
 class Diverged(Exception):
@@ -77,6 +75,88 @@ def check_state(state: Mapping[str, np.ndarray], expected: "Mapping[str, tf.Tens
         raise DoesNotFit(f"it has an unknown entry {unknown[0]!r}")
 
 
+def train_step(
+    config: Config,
+    classes: int,
+    parameters: "Mapping[str, tf.Variable]",
+    slots: "Mapping[str, tf.Variable]",
+    images: "tf.Tensor",
+    labels: "tf.Tensor",
+    dropout: "tf.Tensor",
+    learning_rate: "tf.Tensor",
+) -> "tf.Tensor":
+    """Take one gradient step, in place; return its loss, float32 [].
+
+    `images` are float32 [batch, H, W, C] or [batch, D] in [0, 1], `labels` int32 [batch];
+    `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs for a
+    model with fewer outputs than `classes`.
+    """
+    import tensorflow as tf
+
+    values = {name: variable.read_value() for name, variable in parameters.items()}
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        logits = forward(config.model, config.precision, values, images, dropout)
+        check_outputs(config.model, logits, classes)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+    rate = {"learning_rate": learning_rate} if takes_learning_rate(config.optimizer) else {}
+    config.optimizer.apply(parameters, slots, gradients, **rate)
+    return loss
+
+
+def compile_steps(
+    config: Config,
+    data: Dataset,
+    variables: "Mapping[str, tf.Variable]",
+    parameters: "Mapping[str, tf.Variable]",
+) -> Any:
+    """Compile the loop around `train_step`: one call into TensorFlow takes many steps.
+
+    The function takes how many (int32 []), the seed (int64 []) and the learning rate
+    (float32 []), and returns the losses, float32 [steps]. Raises HiddenState, WrongOutputs.
+    """
+    import tensorflow as tf
+
+    images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
+    own = {"step", *parameters}
+    slots = {name: variable for name, variable in variables.items() if name not in own}
+
+    def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        sampling, size = config.data.sampling, config.batch_size
+        picked = batch_indices(sampling, seed, step, size, len(data.x_train))
+        return scale(tf.gather(images, picked)), tf.gather(labels, picked)
+
+    kinds = (tf.int32, tf.int64, tf.float32)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], kind) for kind in kinds])
+    def run_steps(steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        reached = variables["step"].read_value()
+
+        def body(
+            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, truth: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor]:
+            step = reached + tf.cast(i, tf.int64) + 1
+            # The next batch depends on no result, so TensorFlow makes it meanwhile.
+            following = batch(seed, step + 1)
+            dropout = random_key(seed, DROPOUT, step)
+            given = (pixels, truth, dropout, learning_rate)
+            loss = train_step(config, data.spec.classes, parameters, slots, *given)
+            return i + 1, losses.write(i, loss), *following
+
+        losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
+        loop = tf.while_loop(
+            lambda i, *_: i < steps,
+            body,
+            (tf.constant(0), losses, *batch(seed, reached + 1)),
+            parallel_iterations=1,
+        )
+        variables["step"].assign_add(tf.cast(steps, tf.int64))
+        return loop[1].stack()
+
+    return traced(run_steps, (config.model, config.optimizer), variables.values())
+
+
 class Machine:
     """The state on the device and the compiled function that moves it by some steps."""
 
@@ -89,7 +169,7 @@ class Machine:
             name: tf.Variable(value, trainable=False) for name, value in initial.items()
         }
         self.parameters = {name: self._variables[name] for name in names}
-        self._advance = self._compile(config, data)
+        self._advance = compile_steps(config, data, self._variables, self.parameters)
         self.scorer = Scorer(config.model, config.precision, data)
         self.scorer.compile(self.parameters)
         self.restorer: Scorer | None = None  # of what was restored, compiled anew
@@ -101,68 +181,6 @@ class Machine:
         for name, variable in self._variables.items():
             variable.assign(initial[name])
         self._inputs = _inputs(config)
-
-    def _compile(self, config: Config, data: Dataset) -> Any:
-        import tensorflow as tf
-
-        images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
-        step_variable, parameters = self._variables["step"], self.parameters
-        slots = {
-            name: variable
-            for name, variable in self._variables.items()
-            if name != "step" and name not in parameters
-        }
-
-        def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            sampling, size = config.data.sampling, config.batch_size
-            picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-            return scale(tf.gather(images, picked)), tf.gather(labels, picked)
-
-        def one_step(
-            seed: tf.Tensor, step: tf.Tensor, optimizer: Any, pixels: tf.Tensor, truth: tf.Tensor
-        ) -> tf.Tensor:
-            values = {name: variable.read_value() for name, variable in parameters.items()}
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(values)
-                dropout = random_key(seed, DROPOUT, step)
-                logits = forward(config.model, config.precision, values, pixels, dropout)
-                check_outputs(config.model, logits, data.spec.classes)
-                loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(truth, logits))
-            gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-            optimizer.apply(parameters, slots, gradients)
-            return loss
-
-        kinds = (tf.int32, tf.int64, tf.float32)
-
-        @tf.function(autograph=False, input_signature=[tf.TensorSpec([], kind) for kind in kinds])
-        def advance(steps: tf.Tensor, seed: tf.Tensor, rate: tf.Tensor) -> tf.Tensor:
-            optimizer = config.optimizer
-            if type(optimizer) in PLAIN:
-                optimizer = copy(optimizer)
-                optimizer.learning_rate = rate
-            reached = step_variable.read_value()
-
-            def body(
-                i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, truth: tf.Tensor
-            ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor]:
-                step = reached + tf.cast(i, tf.int64) + 1
-                # The next batch depends on no result, so TensorFlow makes it meanwhile.
-                following = batch(seed, step + 1)
-                loss = one_step(seed, step, optimizer, pixels, truth)
-                return i + 1, losses.write(i, loss), *following
-
-            losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
-            loop = tf.while_loop(
-                lambda i, *_: i < steps,
-                body,
-                (tf.constant(0), losses, *batch(seed, reached + 1)),
-                parallel_iterations=1,
-            )
-            step_variable.assign_add(tf.cast(steps, tf.int64))
-            return loop[1].stack()
-
-        parts = config.model, config.optimizer
-        return traced(advance, parts, self._variables.values())
 
     @property
     def step(self) -> int:
@@ -203,8 +221,8 @@ def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
     """Return what the compiled function takes in each call beside the number of steps."""
     import tensorflow as tf
 
-    plain = type(config.optimizer) in PLAIN
-    rate = config.optimizer.learning_rate if plain else 0.0
+    optimizer = config.optimizer
+    rate = optimizer.learning_rate if takes_learning_rate(optimizer) else 0.0
     return tf.constant(config.seed, tf.int64), tf.constant(rate, tf.float32)
 
 
@@ -219,11 +237,9 @@ def shape(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     model, optimizer = config.model, config.optimizer
     if not all(type(part).__module__.startswith("pipeline.") for part in (model, optimizer)):
         return None
-    if type(optimizer) in PLAIN:
-        optimizer = copy(optimizer)
-        optimizer.learning_rate = 0.0
+    compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
     return (
-        *(type(model), repr(model), type(optimizer), repr(optimizer)),
+        *(type(model), repr(model), type(optimizer), repr(compiled)),
         *(data.digest, config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),

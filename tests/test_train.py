@@ -172,6 +172,33 @@ def test_a_models_own_class_needs_two_methods() -> None:
     assert list(ours.shapes) == ["b", "a", "unused"]
 
 
+class Descent:
+    """A user's own optimizer: gradient descent."""
+
+    learning_rate = -0.25
+
+    def slots(self, parameters: Any) -> Any:
+        return {}
+
+    def apply(self, parameters: Any, slots: Any, gradients: Any, learning_rate: Any) -> None:
+        for name, variable in parameters.items():
+            variable.assign_add(learning_rate * gradients[name])
+
+
+class OfThreeArguments(Descent):
+    learning_rate: Any = "read by nobody"
+
+    def apply(self, parameters: Any, slots: Any, gradients: Any) -> None:  # type: ignore[override]
+        super().apply(parameters, slots, gradients, tf.constant(-0.25))
+
+
+@pytest.mark.parametrize("optimizer", [Descent(), OfThreeArguments()])
+def test_a_users_optimizer_takes_the_learning_rate_or_does_not(optimizer: Any) -> None:
+    plain = config("optimizer=sgd", "optimizer.momentum=0", "optimizer.learning_rate=0.25")
+    ours = Machine(replace(plain, optimizer=optimizer), dataset())
+    assert np.array_equal(ours.advance(9), Machine(plain, dataset()).advance(9))
+
+
 # One state: the same bits in any pieces
 
 
