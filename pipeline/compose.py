@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,13 @@ PARTS = re.compile(
 )
 SEARCHPATH = "hydra.searchpath"
 RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now
-EXTRAS = {"joblib": "joblib", "ray": "ray", "submitit": "slurm"}  # of launchers
+# What launchers and Optuna are in, as the extras of pyproject.toml say it.
+PACKAGES = {
+    "hydra/launcher=joblib": ["hydra-joblib-launcher~=1.2.0"],
+    "hydra/launcher=ray": ["hydra-ray-launcher~=1.2.2", "ray>=2.50,<3", "boto3>=1.40"],
+    "hydra/launcher=submitit": ["hydra-submitit-launcher~=1.2.0", "submitit>=1.5"],
+    "hydra/sweeper=optuna": ["optuna>=4"],
+}
 
 
 @cache
@@ -323,6 +330,16 @@ def hydra_errors() -> tuple[type[Exception], ...]:
     )
 
 
+def brought_by(choice: str) -> str:
+    """Return a hint that tells how to install a launcher or sweeper, nothing if it is there."""
+    try:
+        for package in PACKAGES[choice]:
+            distribution(re.split("[~<>=]", package)[0])
+    except PackageNotFoundError:
+        return f"; pip install {' '.join(map(repr, PACKAGES[choice]))} brings it"
+    return ""
+
+
 def refusal(error: Exception, arguments: list[str]) -> str:
     """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
     from hydra.errors import MissingConfigException, OverrideParseException
@@ -330,11 +347,14 @@ def refusal(error: Exception, arguments: list[str]) -> str:
 
     if isinstance(error, MissingConfigException) and error.options:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
-        options = sorted(error.options)
+        options, family = sorted(error.options), member.partition("_")[0]
         now = member.replace(*RENAMED)
         hint = f"; it is called {now} now" if now in options else nearest(member, options)
-        extra = EXTRAS.get(member.partition("_")[0]) if group == "hydra/launcher" else None
-        hint = f"; pip install 'waymark[{extra}]' brings it" if extra else hint
+        known = any(name.partition("_")[0] == family for name in options)
+        if f"{group}={family}" in PACKAGES and not known:
+            hint = brought_by(f"{group}={family}")
+            if not hint:  # a run by itself does not look for launchers
+                return f"{group}={member}: launchers are for sweeps (waymark run -m)."
         return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
     if isinstance(error, OverrideParseException):
         return (

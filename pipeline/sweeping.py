@@ -28,7 +28,7 @@ from typing import Any
 
 from pipeline import comparing, names, trial
 from pipeline.comparison import Comparison
-from pipeline.compose import EXTRAS, hydra_errors, plain, refusal, searchpath
+from pipeline.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
 from pipeline.progress import Tally, tally
@@ -425,13 +425,11 @@ def _check(
 
     target = str(launcher["_target_"])
     if target not in Plugins.instance().class_name_to_class:
-        extras = [extra for name, extra in EXTRAS.items() if f"hydra_{name}_" in target]
-        hint = f"; pip install 'waymark[{extras[0]}]' brings it" if extras else ""
-        raise BadInput(f"hydra.launcher._target_={target!r}: is not installed{hint}.")
+        names = {choice: choice.rpartition("=")[2] for choice in PACKAGES}
+        hints = [brought_by(c) for c, name in names.items() if f".hydra_{name}_launcher." in target]
+        raise BadInput(f"hydra.launcher._target_={target!r}: is not installed{''.join(hints)}.")
     if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
-        raise BadInput(
-            "hydra/sweeper=optuna: needs Optuna; pip install 'waymark[optuna]' brings it."
-        )
+        raise BadInput(f"hydra/sweeper=optuna: needs Optuna{brought_by('hydra/sweeper=optuna')}.")
     if prune and metric.rpartition("/")[2] not in ("accuracy", "loss"):
         raise BadInput(
             f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "

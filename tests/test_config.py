@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compose import as_written, composed, parsed
+from pipeline import compose
+from pipeline.compose import PACKAGES, as_written, composed, parsed
 from pipeline.config import (
     FORMAT,
     GROUPS,
@@ -279,6 +281,29 @@ def test_refused_with_words(overrides: list[str], said: str) -> None:
     with pytest.raises(BadInput, match=said) as error:
         composed(overrides)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("family", ["joblib", "ray", "submitit"])
+def test_a_launcher_is_refused_by_what_it_lacks(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run by itself knows none of them, whether they are installed or not."""
+    choice = f"hydra/launcher={family}_own"
+    with pytest.raises(BadInput) as error:
+        composed([choice])
+    assert str(error.value) == f"{choice}: launchers are for sweeps (waymark run -m)."
+    packages = PACKAGES[f"hydra/launcher={family}"]
+
+    def installed(name: str) -> None:
+        if packages[-1].startswith(name):
+            raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(compose, "distribution", installed)
+    with pytest.raises(BadInput) as error:
+        composed([choice])
+    words = " ".join(f"'{package}'" for package in packages)
+    said = f"{choice}: there is no such choice (basic); pip install {words} brings it."
+    assert str(error.value) == said
 
 
 @pytest.mark.parametrize(

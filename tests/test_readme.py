@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.compose import composed
+from pipeline.compose import PACKAGES, composed
 from pipeline.data import Mnist5k
 from pipeline.running import Result, run
 
@@ -74,6 +74,18 @@ def test_the_table_of_dependencies_is_the_projects() -> None:
     needed = {re.match(r"[\w-]+", text)[0].lower() for text in texts}  # type: ignore[index]
     cells = ", ".join(first_cells(section("## Dependencies")))
     assert set(cells.split(", ")) - {"package"} == needed
+
+
+def test_what_is_missing_is_installed_by_the_names_of_packages() -> None:
+    """A package index may know another program by the name of this one."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert list(PACKAGES.values()) == [extras[n] for n in ("joblib", "ray", "slurm", "optuna")]
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
+    for folder in ("conf", "pipeline", "hydra_plugins", "tests", "benchmarks"):
+        files += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml", ".md")]
+    wrong = re.compile(r"pip install (-\S+ )*['\"]?waymark\b|['`]waymark\[")
+    assert not [path for path in files if wrong.search(path.read_text(encoding="utf-8"))]
 
 
 def test_every_make_target_is_explained() -> None:

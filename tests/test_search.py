@@ -145,13 +145,13 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
 
 
 def study(place: Path, parent: Run) -> Any:
-    optuna = pytest.importorskip("optuna", reason="waymark[optuna]")
+    optuna = pytest.importorskip("optuna")
     storage = f"sqlite:///{place}/mlruns/optuna.db"
     return optuna.load_study(study_name=parent.info.run_id, storage=storage)
 
 
 def test_a_study_goes_on_where_it_stopped(place: Path, main: Main, client: Open) -> None:
-    pytest.importorskip("optuna", reason="waymark[optuna]")
+    pytest.importorskip("optuna")
     done = main(*SEARCH, *SPACE, "hydra.sweeper.n_trials=3")
     assert (done.returncode, done.stderr) == (0, "")
     first = children(client(place))[1]
@@ -175,7 +175,7 @@ def test_a_study_goes_on_where_it_stopped(place: Path, main: Main, client: Open)
 def test_what_failed_is_proposed_again(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("optuna", reason="waymark[optuna]")
+    pytest.importorskip("optuna")
 
     def broken(*_: Any) -> None:
         raise RuntimeError("the disk has gone")
@@ -195,7 +195,7 @@ def test_what_failed_is_proposed_again(
 
 
 def test_a_study_is_no_grid_and_moves_with_its_store(place: Path, main: Main, client: Open) -> None:
-    pytest.importorskip("optuna", reason="waymark[optuna]")
+    pytest.importorskip("optuna")
     command = [*SEARCH, "seed=0,1"]
     assert main("run", "-m", "seed=0,1", *SHORT).returncode == 0
     assert main(*command, "hydra.sweeper.n_trials=1").returncode == 0
@@ -211,7 +211,7 @@ def test_a_study_is_no_grid_and_moves_with_its_store(place: Path, main: Main, cl
 
 
 def test_a_pruned_trial_counts_as_pruned(place: Path, main: Main, client: Open) -> None:
-    pytest.importorskip("optuna", reason="waymark[optuna]")
+    pytest.importorskip("optuna")
     space = ["optimizer.learning_rate=interval(0.2,0.5)"]
     assert main(*SEARCH, *space, "hydra.sweeper.n_trials=6", "prune=median").returncode == 0
     worse = ["optimizer.learning_rate=interval(1e-10,1e-9)"]
@@ -226,7 +226,7 @@ def test_a_pruned_trial_counts_as_pruned(place: Path, main: Main, client: Open) 
 
 
 def test_a_search_of_nothing_is_refused(place: Path, main: Main) -> None:
-    pytest.importorskip("optuna", reason="waymark[optuna]")
+    pytest.importorskip("optuna")
     done = main(*SEARCH)
     assert done.returncode == 2
     assert "nothing is varied" in done.stderr

@@ -9,8 +9,9 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import numpy as np
@@ -23,7 +24,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipeline import trial
+from pipeline import compose, sweeping, trial
 from pipeline.compose import CONF, Composer, composed, hydra_errors
 from pipeline.config import BadInput, Resolved
 from pipeline.library import run
@@ -38,6 +39,7 @@ Open = Callable[[Path], MlflowClient]
 
 SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
 SHORT += ["runtime.intra_op_threads=2", "save=npz"]
+RAY = "hydra_plugins.hydra_ray_launcher.Other"
 PARENT = "mlflow.parentRunId"
 ROUNDS = 20  # of four processes on a new store
 
@@ -47,6 +49,10 @@ def runs(client: MlflowClient) -> tuple[list[Run], list[Run]]:
     found = client.search_runs(["1"], order_by=["attributes.start_time ASC"])
     parents = [each for each in found if each.data.tags.get("waymark.kind") == "sweep"]
     return parents, [each for each in found if each not in parents]
+
+
+def missing(name: str) -> NoReturn:
+    raise PackageNotFoundError(name)
 
 
 def begun(folder: Path) -> bool:
@@ -263,13 +269,30 @@ def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None
         (["seed=0,1", "stesp=3"], "nearest is steps"),
         (["seed=0,1", "model=resnet"], "softmax"),
         (["seed=0,1", "tracking.uri=ftp://x"], "ftp://x"),
-        (["seed=0,1", "hydra.launcher._target_=hydra_plugins.hydra_ray_x.Y"], "waymark[ray]"),
+        (["seed=0,1", f"hydra.launcher._target_={RAY}"], f"{RAY!r}: is not installed.\n"),
+        (["seed=0,1", "hydra/launcher=joblibs"], "submitit_slurm); the nearest is joblib"),
+        (["seed=0,1", "hydra/launcher=ray_x"], "submitit_slurm); the nearest is ray"),
     ):
         done = main("run", "-m", *arguments)
         assert (done.returncode, done.stdout) == (2, "")
         assert words in done.stderr
     assert client(place).search_runs(["0"]) == []
     assert client(place).get_experiment_by_name("waymark") is None
+
+
+def test_what_a_sweep_lacks_is_named_by_its_packages(
+    place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "distribution", missing)
+    monkeypatch.setattr(sweeping, "find_spec", lambda name: None)
+    ray = "'hydra-ray-launcher~=1.2.2' 'ray>=2.50,<3' 'boto3>=1.40'"
+    for choice, words, packages in (
+        (f"hydra.launcher._target_={RAY}", f"={RAY!r}: is not installed", ray),
+        ("hydra/sweeper=optuna", "=optuna: needs Optuna", "'optuna>=4'"),
+    ):
+        done = main("run", "-m", "seed=0,1", choice)
+        said = f"waymark: {choice.partition('=')[0]}{words}; pip install {packages} brings it.\n"
+        assert (done.returncode, done.stderr) == (2, said)
 
 
 def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) -> None:
@@ -473,7 +496,7 @@ def test_one_bar_moves_as_trials_end(
     monkeypatch.setattr("pipeline.sweeping.tally", Shown)
     monkeypatch.setattr("pipeline.trial._done", done)
     if len(words) > 1:
-        pytest.importorskip("optuna", reason="waymark[optuna]")
+        pytest.importorskip("optuna")
     assert main("run", "-m", *words, *SHORT).returncode == 0
     (bar,) = bars
     assert {total for total, _ in bar} == {2} and bar[-1] == (2, 2)
