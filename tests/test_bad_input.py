@@ -235,6 +235,23 @@ def test_the_tracking_uri_of_the_environment_is_named(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:///tmp/mlruns")
     one_line(main("run"), ["MLFLOW_TRACKING_URI", "file:///tmp/mlruns"])
+    done = main("run", "tracking.uri=ftp://x/y")
+    one_line(done, ["tracking.uri='ftp://x/y'"])
+    assert "MLFLOW_TRACKING_URI" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["", None])
+def test_a_tracking_uri_of_the_environment_that_is_empty_is_not_named(
+    tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+    (tmp_path / "mlruns" / "mlflow.db").mkdir(parents=True)
+    done = main("run")
+    one_line(done, ["tracking.uri='sqlite:///mlruns/mlflow.db'"])
+    assert "MLFLOW_TRACKING_URI" not in done.stderr
 
 
 @pytest.mark.parametrize("command", [["run"], ["evaluate", "latest"], ["resume", "latest"]])

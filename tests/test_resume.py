@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -445,6 +446,19 @@ def test_a_recorded_configuration_starts_a_new_run(place: Path, finished: str, m
         refused = main("run", "--config-from", finished, given)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert given.partition("=")[0] in refused.stderr
+
+
+def test_another_learning_rate_is_refused_with_the_command_of_a_new_run(
+    place: Path, finished: str, main: Main
+) -> None:
+    refused = main("resume", finished, "optimizer.learning_rate=0.25")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    command = shlex.split(refused.stderr.partition("a new one: ")[2])
+    assert command == ["waymark", "run", "--config-from", finished, "optimizer.learning_rate=0.25"]
+    done = main(*command[1:])
+    assert (done.returncode, done.stderr) == (0, "")
+    config = place / f"mlruns/artifacts/1/{done.stdout.split()[1]}/artifacts/config.yaml"
+    assert yaml.safe_load(config.read_text())["optimizer"]["learning_rate"] == 0.25
 
 
 BEST = "save.keep_best={metric: test/loss, mode: %s}"
