@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -37,7 +37,11 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in
 NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
 # Variables by which git, in a hook, tells which repository called it.
-OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+OF_A_HOOK = (
+    *("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+)
+PATIENCE = 10.0  # seconds that a program which only tells something may take
 CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
 
 
@@ -185,15 +189,31 @@ def code(own: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def _output(*command: str, **variables: str) -> str | None:
+def _output(*command: str) -> str | None:
     """Return what a command prints, None if it is not there, fails, or hangs."""
-    env = {k: v for k, v in os.environ.items() if k not in OF_A_HOOK} | variables
+    return _printed(lambda: subprocess.run(command, capture_output=True, timeout=PATIENCE))
+
+
+def _printed(run: Callable[[], "subprocess.CompletedProcess[bytes]"]) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, timeout=10, env=env)
+        done = run()
     except (OSError, subprocess.TimeoutExpired):
         return None
     # A patch must come through as it is: line ends and bytes that are no UTF-8 as well.
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
+
+
+def run_git(
+    where: Path, *arguments: str, timeout: float | None = None, **variables: str
+) -> "subprocess.CompletedProcess[bytes]":
+    """Run git in a folder, with more environment variables; every call of git goes through here.
+
+    In a hook of some repository the one of the folder counts all the same. Raises what
+    `subprocess.run` does.
+    """
+    env = {k: v for k, v in os.environ.items() if k not in OF_A_HOOK} | variables
+    command = ["git", "-C", str(where), *arguments]
+    return subprocess.run(command, capture_output=True, timeout=timeout, env=env)
 
 
 def checkout() -> Path:
@@ -206,7 +226,8 @@ def checkout() -> Path:
 
 def git(*arguments: str, at: Path | None = None, **variables: str) -> str | None:
     """Return what git prints in a folder, else in the code's checkout; None if it fails."""
-    return _output("git", "-C", str(at or checkout()), *arguments, **variables)
+    where = at or checkout()
+    return _printed(lambda: run_git(where, *arguments, timeout=PATIENCE, **variables))
 
 
 def git_commit() -> str | None:

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 from pipeline import new_process, running
 from pipeline.compose import SEARCHPATH, parsed
 from pipeline.config import NAME, BadInput, Sentence
-from pipeline.environment import CHECKOUT, checkout, diffstat
+from pipeline.environment import CHECKOUT, checkout, diffstat, run_git
 from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.verdict import Evidence, Verdict, evidence, load
@@ -252,13 +251,11 @@ def _apply(place: Path, patch: str, scratch: str) -> None:
 
 def _git(where: Path, *arguments: str) -> str:
     """Return what git prints; raise BadInput with what it says if it fails."""
-    command = ["git", "-C", str(where), *arguments]
     try:
-        return subprocess.run(
-            command, capture_output=True, check=True, text=True, errors="replace"
-        ).stdout
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines() or ["no reason given"]
-        raise BadInput(f"--at-commit: git {arguments[0]} fails: {said[-1]}") from None
+        done = run_git(where, *arguments)
     except OSError as error:
         raise BadInput(f"--at-commit: git cannot be run ({error.strerror}).") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise BadInput(f"--at-commit: git {arguments[0]} fails: {said[-1]}")
+    return done.stdout.decode(errors="replace")

@@ -263,6 +263,21 @@ def test_waymarks_own_checkout_goes_before_the_current_folder(
     assert git_commit() == own
 
 
+def test_in_a_hook_of_another_repository_the_folders_own_one_counts(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, commit = tmp_path / "other", checkout(code)
+    checkout(other, "other\n")
+    (code / "model.py").write_text("two\n")
+    before = changes()
+    assert before
+    paths = {"DIR": ".git", "COMMON_DIR": ".git", "WORK_TREE": ".", "INDEX_FILE": ".git/index"}
+    for name, path in {**paths, "OBJECT_DIRECTORY": ".git/objects"}.items():
+        with monkeypatch.context() as patch:
+            patch.setenv(f"GIT_{name}", str(other / path))
+            assert (git_commit(), changes()) == (commit, before), name
+
+
 def test_changes_are_a_patch_that_applies(code: Path) -> None:
     checkout(code, "one\ntwo\nthree\n")
     (code / "model.py").write_text("one\n2\nthree\nzwölf €\n", encoding="utf-8")

@@ -1369,6 +1369,26 @@ def test_what_at_commit_needs(
 
 
 @needs_git
+def test_in_a_hook_of_another_repository_the_codes_own_one_is_used(
+    patched: Callable[..., str],
+    tmp_path: Path,
+    shadow: list[dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_id, other = patched(ADDED.format("new.py", "100644", "x")), tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "--quiet")
+    (other / "theirs.py").write_text("")
+    commit(other)
+    with monkeypatch.context() as hook:
+        for name, path in (("DIR", ".git"), ("WORK_TREE", "."), ("INDEX_FILE", ".git/index")):
+            hook.setenv(f"GIT_{name}", str(other / path))
+        library.rerun(run_id, at_commit=True, trust_code=True)
+    assert shadow == [{"plain.py": b"one\n", "new.py": b"x\n"}]
+    assert git(other, "status", "--porcelain") == ""
+
+
+@needs_git
 @pytest.mark.parametrize("ending", ["sys.exit(2)", "sys.exit(1)", "sys.exit(143)", "abort"])
 def test_nothing_is_left_when_the_commit_fails(
     ending: str, patched: Callable[..., str], child: Callable[[str], Path], scratch: Path
