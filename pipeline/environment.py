@@ -36,10 +36,13 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in
 # What of environment.json decides the bits of the next step; the rest explains, at most.
 NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
-# Variables by which git, in a hook, tells which repository called it.
-OF_A_HOOK = (
+# Variables by which git, in a hook, tells which repository called it; and those that change
+# which files it takes, or what its patches are.
+LEADING_GIT = (
     *("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
-    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_DIFF_OPTS"),
+    *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS"),
+    "GIT_ICASE_PATHSPECS",
 )
 PATIENCE = 10.0  # seconds that a program which only tells something may take
 CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
@@ -211,7 +214,7 @@ def run_git(
     In a hook of some repository the one of the folder counts all the same. Raises what
     `subprocess.run` does.
     """
-    env = {k: v for k, v in os.environ.items() if k not in OF_A_HOOK} | variables
+    env = {k: v for k, v in os.environ.items() if k not in LEADING_GIT} | variables
     command = ["git", "-C", str(where), *arguments]
     return subprocess.run(command, capture_output=True, timeout=timeout, env=env)
 

@@ -278,6 +278,21 @@ def test_in_a_hook_of_another_repository_the_folders_own_one_counts(
             assert (git_commit(), changes()) == (commit, before), name
 
 
+@pytest.mark.parametrize(
+    "setting", ["LITERAL_PATHSPECS=1", "GLOB_PATHSPECS=1", "NOGLOB_PATHSPECS=1", "DIFF_OPTS=-u0"]
+)
+def test_changes_are_the_same_whatever_git_is_told(
+    setting: str, code: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout(code, "one\ntwo\n")
+    (code / "model.py").write_text("one\n2\n")
+    (code / "new.py").write_text("new\n")
+    before = changes()
+    assert before and "+new\n" in before
+    monkeypatch.setenv(*f"GIT_{setting}".split("="))
+    assert changes() == before
+
+
 def test_changes_are_a_patch_that_applies(code: Path) -> None:
     checkout(code, "one\ntwo\nthree\n")
     (code / "model.py").write_text("one\n2\nthree\nzwölf €\n", encoding="utf-8")
