@@ -862,6 +862,7 @@ def ui_command(tracking: Tracking, host: str, port: int) -> list[str]:
     _mlflow_defaults()
     set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
+    set_variable("PYTHONWARNINGS", "ignore")  # of what MLflow imports, for its authors
     options = {
         "--backend-store-uri": tracking.uri,
         "--artifacts-destination": location(tracking.root / "artifacts"),
