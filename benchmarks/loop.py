@@ -41,7 +41,7 @@ class Silent:
     def record(self, steps: list[int], metrics: dict[str, list[float]]) -> None: ...
     def advanced(self, step: int, loss: float) -> None: ...
     def evaluated(self, step: int, loss: float, accuracy: float) -> None: ...
-    def save(self, step: int, state: dict, metrics: dict, regular: bool) -> None: ...
+    def save(self, step: int, state: dict, metrics: dict, on_schedule: bool) -> None: ...
 
 
 class Loop:
@@ -80,7 +80,6 @@ class Loop:
     def train(
         self, losses: bool, checkpoints: bool, evaluation: bool, watcher: Silent | None = None
     ) -> float:
-        from pipeline.checkpoints.retention import start
         from pipeline.checkpoints.store import CheckpointStore
         from pipeline.train import train
         from pipeline.work import Saver
@@ -90,7 +89,7 @@ class Loop:
         folder = tracked.info.folder / "checkpoints"
         folder.mkdir()
         store = CheckpointStore(folder, self.config.save, records=tracked.info.outbox)
-        saver = Saver(store, tracked, start(tracked.info.start_time, self.config.save.policy))
+        saver = Saver(store, tracked)
         if not evaluation:
             machine.score = lambda: self.score
         time.sleep(0.5)  # until MLflow has been told of the run, as it has when a run trains

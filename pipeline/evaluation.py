@@ -12,7 +12,7 @@ from typing import Any
 from pipeline import graph
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import find_bundle, read_parameters
-from pipeline.checkpoints.store import CheckpointStore, Damaged, refuse_links
+from pipeline.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
 from pipeline.compose import SEARCHPATH
 from pipeline.config import BadInput, Config, Resolved, from_record
 from pipeline.data import Dataset, ImageSpec
@@ -82,7 +82,7 @@ def score_parameters(
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
     """Score a checkpoint of a run: a step, `best` or `latest`; write nothing to the run.
 
-    Raises BadInput for what is not there, Damaged for a named checkpoint that is damaged.
+    Raises BadInput for what is not there, CorruptCheckpoint for a named checkpoint that is damaged.
     """
     overrides = dict(overrides)
     tracking = Tracking(overrides.pop("tracking.uri", None), reading=True)
@@ -141,7 +141,7 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
         for at in steps:
             try:
                 value = store.manifest(at).metrics.get(metric, math.nan)
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
                 continue
             if not math.isnan(value):

@@ -106,7 +106,7 @@ def evaluate(
     files at `checkpoint`, with the model and data that `overrides` choose. With `from_meta`
     graph and weights come from the files alone.
 
-    Raises BadInput for what is not there or does not fit, Damaged for a damaged checkpoint.
+    Raises BadInput for what is not there or does not fit, CorruptCheckpoint.
     """
     if run is None:
         path = Path(checkpoint or "").expanduser()

@@ -156,7 +156,7 @@ def _resume(
     data = load_data(config)
     refuse_other_data(record, data)
     start_tensorflow(**vars(config.runtime))
-    found, damage = store.newest_whole()
+    found, damage = store.latest_valid()
     for line in damage:
         print(f"waymark: {line}", file=sys.stderr)
     if found is None and (store.steps() or record.status == "FINISHED"):

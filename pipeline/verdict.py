@@ -16,7 +16,7 @@ import pydantic
 from pipeline import names
 from pipeline.checkpoints import State
 from pipeline.checkpoints.foreign import read_parameters
-from pipeline.checkpoints.store import Damaged, read_manifest, refuse_links
+from pipeline.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment
 from pipeline.own_code import own_facts, patch_name
@@ -171,7 +171,7 @@ def _with_manifests(known: History, record: RunRecord) -> History:
     """Add the digests that stand in manifests alone, and that of the final state."""
     digests = dict(known.digests)
     for path in record.folder.glob("checkpoints/*-*.json"):
-        with contextlib.suppress(Damaged, BadInput):
+        with contextlib.suppress(CorruptCheckpoint, BadInput):
             manifest = read_manifest(path)
             digests.setdefault(manifest.step, manifest.digest)
     steps = record.tags.get(names.STEPS, "")
@@ -310,7 +310,7 @@ def _parameters(
 def _payload(run: Path, step: int) -> Path | None:
     """Return the file to read a run's checkpoint of a step by, None if there is none."""
     for path in sorted(run.glob(f"checkpoints/*-{step}.json")):
-        with contextlib.suppress(Damaged, BadInput):
+        with contextlib.suppress(CorruptCheckpoint, BadInput):
             manifest = read_manifest(path)
             for name in manifest.files:
                 if manifest.step == step and name in (f"{path.stem}.npz", f"{path.stem}.index"):

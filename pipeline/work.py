@@ -13,8 +13,14 @@ from typing import Any
 
 from pipeline import graph, names, pictures
 from pipeline.checkpoints import State
-from pipeline.checkpoints.retention import Memory, Save, after, resumed, start
-from pipeline.checkpoints.store import CheckpointStore, Damaged, Manifest, NotSaved, replace_file
+from pipeline.checkpoints.retention import Save
+from pipeline.checkpoints.store import (
+    CheckpointStore,
+    CheckpointWriteError,
+    CorruptCheckpoint,
+    Manifest,
+    replace_file,
+)
 from pipeline.config import Config, Resolved, Sentence, json_text, recorded_model
 from pipeline.data import Dataset
 from pipeline.environment import (
@@ -102,39 +108,39 @@ def prepared(config: Config, data: Dataset) -> Machine | None:
 
 
 class Saver:
-    """Publish copies of the state in the background, one at a time, records first."""
+    """Commit copies of the state in the background, one at a time, records first."""
 
-    def __init__(self, store: CheckpointStore, tracked: TrackedRun, memory: Memory) -> None:
-        self._store, self._tracked, self._memory = store, tracked, memory
+    def __init__(self, store: CheckpointStore, tracked: TrackedRun) -> None:
+        self._store, self._tracked = store, tracked
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
         self.graph: Path | None = None
         self._newest = -1  # the step handed over last
 
     def save(
-        self, step: int, state: State, metrics: Mapping[str, float], regular: bool = True
+        self, step: int, state: State, metrics: Mapping[str, float], on_schedule: bool = True
     ) -> None:
         """Take a copy of the state; wait only for a save that is still in flight.
 
-        One that is not regular only competes as the best: it is not written where it would have to
-        be removed at once.
+        One off the schedule only competes as the best: it is not written where it would have to be
+        removed at once.
         """
         now = time.time()
         self.wait()
-        save = Save(step, now, metrics, regular)
-        if regular or after(self._memory, save, self._store.save.policy) != self._memory:
+        save = Save(step, now, metrics, on_schedule)
+        if self._store.would_keep(save):
             self._hand_over(save, state)
 
     def stop(self, step: int, state: Callable[[], State], metrics: Mapping[str, float]) -> None:
-        """Save off the cadence, to go on from there, unless this step is saved."""
+        """Save off the schedule, to go on from there, unless this step is saved."""
         now = time.time()
         self.wait()
         if self._newest != step:
-            self._hand_over(Save(step, now, metrics, regular=False), state())
+            self._hand_over(Save(step, now, metrics, on_schedule=False), state())
 
     def _hand_over(self, save: Save, state: State) -> None:
         self._newest = save.step
-        self._pending = self._pool.submit(self._publish, save, state)
+        self._pending = self._pool.submit(self._commit, save, state)
         if not self._store.save.asynchronous:
             self.wait()
 
@@ -144,10 +150,9 @@ class Saver:
         if pending:
             pending.result()
 
-    def _publish(self, save: Save, state: State) -> None:
-        self._memory = self._store.publish(save, state, self._memory, self.graph)
-        if self._store.newest:
-            self._tracked.saved(save.step, self._store.newest.digest)
+    def _commit(self, save: Save, state: State) -> None:
+        manifest = self._store.commit(save, state, self.graph)
+        self._tracked.saved(save.step, manifest.digest)
 
 
 class Work:
@@ -191,7 +196,7 @@ class Work:
             self._end("FINISHED", str(error), resumable=True)
             raise
         except Exception as error:
-            own = isinstance(error, (Diverged, NotSaved))
+            own = isinstance(error, (Diverged, CheckpointWriteError))
             reason = str(error) if own else explained(error).removesuffix(".")
             if not own:
                 self._keep_traceback(error)
@@ -375,16 +380,15 @@ class Work:
             manifest, state = self.found
             self.found = None
             machine.load(state)
-            memory = store.recover(manifest, began, now)
+            store.repair_and_prune(manifest, began, now)
             self._recall(store)
-            with suppress(Damaged):
+            with suppress(CorruptCheckpoint):
                 store.verify_graph(manifest)
                 graph_is_whole = bool(manifest.graph)
         else:
-            store.sweep()
+            store.begin(began, now)
             machine.replace(self.parameters or {})
-            memory = resumed(start(began, save.policy), [], began, now, save.policy)
-        saver = Saver(store, self.tracked, memory)
+        saver = Saver(store, self.tracked)
         if save.graph:
             saver.graph = folder / save.graph
             if not graph_is_whole:
@@ -400,7 +404,7 @@ class Work:
             old = load((self.folder / HISTORY).read_bytes())
             known |= old.digests if old else {}
         for step in store.steps():
-            with suppress(Damaged):
+            with suppress(CorruptCheckpoint):
                 known[step] = store.manifest(step).digest
         for step, text in known.items():
             self.tracked.saved(step, text)

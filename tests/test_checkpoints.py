@@ -26,8 +26,14 @@ from hypothesis import strategies as st
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import Best, KeepBest, Memory, Save, start
-from pipeline.checkpoints.store import CheckpointStore, Damaged, NotSaved
+from pipeline.checkpoints.retention import (
+    BestCheckpoint,
+    KeepBest,
+    RetentionState,
+    Save,
+    initial_retention,
+)
+from pipeline.checkpoints.store import CheckpointStore, CheckpointWriteError, CorruptCheckpoint
 from pipeline.config import FORMAT, BadInput
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
@@ -62,19 +68,26 @@ def state_at(step: int) -> State:
 When = tuple[int, bool]  # the step, and whether it is on the cadence
 
 
-def publish(store: CheckpointStore, memory: Memory, save: When) -> Memory:
-    step, regular = save
+def commit(store: CheckpointStore, save: When) -> None:
+    step, on_schedule = save
     metrics = {"test/accuracy": 1 - abs(step - 40) / 100} if store.save.keep_best else {}
-    return store.publish(Save(step, BEGIN + step, metrics, regular), state_at(step), memory)
+    store.commit(Save(step, BEGIN + step, metrics, on_schedule), state_at(step))
 
 
-def filled(folder: Path, save: SaveFormat, saves: list[When]) -> tuple[CheckpointStore, Memory]:
-    """Publish some checkpoints, as one process that nothing disturbs."""
+def new_store(folder: Path, save: SaveFormat, *given: Any) -> CheckpointStore:
+    """Return the store of a run that starts at BEGIN."""
+    store = CheckpointStore(folder, save, *given)
+    store.retention = initial_retention(BEGIN, save.policy)
+    return store
+
+
+def filled(folder: Path, save: SaveFormat, saves: list[When]) -> CheckpointStore:
+    """Commit some checkpoints, as one process that nothing disturbs."""
     folder.mkdir(exist_ok=True)
-    store, memory = CheckpointStore(folder, save), start(BEGIN, save.policy)
+    store = new_store(folder, save)
     for each in saves:
-        memory = publish(store, memory, each)
-    return store, memory
+        commit(store, each)
+    return store
 
 
 def names(folder: Path) -> set[str]:
@@ -134,8 +147,8 @@ SPECIAL = {
 @example(state=SPECIAL)
 def test_a_state_comes_back_bit_for_bit(kind: Any, state: State) -> None:
     with TemporaryDirectory() as folder:
-        store, memory = filled(Path(folder), save_format(kind), [])
-        store.publish(Save(1, BEGIN), state, memory)
+        store = filled(Path(folder), save_format(kind), [])
+        store.commit(Save(1, BEGIN), state)
         manifest, found = store.read(1)
         assert same_bits(found, state)
         assert manifest.digest == digest_by_hand(state)
@@ -161,16 +174,16 @@ def test_the_digest_sees_every_difference() -> None:
     assert len({digest(state) for state in others}) == len(others)
 
 
-# What a published checkpoint is
+# What a committed checkpoint is
 
 
 @both_formats
 def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
     save = save_format(kind, keep_best=KeepBest(metric="test/accuracy", mode="max"))
-    store, memory = filled(tmp_path, save, [])
+    store = filled(tmp_path, save, [])
     graph = tmp_path / "model_ckpt.meta"
     graph.write_bytes(b"a graph")
-    memory = store.publish(Save(10, BEGIN + 1, {"test/accuracy": 0.5}), state_at(10), memory, graph)
+    store.commit(Save(10, BEGIN + 1, {"test/accuracy": 0.5}), state_at(10), graph)
     body = json.loads((tmp_path / f"{save.stem}-10.json").read_text())
 
     def facts(name: str) -> dict[str, Any]:
@@ -198,10 +211,10 @@ def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
         "parameters": None,
     }
     manifest, _ = CheckpointStore(tmp_path, save).read(10)
-    assert manifest.memory == memory
+    assert manifest.memory == store.retention
     store.verify_graph(manifest)
     graph.write_bytes(b"b graph")
-    with pytest.raises(Damaged, match=r"model_ckpt\.meta does not hold what was written"):
+    with pytest.raises(CorruptCheckpoint, match=r"model_ckpt\.meta does not hold what was written"):
         store.verify_graph(manifest)
     store.verify(manifest)  # the state does not depend on the graph's file
 
@@ -215,7 +228,7 @@ def test_the_folder_holds_what_is_kept_and_nothing_else(
     steps = [10, 20, 30, 40, 50]
     for count in range(1, 6):
         folder = tmp_path / str(count)
-        store, _ = filled(folder, save, [(step, True) for step in steps[:count]])
+        store = filled(folder, save, [(step, True) for step in steps[:count]])
         kept = steps[:count] if max_to_keep == 0 else steps[:count][-max_to_keep:]
         assert store.steps() == kept
         assert names(folder) == names_of(save, kept)
@@ -225,11 +238,11 @@ def test_the_folder_holds_what_is_kept_and_nothing_else(
 def test_the_best_and_the_hourly_stay(kind: Any, tmp_path: Path) -> None:
     best = KeepBest(metric="test/accuracy", mode="max")
     save = save_format(kind, max_to_keep=1, keep_every_n_hours=1, keep_best=best)
-    store, memory = filled(tmp_path, save, [])
+    store = filled(tmp_path, save, [])
     values = {10: 0.1, 20: 0.9, 30: np.nan, 40: 0.9, 50: 0.2, 60: 0.3}
     for step, value in values.items():
         at = BEGIN + 120 * step  # twenty minutes from one to the next
-        memory = store.publish(Save(step, at, {"test/accuracy": value}), state_at(step), memory)
+        store.commit(Save(step, at, {"test/accuracy": value}), state_at(step))
     assert store.steps() == [20, 40, 60]  # the best, the first after an hour, the newest
     assert names(tmp_path) == names_of(save, [20, 40, 60])
     if kind is Ckpt:  # as Saver's: only those that still come and go
@@ -241,8 +254,8 @@ def test_other_programs_files_in_the_folder_stay(kind: Any, tmp_path: Path) -> N
     own = ["notes.txt", "model_ckpt.meta", "weights.npz", "events.out"]
     for name in own:
         (tmp_path / name).write_text("mine")
-    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True), (30, True)])
-    store.recover(store.manifest(30), BEGIN, BEGIN)
+    store = filled(tmp_path, save_format(kind), [(10, True), (20, True), (30, True)])
+    store.repair_and_prune(store.manifest(30), BEGIN, BEGIN)
     assert names(tmp_path) == names_of(store.save, [20, 30]) | set(own)
 
 
@@ -255,16 +268,16 @@ def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
         mirror.update(names(tmp_path))
 
     save = save_format(kind)
-    store, memory = CheckpointStore(tmp_path, save, changed), start(BEGIN, save.policy)
+    store = new_store(tmp_path, save, changed)
     for each in [(10, True), (20, True), (25, False), (30, True), (35, False)]:
-        memory = publish(store, memory, each)
+        commit(store, each)
         assert mirror == names(tmp_path)
     (
         tmp_path / f"{save.stem}-7{save.endings[0]}"
     ).touch()  # a payload whose manifest never appeared
     again = CheckpointStore(tmp_path, save, changed)
-    memory = again.recover(again.manifest(35), BEGIN, BEGIN)
-    publish(again, memory, (40, True))
+    again.repair_and_prune(again.manifest(35), BEGIN, BEGIN)
+    commit(again, (40, True))
     assert mirror == names(tmp_path) == names_of(save, [30, 40])
 
 
@@ -282,26 +295,26 @@ def test_settings_have_bounds() -> None:
 @both_formats
 @pytest.mark.parametrize("max_to_keep", [0, 1, 2])
 @pytest.mark.parametrize("killed", [False, True])
-def test_a_signals_checkpoint_goes_with_the_next_regular_one(
+def test_a_signals_checkpoint_goes_with_the_next_on_schedule(
     kind: Any, max_to_keep: int, killed: bool, tmp_path: Path
 ) -> None:
     save = save_format(kind, max_to_keep=max_to_keep)
-    regular = [10, 20, 30]
-    store, memory = filled(tmp_path, save, [(step, True) for step in regular])
-    kept = regular[-max_to_keep:]
+    on_schedule = [10, 20, 30]
+    store = filled(tmp_path, save, [(step, True) for step in on_schedule])
+    kept = on_schedule[-max_to_keep:]
     for step in (33, 37):  # one signal, a resume, and another
-        before = memory
-        memory = publish(store, memory, (step, False))
-        assert memory == before
+        before = store.retention
+        commit(store, (step, False))
+        assert store.retention == before
         assert store.steps() == [*kept, step]
         assert store.manifest(step).regular is False
         if killed:
             store = CheckpointStore(tmp_path, save)
-            memory = store.recover(store.manifest(step), BEGIN, BEGIN)
-            assert memory.kept() == (set(kept) if max_to_keep else None)
+            store.repair_and_prune(store.manifest(step), BEGIN, BEGIN)
+            assert store.retention.retained_steps() == (set(kept) if max_to_keep else None)
             assert store.steps() == [*kept, step]
-    publish(store, memory, (40, True))
-    kept = [*regular, 40][-max_to_keep:]
+    commit(store, (40, True))
+    kept = [*on_schedule, 40][-max_to_keep:]
     assert store.steps() == kept
     assert names(tmp_path) == names_of(save, kept)
     if kind is Ckpt:
@@ -314,8 +327,8 @@ def test_a_resume_may_keep_fewer_than_all(kind: Any, tmp_path: Path) -> None:
     saves = [(10, True), (20, True), (30, True), (33, False)]
     filled(tmp_path, save_format(kind, max_to_keep=0), saves)
     store = CheckpointStore(tmp_path, save_format(kind, max_to_keep=2))
-    memory = store.recover(store.manifest(33), BEGIN, BEGIN)
-    publish(store, memory, (40, True))
+    store.repair_and_prune(store.manifest(33), BEGIN, BEGIN)
+    commit(store, (40, True))
     assert names(tmp_path) == names_of(store.save, [30, 40])
 
 
@@ -325,26 +338,30 @@ def test_a_checkpoint_for_the_best_alone_goes_when_it_is_not(
     kind: Any, max_to_keep: int, tmp_path: Path
 ) -> None:
     save = save_format(kind, max_to_keep=max_to_keep, keep_best=BEST)
-    store, memory = filled(tmp_path, save, [])
-    regular, values = [], {10: 0.1, 13: 0.5, 17: 0.6, 20: 0.2, 23: 0.3, 30: 0.4, 40: 0.7, 50: 0.0}
+    store = filled(tmp_path, save, [])
+    on_schedule, values = (
+        [],
+        {10: 0.1, 13: 0.5, 17: 0.6, 20: 0.2, 23: 0.3, 30: 0.4, 40: 0.7, 50: 0.0},
+    )
     for step, value in values.items():
-        made = Save(step, BEGIN, {"test/accuracy": value}, regular=step % 10 == 0)
-        memory = store.publish(made, state_at(step), memory)
-        regular += [step] if made.regular else []
+        made = Save(step, BEGIN, {"test/accuracy": value}, on_schedule=step % 10 == 0)
+        store.commit(made, state_at(step))
+        on_schedule += [step] if made.on_schedule else []
         best = max((s for s in values if s <= step), key=values.__getitem__)
-        kept = sorted({*regular[-max_to_keep:], best, step})
+        kept = sorted({*on_schedule[-max_to_keep:], best, step})
         assert store.steps() == kept
         again = CheckpointStore(tmp_path, save)
-        found = again.newest_whole()[0]
+        found = again.latest_valid()[0]
         assert found is not None
-        assert replace(again.recover(found[0], BEGIN, BEGIN), resumed=()) == memory
+        again.repair_and_prune(found[0], BEGIN, BEGIN)
+        assert replace(again.retention, resumed=()) == store.retention
         assert names(tmp_path) == names_of(save, kept)
         if kind is Ckpt:  # other programs find the newest, and of the rest what Saver would list
             lines = (tmp_path / "checkpoint").read_text().splitlines()
-            listed = regular[-2:] if max_to_keep else regular[-1:]
+            listed = on_schedule[-2:] if max_to_keep else on_schedule[-1:]
             assert lines[0] == f'model_checkpoint_path: "model_ckpt-{step}"'
             assert lines[1:] == [f'all_model_checkpoint_paths: "model_ckpt-{s}"' for s in listed]
-    assert store.manifest(40).memory.best == Best(40, 0.7, "test/accuracy", "max")
+    assert store.manifest(40).memory.best == BestCheckpoint(40, 0.7, "test/accuracy", "max")
 
 
 # Whatever is killed, whenever
@@ -445,21 +462,22 @@ SAVES: list[When] = [(10, True), (20, True), (30, True), (33, False), (37, False
 SAVES += [(50, True)]
 
 
-def revived(folder: Path, save: SaveFormat) -> tuple[CheckpointStore, Memory, int]:
-    """Do what a resume does: find the newest whole checkpoint, clear up, go on from there."""
-    store = CheckpointStore(folder, save)
-    found, damage = store.newest_whole()
+def revived(folder: Path, save: SaveFormat) -> tuple[CheckpointStore, int]:
+    """Do what a resume does: find the newest valid checkpoint, clear up, go on from there."""
+    store = new_store(folder, save)
+    found, damage = store.latest_valid()
     assert damage == []
     if found is None:
-        store.sweep()
-        return store, start(BEGIN, save.policy), 0
+        store.remove_orphans()
+        return store, 0
     manifest, state = found
     assert same_bits(state, state_at(manifest.step))
-    return store, store.recover(manifest, BEGIN, BEGIN), manifest.step
+    store.repair_and_prune(manifest, BEGIN, BEGIN)
+    return store, manifest.step
 
 
 def clean(store: CheckpointStore, newest: int) -> None:
-    """Assert that the folder holds published checkpoints only, and points to the newest."""
+    """Assert that the folder holds complete checkpoints only, and points to the newest."""
     steps = store.steps()
     expected = names_of(store.save, steps) if steps else set()
     assert names(store.folder) - {"checkpoint"} == expected - {"checkpoint"}
@@ -481,43 +499,43 @@ def clean(store: CheckpointStore, newest: int) -> None:
     ],
 )
 @pytest.mark.parametrize("victim", [0, 2, 3, 4, 5])
-def test_a_process_may_die_at_every_moment_of_publishing(
+def test_a_process_may_die_at_every_moment_of_a_commit(
     kind: Any, power: str, max_to_keep: int, best: KeepBest | None, victim: int, tmp_path: Path
 ) -> None:
     """Where the best is kept, the saves off the cadence are made for that: each is the best."""
     save = save_format(kind, max_to_keep=max_to_keep, keep_best=best)
-    complete, whole = filled(tmp_path / "whole", save, SAVES)
+    complete = filled(tmp_path / "whole", save, SAVES)
     assert complete.steps() == [10, 20, 30, 40, 50][-max_to_keep:]
     before, rest = SAVES[:victim], SAVES[victim:]
-    _, memory = filled(tmp_path / "before", save, before)
+    filled(tmp_path / "before", save, before)
     previous, now = (before[-1][0] if before else 0), rest[0][0]
     reached, moment = set(), 0
     while True:
         moment += 1
         fate, folder = Fate(moment), tmp_path / "run"
         shutil.copytree(tmp_path / "before", folder)
-        store = CheckpointStore(folder, save)
+        store = new_store(folder, save)
         if before:
-            store.recover(store.manifest(previous), BEGIN, BEGIN)
+            store.repair_and_prune(store.manifest(previous), BEGIN, BEGIN)
         with fate.reigns(folder):
             try:
-                publish(store, memory, rest[0])
+                commit(store, rest[0])
             except Died:
                 dead = True
             else:
                 dead = False
         if dead and power == "power loss":
             fate.lose_power(folder)
-        published = CheckpointStore(folder, save)
-        assert all(published.read(step) for step in published.steps())
-        store, again, found = revived(folder, save)
+        left = CheckpointStore(folder, save)
+        assert all(left.read(step) for step in left.steps())
+        store, found = revived(folder, save)
         assert found in ({previous, now} if dead else {now})
         clean(store, found)
         reached.add(found)
         for each in rest:
             if each[0] > found and (each[1] or best or not dead):  # no second signal
-                again = publish(store, again, each)
-        assert replace(again, resumed=()) == whole
+                commit(store, each)
+        assert replace(store.retention, resumed=()) == complete.retention
         assert names(folder) == names(complete.folder) == names_of(save, complete.steps())
         shutil.rmtree(folder)
         if not dead:
@@ -529,7 +547,7 @@ def test_a_process_may_die_at_every_moment_of_publishing(
 @both_formats
 def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) -> None:
     save = save_format(kind)
-    _, memory = filled(tmp_path / "before", save, SAVES[:5])
+    filled(tmp_path / "before", save, SAVES[:5])
     moments, first, dead = 0, 0, True
     while dead:
         first, second, dead = first + 1, 0, False
@@ -538,15 +556,15 @@ def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) ->
             folder = tmp_path / "run"
             shutil.copytree(tmp_path / "before", folder)
             store, fate, clearing = CheckpointStore(folder, save), Fate(first), Fate(second)
-            store.recover(store.manifest(37), BEGIN, BEGIN)
+            store.repair_and_prune(store.manifest(37), BEGIN, BEGIN)
             with fate.reigns(folder), contextlib.suppress(Died):
-                publish(store, memory, SAVES[5])
+                commit(store, SAVES[5])
             dead = fate.seen == first
             finished = False
             with clearing.reigns(folder), contextlib.suppress(Died):
                 revived(folder, save)
                 finished = True
-            store, _, found = revived(folder, save)
+            store, found = revived(folder, save)
             assert found in (37, 40)
             clean(store, found)
             shutil.rmtree(folder)
@@ -583,17 +601,17 @@ def test_a_disk_that_is_full_at_any_moment(kind: Any, tmp_path: Path) -> None:
     """It is said in words; nothing half-written is left, and what was published before stays."""
     save, folder = save_format(kind), tmp_path / "run"
     filled(tmp_path / "before", save, SAVES[:5])
-    complete = filled(tmp_path / "complete", save, SAVES[:6])[0].steps()
+    complete = filled(tmp_path / "complete", save, SAVES[:6]).steps()
     reached: list[int] = []
     for moment in itertools.count(1):
         shutil.copytree(tmp_path / "before", folder)
         store = CheckpointStore(folder, save)
-        memory = store.recover(store.manifest(37), BEGIN, BEGIN)
+        store.repair_and_prune(store.manifest(37), BEGIN, BEGIN)
         before = store.steps()
         with full_at(moment, kind):
             try:
-                publish(store, memory, SAVES[5])
-            except NotSaved as error:
+                commit(store, SAVES[5])
+            except CheckpointWriteError as error:
                 assert str(error) == "checkpoint 40 cannot be written: No space left on device"
             else:
                 break
@@ -633,19 +651,19 @@ def test_only_names_that_waymark_gives_are_touched(kind: Any, tmp_path: Path) ->
     folders += [f".tmp-{save.stem}-98.json"]
     for name in folders:
         (tmp_path / name).mkdir()
-    store, memory = filled(tmp_path, save, [(10, True), (15, False), (20, True)])
+    store = filled(tmp_path, save, [(10, True), (15, False), (20, True)])
     assert store.steps() == [20]
     again = CheckpointStore(tmp_path, save)
-    found, damage = again.newest_whole()
+    found, damage = again.latest_valid()
     assert found is not None
     assert not damage
-    memory = again.recover(found[0], BEGIN, BEGIN)
-    publish(again, memory, (30, True))
+    again.repair_and_prune(found[0], BEGIN, BEGIN)
+    commit(again, (30, True))
     assert names(tmp_path) == names_of(save, [30]) | {*mine, *folders}
     with mock.patch.object(kind, "write", side_effect=OSError(28, "No space left on device")):
         (tmp_path / left[0]).touch()
-        with pytest.raises(NotSaved):
-            publish(again, memory, (40, True))
+        with pytest.raises(CheckpointWriteError):
+            commit(again, (40, True))
     assert names(tmp_path) == names_of(save, [30]) | {*mine, *folders}
     assert all((tmp_path / name).read_text() == "mine" for name in mine)
 
@@ -752,7 +770,7 @@ def test_damage_is_named_and_never_gives_wrong_numbers(
         ]
         store = CheckpointStore(folder, save)
         listed = store.steps()
-        found, named = store.newest_whole()
+        found, named = store.latest_valid()
         assert (found[0].step if found else None) == max(intact, default=None)
         newer = [step for step in reversed(listed) if not found or step > found[0].step]
         heads = [line.partition(" is damaged: ")[0] for line in named]
@@ -762,13 +780,13 @@ def test_damage_is_named_and_never_gives_wrong_numbers(
         manifest, state = found
         assert same_bits(state, state_at(manifest.step))
         for step in set(listed) - set(intact):  # a step asked for by name fails instead
-            with pytest.raises(Damaged):
+            with pytest.raises(CorruptCheckpoint):
                 store.read(step)
-        memory = store.recover(manifest, BEGIN, BEGIN)
-        memory = publish(store, memory, (40, True))
+        store.repair_and_prune(manifest, BEGIN, BEGIN)
+        commit(store, (40, True))
         assert names(folder) <= names_of(save, store.steps())  # an older one may lack files
         assert store.steps()[-1] == 40
-        assert set(store.steps()) <= (memory.kept() or set())
+        assert set(store.steps()) <= (store.retention.retained_steps() or set())
         assert set(intact) <= set(store.steps()) | ({10} if manifest.step == 30 else set())
         assert same_bits(store.read(40)[1], state_at(40))
 
@@ -779,12 +797,12 @@ def test_a_damaged_newer_checkpoint_goes_when_an_older_one_is_resumed(
     kind: Any, max_to_keep: int, tmp_path: Path
 ) -> None:
     save = save_format(kind, max_to_keep=max_to_keep)
-    store, _ = filled(tmp_path, save, [(10, True), (20, True), (30, True)])
+    store = filled(tmp_path, save, [(10, True), (20, True), (30, True)])
     store.path(30).with_suffix(".json").write_text("{}")
-    found, _ = store.newest_whole()
+    found, _ = store.latest_valid()
     assert found is not None
     again = CheckpointStore(tmp_path, save)
-    again.recover(found[0], BEGIN, BEGIN)
+    again.repair_and_prune(found[0], BEGIN, BEGIN)
     assert again.steps() == [10, 20, 30][-max_to_keep:-1]
     clean(again, 20)
 
@@ -802,26 +820,26 @@ def test_a_damaged_newer_checkpoint_goes_when_an_older_one_is_resumed(
     ],
 )
 def test_no_entry_of_a_manifest_may_change(kind: Any, old: str, new: str, tmp_path: Path) -> None:
-    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    store = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
     path = store.path(20).with_suffix(".json")
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
     with pytest.raises(
-        Damaged, match=rf"{store.save.stem}-20\.json does not hold what was written"
+        CorruptCheckpoint, match=rf"{store.save.stem}-20\.json does not hold what was written"
     ):
         store.manifest(20)
 
 
 @both_formats
 def test_a_manifest_under_another_steps_name_is_refused(kind: Any, tmp_path: Path) -> None:
-    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    store = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
     shutil.copy(store.path(20).with_suffix(".json"), store.path(99).with_suffix(".json"))
     with pytest.raises(
-        Damaged, match=rf"{store.save.stem}-99\.json does not hold what was written"
+        CorruptCheckpoint, match=rf"{store.save.stem}-99\.json does not hold what was written"
     ):
         store.manifest(99)
-    found, damage = store.newest_whole()
+    found, damage = store.latest_valid()
     assert found is not None
     assert found[0].step == 20
     assert len(damage) == 1
@@ -830,13 +848,13 @@ def test_a_manifest_under_another_steps_name_is_refused(kind: Any, tmp_path: Pat
 @both_formats
 def test_the_sentence_names_the_file(kind: Any, tmp_path: Path) -> None:
     save = save_format(kind, max_to_keep=5)
-    store, _ = filled(tmp_path, save, [(step, True) for step in (10, 20, 30, 40)])
+    store = filled(tmp_path, save, [(step, True) for step in (10, 20, 30, 40)])
     end = "index" if kind is Ckpt else "npz"
     (tmp_path / f"{save.stem}-40.{end}").unlink()
     with (tmp_path / f"{save.stem}-30.{end}").open("ab") as file:
         file.write(b"\0")
     (tmp_path / f"{save.stem}-20.json").write_text("{")
-    found, damage = store.newest_whole()
+    found, damage = store.latest_valid()
     assert found is not None
     assert found[0].step == 10
     assert damage[0] == f"checkpoint 40 is damaged: {save.stem}-40.{end} is missing"
@@ -844,18 +862,18 @@ def test_the_sentence_names_the_file(kind: Any, tmp_path: Path) -> None:
         f"checkpoint 30 is damaged: {save.stem}-30.{end} does not hold what was written"
     )
     assert damage[2].startswith(f"checkpoint 20 is damaged: {save.stem}-20.json cannot be read (")
-    with pytest.raises(Damaged, match=rf"{save.stem}-50\.json is missing"):
+    with pytest.raises(CorruptCheckpoint, match=rf"{save.stem}-50\.json is missing"):
         store.manifest(50)
 
 
 @both_formats
 def test_a_payload_may_be_a_folder_or_unreadable(kind: Any, tmp_path: Path) -> None:
-    store, _ = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
+    store = filled(tmp_path, save_format(kind), [(10, True), (20, True)])
     end = "index" if kind is Ckpt else "npz"
     path = store.path(20).with_name(f"{store.path(20).name}.{end}")
     path.unlink()
     path.mkdir()
-    found, damage = store.newest_whole()
+    found, damage = store.latest_valid()
     assert found is not None
     assert found[0].step == 10
     assert damage == [f"checkpoint 20 is damaged: {path.name} cannot be read (Is a directory)"]
@@ -917,19 +935,19 @@ def check_manifest(three: Three, text: bytes) -> None:
     with store_with(three, text) as store:
         try:
             store.verify_graph(store.manifest(30))
-        except Damaged:
+        except CorruptCheckpoint:
             pass
         except BadInput as error:
             assert "this Waymark reads formats" in str(error)
             return
-        found, damage = store.newest_whole()
+        found, damage = store.latest_valid()
         assert found is not None
         manifest, state = found
         assert same_bits(state, state_at(manifest.step))
         assert len(damage) == (manifest.step == 20)
         assert all("\n" not in line for line in damage)
-        memory = store.recover(manifest, BEGIN, BEGIN)
-        publish(store, memory, (40, True))
+        store.repair_and_prune(manifest, BEGIN, BEGIN)
+        commit(store, (40, True))
         assert store.steps()[-1] == 40
 
 
@@ -949,7 +967,7 @@ def test_a_changed_manifest_is_refused_or_harmless(three: Three, data: st.DataOb
 @example(b"null")
 @example(b"\xff\xfe")
 def test_any_other_bytes_are_no_manifest(three: Three, text: bytes) -> None:
-    with store_with(three, text) as store, pytest.raises(Damaged):
+    with store_with(three, text) as store, pytest.raises(CorruptCheckpoint):
         store.manifest(30)
     check_manifest(three, text)
 
@@ -961,7 +979,7 @@ def test_another_formats_manifest_is_refused_and_stays(three: Three, version: An
     said = rf"-30\.json has format {version!r}; this Waymark reads formats up to {FORMAT}\.$"
     with store_with(three, text) as store:
         before = names(store.folder)
-        for read in (lambda: store.manifest(30), lambda: store.read(30), store.newest_whole):
+        for read in (lambda: store.manifest(30), lambda: store.read(30), store.latest_valid):
             with pytest.raises(BadInput, match=said):
                 read()
         assert names(store.folder) == before
@@ -970,9 +988,9 @@ def test_another_formats_manifest_is_refused_and_stays(three: Three, version: An
 def test_another_format_that_fails_its_checksum_is_damage(three: Three) -> None:
     text = three.files[f"{three.save.stem}-30.json"].replace(b'"format": 1', b'"format": 2')
     with store_with(three, text) as store:
-        with pytest.raises(Damaged, match=r"-30\.json does not hold what was written"):
+        with pytest.raises(CorruptCheckpoint, match=r"-30\.json does not hold what was written"):
             store.manifest(30)
-        found, damage = store.newest_whole()
+        found, damage = store.latest_valid()
         assert (found[0].step if found else None, len(damage)) == (20, 1)
 
 
@@ -997,9 +1015,9 @@ def test_a_manifest_of_format_1_is_read(tmp_path: Path) -> None:
     assert found.digest.startswith("4f53cda1")
     assert found.metrics["test/accuracy"] == 0.875
     assert np.isnan(found.metrics["test/loss"])
-    best = Best(20, 0.5, "test/accuracy", "max")
+    best = BestCheckpoint(20, 0.5, "test/accuracy", "max")
     saved = ((10, BEGIN + 10), (20, BEGIN + 20))
-    assert found.memory == Memory(BEGIN + 3600, saved, (5,), best)
+    assert found.memory == RetentionState(BEGIN + 3600, saved, (5,), best)
     assert found.files == {"weights-30.npz": {"size": 2, "sha256": "ab"}}
     assert found.graph == {"model_ckpt.meta": {"size": 3, "sha256": "cd"}}
 
@@ -1008,14 +1026,14 @@ def test_a_manifest_of_format_1_is_read(tmp_path: Path) -> None:
 def test_a_manifest_names_no_file_elsewhere(three: Three, name: str) -> None:
     facts = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
     text = three.manifest(files={name: facts})
-    with store_with(three, text) as store, pytest.raises(Damaged):
+    with store_with(three, text) as store, pytest.raises(CorruptCheckpoint):
         store.read(30)
 
 
 def test_a_wrong_digest_gives_no_numbers(three: Three) -> None:
     text = three.manifest(digest="0" * 64)
     said = "does not hold the state that was saved"
-    with store_with(three, text) as store, pytest.raises(Damaged, match=said):
+    with store_with(three, text) as store, pytest.raises(CorruptCheckpoint, match=said):
         store.read(30)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline import evaluation as work
-from pipeline.checkpoints.store import CheckpointStore, Damaged
+from pipeline.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from pipeline.compose import composed
 from pipeline.config import BadInput, from_record
 from pipeline.digest import digest
@@ -167,12 +167,12 @@ def test_damage_of_any_file_is_named_and_an_older_checkpoint_is_used(
             if at not in hurt:
                 assert evaluate(str(at)) == (at, recorded.digests[at])
             elif at in store.steps():
-                with pytest.raises(Damaged, match=rf"{recorded.stem}-{at}\b"):
+                with pytest.raises(CorruptCheckpoint, match=rf"{recorded.stem}-{at}\b"):
                     evaluate(str(at))
             else:  # its manifest is gone, and with it the checkpoint
                 with pytest.raises(BadInput, match=rf"--step={at}: .* has the checkpoints \["):
                     evaluate(str(at))
-        found, damage = store.newest_whole()
+        found, damage = store.latest_valid()
         newest = max({2, 4, 6} - hurt)
         assert found is not None
         assert (found[0].step, digest(found[1])) == (newest, recorded.digests[newest])

@@ -141,7 +141,7 @@ def test_a_full_disk(
     monkeypatch.chdir(small_disk)
     # The check beforehand is taken out, so that writing itself meets the end of the disk.
     with monkeypatch.context() as unseen:
-        unseen.setattr("pipeline.checkpoints.store.MARGIN", -(10**9))
+        unseen.setattr("pipeline.checkpoints.store.DISK_RESERVE", -(10**9))
         done = main("run", *SHORT, f"data.path={small}", f"save={save}")
     assert done.returncode == 1
     before = contents(checkpoints(small_disk))
@@ -172,21 +172,21 @@ def test_a_disk_that_takes_no_more_files(
 ) -> None:
     """From the first checkpoint on. Where some are `left` it is said before it is tried."""
     monkeypatch.chdir(small_disk)
-    publish, filling = CheckpointStore.publish, small_disk / "filling"
+    commit, filling = CheckpointStore.commit, small_disk / "filling"
 
     def fills(store: CheckpointStore, *arguments: Any) -> Any:
-        memory = publish(store, *arguments)
+        manifest = commit(store, *arguments)
         if not filling.exists():
             filling.mkdir()
             with suppress(OSError):  # the database's journal comes and goes
                 for number in range(os.statvfs(small_disk).f_favail - left):
                     (filling / str(number)).touch()
-        return memory
+        return manifest
 
     with monkeypatch.context() as full:
-        full.setattr(CheckpointStore, "publish", fills)
+        full.setattr(CheckpointStore, "commit", fills)
         if not left:
-            full.setattr("pipeline.checkpoints.store.FILES", 0)
+            full.setattr("pipeline.checkpoints.store.FILE_RESERVE", 0)
         done = main("run", *SHORT, f"data.path={small}", "tracking.flush_seconds=0.1")
     assert done.returncode == 1
     run = the_run(small_disk)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoints.store import Damaged
+from pipeline.checkpoints.store import CorruptCheckpoint
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.evaluation import evaluate_run
@@ -45,7 +45,7 @@ def test_a_named_checkpoint_that_is_damaged_is_not_replaced_by_another(result: R
     body = bytearray(payload.read_bytes())
     body[len(body) // 2] ^= 1
     payload.write_bytes(body)
-    with pytest.raises(Damaged, match=r"weights-20\.npz does not hold what was written"):
+    with pytest.raises(CorruptCheckpoint, match=r"weights-20\.npz does not hold what was written"):
         evaluate_run("latest", "20", False, {})
     with pytest.raises(BadInput, match=r"\[10, 20, 30\], best, latest"):
         evaluate_run("latest", "25", False, {})

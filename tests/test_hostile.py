@@ -20,7 +20,7 @@ from pipeline.checkpoints.bundle import check_bundle, part_key, read_bundle
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import match, read_parameters
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import Save, start
+from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import CheckpointStore, refuse_links
 from pipeline.compose import composed, parsed
 from pipeline.config import BadInput
@@ -438,11 +438,11 @@ def test_a_runs_forged_checkpoint_is_damage(
     usual = {"every": 1, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
     own = {"meta_graph": False} if kind is Ckpt else {}
     save = kind(asynchronous=False, **usual, **own)
-    store, memory = CheckpointStore(tmp_path, save), start(0, save.policy)
-    memory = store.publish(Save(1, 1.0), {"w": W}, memory)
+    store = CheckpointStore(tmp_path, save)
+    store.commit(Save(1, 1.0), {"w": W})
     monkeypatch.setattr(kind, "write", write)
-    store.publish(Save(2, 2.0), {"w": W}, memory)
-    found, damage = store.newest_whole()
+    store.commit(Save(2, 2.0), {"w": W})
+    found, damage = store.latest_valid()
     assert found is not None
     assert found[0].step == 1
     assert len(damage) == 1
@@ -453,7 +453,7 @@ def test_a_runs_forged_checkpoint_is_damage(
 
     monkeypatch.setattr(kind, "read", read)
     with pytest.raises(MemoryError):  # of this machine: nothing is wrong with the files
-        store.newest_whole()
+        store.latest_valid()
 
 
 # The state file of a folder that somebody gives

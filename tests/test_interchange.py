@@ -29,7 +29,7 @@ from pipeline import __main__ as command
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.foreign import read_parameters
 from pipeline.checkpoints.npz import Npz
-from pipeline.checkpoints.retention import Save, start
+from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.compose import composed
 from pipeline.config import BadInput
@@ -880,7 +880,7 @@ def published(folder: Path, kind: Any, names: list[str] | None, slots: dict[str,
     store = CheckpointStore(folder, save)
     store.parameters = names
     state = {"step": np.array(3, np.int64), "w": FOUR, "bias": FOUR[0], **slots}
-    store.publish(Save(3, 1.0), state, start(0.0, save.policy))
+    store.commit(Save(3, 1.0), state)
     return store.path(3) if kind is Ckpt else store.path(3).with_suffix(".npz")
 
 

@@ -21,7 +21,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from pipeline import environment, library, rerunning, work
-from pipeline.checkpoints.store import CheckpointStore, NotSaved
+from pipeline.checkpoints.store import CheckpointStore, CheckpointWriteError
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
 from pipeline.progress import Silent
@@ -624,7 +624,7 @@ def test_a_resume_elsewhere_is_refused(
     else:
 
         def full(*_: Any) -> None:
-            raise NotSaved("the disk is full")
+            raise CheckpointWriteError("the disk is full")
 
         with monkeypatch.context() as patch:
             patch.setattr(CheckpointStore, "_check_room", full)

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.retention import (
-    Best,
+    BestCheckpoint,
     KeepBest,
-    Memory,
     Policy,
+    RetentionState,
     Save,
-    after,
-    resumed,
-    start,
+    initial_retention,
+    record_save,
+    resume_retention,
 )
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.runtime import start_tensorflow
@@ -122,9 +122,11 @@ def steps_in(folder: Path) -> set[int]:
     return indices
 
 
-def through_json(memory: Memory) -> Memory:
-    """Write a memory and read it back, as a manifest does."""
-    return pydantic.TypeAdapter(Memory).validate_python(json.loads(json.dumps(asdict(memory))))
+def through_json(retention: RetentionState) -> RetentionState:
+    """Write a retention and read it back, as a manifest does."""
+    return pydantic.TypeAdapter(RetentionState).validate_python(
+        json.loads(json.dumps(asdict(retention)))
+    )
 
 
 ON_THE_HOUR = Schedule(1, 0.7, [(n, BEGIN + n * 0.7 * 3600, {}) for n in range(1, 6)])
@@ -134,25 +136,25 @@ ON_THE_HOUR = Schedule(1, 0.7, [(n, BEGIN + n * 0.7 * 3600, {}) for n in range(1
 @given(schedules())
 @example(ON_THE_HOUR)  # Saver's hours are a float32, a little less than 0.7
 def test_keeps_what_one_uninterrupted_saver_keeps(schedule: Schedule) -> None:
-    memory, saved = start(BEGIN, schedule.policy), set()
+    retention, saved = initial_retention(BEGIN, schedule.policy), set()
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         for step, time, metrics in schedule.saves:
             save(Path(name), step, time)
             saved.add(step)
-            memory = after(memory, Save(step, time, metrics), schedule.policy)
-            kept = memory.kept()
+            retention = record_save(retention, Save(step, time, metrics), schedule.policy)
+            kept = retention.retained_steps()
             assert (saved if kept is None else kept) == steps_in(Path(name))
 
 
 def test_a_step_saved_again_counts_once_as_with_saver() -> None:
     steps = (10, 20, 30, 30, 20, 40)
     schedule = Schedule(2, None, [(step, BEGIN + n, {}) for n, step in enumerate(steps)])
-    memory = start(BEGIN, schedule.policy)
+    retention = initial_retention(BEGIN, schedule.policy)
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         for step, time, metrics in schedule.saves:
             save(Path(name), step, time)
-            memory = after(memory, Save(step, time, metrics), schedule.policy)
-            assert memory.kept() == steps_in(Path(name))
+            retention = record_save(retention, Save(step, time, metrics), schedule.policy)
+            assert retention.retained_steps() == steps_in(Path(name))
 
 
 @settings(max_examples=25, deadline=None)
@@ -162,15 +164,15 @@ def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:
 
     keep = {"max_to_keep": schedule.max_to_keep, "keep_every_n_hours": schedule.hours}
     ckpt = Ckpt(every=1, keep_best=None, asynchronous=False, meta_graph=False, **keep)
-    memory = start(BEGIN, schedule.policy)
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         ours, theirs = Path(name) / "ours", Path(name) / "theirs"
         ours.mkdir()
         theirs.mkdir()
         store = CheckpointStore(ours, ckpt)
+        store.retention = initial_retention(BEGIN, ckpt.policy)
         for step, time, metrics in schedule.saves:
             save(theirs, step, time)
-            memory = store.publish(Save(step, time, metrics), {"weights": np.ones(1, "f4")}, memory)
+            store.commit(Save(step, time, metrics), {"weights": np.ones(1, "f4")})
             manifests = {f"model_ckpt-{s}.json" for s in store.steps()}
             found = {path.name for path in ours.iterdir()} - manifests
             assert found == {path.name for path in theirs.iterdir()}
@@ -191,12 +193,12 @@ def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:
 def test_a_memory_that_went_through_a_manifest_goes_on_the_same(
     schedule: Schedule, cuts: list[bool]
 ) -> None:
-    whole = pieces = start(BEGIN, schedule.policy)
+    whole = pieces = initial_retention(BEGIN, schedule.policy)
     for cut, (step, time, metrics) in zip(cuts, schedule.saves, strict=False):
         pieces = through_json(pieces) if cut else pieces
         assert pieces == whole
-        whole = after(whole, Save(step, time, metrics), schedule.policy)
-        pieces = after(pieces, Save(step, time, metrics), schedule.policy)
+        whole = record_save(whole, Save(step, time, metrics), schedule.policy)
+        pieces = record_save(pieces, Save(step, time, metrics), schedule.policy)
     assert through_json(pieces) == whole
 
 
@@ -212,18 +214,18 @@ def test_the_best_comes_on_top_of_what_is_kept_anyway(schedule: Schedule) -> Non
     rule = schedule.best
     assert rule is not None
     plain = Policy(schedule.max_to_keep, schedule.hours, None)
-    memory, without = start(BEGIN, schedule.policy), start(BEGIN, plain)
+    retention, without = initial_retention(BEGIN, schedule.policy), initial_retention(BEGIN, plain)
     known: list[tuple[float, int]] = []
     for step, time, metrics in schedule.saves:
-        memory = after(memory, Save(step, time, metrics), schedule.policy)
-        without = after(without, Save(step, time, metrics), plain)
+        retention = record_save(retention, Save(step, time, metrics), schedule.policy)
+        without = record_save(without, Save(step, time, metrics), plain)
         value = metrics.get(rule.metric, math.nan)
         if not math.isnan(value):
             known.append((-value if rule.mode == "max" else value, step))
         best = {min(known)[1]} if known else set()
-        kept = without.kept()
-        assert memory.kept() == (None if kept is None else kept | best)
-        assert ({memory.best.step} if memory.best else set()) == best
+        kept = without.retained_steps()
+        assert retention.retained_steps() == (None if kept is None else kept | best)
+        assert ({retention.best.step} if retention.best else set()) == best
 
 
 NAN = math.nan
@@ -249,40 +251,42 @@ BEST = [  # mode, value at steps 10, 20, ... (None: not evaluated), the best ste
 @pytest.mark.parametrize(("mode", "values", "best"), BEST)
 def test_keep_best(mode: Any, values: list[float | None], best: int | None) -> None:
     policy = Policy(1, None, KeepBest(metric="test/loss", mode=mode))
-    memory = start(BEGIN, policy)
+    retention = initial_retention(BEGIN, policy)
     for number, value in enumerate(values, 1):
         metrics = {"test/accuracy": number / 10}  # another metric does not matter
         metrics |= {} if value is None else {"test/loss": value}
-        memory = after(memory, Save(10 * number, BEGIN, metrics), policy)
-    assert (memory.best.step if memory.best else None) == best
-    assert memory.kept() == {10 * len(values)} | ({best} if best else set())
+        retention = record_save(retention, Save(10 * number, BEGIN, metrics), policy)
+    assert (retention.best.step if retention.best else None) == best
+    assert retention.retained_steps() == {10 * len(values)} | ({best} if best else set())
 
 
 def test_without_keep_best_nothing_is_best() -> None:
     policy = Policy(1, None, None)
-    memory = after(start(BEGIN, policy), Save(10, BEGIN, {"test/accuracy": 1.0}), policy)
-    assert memory.best is None
+    retention = record_save(
+        initial_retention(BEGIN, policy), Save(10, BEGIN, {"test/accuracy": 1.0}), policy
+    )
+    assert retention.best is None
 
 
 # Going on: pauses, and another policy
 
 
 def going_on(
-    memory: Memory, saved: Mapping[int, Save], now: float, policy: Policy
-) -> tuple[Memory, dict[int, Save]]:
-    """Do what a resume does: read the memory and what is there; return what stays there, too."""
-    memory = resumed(through_json(memory), saved.values(), BEGIN, now, policy)
-    return memory, left_of(memory, saved)
+    retention: RetentionState, saved: Mapping[int, Save], now: float, policy: Policy
+) -> tuple[RetentionState, dict[int, Save]]:
+    """Do what a resume does: read the retention and what is there; return what stays there, too."""
+    retention = resume_retention(through_json(retention), saved.values(), BEGIN, now, policy)
+    return retention, left_of(retention, saved)
 
 
-def left_of(memory: Memory, saved: Mapping[int, Save]) -> dict[int, Save]:
+def left_of(retention: RetentionState, saved: Mapping[int, Save]) -> dict[int, Save]:
     """Return which of the saves a folder still holds; the newest one stays as a resume point."""
-    kept, best = memory.kept(), memory.best.step if memory.best else None
+    kept, best = retention.retained_steps(), retention.best.step if retention.best else None
     newest = max(saved, default=None)
     return {
         step: save
         for step, save in saved.items()
-        if step in (best, newest) or (save.regular if kept is None else step in kept)
+        if step in (best, newest) or (save.on_schedule if kept is None else step in kept)
     }
 
 
@@ -297,7 +301,7 @@ def test_pauses_and_saves_for_the_best_alone_leave_the_rest_to_saver(
 ) -> None:
     """With a pause Saver's clock is set by hand: its next time is the later of itself and now."""
     plain = Policy(schedule.max_to_keep, schedule.hours, None)
-    memory, there, away, last = start(BEGIN, schedule.policy), {}, 0.0, BEGIN
+    retention, there, away, last = initial_retention(BEGIN, schedule.policy), {}, 0.0, BEGIN
     saved: set[int] = set()
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         saver = save.saver
@@ -308,44 +312,44 @@ def test_pauses_and_saves_for_the_best_alone_leave_the_rest_to_saver(
                 away += pause
                 now = last + pause
                 saver._next_checkpoint_time = max(saver._next_checkpoint_time, now)
-                again, there = going_on(memory, there, now, schedule.policy)
-                due = None if memory.next_hourly is None else max(memory.next_hourly, now)
-                assert replace(again, resumed=()) == replace(memory, resumed=(), next_hourly=due)
-                memory = again
+                again, there = going_on(retention, there, now, schedule.policy)
+                due = None if retention.next_hourly is None else max(retention.next_hourly, now)
+                assert replace(again, resumed=()) == replace(retention, resumed=(), next_hourly=due)
+                retention = again
             last = max(last, time + away)  # this clock never goes back
-            made = Save(step, last, metrics, regular=event != "best")
-            memory = after(memory, made, schedule.policy)
-            there = left_of(memory, {**there, step: made})
-            if made.regular:
+            made = Save(step, last, metrics, on_schedule=event != "best")
+            retention = record_save(retention, made, schedule.policy)
+            there = left_of(retention, {**there, step: made})
+            if made.on_schedule:
                 save(Path(name), step, last)
                 saved.add(step)
-            without = {s for s, each in there.items() if each.regular}
-            best = memory.best.step if memory.best else None
+            without = {s for s, each in there.items() if each.on_schedule}
+            best = retention.best.step if retention.best else None
             assert without - {best} == steps_in(Path(name)) - {best}
             assert steps_in(Path(name)) <= set(there)
             assert plain.max_to_keep or saved == steps_in(Path(name))
 
 
-def run_of(policy: Policy, times: Mapping[int, float]) -> tuple[Memory, dict[int, Save]]:
+def run_of(policy: Policy, times: Mapping[int, float]) -> tuple[RetentionState, dict[int, Save]]:
     """Save at steps and times, in hours since the start, as one process."""
-    memory, there = start(BEGIN, policy), {}
+    retention, there = initial_retention(BEGIN, policy), {}
     for step, hours in times.items():
         save = Save(step, BEGIN + hours * 3600)
-        memory = after(memory, save, policy)
-        there = left_of(memory, {**there, step: save})
-    return memory, there
+        retention = record_save(retention, save, policy)
+        there = left_of(retention, {**there, step: save})
+    return retention, there
 
 
 def test_a_weekend_leaves_one_checkpoint_more_and_not_one_for_each_hour() -> None:
     policy = Policy(2, 1, None)
     friday = {n: n / 10 for n in range(1, 16)}  # every six minutes
-    memory, there = run_of(policy, friday)
-    assert memory.hourly == (11,)
-    memory, there = going_on(memory, there, BEGIN + 72 * 3600, policy)
+    retention, there = run_of(policy, friday)
+    assert retention.hourly == (11,)
+    retention, there = going_on(retention, there, BEGIN + 72 * 3600, policy)
     for n in range(16, 16 + 25):
         save = Save(n, BEGIN + (72 + (n - 15) / 10) * 3600)
-        memory = after(memory, save, policy)
-        there = left_of(memory, {**there, n: save})
+        retention = record_save(retention, save, policy)
+        there = left_of(retention, {**there, n: save})
     assert sorted(there) == [11, 16, 26, 36, 39, 40]
 
 
@@ -367,13 +371,13 @@ CHANGES = [  # the policy before and after, the steps kept at once, and after te
 def test_a_resume_applies_its_policy_to_all_saves(
     was: Any, now: Any, kept: list[int], later: list[int]
 ) -> None:
-    memory, there = run_of(Policy(*was), HOURLY)
-    memory, there = going_on(memory, there, BEGIN + 10 * 3600, Policy(*now))
+    retention, there = run_of(Policy(*was), HOURLY)
+    retention, there = going_on(retention, there, BEGIN + 10 * 3600, Policy(*now))
     assert sorted(there) == kept
     for step in range(41, 51):
         save = Save(step, BEGIN + step / 4 * 3600)
-        memory = after(memory, save, Policy(*now))
-        there = left_of(memory, {**there, step: save})
+        retention = record_save(retention, save, Policy(*now))
+        there = left_of(retention, {**there, step: save})
     assert [step for step in sorted(there) if step > 40] == later
 
 
@@ -396,22 +400,24 @@ LEAST = KeepBest(metric="test/accuracy", mode="min")
 def test_a_resume_lets_all_that_is_there_compete(was: Any, now: Any, best: int | None) -> None:
     values = {10: (0.9, 0.5), 20: (0.8, 0.4), 30: (0.7, 0.1), 40: (0.6, 0.2), 50: (0.8, math.nan)}
     before, policy = Policy(4, None, was), Policy(1, None, now)
-    memory, there = start(BEGIN, before), {}
+    retention, there = initial_retention(BEGIN, before), {}
     for step, (accuracy, loss) in values.items():
         save = Save(step, BEGIN, {"test/accuracy": accuracy, "test/loss": loss})
-        memory = after(memory, save, before)
-        there = left_of(memory, {**there, step: save})
-    memory, there = going_on(memory, there, BEGIN, policy)
-    assert (memory.best.step if memory.best else None) == best
+        retention = record_save(retention, save, before)
+        there = left_of(retention, {**there, step: save})
+    retention, there = going_on(retention, there, BEGIN, policy)
+    assert (retention.best.step if retention.best else None) == best
     assert set(there) == {50, *([best] if best else [])}
 
 
 def test_the_next_best_competes_where_the_best_is_lost() -> None:
     policy = Policy(1, None, ACCURACY)
-    memory, there = start(BEGIN, policy), {}
+    retention, there = initial_retention(BEGIN, policy), {}
     for step, value in {10: 0.5, 20: 0.9, 30: 0.7}.items():
         save = Save(step, BEGIN, {"test/accuracy": value})
-        memory = after(memory, save, policy)
+        retention = record_save(retention, save, policy)
         there[step] = save
     del there[20]
-    assert going_on(memory, there, BEGIN, policy)[0].best == Best(30, 0.7, "test/accuracy", "max")
+    assert going_on(retention, there, BEGIN, policy)[0].best == BestCheckpoint(
+        30, 0.7, "test/accuracy", "max"
+    )

@@ -1,4 +1,4 @@
-"""Checkpoints: arrays in files, published whole or not at all.
+"""Checkpoints: arrays in files, committed whole or not at all.
 
 A save format is a settings dataclass on top of `SaveFormat` with a `write` and a `read`.
 """
@@ -46,7 +46,7 @@ class SaveFormat(ABC):
     def policy(self) -> Policy:
         return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
 
-    def point(  # noqa: B027, most need none
+    def update_state_file(  # noqa: B027, most need none
         self, folder: Path, newest: int, recent: list[int]
     ) -> None:
         """Tell other programs the newest step, and the last steps as Saver would list them."""

@@ -38,7 +38,7 @@ class Ckpt(SaveFormat):
     def read(self, path: Path) -> State:
         return read_bundle(path)
 
-    def point(self, folder: Path, newest: int, recent: list[int]) -> None:
+    def update_state_file(self, folder: Path, newest: int, recent: list[int]) -> None:
         """Write the state file that `tf.train.latest_checkpoint` reads, with relative names."""
         lines = [f'model_checkpoint_path: "{self.stem}-{newest}"']
         lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in recent]

@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
 from pipeline.checkpoints.bundle import first_format, read_bundle
-from pipeline.checkpoints.store import Damaged, read_manifest
+from pipeline.checkpoints.store import CorruptCheckpoint, read_manifest
 from pipeline.config import BadInput, first_line
 from pipeline.digest import digest
 
@@ -45,7 +45,7 @@ def _own_parameters(
         return None
     prefix = path.with_suffix("") if path.suffix == ".npz" else find_bundle(path)
     manifest = None
-    with suppress(Damaged, BadInput):
+    with suppress(CorruptCheckpoint, BadInput):
         manifest = read_manifest(prefix.with_name(f"{prefix.name}.json"))
     described = manifest is not None and manifest.digest == digest(arrays)
     if manifest and described and manifest.parameters:

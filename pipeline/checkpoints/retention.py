@@ -1,9 +1,9 @@
 """Which checkpoints are kept: a pure function of the saves so far and the policy.
 
-`after` folds one save into a `Memory`; the memory stands in the save's manifest, and `resumed`
-goes on with it under the policy as it is then. For `max_to_keep` and `keep_every_n_hours` the
-outcome is that of one uninterrupted `tf.compat.v1.train.Saver`, but that hours in which no
-process ran are not made up for; keep-best comes on top.
+`record_save` folds one save into a `RetentionState`; the state stands in the save's manifest, and
+`resume_retention` goes on with it under the policy as it is then. For `max_to_keep` and
+`keep_every_n_hours` the outcome is that of one uninterrupted `tf.compat.v1.train.Saver`, but that
+hours in which no process ran are not made up for; keep-best comes on top.
 """
 
 import math
@@ -29,8 +29,8 @@ class Policy:
     keep_best: KeepBest | None
 
     @property
-    def period(self) -> float | None:
-        """Return the hours in seconds; Saver holds hours as a float32, so do we."""
+    def keep_interval_s(self) -> float | None:
+        """Return `keep_every_n_hours` in seconds; Saver holds hours as a float32, so do we."""
         hours = self.keep_every_n_hours
         return None if hours is None else c_float(hours).value * 3600
 
@@ -42,11 +42,11 @@ class Save:
     step: int
     time: float  # of the state's copy, seconds since the epoch
     metrics: Mapping[str, float] = field(default_factory=dict)  # evaluated at this step, if it was
-    regular: bool = True  # on the cadence of saves: Saver would have made it, too
+    on_schedule: bool = True  # every n-th step and the last: Saver would have made it, too
 
 
 @dataclass(frozen=True)
-class Best:
+class BestCheckpoint:
     step: int
     value: float
     metric: str
@@ -54,48 +54,51 @@ class Best:
 
 
 @dataclass(frozen=True)
-class Memory:
-    """What retention remembers: `recent` is None while every regular checkpoint is kept."""
+class RetentionState:
+    """What retention knows of the saves so far; its field names stand in manifests.
+
+    `recent` is None while every checkpoint on schedule is kept.
+    """
 
     next_hourly: float | None  # seconds since the epoch; Saver's `_next_checkpoint_time`
     recent: tuple[tuple[int, float], ...] | None = ()  # (step, time), oldest first
     hourly: tuple[int, ...] = ()
-    best: Best | None = None
+    best: BestCheckpoint | None = None
     resumed: tuple[float, ...] = ()  # when processes went on with the run
 
-    def kept(self) -> set[int] | None:
-        """Return the steps whose checkpoints stay; None for all regular ones and the best."""
+    def retained_steps(self) -> set[int] | None:
+        """Return the steps whose checkpoints stay; None for all on schedule and the best."""
         if self.recent is None:
             return None
         best = [self.best.step] if self.best else []
         return {step for step, _ in self.recent} | set(self.hourly) | set(best)
 
 
-def start(time: float, policy: Policy) -> Memory:
-    """Return the memory of a run that starts at `time` and has saved nothing."""
-    due = None if policy.period is None else time + policy.period
-    return Memory(next_hourly=due, recent=() if policy.max_to_keep else None)
+def initial_retention(time: float, policy: Policy) -> RetentionState:
+    """Return the state of a run that starts at `time` (seconds since the epoch), without saves."""
+    due = None if policy.keep_interval_s is None else time + policy.keep_interval_s
+    return RetentionState(next_hourly=due, recent=() if policy.max_to_keep else None)
 
 
-def after(memory: Memory, save: Save, policy: Policy) -> Memory:
-    """Return the memory after a save: one that is not regular only competes as the best."""
-    memory = replace(memory, best=_better(memory.best, save, policy.keep_best))
-    if not save.regular or memory.recent is None:
-        return memory
-    others = [pair for pair in memory.recent if pair[0] != save.step]
+def record_save(state: RetentionState, save: Save, policy: Policy) -> RetentionState:
+    """Return the state after a save: one off the schedule only competes as the best."""
+    state = replace(state, best=_better(state.best, save, policy.keep_best))
+    if not save.on_schedule or state.recent is None:
+        return state
+    others = [pair for pair in state.recent if pair[0] != save.step]
     recent, old = _newest([*others, (save.step, save.time)], policy)
-    due, hourly = memory.next_hourly, list(memory.hourly)
+    due, hourly = state.next_hourly, list(state.hourly)
     for step, time in old:
-        if policy.period is not None and due is not None and time > due:
+        if policy.keep_interval_s is not None and due is not None and time > due:
             hourly.append(step)
-            due += policy.period
-    return replace(memory, next_hourly=due, recent=recent, hourly=tuple(hourly))
+            due += policy.keep_interval_s
+    return replace(state, next_hourly=due, recent=recent, hourly=tuple(hourly))
 
 
-def resumed(
-    memory: Memory, there: Iterable[Save], start: float, now: float, policy: Policy
-) -> Memory:
-    """Return the memory of a process that goes on at `now` with the checkpoints that are there.
+def resume_retention(
+    state: RetentionState, there: Iterable[Save], start: float, now: float, policy: Policy
+) -> RetentionState:
+    """Return the state of a process that goes on at `now` with the checkpoints that are there.
 
     `policy` holds for all of them, whatever it was when they were made; where it is the same, only
     an hourly checkpoint that is overdue becomes due now. `start` is when the run started.
@@ -104,23 +107,23 @@ def resumed(
     best = None
     for save in saves:
         best = _better(best, save, policy.keep_best)
-    all_resumed = (*memory.resumed, now)
-    times = {save.step: save.time for save in saves if save.regular}
+    all_resumed = (*state.resumed, now)
+    times = {save.step: save.time for save in saves if save.on_schedule}
     # What is kept as hourly stays so where its time cannot be read.
-    hourly = [(step, times.get(step, math.inf)) for step in memory.hourly]
+    hourly = [(step, times.get(step, math.inf)) for step in state.hourly]
     pairs = [pair for pair in times.items() if pair not in hourly]
-    recent, old = _newest(pairs if memory.recent is None else memory.recent, policy)
+    recent, old = _newest(pairs if state.recent is None else state.recent, policy)
     kept, due = [], None
-    if policy.period is not None:
-        due = start + policy.period
+    if policy.keep_interval_s is not None:
+        due = start + policy.keep_interval_s
         for step, time in sorted([*hourly, *old]):
-            due = max([due, *(t for t in memory.resumed if t < time)])
+            due = max([due, *(t for t in state.resumed if t < time)])
             if time > due:
                 kept.append(step)
-                due += policy.period
+                due += policy.keep_interval_s
         due = max(due, *all_resumed)
     every = None if policy.max_to_keep == 0 else recent
-    return Memory(due, every, tuple(kept), best, all_resumed)
+    return RetentionState(due, every, tuple(kept), best, all_resumed)
 
 
 Pairs = tuple[tuple[int, float], ...]
@@ -133,7 +136,9 @@ def _newest(pairs: Iterable[tuple[int, float]], policy: Policy) -> tuple[Pairs, 
     return pairs[old:], pairs[:old]
 
 
-def _better(best: Best | None, save: Save, rule: KeepBest | None) -> Best | None:
+def _better(
+    best: BestCheckpoint | None, save: Save, rule: KeepBest | None
+) -> BestCheckpoint | None:
     """Return the better of the best so far and this save; NaN never wins, nor does an equal."""
     if rule is None:
         return None
@@ -141,4 +146,4 @@ def _better(best: Best | None, save: Save, rule: KeepBest | None) -> Best | None
     wins = best is None or (value > best.value if rule.mode == "max" else value < best.value)
     if math.isnan(value) or not wins:
         return best
-    return Best(save.step, value, rule.metric, rule.mode)
+    return BestCheckpoint(save.step, value, rule.metric, rule.mode)

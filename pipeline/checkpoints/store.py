@@ -1,10 +1,10 @@
-"""The folder of a run's checkpoints: publishing, finding, verifying and removing them.
+"""The folder of a run's checkpoints: committing, finding, verifying and removing them.
 
 The order in which a checkpoint appears, so that it exists completely or not at all:
 payload under temporary names, flushed with the run's records; payload renamed; folder flushed;
 manifest renamed into place (this is the moment); folder flushed; state file; retention, manifest
 before payload.
-A file that no manifest names does not exist to Waymark and is swept at the next resume, if its
+A file that no manifest names does not exist to Waymark and is removed at the next resume, if its
 name is one that Waymark gives: other files in the folder are somebody else's, and stay.
 """
 
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -25,20 +26,26 @@ from typing import Any
 import pydantic
 
 from pipeline.checkpoints import SaveFormat, State
-from pipeline.checkpoints.retention import Memory, Save, after, resumed
+from pipeline.checkpoints.retention import (
+    RetentionState,
+    Save,
+    initial_retention,
+    record_save,
+    resume_retention,
+)
 from pipeline.config import FORMAT, BadInput, Sentence, check_format, first_line
 from pipeline.digest import digest
 
 TEMPORARY = ".tmp-"
-MARGIN = 4_000_000  # bytes that must be left beside a checkpoint, for the records of the run
-FILES = 16  # that the disk must be able to take more, for a checkpoint and the records of the run
+DISK_RESERVE = 4_000_000  # bytes that a checkpoint leaves free for the run's records
+FILE_RESERVE = 16  # files that the disk must still take, for a checkpoint and the run's records
 
 
-class NotSaved(Sentence):
+class CheckpointWriteError(Sentence):
     """Say which checkpoint could not be saved, and why."""
 
 
-class Damaged(Sentence):
+class CorruptCheckpoint(Sentence):
     """Say which checkpoint is damaged, and how."""
 
 
@@ -48,8 +55,8 @@ class Manifest:
     time: float  # of the state's copy, seconds since the epoch
     digest: str  # of the state
     metrics: dict[str, float]  # evaluated at this step, if it was
-    regular: bool  # False: written off the cadence, because of a signal or as the best
-    memory: Memory  # retention's, after this checkpoint
+    regular: bool  # on schedule; False: written because of a signal, or as the best
+    memory: RetentionState  # after this checkpoint
     files: dict[str, dict[str, Any]]  # payload file -> size, sha256
     graph: dict[str, dict[str, Any]]  # the graph file beside it, likewise
     parameters: list[str] | None = None  # which entries of the state are the model's, if known
@@ -77,7 +84,7 @@ def flush(*paths: Path) -> None:
 
 @cache
 def _helpers(process: int) -> ThreadPoolExecutor:
-    """Return threads that stay: starting them takes longer than what they do. No fork has them."""
+    """Return a pool of threads for this process, as a fork has none of its parent's threads."""
     return ThreadPoolExecutor(2, thread_name_prefix="flush")
 
 
@@ -90,7 +97,10 @@ def _flush(path: Path) -> None:
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a text or bytes to `path`, durably and in one instant, after what stands beside it."""
+    """Write a text or bytes to `path` durably and at once, as one rename.
+
+    The entries of its folder are durable before: a manifest never outlives its payload's names.
+    """
     temporary = path.with_name(TEMPORARY + path.name)
     temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
     flush(temporary, path.parent)
@@ -129,25 +139,26 @@ def _checksum(body: Mapping[str, Any]) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a manifest; raise Damaged, or BadInput for another format."""
+    """Read a manifest; raise CorruptCheckpoint, or BadInput for another format."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         checksum = body.pop("checksum")
         if _checksum(body) != checksum:
-            raise Damaged(f"{path.name} does not hold what was written")
+            raise CorruptCheckpoint(f"{path.name} does not hold what was written")
         check_format(body["format"], path)  # only now is another format not damage
         return MANIFEST.validate_python(body)
     except FileNotFoundError:
-        raise Damaged(f"{path.name} is missing") from None
+        raise CorruptCheckpoint(f"{path.name} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, AttributeError) as error:
-        raise Damaged(f"{path.name} cannot be read ({first_line(error)})") from None
+        raise CorruptCheckpoint(f"{path.name} cannot be read ({first_line(error)})") from None
 
 
 class CheckpointStore:
     """The checkpoints of one run, in one folder and one format.
 
     `changed` is called when files have appeared or gone, so that a remote artifact store can
-    follow. `records` is a file that is on disk before a checkpoint is published.
+    follow. `records` is a file that is on disk before a checkpoint is committed.
+    `retention` is what decides which checkpoints stay, kept up with every commit.
     """
 
     def __init__(
@@ -160,8 +171,8 @@ class CheckpointStore:
         self.folder, self.save, self._changed = folder, save, changed
         self._records = [records] if records else []
         self.parameters: list[str] | None = None  # the entries of the state that are the model's
-        self.newest: Manifest | None = None  # that this store has published
-        self._irregular: set[int] = set()  # steps published off the cadence
+        self.retention = initial_retention(time.time(), save.policy)  # of a run that starts now
+        self._off_schedule: set[int] = set()  # steps committed because of a signal, or as the best
         step, endings = r"(0|[1-9][0-9]*)", "|".join(map(re.escape, (".json", *save.endings)))
         name = f"{re.escape(save.stem)}-{step}({endings})"
         # TensorFlow adds an ending of its own to what it has not finished.
@@ -176,7 +187,7 @@ class CheckpointStore:
         return self.folder / f"{self.save.stem}-{step}"
 
     def steps(self) -> list[int]:
-        """Return the published steps, oldest first."""
+        """Return the steps that have a manifest, oldest first."""
         return sorted(step for name, step in self._own().items() if name.endswith(".json"))
 
     def _own(self) -> dict[str, int]:
@@ -191,36 +202,36 @@ class CheckpointStore:
         return {name: int(found[1]) for name in names if (found := self._name.fullmatch(name))}
 
     def manifest(self, step: int) -> Manifest:
-        """Read the manifest of `step`; raise Damaged, or BadInput for another format."""
+        """Read the manifest of `step`; raise CorruptCheckpoint, or BadInput for another format."""
         manifest = read_manifest(self.path(step).with_suffix(".json"))
         if manifest.step != step:
-            raise Damaged(f"{self.path(step).name}.json does not hold what was written")
+            raise CorruptCheckpoint(f"{self.path(step).name}.json does not hold what was written")
         return manifest
 
     def verify(self, manifest: Manifest) -> None:
-        """Check every payload file's size and SHA-256; raise Damaged."""
+        """Check every payload file's size and SHA-256; raise CorruptCheckpoint."""
         self._verify(manifest.files)
 
     def verify_graph(self, manifest: Manifest) -> None:
-        """Check the graph file beside the checkpoint; raise Damaged."""
+        """Check the graph file beside the checkpoint; raise CorruptCheckpoint."""
         self._verify(manifest.graph)
 
     def _verify(self, files: Mapping[str, Mapping[str, Any]]) -> None:
         for name, facts in files.items():
             try:
                 if Path(name).name != name:
-                    raise Damaged(f"the manifest names a file elsewhere ({name!r})")
+                    raise CorruptCheckpoint(f"the manifest names a file elsewhere ({name!r})")
                 if file_facts(self.folder / name) != facts:
-                    raise Damaged(f"{name} does not hold what was written")
+                    raise CorruptCheckpoint(f"{name} does not hold what was written")
             except FileNotFoundError:
-                raise Damaged(f"{name} is missing") from None
+                raise CorruptCheckpoint(f"{name} is missing") from None
             except OSError as error:
-                raise Damaged(f"{name} cannot be read ({error.strerror})") from None
+                raise CorruptCheckpoint(f"{name} cannot be read ({error.strerror})") from None
             except ValueError as error:  # a name that no file can have
-                raise Damaged(f"{name!r} cannot be read ({error})") from None
+                raise CorruptCheckpoint(f"{name!r} cannot be read ({error})") from None
 
     def read(self, step: int) -> tuple[Manifest, State]:
-        """Return a checkpoint's manifest and state, verified; raise Damaged."""
+        """Return a checkpoint's manifest and state, verified; raise CorruptCheckpoint."""
         manifest = self.manifest(step)
         self.verify(manifest)
         try:
@@ -230,75 +241,81 @@ class CheckpointStore:
             raise
         except Exception as error:  # TensorFlow and NumPy raise nearly anything for a forged file
             reason = first_line(error)
-            raise Damaged(f"{self.path(step).name} cannot be read ({reason})") from None
+            raise CorruptCheckpoint(f"{self.path(step).name} cannot be read ({reason})") from None
         if found != manifest.digest:
-            raise Damaged(f"{self.path(step).name} does not hold the state that was saved")
+            raise CorruptCheckpoint(
+                f"{self.path(step).name} does not hold the state that was saved"
+            )
         return manifest, state
 
-    def newest_whole(self) -> tuple[tuple[Manifest, State] | None, list[str]]:
-        """Return the newest checkpoint that is whole, and what is wrong with newer ones."""
+    def latest_valid(self) -> tuple[tuple[Manifest, State] | None, list[str]]:
+        """Return the newest checkpoint that is valid, and what is wrong with newer ones."""
         damage: list[str] = []
         for step in reversed(self.steps()):
             try:
                 return self.read(step), damage
-            except Damaged as error:
+            except CorruptCheckpoint as error:
                 damage.append(f"checkpoint {step} is damaged: {error}")
         return None, damage
 
-    def publish(
-        self,
-        save: Save,
-        state: State,
-        memory: Memory,
-        graph: Path | None = None,
-    ) -> Memory:
-        """Write, publish, then apply retention; return retention's memory after it.
+    def would_keep(self, save: Save) -> bool:
+        """Tell whether retention keeps a save: off the schedule only the best so far."""
+        if save.on_schedule:
+            return True
+        return record_save(self.retention, save, self.save.policy) != self.retention
 
-        Raises NotSaved if the disk has not enough room, or writing fails; earlier checkpoints
-        stay as they are.
+    def commit(self, save: Save, state: State, graph: Path | None = None) -> Manifest:
+        """Write a checkpoint, make it exist by its manifest, then apply retention.
+
+        Raises CheckpointWriteError if the disk has not enough room, or writing fails; earlier
+        checkpoints stay as they are.
         """
         self._check_room(save.step, state)
         try:
-            return self._publish(save, state, memory, graph)
+            return self._commit(save, state, graph)
         except Exception as error:  # OSError, and what TensorFlow raises
-            self.sweep()  # what is half-written may be all that fills the disk
+            self.remove_orphans()  # what is half-written may be all that fills the disk
             reason = _reason(error)
-            raise NotSaved(f"checkpoint {save.step} cannot be written: {reason}") from error
+            raise CheckpointWriteError(
+                f"checkpoint {save.step} cannot be written: {reason}"
+            ) from error
 
-    def _publish(self, save: Save, state: State, memory: Memory, graph: Path | None) -> Memory:
+    def _commit(self, save: Save, state: State, graph: Path | None) -> Manifest:
         step, files = save.step, self._write(save.step, state)
-        memory = after(memory, save, self.save.policy)
-        facts = {} if graph is None else {graph.name: file_facts(graph)}
+        retention = record_save(self.retention, save, self.save.policy)
         manifest = Manifest(
-            **asdict(save),
+            step=step,
+            time=save.time,
             digest=digest(state),
-            memory=memory,
+            metrics=dict(save.metrics),
+            regular=save.on_schedule,
+            memory=retention,
             files=files,
-            graph=facts,
+            graph={} if graph is None else {graph.name: file_facts(graph)},
             parameters=self.parameters,
         )
         body = {"format": FORMAT, **asdict(manifest)}
         body = json.loads(json.dumps(body))
         body["checksum"] = _checksum(body)
         replace_file(self.path(step).with_suffix(".json"), json.dumps(body, indent=1))
-        self.newest = manifest
-        self._irregular -= {step}
-        self._irregular |= set() if save.regular else {step}
-        self._retain(memory, step)
-        return memory
+        self.retention = retention
+        self._off_schedule -= {step}
+        self._off_schedule |= set() if save.on_schedule else {step}
+        self._retain(step)
+        return manifest
 
     def _check_room(self, step: int, state: State) -> None:
-        """Raise NotSaved if the disk has too little room for a checkpoint and its records."""
+        """Raise CheckpointWriteError if the disk has too little room for it and the records."""
         disk = os.statvfs(self.folder)
-        if disk.f_files and disk.f_favail < FILES:  # some file systems count none
-            raise NotSaved(
-                f"checkpoint {step} takes {FILES} more files with its records, and the disk of "
-                f"{self.folder} takes {disk.f_favail}"
+        if disk.f_files and disk.f_favail < FILE_RESERVE:  # some file systems count none
+            raise CheckpointWriteError(
+                f"checkpoint {step} takes {FILE_RESERVE} more files with its records, and the disk "
+                f"of {self.folder} takes {disk.f_favail}"
             )
-        need = sum(array.nbytes for array in state.values()) + MARGIN
+        need = sum(array.nbytes for array in state.values()) + DISK_RESERVE
         free = shutil.disk_usage(self.folder).free
         if free < need:
-            raise NotSaved(
+            raise CheckpointWriteError(
                 f"checkpoint {step} takes {need / 1e6:.1f} MB with its records, and the disk of "
                 f"{self.folder} has {free / 1e6:.1f} MB left"
             )
@@ -314,50 +331,55 @@ class CheckpointStore:
             os.replace(written, final)
         return files
 
-    def _retain(self, memory: Memory, newest: int) -> None:
-        """Point other programs at `newest`, then remove what the memory does not keep.
+    def _retain(self, newest: int) -> None:
+        """Point other programs at `newest`, then remove what retention does not keep.
 
-        What is off the cadence and not the best stays while it is the newest: a resume point.
+        The newest stays, on schedule or not: a preempted run goes on from there.
         """
-        steps = self.steps()
-        regular = [step for step in steps if step not in self._irregular]
-        if memory.recent is None:
-            recent, best = regular[-1:], [memory.best.step] if memory.best else []
-            stay = {*regular, *best, newest}
+        retention, steps = self.retention, self.steps()
+        on_schedule = [step for step in steps if step not in self._off_schedule]
+        if retention.recent is None:
+            recent, best = on_schedule[-1:], [retention.best.step] if retention.best else []
+            stay = {*on_schedule, *best, newest}
         else:
-            recent = [step for step, _ in memory.recent if step in steps]
-            stay = (memory.kept() or set()) | {newest}
-        self.save.point(self.folder, newest, recent)
+            recent = [step for step, _ in retention.recent if step in steps]
+            stay = (retention.retained_steps() or set()) | {newest}
+        self.save.update_state_file(self.folder, newest, recent)
         for step in steps:
             if step not in stay:
                 self._remove(step)
         self._changed()
 
-    def recover(self, newest: Manifest, start: float, now: float) -> Memory:
+    def begin(self, start: float, now: float) -> None:
+        """Prepare for a run that started at `start` and has saved nothing by `now`."""
+        self.remove_orphans()
+        policy = self.save.policy
+        self.retention = resume_retention(initial_retention(start, policy), [], start, now, policy)
+
+    def repair_and_prune(self, newest: Manifest, start: float, now: float) -> None:
         """Go on at `now` from `newest`, in a run that started at `start` and may have been killed.
 
-        Newer (damaged) checkpoints, temporary files and files without a manifest are removed,
-        retention is applied as it is now and the state file is rebuilt. Returns retention's memory.
+        Newer (corrupt) checkpoints, temporary files and files without a manifest are removed,
+        retention is applied as it is now and the state file is rebuilt.
         """
         there = []
         for step in self.steps():
             if step > newest.step:
                 self._remove(step)
                 continue
-            with suppress(Damaged):
+            with suppress(CorruptCheckpoint):
                 found = self.manifest(step)
                 there.append(Save(step, found.time, found.metrics, found.regular))
-        self._irregular = {save.step for save in there if not save.regular}
-        memory = resumed(newest.memory, there, start, now, self.save.policy)
-        self._retain(memory, newest.step)
-        self.sweep()
-        return memory
+        self._off_schedule = {save.step for save in there if not save.on_schedule}
+        self.retention = resume_retention(newest.memory, there, start, now, self.save.policy)
+        self._retain(newest.step)
+        self.remove_orphans()
 
-    def sweep(self) -> None:
+    def remove_orphans(self) -> None:
         """Remove temporary files and payload files that no manifest's step stands for."""
-        published = set(self.steps())
+        complete = set(self.steps())
         for name, step in self._own().items():
-            if step not in published:
+            if step not in complete:
                 (self.folder / name).unlink()
         self._remove_temporary()
 
@@ -370,7 +392,7 @@ class CheckpointStore:
         """Remove a checkpoint, its manifest first."""
         head = self.path(step).name
         names = [f"{head}{ending}" for ending in self.save.endings]
-        with suppress(Damaged, BadInput):  # of a format that does not tell its endings
+        with suppress(CorruptCheckpoint, BadInput):  # of a format that does not tell its endings
             names += [n for n in self.manifest(step).files if n.startswith(f"{head}.")]
         for path in (self.folder / name for name in (f"{head}.json", *names)):
             if path.is_file():
