@@ -333,7 +333,9 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
         print(f"the UI of this store is at {tracking.address}")
         return 0
     _check_free(host, port)
-    print(f"http://{host}:{port}/#/experiments/1?workflowType=machine_learning", flush=True)
+    newest = tracking.select(None, None, None, 1)
+    page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
+    print(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", flush=True)
     # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
     # of which prints a traceback.
     server = subprocess.Popen(ui_command(tracking, host, port), start_new_session=True)

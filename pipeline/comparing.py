@@ -48,7 +48,7 @@ def compare(
         found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
-        raise BadInput(f"compare takes two runs or more; these are {len(chosen)}.")
+        raise BadInput(f"compare takes two runs or more; found {len(chosen)}.")
     return compared(tracking, list(chosen.values()))
 
 

@@ -1458,9 +1458,9 @@ def test_a_server_that_is_down(
 # Bad input
 
 REFUSED: list[tuple[list[str], str]] = [
-    ([], "these are 0"),
-    (["bare"], "these are 1"),
-    (["bare", "bare"], "these are 1"),
+    ([], "found 0"),
+    (["bare"], "found 1"),
+    (["bare", "bare"], "found 1"),
     (["bare", "nothing"], "RUN='nothing': there is no such run"),
     (["bare", "gone"], "RUN='gone'"),
     (["bare", ""], "RUN=''"),
@@ -1471,14 +1471,14 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--experiment", "\x1b[2J"], "--experiment='\\x1b[2J'"),
     (["--sweep", "nothing"], "'nothing'"),
     (["bare", "many", "--sweep", ""], "''"),
-    (["--sweep", "bare"], "these are 0"),
+    (["--sweep", "bare"], "found 0"),
     (["--where", "params.model = cnn"], "--where='params.model = cnn'"),
     (["--where", "nonsense"], "--where='nonsense'"),
     (["--where", "'"], '--where="\'"'),
     (["--where", "params.model = 'cnn' OR params.model = 'x'"], "--where="),
     (["--where", "x\x1b\n"], "--where='x\\x1b\\n'"),
     (["--where", "attributes.start_time > 'x'"], "--where="),
-    (["--where", "params.model = 'none'"], "these are 0"),
+    (["--where", "params.model = 'none'"], "found 0"),
     (["bare", "many", "--plot", "x.gif"], "--plot='x.gif': must end in .png or .html"),
     (["bare", "many", "--plot", "x" * 250 + ".png"], "x.png': File name too long."),
     (["bare", "many", "--plot", "png"], "--plot='png': must end in .png or .html"),
@@ -1552,7 +1552,7 @@ def test_a_plot_that_fails_leaves_what_was_there(name: str, tmp_path: Path) -> N
 
 
 def test_the_functions_refuse_as_the_commands_do(foreign: Store, tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="two runs or more; these are 1"):
+    with pytest.raises(BadInput, match="two runs or more; found 1"):
         library.compare("bare", tracking_uri=foreign.uri)
     found = library.compare("bare", "many", tracking_uri=foreign.uri)
     assert isinstance(found.rows[0], Row)

@@ -276,8 +276,11 @@ def test_a_store_goes_on_elsewhere(
     assert evaluated["step"] == 50
     assert f"accuracy restored     {evaluated['accuracy']:.4f}" in done.stdout
     good(main("sync"))
-    good(main("ui"))
+    shown = good(main("ui")).stdout
     assert location(there / "mlruns/artifacts") in opened[0]
+    (newest, _), *_ = Tracking(None).select(None, None, None, 1)
+    assert f"/#/experiments/{newest.experiment_id}?" in shown
+    assert newest.experiment_id != "1"
     assert [path.name for path in there.iterdir()] == ["mlruns"]
     assert tree(here / "mlruns") == before
 
