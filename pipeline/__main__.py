@@ -235,7 +235,7 @@ def evaluate(
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="RUN RUN... [tracking.uri=URI]")
 @click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
-@click.option("--sweep", metavar="RUN", help="The children of a parent run.")
+@click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
 @click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
 @click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")

@@ -123,8 +123,9 @@ def compare(
 ) -> Comparison:
     """Compare runs: what differs in configuration, results, data, code and environment.
 
-    The runs are those named, those of an `experiment`, the children of the run `sweep`, those
-    that fit MLflow's filter `where`; of several conditions all must hold.
+    The runs are those named, those of an `experiment`, the children of the run `sweep` (or of
+    its parent, if it is a trial), those that fit MLflow's filter `where`; of several conditions all
+    must hold.
 
     Raises BadInput for what does not exist and for fewer than two runs.
     """

@@ -1029,6 +1029,17 @@ def test_the_order_is_that_of_naming_and_of_beginning(foreign: Store) -> None:
     assert [row.name for row in found.rows] == ["child-3", "child-0", "child-1", "child-2"]
 
 
+def test_a_trial_stands_for_its_sweep(store: Store) -> None:
+    """`latest` is a trial when a sweep has ended."""
+    parent = store.add("parent", tags={"waymark.kind": "sweep"})
+    for i in range(2):
+        child = {"mlflow.parentRunId": parent, "waymark.trial": str(i)}
+        store.add(f"trial-{i}", {"seed": str(i)}, {"train/loss": {1: 1.0 + i}}, child)
+    for run in ("parent", "trial-1"):
+        found = library.compare(sweep=run, tracking_uri=store.uri)
+        assert sum(len(row.runs) for row in found.rows) == 2
+
+
 def test_other_programs_runs_are_compared_as_they_are(foreign: Store) -> None:
     found = library.compare(sweep="parent", tracking_uri=foreign.uri)
     assert found.keys == ["model", "depth"]

@@ -581,12 +581,16 @@ class Tracking:
     ) -> list[tuple[RunRecord, Facts]]:
         """Return the runs that fit all conditions, the one started last first, `most` at most.
 
-        `sweep` is RUN of a parent, whose children are meant; `where` is a filter of MLflow's,
-        as in "params.model = 'cnn'". Raises BadInput for what does not exist or cannot be read.
+        `sweep` is RUN of a parent, whose children are meant, or of one of a sweep's trials, which
+        are meant then; `where` is a filter of MLflow's, as in "params.model = 'cnn'". Raises
+        BadInput for what does not exist or cannot be read.
         """
         conditions = [where] if where else []
         if sweep is not None:
-            conditions.append(f"tags.{names.PARENT_RUN} = '{self.find(sweep).id}'")
+            record = self.find(sweep)
+            trial = names.TRIAL in record.tags
+            parent = record.tags.get(names.PARENT_RUN, record.id) if trial else record.id
+            conditions.append(f"tags.{names.PARENT_RUN} = '{parent}'")
         try:
             if self.server:
                 self.reap()
