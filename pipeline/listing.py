@@ -31,8 +31,9 @@ def recent(uri: str | None, most: int) -> list[Listed]:
 
 def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
     steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
-    if record.status != "FINISHED" and steps != "-":
-        steps = f"{tracking.reached(record, names.TRAIN_LOSS)} of {steps}"
+    pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
+    if steps != "-" and (pruned or record.status != "FINISHED"):
+        steps = f"{pruned or tracking.reached(record, names.TRAIN_LOSS)} of {steps}"
     accuracy = facts.metrics.get(names.RESTORED_ACCURACY, facts.metrics.get(names.TEST_ACCURACY))
     sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
     stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))

@@ -1368,6 +1368,13 @@ def test_how_many_are_listed(store: Store, main: Main) -> None:
     assert len(listing.recent(store.uri, 1001)) == 1001
 
 
+def test_the_list_tells_how_far_a_pruned_trial_came(store: Store, main: Main) -> None:
+    for name, step in (("pruned", "20"), ("trained on", "")):
+        store.add(name, {"model": "m", "steps": "200"}, tags={"waymark.pruned": step})
+    rows = listed(main("runs", store.named))
+    assert [rows[name][4] for name in ("pruned", "trained on")] == ["20 of 200", "200"]
+
+
 def test_the_list_escapes_names(store: Store, main: Main) -> None:
     for i, harm in enumerate(HARM):
         run = store.add(f"run-{i}", {"model": "m", "steps": "1"})
