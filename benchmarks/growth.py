@@ -32,7 +32,7 @@ class Clock(Silent):
     def __init__(self) -> None:
         self.seen = [(0, time.perf_counter())]
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         self.seen.append((step, time.perf_counter()))
 
     def windows(self) -> list[float]:

@@ -39,8 +39,8 @@ class Silent:
     """Stands for what a way leaves out."""
 
     def record(self, steps: list[int], metrics: dict[str, list[float]]) -> None: ...
-    def advanced(self, step: int, loss: float) -> None: ...
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None: ...
+    def on_steps(self, step: int, loss: float) -> None: ...
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None: ...
     def save(self, step: int, state: dict, metrics: dict, on_schedule: bool) -> None: ...
 
 
@@ -53,7 +53,7 @@ class Loop:
         from pipeline.evaluation import load_data
         from pipeline.runtime import start_tensorflow
         from pipeline.tracking import Tracking
-        from pipeline.train import Machine
+        from pipeline.train import Trainer
 
         uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         every = [f"steps={STEPS[model]}", f"eval_every={STEPS[model] // EVALUATIONS[model]}"]
@@ -61,43 +61,43 @@ class Loop:
         self.config = library.configure(*own)
         self.data = load_data(self.config)
         start_tensorflow(**vars(self.config.runtime))
-        self.machine = Machine(self.config, self.data)
-        self.score = self.machine.score()
+        self.trainer = Trainer(self.config, self.data)
+        self.score = self.trainer.score()
         self.tracking = Tracking(self.config.tracking.uri, create=True)
         self.described = described(self.config)
 
     def ready(self) -> None:
-        """Put the machine at a new run's start, its threads awake."""
-        self.machine.advance(10)
-        self.machine.begin(self.config)
+        """Put the trainer at a new run's start, its threads awake."""
+        self.trainer.run_steps(10)
+        self.trainer.reset(self.config)
 
     def bare(self) -> float:
         self.ready()
         began = time.perf_counter()
-        self.machine.advance(self.config.steps)
+        self.trainer.run_steps(self.config.steps)
         return time.perf_counter() - began
 
     def train(
-        self, losses: bool, checkpoints: bool, evaluation: bool, watcher: Silent | None = None
+        self, losses: bool, checkpoints: bool, evaluation: bool, progress: Silent | None = None
     ) -> float:
         from pipeline.checkpoints.store import CheckpointStore
         from pipeline.train import train
         from pipeline.work import Saver
 
-        machine, silent = self.machine, watcher or Silent()
+        trainer, silent = self.trainer, progress or Silent()
         tracked = self.tracking.create(self.described, {}, self.data)
         folder = tracked.info.folder / "checkpoints"
         folder.mkdir()
         store = CheckpointStore(folder, self.config.save, records=tracked.info.outbox)
         saver = Saver(store, tracked)
         if not evaluation:
-            machine.score = lambda: self.score
+            trainer.score = lambda: self.score
         time.sleep(0.5)  # until MLflow has been told of the run, as it has when a run trains
         self.ready()
         began = time.perf_counter()
         train(
             self.config,
-            machine,
+            trainer,
             tracked if losses else silent,
             saver.save if checkpoints else silent.save,
             silent,
@@ -106,7 +106,7 @@ class Loop:
         saver.wait()
         tracked.flush()
         seconds = time.perf_counter() - began
-        vars(machine).pop("score", None)
+        vars(trainer).pop("score", None)
         tracked.finish("FINISHED")
         return seconds
 

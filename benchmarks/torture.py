@@ -264,12 +264,12 @@ class Victim:
 
 def victim(arena: Arena, model: str, save: str) -> Victim:
     """Run in one piece, and once more stopped by a signal at a step drawn."""
-    from pipeline.progress import Silent
+    from pipeline.progress import NoProgress
 
-    class StopAt(Silent):
+    class StopAt(NoProgress):
         target = 0  # no step
 
-        def advanced(self, step: int, loss: float) -> None:
+        def on_steps(self, step: int, loss: float) -> None:
             if StopAt.target and step >= StopAt.target:
                 StopAt.target = 0  # a second signal would end this process
                 signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
@@ -281,7 +281,7 @@ def victim(arena: Arena, model: str, save: str) -> Victim:
         StopAt.target = stop
         shutil.copytree(arena.root / "store", folder / "mlruns")
         os.chdir(folder)
-        with patch("pipeline.work.watcher", lambda *_: StopAt(0, 0)):
+        with patch("pipeline.work.make_progress", lambda *_: StopAt(0, 0)):
             status, out, err = waymark("run", *arena.options(model, save), *TINY)
         if status != (143 if stop else 0):
             sys.exit(f"a run to be damaged could not be made:\n{err}")

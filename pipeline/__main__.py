@@ -325,7 +325,7 @@ def sync(overrides: tuple[str, ...]) -> int:
 @OVERRIDES
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
-    from pipeline.stopping import handling
+    from pipeline.signals import handling
     from pipeline.tracking import ui_command
 
     tracking = _store(overrides)

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.archive import read_npz
 from pipeline.config import BadInput, settings
 from pipeline.digest import SETTLED, digest
-from pipeline.randomness import BATCH, random_key
+from pipeline.npz import read_npz
+from pipeline.randomness import SAMPLING, random_key
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -369,7 +369,7 @@ def batch_indices(
     import tensorflow as tf
 
     if sampling == "replacement":
-        key = random_key(seed, BATCH, step)
+        key = random_key(seed, SAMPLING, step)
         return tf.random.stateless_uniform([batch_size], key, 0, examples, tf.int64, alg="philox")
     places = (step - 1) * batch_size + tf.range(batch_size, dtype=tf.int64)
     epochs = places // examples
@@ -377,7 +377,7 @@ def batch_indices(
     # The permutation is a block cipher on the index, so no epoch's order is ever stored. Of each
     # of its key's three words it may use as few as 8 bits, hence words drawn for (seed, epoch);
     # at TensorFlow's usual 4 rounds neighbours stay correlated.
-    keys = [random_key(seed, BATCH, first + later) for later in (0, 1)]
+    keys = [random_key(seed, SAMPLING, first + later) for later in (0, 1)]
     words = [tf.random.stateless_uniform([3], k, None, None, tf.int32, alg="philox") for k in keys]
     return tf.raw_ops.RandomIndexShuffle(
         index=places % examples,

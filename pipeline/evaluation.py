@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import graph
 from pipeline.checkpoints import State
-from pipeline.checkpoints.foreign import find_bundle, read_parameters
+from pipeline.checkpoints.external import find_bundle, read_parameters
 from pipeline.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
 from pipeline.compose import SEARCHPATH
 from pipeline.config import BadInput, Config, Resolved, from_record

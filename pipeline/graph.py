@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checkpoints.bundle import check_bundle, readable
+from pipeline.checkpoints.tf_bundle import check_bundle, readable
 from pipeline.config import BadInput, Config, first_line
 from pipeline.data import Dataset, ImageSpec
-from pipeline.hidden_state import no_variables
+from pipeline.hidden_state import refuse_variables
 from pipeline.models import forward
 from pipeline.runtime import quiet
-from pipeline.score import BATCH
+from pipeline.score import IMAGES_PER_BATCH
 
 COLLECTION = "train_var"
 
@@ -72,7 +72,7 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
         labels = v1.placeholder(tf.float32, [None, spec.classes], name="labels")
         values = {name: variable.read_value() for name, variable in variables.items()}
         images = tf.reshape(inputs, [-1, *spec.shape])
-        with no_variables([config.model]):
+        with refuse_variables([config.model]):
             logits = forward(config.model, config.precision, values, images)
         right = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))
         hits = tf.reduce_sum(tf.cast(right, tf.int64))
@@ -120,10 +120,10 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
                 saver.restore(session, path)
             inputs, labels, accuracy = v1.get_collection(COLLECTION)
             hits = 0
-            for start in range(0, len(pixels), BATCH):
-                batch = pixels[start : start + BATCH].astype(np.float32)
+            for start in range(0, len(pixels), IMAGES_PER_BATCH):
+                batch = pixels[start : start + IMAGES_PER_BATCH].astype(np.float32)
                 batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
-                truth = data.y_test[start : start + BATCH, None] == classes  # one-hot
+                truth = data.y_test[start : start + IMAGES_PER_BATCH, None] == classes  # one-hot
                 feed = {inputs: batch, labels: truth.astype(np.float32)}
                 share = session.run(accuracy, feed)
                 if np.ndim(share) or not 0 <= share <= 1:

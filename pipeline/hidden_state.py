@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.config import BadInput
 
-PYTHON = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
+PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
 
 
 class HiddenState(BadInput):
@@ -14,7 +14,7 @@ class HiddenState(BadInput):
 
 
 @contextmanager
-def no_variables(
+def refuse_variables(
     parts: Sequence[Any], known: Callable[[], Iterable[Any]] = tuple
 ) -> Iterator[None]:
     """Raise HiddenState for a tf.Variable that is made meanwhile and is not among `known()`.
@@ -34,7 +34,7 @@ def no_variables(
         handles = {id(getattr(value, "handle", value)) for value in allowed}
         for variable in made:
             if id(getattr(variable, "handle", variable)) not in handles:
-                raise _refusal(parts, f"makes {_told(variable)}") from None
+                raise _refusal(parts, f"makes {_describe(variable)}") from None
 
     try:
         with tf.variable_creator_scope(creator):
@@ -45,28 +45,28 @@ def no_variables(
     refuse_hidden(known())
 
 
-def traced(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature: Any) -> Any:
+def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature: Any) -> Any:
     """Trace a tf.function; return the concrete one.
 
     Raises HiddenState for a variable that it makes, or uses and is not among the `known`, for any
     other resource, and for Python that it would call: its state is out of sight.
     """
-    with no_variables(parts):
+    with refuse_variables(parts):
         concrete = function.get_concrete_function(*signature)
     handles = {id(variable.handle) for variable in known}
     for captured in concrete.captured_inputs:
         if captured.dtype == "resource" and id(captured) not in handles:
             found = [each for each in concrete.graph.variables if each.handle is captured]
-            raise _refusal(parts, f"uses {_told(found[0] if found else None)}")
+            raise _refusal(parts, f"uses {_describe(found[0] if found else None)}")
     graph = concrete.graph.as_graph_def()
     inner = [node for body in graph.library.function for node in body.node_def]
-    calls = [node.op for node in [*graph.node, *inner] if node.op in PYTHON]
+    calls = [node.op for node in [*graph.node, *inner] if node.op in PYTHON_OPS]
     if calls:
         raise _refusal(parts, f"calls Python while it computes ({calls[0]})")
     return concrete
 
 
-def _told(variable: Any) -> str:
+def _describe(variable: Any) -> str:
     """Return how a variable is called in a sentence."""
     if variable is None:
         return "a variable or table without a name"

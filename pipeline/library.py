@@ -54,7 +54,7 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
     Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
     recorded run `config_from` with plain key=value `overrides` on top.
 
-    Raises BadInput before anything is written, Stopped after a signal, Failed otherwise.
+    Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
     """
     if config_from is not None:
         with taken_back():
@@ -69,7 +69,7 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
 
     Raises BadInput for an unknown run, an override that would change the numbers, or (without
     `allow_drift`) a numerical environment other than the recorded one; Failed if no published
-    checkpoint is whole or the work fails; Stopped after a signal.
+    checkpoint is whole or the work fails; Interrupted after a signal.
     """
     return _done(running.resume, run, parsed(overrides), allow_drift)
 
@@ -88,7 +88,7 @@ def rerun(
     recorded changes, which takes `trust_code`, since it executes what a record says.
 
     Raises BadInput for an unknown run or an override that could change the numbers, Failed if
-    the work fails, Stopped after a signal.
+    the work fails, Interrupted after a signal.
     """
     return _done(rerunning.rerun, run, overrides, threads, at_commit, trust_code)
 

@@ -17,7 +17,7 @@ from typing import IO, Any, TextIO
 from pipeline import process_state
 from pipeline.config import BadInput, first_line
 from pipeline.package import FOLDER
-from pipeline.stopping import SIGNALS, Stopped, handling
+from pipeline.signals import SIGNALS, Interrupted, handling
 from pipeline.work import Failed
 
 HOME = str(FOLDER.parent)
@@ -143,5 +143,5 @@ def ended(status: int) -> Exception | None:
     """Return the error of a process that a signal has ended, if one has."""
     number = status - 128 if status > 128 else -status
     if number in SIGNALS:
-        return Stopped(number)
+        return Interrupted(number)
     return Failed(f"the new process was ended by signal {number}") if number > 0 else None

@@ -45,6 +45,7 @@ class Adam:
     epsilon: PositiveFloat
 
     def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return both moments of each parameter, zeros, and both powers of beta, float32 []."""
         import tensorflow as tf
 
         moments = {
@@ -92,6 +93,7 @@ class Sgd:
     momentum: Decay
 
     def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return the momentum of each parameter, zeros of its shape."""
         import tensorflow as tf
 
         return {f"{name}/Momentum": tf.zeros_like(value) for name, value in parameters.items()}

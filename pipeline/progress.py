@@ -8,32 +8,32 @@ from typing import Any
 from pipeline.table import number, rate
 
 
-class Silent:
+class NoProgress:
     """Show nothing."""
 
     def __init__(self, steps: int, done: int) -> None:
         self.steps, self.done = steps, done
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         """Take note that training stands at `step`."""
 
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         """Take note of an evaluation."""
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
 
 
-class Lines(Silent):
+class LogLines(NoProgress):
     """Print one line at each evaluation."""
 
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         # As the TF1 tutorial has it, where that shows a loss.
         shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
         print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
 
 
-class Bar(Silent):
+class ProgressBar(NoProgress):
     """Draw a bar with steps per second, loss, last accuracy and time left, at the end taken."""
 
     def __init__(self, steps: int, done: int) -> None:
@@ -49,26 +49,26 @@ class Bar(Silent):
         )
         self._bar.start()
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         speed = self._bar.tasks[0].speed
-        pace = f"{rate(speed)} steps/s" if speed else "-"
-        self._bar.update(self._task, completed=step, loss=number(loss), rate=pace)
+        step_rate = f"{rate(speed)} steps/s" if speed else "-"
+        self._bar.update(self._task, completed=step, loss=number(loss), rate=step_rate)
 
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         self._bar.update(self._task, acc=f"{accuracy:.4f}")
 
     def close(self) -> None:
         self._bar.stop()
 
 
-def watcher(wish: Any, steps: int, done: int) -> Silent:
+def make_progress(mode: Any, steps: int, done: int) -> NoProgress:
     """Return what `progress=` asks for: auto, true (a bar even without a terminal), false."""
-    if wish is False:
-        return Silent(steps, done)
-    return (Bar if wish is True or sys.stdout.isatty() else Lines)(steps, done)
+    if mode is False:
+        return NoProgress(steps, done)
+    return (ProgressBar if mode is True or sys.stdout.isatty() else LogLines)(steps, done)
 
 
-class Tally:
+class NoSweepProgress:
     """Show nothing of a sweep."""
 
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
@@ -78,7 +78,7 @@ class Tally:
         """Leave the terminal as it should be."""
 
 
-class SweepBar(Tally):
+class SweepProgressBar(NoSweepProgress):
     """Draw a bar with finished, running and failed trials, the best so far and time left."""
 
     def __init__(self, total: int) -> None:
@@ -102,6 +102,7 @@ class SweepBar(Tally):
         self._bar.stop()
 
 
-def tally(wish: Any, total: int) -> Tally:
+def make_sweep_progress(mode: Any, total: int) -> NoSweepProgress:
     """Return what `progress=` asks for during a sweep: a bar on a terminal, or nothing."""
-    return SweepBar(total) if wish is True or (wish == "auto" and sys.stdout.isatty()) else Tally()
+    bar = mode is True or (mode == "auto" and sys.stdout.isatty())
+    return SweepProgressBar(total) if bar else NoSweepProgress()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tensorflow as tf
 
-INITIAL, BATCH, DROPOUT = range(3)  # purposes
+INITIAL, SAMPLING, DROPOUT = range(3)  # purposes
 
 
 def random_key(seed: Any, purpose: int, number: Any) -> "tf.Tensor":

@@ -42,7 +42,7 @@ def rerun(
     `trust_code`.
 
     Raises BadInput for an unknown run, an override that could change the numbers, or a record
-    that is damaged; Failed and Stopped as `running.run` does.
+    that is damaged; Failed and Interrupted as `running.run` does.
     """
     given = {"tracking.uri": None, **parsed(overrides)}
     trusted = given.pop("trusted_modules", [])
@@ -88,7 +88,7 @@ def _refuse_others(given: Mapping[str, Any], tracking: Tracking, record: RunReco
 def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str | None) -> Verdict:
     """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
 
-    Raises BadInput, Failed or Stopped with what the process says.
+    Raises BadInput, Failed or Interrupted with what the process says.
     """
     path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-m", "pipeline", *words, "--json"]

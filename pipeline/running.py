@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline import names
 from pipeline.checkpoints import State
-from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.external import read_parameters
 from pipeline.checkpoints.store import CheckpointStore, replace_file
 from pipeline.compose import SEARCHPATH, switched
 from pipeline.config import BadInput, Config, Resolved, from_record, read_record, with_overrides
@@ -26,7 +26,7 @@ from pipeline.output import unfailing_output
 from pipeline.package import __version__
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_if_imported, start_tensorflow
-from pipeline.stopping import Stop
+from pipeline.signals import GracefulShutdown
 from pipeline.tracking import RunRecord, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.recovery import settle
@@ -54,16 +54,16 @@ def run(
     `began` is called when the run is recorded, before it trains: a trial's, for which others
     wait, so that it is not compiled before.
 
-    Raises BadInput before anything is written, Stopped after a signal, Pruned if the `pruner` of
-    a sweep finds it hopeless, Failed otherwise.
+    Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
+    of a sweep finds it hopeless, Failed otherwise.
     """
     config = resolved.config
-    with Stop() as stop:
+    with GracefulShutdown() as stop:
         start_if_imported(**vars(config.runtime))
         data = load_data(config)
         start_if_imported(**vars(config.runtime))  # by the user's own classes
         parameters = _initial_parameters(config, data)
-        machine = None if began else prepared(config, data)
+        trainer = None if began else prepared(config, data)
         tracking = Tracking(config.tracking.uri, create=True)
         tags = {**_tags(resolved, data), **(tags or {})}
         if parameters:
@@ -75,7 +75,7 @@ def run(
         if began:
             began()
         given = resolved, data, tracking, tracked, parameters, None, stop
-        return Work(*given, original, pruner, machine).run()
+        return Work(*given, original, pruner, trainer).run()
 
 
 @unfailing_output()
@@ -91,7 +91,7 @@ def resume(
     Raises BadInput for an unknown run, an override that would change the numbers, or (without
     `allow_drift`) a numerical environment that would; Failed if no published checkpoint is whole.
     """
-    with Stop() as stop:
+    with GracefulShutdown() as stop:
         return _resume(text, dict(overrides), stop, allow_drift, pruner, began)
 
 
@@ -138,7 +138,7 @@ def record_as_it_is(
 def _resume(
     text: str,
     overrides: dict[str, Any],
-    stop: Stop,
+    stop: GracefulShutdown,
     allow_drift: bool,
     pruner: Pruner | None,
     began: Callable[[], None] | None,
@@ -176,7 +176,7 @@ def _resume(
     if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
-    machine = None if began else prepared(config, data)
+    trainer = None if began else prepared(config, data)
     tracked = tracking.reopen(record, config, reached)
     replace_file(record.folder / "config.yaml", resolved.record())
     pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
@@ -184,7 +184,7 @@ def _resume(
     if began:
         began()
     given = resolved, data, tracking, tracked, parameters, found, stop
-    return Work(*given, original, pruner, machine).run()
+    return Work(*given, original, pruner, trainer).run()
 
 
 def _refuse_drift(record: RunRecord, config: Config) -> None:

@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.data import Dataset
-from pipeline.hidden_state import traced
+from pipeline.hidden_state import trace
 from pipeline.models import check_outputs, forward, scale
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-MOST = 200  # classes of which each has a row in the confusion matrix
-CONFUSED = 20  # the most confused ones, which alone have one where there are more classes
-BATCH = 250  # images: ten thousand at once take the CNN gigabytes, and longer
+MAX_CONFUSION_CLASSES = 200  # classes of which each has a row in the confusion matrix
+MOST_CONFUSED = 20  # the most confused ones, which alone have one where there are more classes
+IMAGES_PER_BATCH = 250  # images: ten thousand at once take the CNN gigabytes, and longer
 
 
 @dataclass(frozen=True)
 class Score:
+    """What a model scored on a whole test set of N images."""
+
     predictions: np.ndarray  # int64 [N], the class of the highest logit
     hits: int
     loss: float  # mean softmax cross entropy
@@ -46,14 +48,14 @@ class Scorer:
         import tensorflow as tf
 
         images, labels = tf.constant(data.x_test), tf.constant(data.y_test)
-        batches = -(-len(data.y_test) // BATCH)
+        batches = -(-len(data.y_test) // IMAGES_PER_BATCH)
 
         @tf.function(autograph=False)
         def score(parameters: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
             def body(
                 i: tf.Tensor, losses: tf.TensorArray, classes: tf.TensorArray
             ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
-                rows = slice(i * BATCH, (i + 1) * BATCH)
+                rows = slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH)
                 logits = forward(model, precision, parameters, scale(images[rows]))
                 check_outputs(model, logits, data.spec.classes)
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[rows], logits)
@@ -80,7 +82,7 @@ class Scorer:
 
         shapes = {n: tf.TensorSpec(value.shape, value.dtype) for n, value in parameters.items()}
         # Asked for by name: TensorFlow then counts no retracing.
-        self._compiled = traced(self._score, [self._model], (), shapes)
+        self._compiled = trace(self._score, [self._model], (), shapes)
 
     def __call__(self, parameters: "Mapping[str, tf.Tensor]") -> Score:
         import tensorflow as tf
@@ -98,18 +100,19 @@ def confusion(
 ) -> tuple[list[int], np.ndarray]:
     """Return which classes the confusion matrix shows, and its int64 counts, true class by row.
 
-    Of more than MOST classes these are CONFUSED ones, those of the most frequent errors first,
-    then those of the most images. Memory grows with the images, not with the classes' square.
+    Of more than MAX_CONFUSION_CLASSES classes these are MOST_CONFUSED ones, those of the most
+    frequent errors first, then those of the most images. Memory grows with the images, not with
+    the classes' square.
     """
     truth = truth.astype(np.int64)
     classes = max(classes, int(predictions.max()) + 1)  # a model may have more outputs
     shown = np.arange(classes)
-    if classes > MOST:
+    if classes > MAX_CONFUSION_CLASSES:
         wrong = truth != predictions
         pairs = _by_frequency(truth[wrong] * classes + predictions[wrong])
         ends = np.column_stack(np.divmod(pairs, classes)).ravel()
         order = dict.fromkeys([*ends.tolist(), *_by_frequency(truth).tolist()])
-        shown = np.array(sorted(list(order)[:CONFUSED]))
+        shown = np.array(sorted(list(order)[:MOST_CONFUSED]))
     inside = np.isin(truth, shown) & np.isin(predictions, shown)
     place = [np.searchsorted(shown, each[inside]) for each in (truth, predictions)]
     counts = np.zeros((len(shown), len(shown)), np.int64)

@@ -31,8 +31,8 @@ from pipeline.comparison import Comparison
 from pipeline.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
-from pipeline.progress import Tally, tally
-from pipeline.stopping import handling
+from pipeline.progress import NoSweepProgress, make_sweep_progress
+from pipeline.signals import handling
 from pipeline.table import number, rate
 from pipeline.tracking import Facts, RunRecord, Tracking
 from pipeline.tracking.tracked import reason_of
@@ -262,7 +262,7 @@ class Sweep:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
-        closing, bar = threading.Event(), tally(self.progress, self.expected)
+        closing, bar = threading.Event(), make_sweep_progress(self.progress, self.expected)
 
         def watch() -> None:
             told, beat = "", time.monotonic()
@@ -289,7 +289,7 @@ class Sweep:
                 self._tell(bar, "")
             bar.close()
 
-    def _tell(self, bar: Tally, told: str) -> str:
+    def _tell(self, bar: NoSweepProgress, told: str) -> str:
         """Bring the bar and the parent's metrics up to date, if there is anything new."""
         found = self.outcome()
         counts = found.counts()

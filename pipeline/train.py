@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.checkpoints import State
 from pipeline.config import Config, Sentence
 from pipeline.data import SMALL, Dataset, ImageSpec, batch_indices
-from pipeline.hidden_state import no_variables, traced
+from pipeline.hidden_state import refuse_variables, trace
 from pipeline.models import check_outputs, forward, initial_key, scale
 from pipeline.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
 from pipeline.optimizers import takes_learning_rate
@@ -50,7 +50,7 @@ def initial_state(config: Config, spec: ImageSpec) -> "tuple[dict[str, tf.Tensor
 
     parameters: dict[str, tf.Tensor] = {}
     slots: dict[str, tf.Tensor] = {}
-    with no_variables(
+    with refuse_variables(
         (config.model, config.optimizer), lambda: [*parameters.values(), *slots.values()]
     ):
         parameters |= config.model.initial(spec, initial_key(config.seed))
@@ -154,11 +154,11 @@ def compile_steps(
         variables["step"].assign_add(tf.cast(steps, tf.int64))
         return loop[1].stack()
 
-    return traced(run_steps, (config.model, config.optimizer), variables.values())
+    return trace(run_steps, (config.model, config.optimizer), variables.values())
 
 
-class Machine:
-    """The state on the device and the compiled function that moves it by some steps."""
+class Trainer:
+    """A run's state on the device, and the compiled functions that train and score it."""
 
     def __init__(self, config: Config, data: Dataset) -> None:
         import tensorflow as tf
@@ -169,14 +169,14 @@ class Machine:
             name: tf.Variable(value, trainable=False) for name, value in initial.items()
         }
         self.parameters = {name: self._variables[name] for name in names}
-        self._advance = compile_steps(config, data, self._variables, self.parameters)
+        self._run_steps = compile_steps(config, data, self._variables, self.parameters)
         self.scorer = Scorer(config.model, config.precision, data)
         self.scorer.compile(self.parameters)
-        self.restorer: Scorer | None = None  # of what was restored, compiled anew
+        self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
 
-    def begin(self, config: Config) -> None:
-        """Put the state of a new run in place, whose `shape` is that of the last one."""
+    def reset(self, config: Config) -> None:
+        """Set the state to a new run's initial one; its `compilation_key` must be the same."""
         initial, _ = initial_state(config, self._spec)
         for name, variable in self._variables.items():
             variable.assign(initial[name])
@@ -186,11 +186,11 @@ class Machine:
     def step(self) -> int:
         return int(self._variables["step"].numpy())
 
-    def advance(self, steps: int) -> np.ndarray:
+    def run_steps(self, steps: int) -> np.ndarray:
         """Run `steps` steps in one call; return their losses, float32 [steps]."""
         import tensorflow as tf
 
-        return self._advance(tf.constant(steps, tf.int32), *self._inputs).numpy()
+        return self._run_steps(tf.constant(steps, tf.int32), *self._inputs).numpy()
 
     def state(self) -> State:
         """Return a copy of everything that decides the next step."""
@@ -202,8 +202,8 @@ class Machine:
         for name, variable in self._variables.items():
             variable.assign(state[name])
 
-    def replace(self, parameters: State) -> None:
-        """Start from other values for some parameters."""
+    def assign_parameters(self, parameters: State) -> None:
+        """Assign arrays to some parameters, by name; all else stays."""
         for name, value in parameters.items():
             self.parameters[name].assign(value)
 
@@ -218,7 +218,7 @@ class Machine:
 
 
 def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
-    """Return what the compiled function takes in each call beside the number of steps."""
+    """Return the seed, int64 [], and the learning rate, float32 [], for the compiled function."""
     import tensorflow as tf
 
     optimizer = config.optimizer
@@ -226,10 +226,10 @@ def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
     return tf.constant(config.seed, tf.int64), tf.constant(rate, tf.float32)
 
 
-def shape(config: Config, data: Dataset) -> tuple[Any, ...] | None:
-    """Return all that decides what a machine compiles, None if it cannot be told.
+def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
+    """Return the cache key of a compiled trainer, or None if it must not be reused.
 
-    A user's own class may look at whatever it likes, and may remember what it saw.
+    A user's own class is never reused: what it computes may depend on anything.
     """
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
@@ -246,37 +246,40 @@ def shape(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     )
 
 
-_idle: dict[Any, Machine] = {}  # at most one
-_idle_lock = threading.Lock()
+_cached_trainer: dict[Any, Trainer] = {}  # at most one
+_cache_lock = threading.Lock()
 
 
 @contextmanager
-def lend(config: Config, data: Dataset, new: Machine | None = None) -> Iterator[Machine]:
-    """Lend a machine that stands at a new run's start, for one run alone.
+def reuse_or_compile(
+    config: Config, data: Dataset, new: Trainer | None = None
+) -> Iterator[Trainer]:
+    """Yield a trainer in a new run's initial state, for one run alone.
 
-    The one that the run before has left, if it fits; it is dropped before another is compiled,
-    and after a run that failed. Else the `new` one, if there is one already.
+    It is the one that this process used last, if its key is the same, else `new`, else one that
+    is compiled now. The last one is dropped before another is compiled; a trainer is kept unless
+    the body raises.
     """
-    key = shape(config, data) if data.nbytes < SMALL else None
-    with _idle_lock:
-        machine = _idle.pop(key, None) or new
-        _idle.clear()
-    if machine is None:
-        machine = Machine(config, data)
+    key = compilation_key(config, data) if data.nbytes < SMALL else None
+    with _cache_lock:
+        trainer = _cached_trainer.pop(key, None) or new
+        _cached_trainer.clear()
+    if trainer is None:
+        trainer = Trainer(config, data)
     else:
-        machine.begin(config)
-    yield machine
+        trainer.reset(config)
+    yield trainer
     if key is not None:
-        with _idle_lock:
-            _idle.clear()
-            _idle[key] = machine
+        with _cache_lock:
+            _cached_trainer.clear()
+            _cached_trainer[key] = trainer
 
 
-class Watcher(Protocol):
-    """Who is shown how the training goes."""
+class ProgressReporter(Protocol):
+    """Shows how the training goes, on a terminal or in a log."""
 
-    def advanced(self, step: int, loss: float) -> None: ...
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None: ...
+    def on_steps(self, step: int, loss: float) -> None: ...
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None: ...
 
 
 class Recorder(Protocol):
@@ -287,46 +290,49 @@ class Recorder(Protocol):
 
 def train(
     config: Config,
-    machine: Machine,
+    trainer: Trainer,
     recorder: Recorder,
     save: Callable[[int, State, dict[str, float], bool], None],
-    watcher: Watcher,
-    stopping: Callable[[int], bool],
+    progress: ProgressReporter,
+    should_stop: Callable[[int], bool],
 ) -> Score | None:
-    """Train from where the machine stands up to `config.steps`; return the last evaluation.
+    """Train from where the trainer is up to `config.steps`; return the last evaluation.
 
-    `save(step, state, metrics, regular)` takes checkpoints on the cadence and, where the best is
-    kept, at the other evaluations (not `regular`); `stopping(step)` is asked after every chunk
-    whether to leave. Raises Diverged if `on_nan` is stop and a loss is not finite.
+    `save(step, state, metrics, on_schedule)` takes checkpoints every `save.every` steps and at the
+    last and, where the best is kept, at the other evaluations (not `on_schedule`);
+    `should_stop(step)` is asked after every chunk. Raises Diverged if `on_nan` is stop and a loss
+    is not finite.
     """
-    step, last = machine.step, config.steps
-    chunk, score, clock = 1, None, Pace()
+    step, last = trainer.step, config.steps
+    chunk, score, clock = 1, None, StepRate()
     while step < last:
-        steps = min(chunk, *(_until(step, n, last) for n in (config.save.every, config.eval_every)))
+        steps = min(
+            chunk, *(_steps_until(step, n, last) for n in (config.save.every, config.eval_every))
+        )
         began = time.perf_counter()
-        losses = machine.advance(steps)
+        losses = trainer.run_steps(steps)
         seconds = time.perf_counter() - began
         chunk = max(1, min(int(steps * CHUNK_SECONDS / seconds), 8 * chunk))
         clock.add(steps, seconds)
         first, step = step + 1, step + steps
         _record_losses(config, recorder, first, losses)
-        watcher.advanced(step, float(losses[-1]))
+        progress.on_steps(step, float(losses[-1]))
         metrics = {}
         if due(step, config.eval_every, last):
-            score = machine.score()
+            score = trainer.score()
             metrics = {f"{TEST}{name}": value for name, value in score.metrics.items()}
             rate = {STEPS_PER_SECOND: clock.rate()}
             recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
-            watcher.evaluated(step, float(losses[-1]), score.accuracy)
-        regular = due(step, config.save.every, last)
-        if regular or (metrics and config.save.keep_best):
-            save(step, machine.state(), metrics, regular)
-        if step < last and stopping(step):
+            progress.on_evaluation(step, float(losses[-1]), score.accuracy)
+        on_schedule = due(step, config.save.every, last)
+        if on_schedule or (metrics and config.save.keep_best):
+            save(step, trainer.state(), metrics, on_schedule)
+        if step < last and should_stop(step):
             break
     return score
 
 
-def _until(step: int, every: int, last: int) -> int:
+def _steps_until(step: int, every: int, last: int) -> int:
     """Return the steps from `step` to the next multiple of `every`, at most to `last`."""
     return min(last - step, every - step % every if every else last)
 
@@ -344,8 +350,8 @@ def _record_losses(config: Config, recorder: Recorder, first: int, losses: np.nd
         raise Diverged(f"the loss at step {step} is {losses[broken[0]]}")
 
 
-class Pace:
-    """Steps per second of the training itself since it was last asked."""
+class StepRate:
+    """Counts steps and the seconds spent in them, for a rate since the last time."""
 
     def __init__(self) -> None:
         self._steps, self._seconds = 0, 0.0

@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from pipeline import names, process_state, running
-from pipeline.checkpoints.foreign import files_of
+from pipeline.checkpoints.external import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
 from pipeline.config import NAME, Config, Resolved, flatten
@@ -30,7 +30,7 @@ from pipeline.evaluation import load_data
 from pipeline.failure import explained
 from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
-from pipeline.stopping import Stop, Stopped
+from pipeline.signals import GracefulShutdown, Interrupted
 from pipeline.table import elided, setting
 from pipeline.tracking import Facts, RunRecord, Tracking
 from pipeline.work import Failed, Pruned, own_modules
@@ -82,13 +82,13 @@ def trial(cfg: Any) -> float:
     task = list(HydraConfig.get().overrides.task)
     try:
         resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
-        Stop.noted = None
+        GracefulShutdown.last_signal = None
         apart = any(key.startswith("runtime.") for key in json.loads(os.environ[VARIED_KEYS]))
         value = (_in_a_new_process if apart else _done)(resolved, _name(task))
-        if Stop.noted is not None:  # it came too late to stop this one
-            raise Stopped(Stop.noted)
+        if GracefulShutdown.last_signal is not None:  # it came too late to stop this one
+            raise Interrupted(GracefulShutdown.last_signal)
         return value
-    except Stopped as stopped:
+    except Interrupted as stopped:
         if in_parent:
             sys.exit(stopped.status)
         raise  # a job's time is up, say: the parent launches what is left of it again

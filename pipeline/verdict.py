@@ -15,7 +15,7 @@ import pydantic
 
 from pipeline import names
 from pipeline.checkpoints import State
-from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.external import read_parameters
 from pipeline.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_links
 from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment

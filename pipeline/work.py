@@ -36,15 +36,15 @@ from pipeline.failure import explained
 from pipeline.hidden_state import HiddenState
 from pipeline.masking import as_interpolation, without_secrets
 from pipeline.own_code import OwnCode
-from pipeline.progress import watcher
+from pipeline.progress import make_progress
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score, Scorer, confusion
-from pipeline.stopping import Stop, Stopped
+from pipeline.signals import GracefulShutdown, Interrupted
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import load
-from pipeline.train import Diverged, Machine, lend, train
+from pipeline.train import Diverged, Trainer, reuse_or_compile, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import Evidence, Verdict, judge
 
@@ -86,8 +86,8 @@ def own_modules(config: Config) -> list[str]:
     return sorted(name for name in modules if not name.startswith("pipeline."))
 
 
-def prepared(config: Config, data: Dataset) -> Machine | None:
-    """Return a machine of the user's own classes, with all its functions compiled.
+def prepared(config: Config, data: Dataset) -> Trainer | None:
+    """Return a trainer of the user's own classes, with all its functions compiled.
 
     Raises HiddenState, so that it comes before a run is made; whatever else is wrong the run
     meets again, and records. None for that, and for Waymark's classes, which keep nothing.
@@ -97,14 +97,14 @@ def prepared(config: Config, data: Dataset) -> Machine | None:
         return None
     start_tensorflow(config.runtime.intra_op_threads)
     try:
-        machine = Machine(config, data)
+        trainer = Trainer(config, data)
         if config.save.graph:
-            graph.export(config, data.spec, machine.shapes)
+            graph.export(config, data.spec, trainer.shapes)
     except HiddenState:
         raise
     except Exception:
         return None
-    return machine
+    return trainer
 
 
 class Saver:
@@ -166,10 +166,10 @@ class Work:
         tracked: TrackedRun,
         parameters: State | None,
         found: tuple[Manifest, State] | None,
-        stop: Stop,
+        stop: GracefulShutdown,
         original: Evidence | None = None,
         pruner: Pruner | None = None,
-        machine: Machine | None = None,
+        trainer: Trainer | None = None,
     ) -> None:
         self.resolved, self.config, self.data = resolved, resolved.config, data
         self.tracking, self.tracked = tracking, tracked
@@ -180,14 +180,14 @@ class Work:
         self.pruner = pruner  # if this is a trial of a sweep that ends hopeless ones
         self.pruned: Pruned | None = None
         self.own_code: OwnCode | None = None
-        self.machine = machine  # if there is one already
+        self.trainer = trainer  # if there is one already
 
     def run(self) -> Result:
         """Do the work; whatever happens, the run in MLflow ends with a status and a reason."""
-        self.stop.begun = True
+        self.stop.can_finish_gracefully = True
         try:
             result = self.stop.run(self._work)
-        except Stopped as error:
+        except Interrupted as error:
             print("to go on:", self._resume_command(), file=sys.stderr)
             self._end("KILLED", str(error), resumable=True)
             raise
@@ -263,20 +263,20 @@ class Work:
         print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()
         self.stop.check()
-        with lend(config, self.data, self.machine) as machine:
-            trained = self._train(machine)
-            result = None if self.pruned else self._conclude(trained, machine)
+        with reuse_or_compile(config, self.data, self.trainer) as trainer:
+            trained = self._train(trainer)
+            result = None if self.pruned else self._conclude(trained, trainer)
         if self.pruned:
             raise self.pruned
         assert result
         return replace(result, verdict=self._judge())
 
-    def _train(self, machine: Machine) -> Score | None:
+    def _train(self, trainer: Trainer) -> Score | None:
         config, tracked = self.config, self.tracked
-        self.shapes = machine.shapes
-        saver = self._saver(machine)
+        self.shapes = trainer.shapes
+        saver = self._saver(trainer)
         self.stop.check()
-        show = watcher(config.progress, config.steps, machine.step)
+        progress = make_progress(config.progress, config.steps, trainer.step)
 
         def stopping(step: int) -> bool:
             if self.stop.signal is None and not self._hopeless(step):
@@ -286,7 +286,7 @@ class Work:
                 for key, values in tracked.points.items()
                 if key.startswith(names.TEST) and step in values
             }
-            saver.stop(step, machine.state, evaluated)
+            saver.stop(step, trainer.state, evaluated)
             return True
 
         def save(*arguments: Any) -> None:
@@ -294,9 +294,9 @@ class Work:
             saver.save(*arguments)
 
         try:
-            trained = train(config, machine, tracked, save, show, stopping)
+            trained = train(config, trainer, tracked, save, progress, stopping)
         finally:
-            show.close()
+            progress.close()
             saver.wait()
         tracked.flush()
         self.stop.check()
@@ -368,18 +368,18 @@ class Work:
         replace_file(self.folder / "environment.json", json_text(self.facts, indent=1))
         self.tracked.changed()
 
-    def _saver(self, machine: Machine) -> Saver:
-        """Prepare the checkpoints' folder and put the machine where the run stands."""
+    def _saver(self, trainer: Trainer) -> Saver:
+        """Prepare the checkpoints' folder and put the trainer where the run stands."""
         folder, save = self.folder / "checkpoints", self.config.save
         folder.mkdir(exist_ok=True)
         store = CheckpointStore(folder, save, self.tracked.changed, self.tracked.info.outbox)
-        store.parameters = list(machine.shapes)
+        store.parameters = list(trainer.shapes)
         began, now = self.tracked.info.start_time, time.time()
         graph_is_whole = False
         if self.found:
             manifest, state = self.found
             self.found = None
-            machine.load(state)
+            trainer.load(state)
             store.repair_and_prune(manifest, began, now)
             self._recall(store)
             with suppress(CorruptCheckpoint):
@@ -387,12 +387,12 @@ class Work:
                 graph_is_whole = bool(manifest.graph)
         else:
             store.begin(began, now)
-            machine.replace(self.parameters or {})
+            trainer.assign_parameters(self.parameters or {})
         saver = Saver(store, self.tracked)
         if save.graph:
             saver.graph = folder / save.graph
             if not graph_is_whole:
-                body = graph.export(self.config, self.data.spec, machine.shapes)
+                body = graph.export(self.config, self.data.spec, trainer.shapes)
                 replace_file(saver.graph, body)
         self.store = store
         return saver
@@ -409,7 +409,7 @@ class Work:
         for step, text in known.items():
             self.tracked.saved(step, text)
 
-    def _conclude(self, trained: Score | None, machine: Machine) -> Result:
+    def _conclude(self, trained: Score | None, trainer: Trainer) -> Result:
         """Restore the last checkpoint from disk into a new model, evaluate it, record and draw.
 
         The model is made from config.yaml and its functions are compiled anew, so that nothing
@@ -420,8 +420,10 @@ class Work:
         manifest, state = self.store.read(step)
         model = recorded_model(recorded, self.config.model, own_modules(self.config))
         fresh = replace(self.config, model=model)
-        machine.restorer = machine.restorer or Scorer(fresh.model, fresh.precision, self.data)
-        score = score_state(fresh, self.data, state, machine.restorer)
+        trainer.restored_scorer = trainer.restored_scorer or Scorer(
+            fresh.model, fresh.precision, self.data
+        )
+        score = score_state(fresh, self.data, state, trainer.restored_scorer)
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
         self.tracked.record([step], restored)
         self.tracked.tag({names.STATE_DIGEST: manifest.digest})

@@ -24,8 +24,8 @@ import pytest
 from filelock import FileLock
 
 from pipeline.environment import STEERING
-from pipeline.progress import Silent
-from pipeline.stopping import Stop
+from pipeline.progress import NoProgress
+from pipeline.signals import GracefulShutdown
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -224,20 +224,22 @@ def poll() -> Callable[[Callable[[], Any]], Any]:
 
 
 @pytest.fixture(scope="session")
-def stop_at(poll: Callable[[Callable[[], Any]], Any]) -> Callable[[int], Silent]:
+def stop_at(poll: Callable[[Callable[[], Any]], Any]) -> Callable[[int], NoProgress]:
     """Return what makes a watcher that stops training at a step by a signal to this process."""
 
-    class StopAt(Silent):
+    class StopAt(NoProgress):
         def __init__(self, target: int) -> None:
             super().__init__(0, 0)
             self.target = target
 
-        def advanced(self, step: int, loss: float) -> None:
+        def on_steps(self, step: int, loss: float) -> None:
             if step >= self.target:
                 self.target = 10**9  # a second one would end this process
-                Stop.noted = None
+                GracefulShutdown.last_signal = None
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                poll(lambda: Stop.noted)  # steps are faster than the main thread may be
+                poll(
+                    lambda: GracefulShutdown.last_signal
+                )  # steps are faster than the main thread may be
 
     return StopAt
 

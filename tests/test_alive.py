@@ -178,11 +178,11 @@ from mlflow.tracking import MlflowClient
 import pipeline.work
 from pipeline import running as work
 from pipeline.compose import composed
-from pipeline.progress import Silent
+from pipeline.progress import NoProgress
 from pipeline.tracking import Tracking
 
-class KillAt(Silent):
-    def advanced(self, step, loss):
+class KillAt(NoProgress):
+    def on_steps(self, step, loss):
         if step >= 23:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -213,7 +213,7 @@ for name, run in made.items():
     run.tag({"colour": "red"})
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
-pipeline.work.watcher = lambda *_: KillAt(0, 0)
+pipeline.work.make_progress = lambda *_: KillAt(0, 0)
 work.run(composed([*overrides, "run_name=training"]))
 """
 

@@ -38,7 +38,7 @@ from pipeline.environment import CHECKOUT, parse_environment
 from pipeline.names import DATA_DIGEST, STATE_DIGEST, VERSION
 from pipeline.tracking import Facts, RunRecord, TrackedRun, Tracking
 from pipeline.tracking.history import History
-from pipeline.train import Machine
+from pipeline.train import Trainer
 from pipeline.verdict import Evidence, Parting, evidence
 
 Done = subprocess.CompletedProcess[str]
@@ -1164,20 +1164,20 @@ class Killed(BaseException):
 def killed(step: int, *overrides: str) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
     started: list[TrackedRun] = []
-    hold, advance = TrackedRun.__init__, Machine.advance
+    hold, run_steps = TrackedRun.__init__, Trainer.run_steps
 
     def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
         hold(tracked, *arguments, **named)
         started.append(tracked)
 
-    def dying(machine: Machine, steps: int) -> Any:
-        if machine.step >= step:
+    def dying(trainer: Trainer, steps: int) -> Any:
+        if trainer.step >= step:
             raise Killed
-        return advance(machine, steps)
+        return run_steps(trainer, steps)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrackedRun, "__init__", held)
-        patch.setattr(Machine, "advance", dying)
+        patch.setattr(Trainer, "run_steps", dying)
         with pytest.raises(Killed):
             library.run(*overrides)
     # A real kill takes the sending thread along, and with it its hold on the run.

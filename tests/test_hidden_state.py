@@ -17,7 +17,7 @@ from pipeline.hidden_state import HiddenState
 from pipeline.models.softmax import Softmax
 from pipeline.optimizers import Sgd
 from pipeline.runtime import start_tensorflow
-from pipeline.train import Machine, initial_state
+from pipeline.train import Trainer, initial_state
 
 tf: Any = start_tensorflow(2)
 
@@ -28,9 +28,9 @@ def dataset() -> Dataset:
     return Dataset("random", "memory", x, y, x, y)
 
 
-def machine(model: Any, **changed: Any) -> Machine:
+def trainer(model: Any, **changed: Any) -> Trainer:
     config = composed(["batch_size=10", "runtime.intra_op_threads=2"]).config
-    return Machine(replace(config, model=model, **changed), dataset())
+    return Trainer(replace(config, model=model, **changed), dataset())
 
 
 def mean(keep: Callable[[], Any], images: Any, dropout: Any) -> Any:
@@ -136,12 +136,12 @@ class Keras(Plain):
 def test_a_variable_beside_the_state_is_refused_by_name(model: Any) -> None:
     for _ in range(2):  # what the first attempt made and left
         with pytest.raises(HiddenState, match=rf"{model.__name__}: \w+ the variable 'moving', "):
-            machine(model())
+            trainer(model())
 
 
 def test_a_keras_layers_variables_are_refused_by_name() -> None:
     with pytest.raises(HiddenState, match=r"Keras: \w+ the variable '(.*/)?gamma(_\w+)?', "):
-        machine(Keras())
+        trainer(Keras())
 
 
 def test_an_optimizers_variables_are_refused_by_name() -> None:
@@ -151,7 +151,7 @@ def test_an_optimizers_variables_are_refused_by_name() -> None:
             super().apply(*given)
 
     with pytest.raises(HiddenState, match=r"<locals>\.Counting: uses the variable 'moving', "):
-        machine(Plain(), optimizer=Counting(learning_rate=0.1, momentum=0.0))
+        trainer(Plain(), optimizer=Counting(learning_rate=0.1, momentum=0.0))
 
 
 TABLE = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
@@ -184,7 +184,7 @@ def test_other_places_that_keep_something_are_refused(more: Any, said: str) -> N
             return super().logits(parameters, images, dropout) + more(images)
 
     with pytest.raises(HiddenState, match=said):
-        machine(Keeping())
+        trainer(Keeping())
 
 
 def test_a_variable_made_for_the_graph_alone_is_refused() -> None:
@@ -195,7 +195,7 @@ def test_a_variable_made_for_the_graph_alone_is_refused() -> None:
             return Softmax.logits(self, parameters, images, dropout) + self.keep()
 
     config, data = replace(composed([]).config, model=ForGraph()), dataset()
-    shapes = machine(config.model).shapes
+    shapes = trainer(config.model).shapes
     with pytest.raises(HiddenState, match="makes the variable 'moving'"):
         graph.export(config, data.spec, shapes)
 
@@ -205,8 +205,8 @@ def test_first_values_may_be_variables() -> None:
         def initial(self, spec: Any, key: Any) -> Any:
             return {name: tf.Variable(value) for name, value in super().initial(spec, key).items()}
 
-    ours, other = machine(Variables()), machine(Plain())
-    assert np.array_equal(ours.advance(3), other.advance(3))
+    ours, other = trainer(Variables()), trainer(Plain())
+    assert np.array_equal(ours.run_steps(3), other.run_steps(3))
     assert initial_state(replace(composed([]).config, model=Variables()), dataset().spec)[1]
 
 

@@ -14,14 +14,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline import archive as reader
 from pipeline import graph
-from pipeline.checkpoints.bundle import check_bundle, part_key, read_bundle
+from pipeline import npz as reader
 from pipeline.checkpoints.ckpt import Ckpt
-from pipeline.checkpoints.foreign import match, read_parameters
+from pipeline.checkpoints.external import match_parameters, read_parameters
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import CheckpointStore, refuse_links
+from pipeline.checkpoints.tf_bundle import check_bundle, part_key, read_bundle
 from pipeline.compose import composed, parsed
 from pipeline.config import BadInput
 from pipeline.running import Result, run
@@ -102,7 +102,7 @@ def test_a_header_that_lies_is_refused(
 
 
 def test_a_compressed_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "SPARE", 2**20)
+    monkeypatch.setattr(reader, "EXPANSION_ALLOWANCE", 2**20)
     count = 2**24
     body = header((count,)) + bytes(4 * count)
     path = archive(tmp_path / "x.npz", {"w.npy": body}, zipfile.ZIP_DEFLATED)
@@ -153,7 +153,7 @@ def test_an_entry_that_is_a_path_is_refused(form: str, name: str, tmp_path: Path
 
 
 def test_a_name_with_dots_is_a_name() -> None:
-    assert match({"a/..b/w...": W}, SHAPES, "here")["w"].tolist() == W.tolist()
+    assert match_parameters({"a/..b/w...": W}, SHAPES, "here")["w"].tolist() == W.tolist()
 
 
 def test_what_a_file_says_does_not_reach_the_terminal(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 
 from pipeline import __main__ as command
 from pipeline.checkpoints.ckpt import Ckpt
-from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.external import read_parameters
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import CheckpointStore

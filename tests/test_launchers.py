@@ -29,13 +29,13 @@ import os, signal
 from pathlib import Path
 import pipeline.work
 from pipeline.optimizers import Sgd
-from pipeline.progress import Silent
+from pipeline.progress import NoProgress
 
 class Own(Sgd):
     pass
 
-class Signalled(Silent):
-    def advanced(self, step, loss):
+class Signalled(NoProgress):
+    def on_steps(self, step, loss):
         for path in Path(__file__).parent.glob(f"{self.steps}.*") if step >= 23 else ():
             _, number, often = path.name.split(".")
             if often == "once":
@@ -45,7 +45,7 @@ class Signalled(Silent):
             else:
                 os.kill(os.getpid(), signal.Signals[number])
 
-pipeline.work.watcher = lambda wish, steps, done: Signalled(steps, done)
+pipeline.work.make_progress = lambda wish, steps, done: Signalled(steps, done)
 """
 
 

@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pipeline import running
 from pipeline.compose import composed
 from pipeline.config import BadInput
-from pipeline.progress import Silent
+from pipeline.progress import NoProgress
 from pipeline.tracking import TrackedRun, Tracking, alive, lives, outbox, tracked
 from pipeline.tracking.alive import this_process
 from pipeline.tracking.lives import Life
@@ -451,14 +451,14 @@ class Killed(BaseException):
     """Stand for a process's end that nothing in it can react to."""
 
 
-class Fate(Silent):
+class Fate(NoProgress):
     """Let a process hang for the server's part at one step, and die at another."""
 
     def __init__(self, freeze: int, die: int, hang: Callable[[], None]) -> None:
         super().__init__(0, 0)
         self.freeze, self.die, self.hang = freeze, die, hang
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         if step >= self.freeze:
             self.hang()
             self.freeze = 10**9
@@ -505,7 +505,7 @@ class Story:
         store = {"tracking.uri": machine.uri, "tracking.flush_seconds": seconds}
         with machine.at_work(alone=True), patch.context() as inner:
             inner.setattr(TrackedRun, "__init__", noted)
-            inner.setattr("pipeline.work.watcher", lambda *_: fate)
+            inner.setattr("pipeline.work.make_progress", lambda *_: fate)
             with suppress(Killed, BadInput, ConnectionError):
                 if self.run_id:
                     running.resume(self.run_id, store)

@@ -30,7 +30,7 @@ from pipeline import (
 from pipeline.compose import composed
 from pipeline.models.softmax import Softmax
 from pipeline.runtime import NeedsNewProcess, check_tensorflow, start_tensorflow
-from pipeline.stopping import Stop, Stopped
+from pipeline.signals import GracefulShutdown, Interrupted
 from pipeline.tracking import Tracking
 
 tf: Any = start_tensorflow(2)
@@ -189,7 +189,9 @@ def test_what_another_process_cannot_have_is_refused(
 
 
 def test_work_within_work_does_not_wait_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library.running, "run", lambda resolved: Stop().run(lambda: inner()))
+    monkeypatch.setattr(
+        library.running, "run", lambda resolved: GracefulShutdown().run(lambda: inner())
+    )
 
     def inner() -> Any:
         return library._done(lambda: "inner")
@@ -223,7 +225,11 @@ def test_a_result_and_the_state_of_the_caller(
 
 @pytest.mark.parametrize(
     ("error", "kind"),
-    [(BadInput("no"), BadInput), (Failed("no"), Failed), (Stopped(signal.SIGTERM), Stopped)],
+    [
+        (BadInput("no"), BadInput),
+        (Failed("no"), Failed),
+        (Interrupted(signal.SIGTERM), Interrupted),
+    ],
 )
 def test_an_error_comes_back(
     error: Exception, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -237,7 +243,9 @@ def test_an_error_comes_back(
     assert str(raised.value) == str(error)
 
 
-@pytest.mark.parametrize(("number", "kind"), [(signal.SIGKILL, Failed), (signal.SIGTERM, Stopped)])
+@pytest.mark.parametrize(
+    ("number", "kind"), [(signal.SIGKILL, Failed), (signal.SIGTERM, Interrupted)]
+)
 def test_a_process_that_a_signal_ends(number: int, kind: type[Exception]) -> None:
     with pytest.raises(kind, match=f"{signal.Signals(number).name}|signal {number:d}"):
         new_process.call(WHY, signal.raise_signal, number)

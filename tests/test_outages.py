@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pipeline import running as work
 from pipeline import work as work_module
 from pipeline.compose import composed
-from pipeline.progress import Silent
+from pipeline.progress import NoProgress
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import History, history, load
 from pipeline.tracking.outbox import read
@@ -236,14 +236,14 @@ def test_gone_from_start_to_end(
     assert by_local_id.returncode == 0, by_local_id
 
 
-class Switch(Silent):
+class Switch(NoProgress):
     """Change how the server fails when training reaches given steps."""
 
     def __init__(self, proxy: Proxy, modes: dict[int, str]) -> None:
         super().__init__(0, 0)
         self.proxy, self.modes = proxy, dict(modes)
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         for at in [at for at in self.modes if at <= step]:
             self.proxy.set(self.modes.pop(at))
             time.sleep(0.3)  # so that the failure meets something that is being sent
@@ -269,7 +269,7 @@ def test_gone_for_a_while(
     undisturbed: tuple[Points, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Switch(proxy, modes))
+    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Switch(proxy, modes))
     done = main("run", *short, f"tracking.uri={proxy.uri}")
     assert (done.returncode, done.stderr) == (0, "")
     arrived(server, tmp_path.name, undisturbed)
@@ -312,16 +312,16 @@ def test_no_checkpoint_arrives_ahead_of_its_losses(
 
     monkeypatch.setattr(Delivery, "_send_points", sent_while_training_goes_on)
     monkeypatch.setattr(Tracking, "artifacts", watched)
-    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Slow(40, 0))
+    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Slow(40, 0))
     assert main("run", *short, f"tracking.uri={server[0]}").returncode == 0
     assert arrivals
     assert [pair for pair in arrivals if pair[0] > pair[1]] == []
 
 
-class Slow(Silent):
+class Slow(NoProgress):
     """Let training take its time."""
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         time.sleep(0.1)
 
 
@@ -336,7 +336,7 @@ def test_back_only_after_the_end(
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
     monkeypatch.setattr("pipeline.work.GREETING", 30)  # the server knows the run before it goes
-    monkeypatch.setattr("pipeline.work.watcher", lambda *_: Switch(proxy, {30: "refuse"}))
+    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Switch(proxy, {30: "refuse"}))
     done = main("run", *short, "tracking.flush_seconds=1", store)
     assert done.returncode == 0
     run_id = done.stdout.split()[1]

@@ -17,8 +17,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.checkpoints.bundle import read_bundle
-from pipeline.checkpoints.foreign import read_parameters
+from pipeline.checkpoints.external import read_parameters
+from pipeline.checkpoints.tf_bundle import read_bundle
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.runtime import start_tensorflow

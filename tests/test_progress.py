@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.progress import Bar, Lines, Silent, watcher
+from pipeline.progress import LogLines, NoProgress, ProgressBar, make_progress
 
 
 class Terminal(io.StringIO):
@@ -29,12 +29,12 @@ class Terminal(io.StringIO):
 def test_lines_are_the_tutorials(
     step: int, loss: float, accuracy: float, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = Lines(1000, 0)
-    show.advanced(step, loss)
+    progress = LogLines(1000, 0)
+    progress.on_steps(step, loss)
     assert capsys.readouterr() == ("", "")
-    show.evaluated(step, loss, accuracy)
+    progress.on_evaluation(step, loss, accuracy)
     assert capsys.readouterr() == (line, "")
-    show.close()
+    progress.close()
     assert capsys.readouterr() == ("", "")
 
 
@@ -43,35 +43,37 @@ def test_a_line_is_there_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     below = io.BytesIO()
     out = io.TextIOWrapper(io.BufferedWriter(below), write_through=False)  # type: ignore[type-var]
     monkeypatch.setattr(sys, "stdout", out)
-    Lines(10, 0).evaluated(1, 1.0, 0.5)
+    LogLines(10, 0).on_evaluation(1, 1.0, 0.5)
     assert below.getvalue() == b"Step: 0001, Loss: 1.00000, Test_Acc: 0.50000\n"
 
 
 def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    show = Silent(10, 0)
-    show.advanced(1, 1.0)
-    show.evaluated(1, 1.0, 0.5)
-    show.close()
+    progress = NoProgress(10, 0)
+    progress.on_steps(1, 1.0)
+    progress.on_evaluation(1, 1.0, 0.5)
+    progress.close()
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
-    ("wish", "terminal", "kind"),
+    ("mode", "terminal", "kind"),
     [
-        ("auto", True, Bar),
-        ("auto", False, Lines),
-        (True, True, Bar),
-        (True, False, Bar),
-        (False, True, Silent),
-        (False, False, Silent),
+        ("auto", True, ProgressBar),
+        ("auto", False, LogLines),
+        (True, True, ProgressBar),
+        (True, False, ProgressBar),
+        (False, True, NoProgress),
+        (False, False, NoProgress),
     ],
 )
-def test_watcher(wish: Any, terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_make_progress(
+    mode: Any, terminal: bool, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal() if terminal else io.StringIO())
-    show = watcher(wish, 10, 3)
-    show.close()
-    assert type(show) is kind
-    assert (show.steps, show.done) == (10, 3)
+    progress = make_progress(mode, 10, 3)
+    progress.close()
+    assert type(progress) is kind
+    assert (progress.steps, progress.done) == (10, 3)
 
 
 def test_the_bar_shows_steps_loss_and_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,22 +81,22 @@ def test_the_bar_shows_steps_loss_and_accuracy(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    show = watcher(True, 1000, 200)
+    progress = make_progress(True, 1000, 200)
     for step in (250, 300, 1000):
-        show.advanced(step, 1 / step)
-    show.evaluated(1000, 0.001, 0.9115)
-    show.close()
+        progress.on_steps(step, 1 / step)
+    progress.on_evaluation(1000, 0.001, 0.9115)
+    progress.close()
     text = out.getvalue()
     for part in ("1000/1000", "loss 0.001000", "acc 0.9115"):
         assert part in text
-    assert text.endswith("\x1b[?25h") or "\x1b[?25h" in text  # the cursor is back
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")  # the cursor is back
 
 
 def test_a_bar_without_a_terminal_ends_with_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
-    show = watcher(True, 10, 0)
-    show.advanced(10, float("nan"))
-    show.close()
+    progress = make_progress(True, 10, 0)
+    progress.on_steps(10, float("nan"))
+    progress.close()
     assert "10/10" in out.getvalue()
     assert "loss nan" in out.getvalue()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import batch_indices
-from pipeline.randomness import BATCH, DROPOUT, INITIAL, random_key
+from pipeline.randomness import DROPOUT, INITIAL, SAMPLING, random_key
 from pipeline.runtime import start_tensorflow
 
 tf: Any = start_tensorflow(2)
@@ -44,7 +44,7 @@ def epochs(seed: int, examples: int, batch: int, count: int) -> np.ndarray:
 
 
 @few
-@given(seed=SEEDS, purpose=st.sampled_from([INITIAL, BATCH, DROPOUT]), number=STEPS)
+@given(seed=SEEDS, purpose=st.sampled_from([INITIAL, SAMPLING, DROPOUT]), number=STEPS)
 def test_a_key_says_seed_purpose_and_number(seed: int, purpose: int, number: int) -> None:
     key = random_key(seed, purpose, number)
     assert (key.dtype, key.shape) == (tf.int64, [2])
@@ -54,7 +54,7 @@ def test_a_key_says_seed_purpose_and_number(seed: int, purpose: int, number: int
 
 
 def test_purposes_differ() -> None:
-    assert len({INITIAL, BATCH, DROPOUT}) == 3
+    assert len({INITIAL, SAMPLING, DROPOUT}) == 3
 
 
 # Batches with replacement

@@ -24,11 +24,11 @@ from pipeline import environment, library, rerunning, work
 from pipeline.checkpoints.store import CheckpointStore, CheckpointWriteError
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
-from pipeline.progress import Silent
-from pipeline.stopping import Stopped
+from pipeline.progress import NoProgress
+from pipeline.signals import Interrupted
 from pipeline.tracking import TrackedRun, Tracking
 from pipeline.tracking.history import History
-from pipeline.train import Machine
+from pipeline.train import Trainer
 from pipeline.verdict import Apart, Evidence, Parting, Verdict, evidence, judge, load
 
 Done = subprocess.CompletedProcess[str]
@@ -214,20 +214,20 @@ class Killed(BaseException):
 def killed(monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
     started: list[TrackedRun] = []
-    hold, advance = TrackedRun.__init__, Machine.advance
+    hold, run_steps = TrackedRun.__init__, Trainer.run_steps
 
     def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
         hold(tracked, *arguments, **named)
         started.append(tracked)
 
-    def dying(machine: Machine, steps: int) -> Any:
-        if machine.step >= step:
+    def dying(trainer: Trainer, steps: int) -> Any:
+        if trainer.step >= step:
             raise Killed
-        return advance(machine, steps)
+        return run_steps(trainer, steps)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrackedRun, "__init__", held)
-        patch.setattr(Machine, "advance", dying)
+        patch.setattr(Trainer, "run_steps", dying)
         with pytest.raises(Killed):
             library.run(*overrides)
     # A real kill takes the sending thread along, and with it its hold on the run.
@@ -437,14 +437,14 @@ def test_one_pixel(place: Path, data: list[str], small: Path, main: Main) -> Non
 
 @pytest.fixture
 def stopped(
-    stop_at: Callable[[int], Silent], monkeypatch: pytest.MonkeyPatch
+    stop_at: Callable[[int], NoProgress], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int, Callable[[], Any]], str]:
     """Return what does something that SIGTERM stops at a step; it returns the run's id."""
 
     def stopped(step: int, begin: Callable[[], Any]) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.work.watcher", lambda *_: stop_at(step))
-            with pytest.raises(Stopped):
+            patch.setattr("pipeline.work.make_progress", lambda *_: stop_at(step))
+            with pytest.raises(Interrupted):
                 begin()
         assert runs()[0].info.status == "KILLED"
         return str(runs()[0].info.run_id)
@@ -855,8 +855,8 @@ def test_the_verdict_of_the_other_process_comes_back(
     [
         ("sys.exit(2)", "waymark: it does not fit\n", BadInput, "^it does not fit$"),
         ("sys.exit(1)", "waymark: it does not fit\n", work.Failed, "^it does not fit$"),
-        ("sys.exit(143)", "to go on: waymark resume b\n", Stopped, "SIGTERM"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", "", Stopped, "SIGTERM"),
+        ("sys.exit(143)", "to go on: waymark resume b\n", Interrupted, "SIGTERM"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "", Interrupted, "SIGTERM"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "", work.Failed, "SIGKILL|signal 9"),
     ],
 )
@@ -918,7 +918,7 @@ def test_a_signal_reaches_the_other_process_once(
             out, err = process.communicate(timeout=BOUND)
         finally:
             process.kill()
-    assert [*out.splitlines(), *err.splitlines()] == ["go", "once", f"Stopped {128 + number}"]
+    assert [*out.splitlines(), *err.splitlines()] == ["go", "once", f"Interrupted {128 + number}"]
 
 
 # The recorded commit
@@ -1401,7 +1401,7 @@ def test_nothing_is_left_when_the_commit_fails(
         f"open({str(seen)!r}, 'w').write(' '.join([*sys.argv[1:], os.environ['PYTHONPATH']]))\n"
         f"print('waymark: no', file=sys.stderr, flush=True)\n{ending}"
     )
-    with pytest.raises((BadInput, work.Failed, Stopped)):
+    with pytest.raises((BadInput, work.Failed, Interrupted)):
         library.rerun(run_id, "save=npz", threads=3, at_commit=True, trust_code=True)
     words = seen.read_text().split()
     assert words[:6] == ["-P", "-m", "pipeline", "rerun", run_id, "save=npz"]

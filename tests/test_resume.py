@@ -25,11 +25,11 @@ from pipeline.checkpoints.store import CheckpointStore
 from pipeline.compose import composed
 from pipeline.digest import digest
 from pipeline.evaluation import load_data
-from pipeline.progress import Silent
+from pipeline.progress import NoProgress
 from pipeline.runtime import start_tensorflow
-from pipeline.stopping import Stopped
+from pipeline.signals import Interrupted
 from pipeline.tracking import TrackedRun
-from pipeline.train import Machine
+from pipeline.train import Trainer
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -97,19 +97,19 @@ def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None
     start_tensorflow(2)
     config = composed([*RUNS[model], *data]).config
     dataset, total = load_data(config), 60
-    whole = Machine(config, dataset)
-    losses = whole.advance(total)
+    whole = Trainer(config, dataset)
+    losses = whole.run_steps(total)
     draw = random.Random(f"{model}'s pieces")
     for _ in range(3):
         cuts = sorted(draw.sample(range(1, total), draw.randint(1, 8)))
         pieces, state = [], None
         for first, last in zip([0, *cuts], [*cuts, total], strict=True):
-            machine = Machine(config, dataset)
+            trainer = Trainer(config, dataset)
             if state is not None:
-                machine.load(state)
-            assert machine.step == first
-            pieces.append(machine.advance(last - first))
-            state = machine.state()
+                trainer.load(state)
+            assert trainer.step == first
+            pieces.append(trainer.run_steps(last - first))
+            state = trainer.state()
         assert state is not None
         assert digest(state) == digest(whole.state())
         np.testing.assert_array_equal(np.concatenate(pieces), losses)
@@ -121,7 +121,7 @@ def test_the_program_in_pieces_of_any_sizes(
     place: Path,
     data: list[str],
     undisturbed: Callable[..., End],
-    stop_at: Callable[[int], Silent],
+    stop_at: Callable[[int], NoProgress],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = {"softmax": ["steps=400", "eval_every=150"], "cnn": ["steps=90", "eval_every=40"]}[
@@ -134,8 +134,10 @@ def test_the_program_in_pieces_of_any_sizes(
     resolved = composed([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
-        monkeypatch.setattr("pipeline.work.watcher", lambda *_, target=target: stop_at(target))
-        with pytest.raises(Stopped):
+        monkeypatch.setattr(
+            "pipeline.work.make_progress", lambda *_, target=target: stop_at(target)
+        )
+        with pytest.raises(Interrupted):
             work.resume("latest", {}) if run_id else work.run(resolved)
         (folder,) = place.glob("mlruns/artifacts/1/*")
         run_id = folder.name
@@ -237,8 +239,8 @@ def manifest_alone(checkpoints: CheckpointStore, step: int) -> None:
 
 
 POINTS: dict[str, tuple[Any, str, int, Any]] = {
-    "before the first checkpoint": (Machine, "advance", 2, None),
-    "in training": (Machine, "advance", 5, None),
+    "before the first checkpoint": (Trainer, "run_steps", 2, None),
+    "in training": (Trainer, "run_steps", 5, None),
     "inside a save": (SaveFormat, "write", 2, torn_payload),
     "between payload and manifest": (store, "replace_file", 2, None),
     "between manifest and state file": (CheckpointStore, "_retain", 3, None),

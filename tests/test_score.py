@@ -58,7 +58,7 @@ def test_the_batch_size_does_not_change_the_result(
     parameters = model.initial(data.spec, initial_key(1))
     results = []
     for batch in (1, 7, 250, 299, 300, 10_000):
-        monkeypatch.setattr(score, "BATCH", batch)
+        monkeypatch.setattr(score, "IMAGES_PER_BATCH", batch)
         results.append(Scorer(model, "float32", data)(parameters))
     for result in results:
         assert np.array_equal(result.predictions, results[0].predictions)
@@ -150,7 +150,7 @@ def test_confusion_of_many_classes_is_of_the_most_confused() -> None:
     truth[120:140] = 64_001  # and all of them right
     predictions[120:140] = 64_001
     shown, counts = confusion(truth, predictions, 65_536)
-    assert len(shown) == len(counts) == score.CONFUSED
+    assert len(shown) == len(counts) == score.MOST_CONFUSED
     assert {7, 9, 64_000, 64_001, 65_535} <= set(shown)
     at = {each: place for place, each in enumerate(shown)}
     assert (counts[at[7], at[65_535]], counts[at[65_535], at[7]]) == (50, 40)

@@ -18,7 +18,7 @@ from pipeline.library import Failed, configure, run
 from pipeline.optimizers import Sgd
 from pipeline.running import Result
 from pipeline.runtime import start_tensorflow
-from pipeline.train import Machine, lend
+from pipeline.train import Trainer, reuse_or_compile
 
 tf: Any = start_tensorflow(2)
 
@@ -57,22 +57,22 @@ print("=>", result.state_digest, result.trained, result.restored)
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
-    module._idle.clear()
+    module._cached_trainer.clear()
     yield tmp_path
-    module._idle.clear()
+    module._cached_trainer.clear()
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Machine]:
-    """Return the machines that are compiled from now on, as they come."""
-    made: list[Machine] = []
-    real = Machine.__init__
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Trainer]:
+    """Return the trainers that are compiled from now on, as they come."""
+    made: list[Trainer] = []
+    real = Trainer.__init__
 
-    def noted(self: Machine, *arguments: Any) -> None:
+    def noted(self: Trainer, *arguments: Any) -> None:
         made.append(self)
         real(self, *arguments)
 
-    monkeypatch.setattr(Machine, "__init__", noted)
+    monkeypatch.setattr(Trainer, "__init__", noted)
     return made
 
 
@@ -90,7 +90,7 @@ def outcome(result: Result) -> tuple[str, float | None, float]:
     return result.state_digest, result.trained, result.restored
 
 
-def test_the_next_run_has_the_bits_of_a_fresh_process(home: Path, made: list[Machine]) -> None:
+def test_the_next_run_has_the_bits_of_a_fresh_process(home: Path, made: list[Trainer]) -> None:
     arguments = (*SETTINGS, "data=arrays", f"data.path={small(home / 'data.npz', 0)}")
     last = (*arguments, "seed=7", "steps=30", "optimizer.learning_rate=0.0137")
     with subprocess.Popen(
@@ -105,17 +105,17 @@ def test_the_next_run_has_the_bits_of_a_fresh_process(home: Path, made: list[Mac
     assert len(made) == 1
 
 
-def test_a_machine_that_was_used_is_as_good_as_new(home: Path, made: list[Machine]) -> None:
+def test_a_machine_that_was_used_is_as_good_as_new(home: Path, made: list[Trainer]) -> None:
     arguments = (*SETTINGS, "data=arrays", f"data.path={small(home / 'data.npz', 0)}")
     found = []
     for trial in TRIALS:
         config = configure(*arguments, *trial)
         data, results = load_data(config), []
-        with lend(config, data) as used:
-            for machine in (used, Machine(config, data)):
-                losses, steps = machine.advance(config.steps), config.steps
-                facts = machine.state() | {"losses": losses}
-                results.append((digest(facts), machine.score().loss, steps))
+        with reuse_or_compile(config, data) as used:
+            for trainer in (used, Trainer(config, data)):
+                losses, steps = trainer.run_steps(config.steps), config.steps
+                facts = trainer.state() | {"losses": losses}
+                results.append((digest(facts), trainer.score().loss, steps))
         assert results[0] == results[1], trial
         found.append(results[0])
     assert found[-1] == found[1]
@@ -143,7 +143,7 @@ def test_a_changed_file_is_noticed(home: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(set(digests)) == 3
 
 
-def test_a_failed_run_leaves_nothing(home: Path, made: list[Machine]) -> None:
+def test_a_failed_run_leaves_nothing(home: Path, made: list[Trainer]) -> None:
     arguments = (*SETTINGS, "data=arrays", f"data.path={small(home / 'data.npz', 0)}", *SGD)
     expected = outcome(run(*arguments))
     with pytest.raises(Failed, match="the loss at step"):
@@ -155,7 +155,7 @@ def test_a_failed_run_leaves_nothing(home: Path, made: list[Machine]) -> None:
     assert len(made) == 2
 
 
-def test_runs_of_two_threads_follow_one_another(home: Path, made: list[Machine]) -> None:
+def test_runs_of_two_threads_follow_one_another(home: Path, made: list[Trainer]) -> None:
     arguments = (*SETTINGS, "data=arrays", f"data.path={small(home / 'data.npz', 0)}", "steps=30")
     configs = [configure(*arguments, f"seed={seed}") for seed in range(4)]
     expected = [outcome(run(config=config)) for config in configs]
@@ -186,7 +186,7 @@ class Fading(Sgd):
         fixed.apply(parameters, slots, gradients)
 
 
-def test_a_users_own_optimizer_is_never_shared(home: Path, made: list[Machine]) -> None:
+def test_a_users_own_optimizer_is_never_shared(home: Path, made: list[Trainer]) -> None:
     data = small(home / "data.npz", 0)
     arguments = (*SETTINGS, "data=arrays", f"data.path={data}", *SGD)
     config = configure(*arguments)

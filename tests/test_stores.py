@@ -26,8 +26,8 @@ from mlflow.tracking import MlflowClient
 
 from pipeline import running as work
 from pipeline.compose import composed
-from pipeline.progress import Silent
-from pipeline.stopping import Stopped
+from pipeline.progress import NoProgress
+from pipeline.signals import Interrupted
 from pipeline.tracking import Tracking, location, outbox
 from pipeline.tracking.alive import this_process
 
@@ -70,7 +70,7 @@ def kept(
     tmp_path_factory: pytest.TempPathFactory,
     empty_store: Path,
     small: Path,
-    stop_at: Callable[[int], Silent],
+    stop_at: Callable[[int], NoProgress],
 ) -> Kept:
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(empty_store, folder / "mlruns")
@@ -81,8 +81,8 @@ def kept(
         gone = {**this_process(), "started": 1.0}
         patch.setattr("pipeline.tracking.tracked.this_process", lambda: gone)
         kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
-        patch.setattr("pipeline.work.watcher", lambda *_: stop_at(23))
-        with pytest.raises(Stopped):
+        patch.setattr("pipeline.work.make_progress", lambda *_: stop_at(23))
+        with pytest.raises(Interrupted):
             work.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = Tracking(None).find("training").id
         settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])

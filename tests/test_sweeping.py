@@ -28,8 +28,8 @@ from pipeline import compose, sweeping, trial
 from pipeline.compose import CONF, Composer, composed, hydra_errors
 from pipeline.config import BadInput, Resolved
 from pipeline.library import run
-from pipeline.progress import Silent, Tally
-from pipeline.stopping import Stop
+from pipeline.progress import NoProgress, NoSweepProgress
+from pipeline.signals import GracefulShutdown
 from pipeline.sweeping import threads_of
 from pipeline.trial import by_content, identity
 
@@ -207,7 +207,7 @@ def test_failures_stay_local(
     assert parent.data.tags["waymark.resume"] == completing
 
 
-class StopAt(Silent):
+class StopAt(NoProgress):
     """Send this process a signal once, at step 3 of the second trial."""
 
     trials = 0
@@ -216,10 +216,10 @@ class StopAt(Silent):
         super().__init__(steps, done)
         StopAt.trials += 1
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         if StopAt.trials == 2 and step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-            while Stop.noted is None:  # until the main thread has seen it
+            while GracefulShutdown.last_signal is None:  # until the main thread has seen it
                 time.sleep(0.01)
 
 
@@ -229,7 +229,7 @@ def test_an_interrupted_sweep_is_completed_by_the_same_command(
     command = ["run", "-m", "seed=0,1,2", *SHORT, "save.every=1"]
     with monkeypatch.context() as patch:
         patch.setattr(StopAt, "trials", 0)
-        patch.setattr("pipeline.work.watcher", lambda _, steps, done: StopAt(steps, done))
+        patch.setattr("pipeline.work.make_progress", lambda _, steps, done: StopAt(steps, done))
         done = main(*command)
     assert done.returncode == 143
     (parent,), children = runs(client(place))
@@ -478,7 +478,7 @@ def test_one_bar_moves_as_trials_end(
 ) -> None:
     bars: list[list[tuple[int, int]]] = []  # of each: total and finished, as they are shown
 
-    class Shown(Tally):
+    class Shown(NoSweepProgress):
         def __init__(self, *_: Any) -> None:
             bars.append([])
 
@@ -493,7 +493,7 @@ def test_one_bar_moves_as_trials_end(
         return do(*arguments)
 
     monkeypatch.setattr("pipeline.sweeping.LOOK", 3600)
-    monkeypatch.setattr("pipeline.sweeping.tally", Shown)
+    monkeypatch.setattr("pipeline.sweeping.make_sweep_progress", Shown)
     monkeypatch.setattr("pipeline.trial._done", done)
     if len(words) > 1:
         pytest.importorskip("optuna")
@@ -562,7 +562,7 @@ def test_a_signal_that_comes_as_a_trial_ends_still_ends_the_sweep(
 
     def done(*_: Any) -> float:
         begun.append(1)
-        Stop.noted = signal.SIGTERM
+        GracefulShutdown.last_signal = signal.SIGTERM
         return 0.5
 
     monkeypatch.setattr("pipeline.trial._done", done)

@@ -26,7 +26,7 @@ from pipeline.data import Dataset, batch_indices
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score
-from pipeline.train import Diverged, DoesNotFit, Machine, _until, due, initial_state, train
+from pipeline.train import Diverged, DoesNotFit, Trainer, _steps_until, due, initial_state, train
 
 tf: Any = start_tensorflow(2)
 v1: Any = tf.compat.v1
@@ -62,14 +62,14 @@ def dataset(size: int = 8, count: int = 37) -> Dataset:
 
 
 @cache
-def prepared(variant: str) -> tuple[Machine, State, np.ndarray, State]:
-    """Return a machine, its first state, the losses of one call of some steps, its last state."""
-    fresh = Machine(config(*VARIANTS[variant]), dataset())
-    first, losses = fresh.state(), fresh.advance(steps_of(variant))
+def prepared(variant: str) -> tuple[Trainer, State, np.ndarray, State]:
+    """Return a trainer, its first state, the losses of one call of some steps, its last state."""
+    fresh = Trainer(config(*VARIANTS[variant]), dataset())
+    first, losses = fresh.state(), fresh.run_steps(steps_of(variant))
     return fresh, first, losses, fresh.state()
 
 
-def machine(variant: str) -> Machine:
+def trainer(variant: str) -> Trainer:
     return prepared(variant)[0]
 
 
@@ -140,9 +140,9 @@ def tutorial_cnn(inputs: Any, w: list[Any]) -> Any:
 )
 def test_training_is_the_tutorials(overrides: list[str], logits: Any, steps: int) -> None:
     given = config(*overrides)
-    ours = Machine(given, dataset())
+    ours = Trainer(given, dataset())
     first = ours.state()
-    losses = ours.advance(steps)
+    losses = ours.run_steps(steps)
     expected, variables = tensorflow_1(given, first, logits, steps)
     np.testing.assert_allclose(losses, expected, rtol=2e-6)
     state = ours.state()
@@ -164,8 +164,8 @@ def test_a_models_own_class_needs_two_methods() -> None:
         def logits(self, parameters: Any, images: Any, dropout: Any) -> Any:
             return tf.reshape(images, [-1, 64]) @ parameters["a"] + parameters["b"]
 
-    ours = Machine(replace(config(), model=Mine()), dataset())
-    losses = ours.advance(30)
+    ours = Trainer(replace(config(), model=Mine()), dataset())
+    losses = ours.run_steps(30)
     assert losses[-1] < losses[0]
     state = ours.state()
     assert np.array_equal(state["unused"], np.ones(3, np.float32))
@@ -195,8 +195,8 @@ class OfThreeArguments(Descent):
 @pytest.mark.parametrize("optimizer", [Descent(), OfThreeArguments()])
 def test_a_users_optimizer_takes_the_learning_rate_or_does_not(optimizer: Any) -> None:
     plain = config("optimizer=sgd", "optimizer.momentum=0", "optimizer.learning_rate=0.25")
-    ours = Machine(replace(plain, optimizer=optimizer), dataset())
-    assert np.array_equal(ours.advance(9), Machine(plain, dataset()).advance(9))
+    ours = Trainer(replace(plain, optimizer=optimizer), dataset())
+    assert np.array_equal(ours.run_steps(9), Trainer(plain, dataset()).run_steps(9))
 
 
 # One state: the same bits in any pieces
@@ -205,9 +205,9 @@ def test_a_users_optimizer_takes_the_learning_rate_or_does_not(optimizer: Any) -
 @variants
 def test_two_machines_are_alike(variant: str) -> None:
     first, losses, last = in_one_piece(variant)
-    again = Machine(config(*VARIANTS[variant]), dataset())
+    again = Trainer(config(*VARIANTS[variant]), dataset())
     assert same(again.state(), first)
-    assert np.array_equal(again.advance(len(losses)), losses)
+    assert np.array_equal(again.run_steps(len(losses)), losses)
     assert same(again.state(), last)
     assert len(set(losses.tolist())) == len(losses)
 
@@ -217,17 +217,17 @@ def test_two_machines_are_alike(variant: str) -> None:
 @given(data=st.data())
 def test_pieces_make_no_difference(variant: str, data: Any) -> None:
     first, losses, last = in_one_piece(variant)
-    ours = machine(variant)
+    ours = trainer(variant)
     ours.load(first)
     parts, left = [], len(losses)
     while left:
         size = data.draw(st.integers(1, left))
         state, left = ours.state(), left - size
         if data.draw(st.booleans()):  # leave, do something else, and come back
-            ours.advance(1)
+            ours.run_steps(1)
             ours.score()
             ours.load(state)
-        parts.append(ours.advance(size))
+        parts.append(ours.run_steps(size))
         assert ours.step == len(losses) - left
     assert np.array_equal(np.concatenate(parts), losses)
     assert same(ours.state(), last)
@@ -241,13 +241,13 @@ def test_saving_and_loading_in_between_makes_no_difference(
 ) -> None:
     first, losses, last = in_one_piece(variant)
     given = config(*VARIANTS[variant], f"save={save}")
-    ours = machine(variant)
+    ours = trainer(variant)
     ours.load(first)
-    ours.advance(2)
+    ours.run_steps(2)
     given.save.write(tmp_path / "file-2", ours.state())
-    fresh = Machine(given, dataset())
+    fresh = Trainer(given, dataset())
     fresh.load(given.save.read(tmp_path / "file-2"))
-    assert np.array_equal(fresh.advance(len(losses) - 2), losses[2:])
+    assert np.array_equal(fresh.run_steps(len(losses) - 2), losses[2:])
     assert same(fresh.state(), last)
 
 
@@ -263,10 +263,10 @@ def test_the_state_is_float32_and_a_step(variant: str) -> None:
 
 
 def test_a_copy_of_the_state_does_not_move_with_the_machine() -> None:
-    ours = machine("softmax")
+    ours = trainer("softmax")
     state = ours.state()
     before = digest(state)
-    ours.advance(1)
+    ours.run_steps(1)
     assert digest(state) == before != digest(ours.state())
     state["weights"][:] = 0
     assert ours.state()["weights"].any()
@@ -275,8 +275,8 @@ def test_a_copy_of_the_state_does_not_move_with_the_machine() -> None:
 @pytest.mark.parametrize("changed", ["seed=12", "seed=4294967307", "data.sampling=epoch",
                                      "batch_size=11", "precision=mixed_bfloat16"])  # fmt: skip
 def test_what_decides_a_step_changes_it(changed: str) -> None:
-    other = Machine(config(changed), dataset())
-    other.advance(steps_of("softmax"))
+    other = Trainer(config(changed), dataset())
+    other.run_steps(steps_of("softmax"))
     assert not same(other.state(), in_one_piece("softmax")[2])
 
 
@@ -285,7 +285,7 @@ def test_dropout_is_in_training_only() -> None:
     without = in_one_piece("cnn")
     assert np.array_equal(first["weights"], without[0]["weights"])
     assert losses[0] != without[1][0]
-    ours, plain = machine("dropout"), machine("cnn")
+    ours, plain = trainer("dropout"), trainer("cnn")
     ours.load(first)
     plain.load(first)
     assert ours.score().loss == plain.score().loss
@@ -296,9 +296,9 @@ def test_the_mask_moves_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "batch_indices", lambda *_: tf.range(37, dtype=tf.int64))
     given = config(*DROPOUT)
     given = replace(given, optimizer=replace(given.optimizer, learning_rate=1e-30))
-    losses = [Machine(given, dataset()).advance(4)]
+    losses = [Trainer(given, dataset()).run_steps(4)]
     plain = replace(given, model=replace(given.model, keep_prob=1.0))
-    losses.append(Machine(plain, dataset()).advance(4))
+    losses.append(Trainer(plain, dataset()).run_steps(4))
     assert [len(set(values.tolist())) for values in losses] == [4, 1]
 
 
@@ -308,8 +308,8 @@ def results(path: str) -> list[str]:
     for overrides, steps in (([], 30), (["model=cnn", "model.keep_prob=0.5"], 2)):
         arguments = ["data=arrays", f"data.path={path}", "seed=7", "batch_size=64", *overrides]
         given = composed(arguments).config
-        ours = Machine(given, given.data.load())
-        losses = ours.advance(steps)
+        ours = Trainer(given, given.data.load())
+        losses = ours.run_steps(steps)
         found.append(f"{digest({**ours.state(), 'losses': losses})} {ours.score().loss!r}")
     return found
 
@@ -319,7 +319,7 @@ import sys
 from pipeline.compose import composed
 from pipeline.digest import digest
 from pipeline.runtime import start_tensorflow
-from pipeline.train import Machine
+from pipeline.train import Trainer
 {inspect.getsource(results)}
 start_tensorflow(2)
 print(*results(sys.argv[1]), sep="\\n")
@@ -375,7 +375,7 @@ def broken(state: State, name: str, how: str) -> tuple[State, str]:
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_loading_is_all_or_nothing(variant: str, data: Any) -> None:
-    ours = machine(variant)
+    ours = trainer(variant)
     before = ours.state()
     other = {n: np.asarray(v + v.dtype.type(1)) for n, v in before.items()}
     name = data.draw(st.sampled_from(sorted(before)))
@@ -390,22 +390,22 @@ def test_loading_is_all_or_nothing(variant: str, data: Any) -> None:
 @pytest.mark.parametrize(("saved", "into"), [("softmax", "sgd"), ("cnn", "softmax"),
                                              ("softmax", "cnn")])  # fmt: skip
 def test_another_models_or_optimizers_state_does_not_fit(saved: str, into: str) -> None:
-    before = machine(into).state()
+    before = trainer(into).state()
     with pytest.raises(DoesNotFit):
-        machine(into).load(machine(saved).state())
-    assert same(machine(into).state(), before)
+        trainer(into).load(trainer(saved).state())
+    assert same(trainer(into).state(), before)
 
 
 def test_the_refusal_says_what_was_found_and_what_was_expected() -> None:
-    state = machine("softmax").state()
+    state = trainer("softmax").state()
     state["weights"] = state["weights"].T.astype(np.float64)
     with pytest.raises(DoesNotFit, match=r"'weights' is float64\[10, 64\], not float32\[64, 10\]"):
-        machine("softmax").load(state)
+        trainer("softmax").load(state)
 
 
 def test_byte_order_and_memory_order_do_not_matter() -> None:
     first, _, last = in_one_piece("softmax")
-    ours = machine("softmax")
+    ours = trainer("softmax")
     ours.load(first)
     foreign = {n: np.array(v, v.dtype.newbyteorder(">"), order="F") for n, v in last.items()}
     ours.load(foreign)
@@ -413,9 +413,9 @@ def test_byte_order_and_memory_order_do_not_matter() -> None:
 
 
 def test_replacing_parameters_leaves_the_rest() -> None:
-    fresh = Machine(config("model=cnn"), dataset())
+    fresh = Trainer(config("model=cnn"), dataset())
     before = fresh.state()
-    fresh.replace({"bias_1": before["bias_1"] + 1})
+    fresh.assign_parameters({"bias_1": before["bias_1"] + 1})
     after = fresh.state()
     assert np.array_equal(after.pop("bias_1"), before.pop("bias_1") + 1)
     assert same(after, before)
@@ -456,7 +456,7 @@ def test_due(every: int, steps: list[int]) -> None:
     ],
 )
 def test_until(step: int, every: int, last: int, steps: int) -> None:
-    assert _until(step, every, last) == steps
+    assert _steps_until(step, every, last) == steps
 
 
 @given(last=st.integers(1, 300), every=st.integers(0, 320), start=st.integers(0, 299))
@@ -464,16 +464,16 @@ def test_going_from_event_to_event_meets_all_that_is_due(last: int, every: int, 
     assume(start < last)
     step, met = start, []
     while step < last:
-        step += _until(step, every, last)
+        step += _steps_until(step, every, last)
         met.append(step)
     assert met == [s for s in range(start + 1, last + 1) if due(s, every, last)]
 
 
-# The law of the order, with a machine that computes nothing
+# The law of the order, with a trainer that computes nothing
 
 
 class Fake:
-    """A machine, recorder, saver and watcher in one, that notes what it is asked, in order."""
+    """A trainer, recorder, saver and watcher in one, that notes what it is asked, in order."""
 
     def __init__(self, step: int = 0, losses: Mapping[int, float] | None = None) -> None:
         self.step, self.losses, self.events = step, losses or {}, []  # type: ignore[var-annotated]
@@ -483,10 +483,10 @@ class Fake:
     def loss(self, step: int) -> float:
         return float(np.float32(self.losses.get(step, 1 / step)))
 
-    def advance(self, steps: int) -> np.ndarray:
+    def run_steps(self, steps: int) -> np.ndarray:
         assert steps >= 1
         first, self.step = self.step + 1, self.step + steps
-        self.events.append(("advance", self.step, steps))
+        self.events.append(("run_steps", self.step, steps))
         self.now += 1e-4 + steps * self.seconds_per_step
         return np.array([self.loss(s) for s in range(first, self.step + 1)], np.float32)
 
@@ -507,15 +507,15 @@ class Fake:
                 assert step not in self.recorded.setdefault(key, {}), "recorded twice"
                 self.recorded[key][step] = value
 
-    def save(self, step: int, state: State, metrics: dict[str, float], regular: bool) -> None:
-        self.events.append(("save" if regular else "save as the best", step, metrics))
+    def save(self, step: int, state: State, metrics: dict[str, float], on_schedule: bool) -> None:
+        self.events.append(("save" if on_schedule else "save as the best", step, metrics))
         assert int(state["step"]) == step
 
-    def advanced(self, step: int, loss: float) -> None:
+    def on_steps(self, step: int, loss: float) -> None:
         self.events.append(("shown", step))
         assert loss == self.loss(step) or math.isnan(loss)
 
-    def evaluated(self, step: int, loss: float, accuracy: float) -> None:
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         self.events.append(("shown evaluated", step, accuracy))
 
     def stopping(self, step: int) -> bool:
@@ -529,8 +529,8 @@ class Fake:
         settings = SimpleNamespace(save=SimpleNamespace(**save), **values)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module.time, "perf_counter", lambda: self.now)
-            machine: Any = self
-            return train(settings, machine, self, self.save, self, stopping or self.stopping)  # type: ignore[arg-type]
+            trainer: Any = self
+            return train(settings, trainer, self, self.save, self, stopping or self.stopping)  # type: ignore[arg-type]
 
     def at(self, *names: str) -> list[int]:
         return [event[1] for event in self.events if event[0] in names]
@@ -568,7 +568,7 @@ def test_no_event_is_missed_and_none_comes_twice(
     assert saves[-1] == evaluations[-1] == losses[-1] == fake.step == last
     assert result is not None
     assert result.loss == last
-    assert sum(event[2] for event in fake.events if event[0] == "advance") == more
+    assert sum(event[2] for event in fake.events if event[0] == "run_steps") == more
 
 
 @settings(max_examples=50, deadline=None)
@@ -580,7 +580,7 @@ def test_the_order_at_a_step_is_record_evaluate_save(
     fake.seconds_per_step = seconds
     fake.train(steps=start + more, save_every=save_every, eval_every=eval_every,
                log_every=log_every)  # fmt: skip
-    order = ["advance", "train/loss", "shown", "score", "test/accuracy", "test/loss",
+    order = ["run_steps", "train/loss", "shown", "score", "test/accuracy", "test/loss",
              "train/steps_per_second", "shown evaluated", "state", "save", "asked"]  # fmt: skip
     places = []
     for event in fake.events:
@@ -591,10 +591,10 @@ def test_the_order_at_a_step_is_record_evaluate_save(
                 assert metrics == {"test/accuracy": step % 5 / 4, "test/loss": float(step)}
             else:
                 assert metrics == {}
-    turns = "".join(" " if place == 0 else "" for place in places)
-    assert len(turns) == len(fake.at("advance"))
+    asked, saved = order.index("asked"), order.index("save")
+    assert (places[0], places[-1]) == (0, saved)
     for one, following in pairwise(places):
-        assert following > one or following == 0
+        assert following > one or (one, following) == (asked, 0)
 
 
 def test_nothing_is_left_to_do() -> None:
@@ -607,7 +607,7 @@ def test_one_step() -> None:
     fake = Fake()
     fake.train(steps=1, save_every=50, eval_every=200, log_every=100)
     assert [event[0] for event in fake.events] == [
-        "advance", "train/loss", "shown", "score", "test/accuracy", "test/loss",
+        "run_steps", "train/loss", "shown", "score", "test/accuracy", "test/loss",
         "train/steps_per_second", "shown evaluated", "state", "save",
     ]  # fmt: skip
 
@@ -615,7 +615,7 @@ def test_one_step() -> None:
 def test_stopping_is_asked_after_every_piece_but_the_last() -> None:
     fake = Fake()
     fake.train(steps=100, save_every=10)
-    ends = fake.at("advance")
+    ends = fake.at("run_steps")
     assert fake.at("asked") == ends[:-1]
 
     fake = Fake()
@@ -631,7 +631,7 @@ def test_a_call_takes_about_as_long_as_a_signal_may_wait(
     fake = Fake()
     fake.seconds_per_step = seconds
     fake.train(steps=3000)
-    sizes = [event[2] for event in fake.events if event[0] == "advance"]
+    sizes = [event[2] for event in fake.events if event[0] == "run_steps"]
     assert sizes[0] == 1
     assert all(size <= high for size in sizes)
     assert all(size >= low for size in sizes[6:-1])
@@ -644,7 +644,7 @@ def test_the_number_of_calls_does_not_grow_with_the_losses_recorded() -> None:
         fake = Fake()
         fake.seconds_per_step = 1e-6
         fake.train(steps=100_000, log_every=log_every)
-        calls.append(len(fake.at("advance")))
+        calls.append(len(fake.at("run_steps")))
     assert calls[0] == calls[1] < 20
 
 
@@ -679,26 +679,26 @@ def test_training_that_really_diverges() -> None:
     given = config("optimizer=sgd", "optimizer.learning_rate=1e38", "steps=60", "save.every=10")
     fake = Fake()
     with pytest.raises(Diverged, match=r"^the loss at step \d+ is (nan|inf)$"):
-        train(given, Machine(given, dataset()), fake, lambda *_: None, SimpleNamespace(
-            advanced=lambda *_: None, evaluated=lambda *_: None), lambda step: False)  # fmt: skip
+        quiet = SimpleNamespace(on_steps=lambda *_: None, on_evaluation=lambda *_: None)
+        train(given, Trainer(given, dataset()), fake, lambda *_: None, quiet, lambda step: False)
     values = list(fake.recorded["train/loss"].values())
     assert not math.isfinite(values[-1])
     assert all(map(math.isfinite, values[:-1]))
 
 
 def test_training_with_the_real_machine() -> None:
-    """Train to the end in the loop: every loss is the machine's own, and it learns."""
+    """Train to the end in the loop: every loss is the trainer's own, and it learns."""
     given = config("steps=60", "eval_every=25", "save.every=20", "optimizer.learning_rate=0.02")
     fake, saved = Fake(), {}
-    quiet = SimpleNamespace(advanced=lambda *_: None, evaluated=lambda *_: None)
+    quiet = SimpleNamespace(on_steps=lambda *_: None, on_evaluation=lambda *_: None)
 
-    def save(step: int, state: State, metrics: dict[str, float], regular: bool) -> None:
-        assert regular
+    def save(step: int, state: State, metrics: dict[str, float], on_schedule: bool) -> None:
+        assert on_schedule
         saved[step] = (digest(state), metrics)
 
-    score = train(given, Machine(given, dataset()), fake, save, quiet, lambda step: False)
-    other = Machine(given, dataset())
-    losses = other.advance(60)
+    score = train(given, Trainer(given, dataset()), fake, save, quiet, lambda step: False)
+    other = Trainer(given, dataset())
+    losses = other.run_steps(60)
     assert fake.recorded["train/loss"] == {i + 1: float(loss) for i, loss in enumerate(losses)}
     assert list(saved) == [20, 40, 60]
     assert score is not None

@@ -7,22 +7,22 @@ from benchmarks.ways import data_overrides
 from pipeline import library
 from pipeline.evaluation import load_data
 from pipeline.runtime import start_tensorflow
-from pipeline.train import Machine
+from pipeline.train import Trainer
 
 
-def advance(machine: Machine, steps: int, chunk: int) -> np.ndarray:
+def run_steps(trainer: Trainer, steps: int, chunk: int) -> np.ndarray:
     """Train in chunks."""
-    return np.concatenate([machine.advance(chunk) for _ in range(0, steps, chunk)])
+    return np.concatenate([trainer.run_steps(chunk) for _ in range(0, steps, chunk)])
 
 
 def main(task: Job) -> None:
     config = library.configure(f"model={task.model}", *data_overrides())
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
-    machine = Machine(config, data)
-    machine.advance(1)
+    trainer = Trainer(config, data)
+    trainer.run_steps(1)
     mark("loop")
-    machine.advance(task.steps - 1)
+    trainer.run_steps(task.steps - 1)
     mark("leave")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeline.checkpoints import SaveFormat, State
-from pipeline.checkpoints.bundle import read_bundle
+from pipeline.checkpoints.tf_bundle import read_bundle
 from pipeline.config import settings
 
 

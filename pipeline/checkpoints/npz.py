@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from pipeline.archive import read_npz
 from pipeline.checkpoints import SaveFormat, State
 from pipeline.config import settings
+from pipeline.npz import read_npz
 
 
 @settings

@@ -2,11 +2,13 @@
 
 A model is a settings dataclass with two methods (a user's own needs nothing else):
 
-    initial(spec, key)                  name -> first value of each parameter, in order
-    logits(parameters, images, dropout) the scores of a batch
+    initial(spec, key)                  name -> first value of each parameter, float32, in order
+    logits(parameters, images, dropout) the logits of a batch, [B, classes]
 
-`parameters` maps the same names to tensors; `images` is float [B, H, W, C] or [B, D] in [0, 1];
-`dropout` is a key for stateless random numbers in training, None otherwise.
+`key(i)` is the key (int64 [2]) with which the i-th parameter is drawn by `tf.random.stateless_*`.
+`parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, D] in [0, 1]. Both are
+float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
+a key in training, None otherwise.
 """
 
 from collections.abc import Callable, Mapping

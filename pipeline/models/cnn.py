@@ -38,6 +38,7 @@ class Cnn:
             )
 
     def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return float32 weights, truncated normal, and biases, constant, by name."""
         import tensorflow as tf
 
         height, width, channels = spec.shape
@@ -61,6 +62,7 @@ class Cnn:
         images: "tf.Tensor",
         dropout: "tf.Tensor | None",
     ) -> "tf.Tensor":
+        """Return logits [B, classes] for images [B, H, W, C]; no dropout without its key."""
         import tensorflow as tf
 
         w = [parameters[name] for name in NAMES]

@@ -21,6 +21,7 @@ class Softmax:
     init_stddev: PositiveFloat
 
     def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return `weights`, float32 [pixels, classes], truncated normal."""
         shape = (prod(spec.shape), spec.classes)
         return {"weights": truncated_normal(shape, self.init_stddev, key(0))}
 
@@ -30,6 +31,7 @@ class Softmax:
         images: "tf.Tensor",
         dropout: "tf.Tensor | None",
     ) -> "tf.Tensor":
+        """Return logits [B, classes] for images [B, ...], flattened."""
         import tensorflow as tf
 
         return tf.reshape(images, [-1, prod(images.shape[1:])]) @ parameters["weights"]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.archive import PickledObjects, read_npz
 from pipeline.checkpoints import State
-from pipeline.checkpoints.bundle import first_format, read_bundle
 from pipeline.checkpoints.store import CorruptCheckpoint, read_manifest
+from pipeline.checkpoints.tf_bundle import first_format, read_bundle
 from pipeline.config import BadInput, first_line
 from pipeline.digest import digest
+from pipeline.npz import PickledObjects, read_npz
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
 
@@ -33,7 +33,7 @@ def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: s
     arrays = _read(path, origin)
     own = _own_parameters(path, arrays, shapes)
     entries = arrays if own is None else {name: arrays[name] for name in own}
-    return match(entries, shapes, f"{origin}={str(path)!r}")
+    return match_parameters(entries, shapes, f"{origin}={str(path)!r}")
 
 
 def _own_parameters(
@@ -144,7 +144,7 @@ def _plain(name: str, arrays: State) -> str:
     return name if short in arrays else short
 
 
-def match(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+def match_parameters(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
     """Assign every parameter one entry and every entry one parameter; raise BadInput."""
     for name in arrays:
         if name.startswith("/") or ".." in name.split("/"):

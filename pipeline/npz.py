@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 PACKINGS = {zipfile.ZIP_BZIP2: "bzip2", zipfile.ZIP_LZMA: "LZMA"}
-NUMPYS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the only ways in which NumPy packs
-RATIO, SPARE = 100, 2**28  # a file may unfold to so many times its size and so many bytes more
+NUMPY_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the only ways in which NumPy packs
+MAX_EXPANSION = 100  # a file may unpack to so many times its size
+EXPANSION_ALLOWANCE = 2**28  # and so many bytes more
 
 
 class PickledObjects(ValueError):
@@ -23,7 +24,7 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
         promised = sum(member.file_size for member in members)
-        if promised > RATIO * file.stat().st_size + SPARE:
+        if promised > MAX_EXPANSION * file.stat().st_size + EXPANSION_ALLOWANCE:
             raise ValueError(f"it promises {promised:,} bytes, far more than the file holds")
         arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
     if len(arrays) < len(members):
@@ -36,7 +37,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     name, form = member.filename, np.lib.format
     if not name.endswith(".npy"):
         raise ValueError(f"{name!r} is not an array as NumPy writes it")
-    if member.compress_type not in NUMPYS:
+    if member.compress_type not in NUMPY_COMPRESSION:
         packing = PACKINGS.get(member.compress_type, f"method {member.compress_type}")
         raise ValueError(
             f"{name!r} is compressed by {packing}; only what NumPy writes is read: "

@@ -36,7 +36,7 @@ def handling(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Ite
             signal.signal(number, before)
 
 
-class Stopped(Exception):
+class Interrupted(Exception):
     """The work ended early because of a signal."""
 
     def __init__(self, number: int) -> None:
@@ -44,11 +44,11 @@ class Stopped(Exception):
         self.status = 128 + number
 
     def __reduce__(self) -> Any:
-        return Stopped, (self.status - 128,)
+        return Interrupted, (self.status - 128,)
 
 
-class Stop:
-    """Note a signal while the context lasts; before `begun`, end at once.
+class GracefulShutdown:
+    """Note a signal while the context lasts; end the process unless `can_finish_gracefully`.
 
     SIGUSR2 is how Slurm and submitit say that a job's time will be up in a moment.
 
@@ -56,14 +56,14 @@ class Stop:
     long work runs on a worker thread and the main thread only waits.
     """
 
-    noted: ClassVar[int | None] = None  # the last signal, which work that was done ignored
+    last_signal: ClassVar[int | None] = None  # of this process, seen by work or come after it
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self.begun = False  # there is something to be ended in good order
+        self.can_finish_gracefully = False  # there is something to be ended in good order
         self._handling = handling(SIGNALS, self._handle)
 
-    def __enter__(self) -> "Stop":
+    def __enter__(self) -> "GracefulShutdown":
         self._handling.__enter__()
         return self
 
@@ -71,9 +71,9 @@ class Stop:
         self._handling.__exit__(None, None, None)
 
     def check(self) -> None:
-        """Raise Stopped if a signal has come."""
+        """Raise Interrupted if a signal has come."""
         if self.signal is not None:
-            raise Stopped(self.signal)
+            raise Interrupted(self.signal)
 
     def run(self, work: Callable[[], T]) -> T:
         """Do `work` on a worker thread; return its result or raise what it raised."""
@@ -85,8 +85,8 @@ class Stop:
             return future.result()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None or not self.begun:
+        if self.signal is not None or not self.can_finish_gracefully:
             os._exit(128 + number)
-        self.signal = Stop.noted = number
+        self.signal = GracefulShutdown.last_signal = number
         name = signal.Signals(number).name
         print(f"\n{name}: stopping after this step; once more stops at once", file=sys.stderr)

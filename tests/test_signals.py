@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pipeline.runtime import start_tensorflow
-from pipeline.stopping import Stop, Stopped
+from pipeline.signals import GracefulShutdown, Interrupted
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_three_signals_within_one_call_into_tensorflow_are_all_seen(exits: list[
             seen.append(time.monotonic())
         limit.assign(0)  # only now does the call come to its end
 
-    with Stop() as stop:
-        stop.begun = True
+    with GracefulShutdown() as stop:
+        stop.can_finish_gracefully = True
         other = threading.Thread(target=disturb)
         other.start()
         ended = stop.run(work)
@@ -59,7 +59,7 @@ def test_three_signals_within_one_call_into_tensorflow_are_all_seen(exits: list[
         assert stop.signal == signal.SIGTERM
         assert exits == [130, 143]
         assert seen[-1] < ended
-        with pytest.raises(Stopped, match="stopped by SIGTERM") as stopped:
+        with pytest.raises(Interrupted, match="stopped by SIGTERM") as stopped:
             stop.check()
     assert stopped.value.status == 143
 
@@ -76,8 +76,8 @@ def test_a_signal_that_another_thread_takes_is_seen(exits: list[int]) -> None:
         seen.append(stop.signal)
 
     seen: list[int | None] = []
-    with Stop() as stop:
-        stop.begun = True
+    with GracefulShutdown() as stop:
+        stop.can_finish_gracefully = True
         stop.run(work)
     assert (seen, exits) == ([signal.SIGTERM], [])
 
@@ -90,7 +90,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(
 ) -> None:
     given = signal.signal(number, signal.SIG_DFL)  # these tests may run under nohup
     try:
-        with Stop():
+        with GracefulShutdown():
             signal.raise_signal(number)
             assert exits == [status]
             assert signal.getsignal(number) != signal.SIG_DFL
@@ -102,7 +102,7 @@ def test_before_there_is_anything_to_save_a_signal_ends_at_once(
 def test_a_hangup_that_is_ignored_stays_so(exits: list[int]) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Stop():
+        with GracefulShutdown():
             signal.raise_signal(signal.SIGHUP)
             signal.raise_signal(signal.SIGTERM)
         assert exits == [143]
