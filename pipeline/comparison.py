@@ -170,7 +170,8 @@ def _html(tag: str, texts: Iterable[str]) -> str:
 PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>Waymark: comparison</title>
-<style>body {{ font: 14px sans-serif }} td, th {{ padding: 2px 10px; text-align: left }}</style>
+<style>body {{ font: 14px sans-serif }} td, th {{ padding: 2px 10px; text-align: left }}
+svg {{ max-width: 100%; height: auto }}</style>
 {svg}
 <table>
 {table}
