@@ -225,7 +225,7 @@ def poll() -> Callable[[Callable[[], Any]], Any]:
 
 @pytest.fixture(scope="session")
 def stop_at(poll: Callable[[Callable[[], Any]], Any]) -> Callable[[int], NoProgress]:
-    """Return what makes a watcher that stops training at a step by a signal to this process."""
+    """Return what makes a progress reporter that ends training at a step by a signal."""
 
     class StopAt(NoProgress):
         def __init__(self, target: int) -> None:

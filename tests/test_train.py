@@ -473,7 +473,7 @@ def test_going_from_event_to_event_meets_all_that_is_due(last: int, every: int, 
 
 
 class Fake:
-    """A trainer, recorder, saver and watcher in one, that notes what it is asked, in order."""
+    """Trainer, recorder, saver and progress reporter in one; notes what it is asked, in order."""
 
     def __init__(self, step: int = 0, losses: Mapping[int, float] | None = None) -> None:
         self.step, self.losses, self.events = step, losses or {}, []  # type: ignore[var-annotated]
