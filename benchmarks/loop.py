@@ -20,6 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.ways import Target, data_overrides, report, table, told
+from pipeline.tracking.active_run import create_run
+from pipeline.tracking.opening import open_store
 
 REPETITIONS = 5
 STEPS = {"softmax": 1000, "cnn": 100}
@@ -52,7 +54,6 @@ class Loop:
         from pipeline.compose import described
         from pipeline.evaluation import load_data
         from pipeline.runtime import start_tensorflow
-        from pipeline.tracking import Tracking
         from pipeline.train import Trainer
 
         uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
@@ -63,7 +64,7 @@ class Loop:
         start_tensorflow(**vars(self.config.runtime))
         self.trainer = Trainer(self.config, self.data)
         self.score = self.trainer.score()
-        self.tracking = Tracking(self.config.tracking.uri, create=True)
+        self.tracking = open_store(self.config.tracking.uri, create=True)
         self.described = described(self.config)
 
     def ready(self) -> None:
@@ -85,7 +86,7 @@ class Loop:
         from pipeline.work import Saver
 
         trainer, silent = self.trainer, progress or Silent()
-        tracked = self.tracking.create(self.described, {}, self.data)
+        tracked = create_run(self.tracking, self.described, {}, self.data)
         folder = tracked.info.folder / "checkpoints"
         folder.mkdir()
         store = CheckpointStore(folder, self.config.save, records=tracked.info.outbox)

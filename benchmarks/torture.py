@@ -46,6 +46,7 @@ from benchmarks.chaos import (
     start,
     waymark,
 )
+from pipeline.tracking.opening import open_store
 
 LANES = 2
 BASE = ["data=arrays", "progress=false", "record.changes=false", "runtime.intra_op_threads=2"]
@@ -468,9 +469,8 @@ def main() -> int:
     arena = Arena(root, asked.seed, asked.only)
     chaos.clean_environment(root / "home")
     chaos.pictures(root / "pictures.npz")
-    from pipeline.tracking import Tracking
 
-    Tracking(f"sqlite:///{root}/store/mlflow.db", create=True)
+    open_store(f"sqlite:///{root}/store/mlflow.db", create=True)
     expected = undisturbed(arena) if asked.kills or asked.outages else {}
     if asked.kills:
         with Server(root / "server") as server:

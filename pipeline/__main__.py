@@ -326,14 +326,15 @@ def sync(overrides: tuple[str, ...]) -> int:
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
     from pipeline.signals import handling
-    from pipeline.tracking import ui_command
+    from pipeline.tracking.finder import select
+    from pipeline.tracking.opening import ui_command
 
     tracking = _store(overrides)
     if tracking.database is None:
-        print(f"the UI of this store is at {tracking.address}")
+        print(f"the UI of this store is at {tracking.address.shown}")
         return 0
     _check_free(host, port)
-    newest = tracking.select(None, None, None, 1)
+    newest = select(tracking, None, None, None, 1)
     page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
     print(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", flush=True)
     # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
@@ -371,9 +372,9 @@ def _check_free(host: str, port: int) -> None:
 
 def _store(overrides: tuple[str, ...], **options: Any) -> Any:
     """Open the store that a command names, creating a local one."""
-    from pipeline.tracking import Tracking
+    from pipeline.tracking.opening import open_store
 
-    return Tracking(_store_uri(overrides), create=True, **options)
+    return open_store(_store_uri(overrides), create=True, **options)
 
 
 def _store_uri(overrides: tuple[str, ...]) -> Any:

@@ -13,9 +13,12 @@ from pipeline import names
 from pipeline.comparison import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
 from pipeline.table import setting
-from pipeline.tracking import Facts, RunRecord, Tracking
+from pipeline.tracking.finder import find_single, select
 from pipeline.tracking.history import foreign, is_timing
-from pipeline.tracking.tracked import reason_of
+from pipeline.tracking.limits import reason_of
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.runs import RunRecord, RunSummary
+from pipeline.tracking.store import RunStore
 from pipeline.verdict import Evidence, all_differences, evidence, partings
 
 # Words in a metric's name that tell which way is better; the second ones win.
@@ -38,13 +41,13 @@ def compare(
 
     Raises BadInput for a run or condition that does not exist, and for fewer than two runs.
     """
-    tracking = Tracking(uri, reading=True)
-    found: list[tuple[RunRecord, Facts]] = []
+    tracking = open_store(uri, reading=True)
+    found: list[tuple[RunRecord, RunSummary]] = []
     for text in runs:
-        record = tracking.find_single(text)
-        found.append((record, tracking.facts(record)))
+        record = find_single(tracking, text)
+        found.append((record, tracking.summary(record)))
     if experiment is not None or sweep is not None or where is not None:
-        runs_and_sweeps = reversed(tracking.select(experiment, sweep, where))
+        runs_and_sweeps = reversed(select(tracking, experiment, sweep, where))
         found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
@@ -52,14 +55,14 @@ def compare(
     return compared(tracking, list(chosen.values()))
 
 
-def compared(tracking: Tracking, chosen: Sequence[tuple[RunRecord, Facts]]) -> Comparison:
+def compared(tracking: RunStore, chosen: Sequence[tuple[RunRecord, RunSummary]]) -> Comparison:
     """Compare runs that were found; raise BadInput for what cannot be read."""
     with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
         records = list(pool.map(partial(_gathered, tracking), chosen))
     return _compared(records, [_settings(*pair) for pair in chosen])
 
 
-def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:
+def _gathered(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> Evidence:
     record, facts = run
     if names.VERSION in record.tags:
         return evidence(tracking, record)
@@ -69,7 +72,7 @@ def _gathered(tracking: Tracking, run: tuple[RunRecord, Facts]) -> Evidence:
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
 
 
-def _settings(record: RunRecord, facts: Facts) -> Facts:
+def _settings(record: RunRecord, facts: RunSummary) -> RunSummary:
     """Leave out what is for show, and put the steps right: MLflow's param stays at an extension.
 
     Of another program's run nothing is known to be for show.
@@ -81,7 +84,7 @@ def _settings(record: RunRecord, facts: Facts) -> Facts:
     return replace(facts, params={**own, **steps})
 
 
-def _compared(found: list[Evidence], facts: list[Facts]) -> Comparison:
+def _compared(found: list[Evidence], facts: list[RunSummary]) -> Comparison:
     groups = _by_seed(found, facts)
     params = [facts[members[0]].params for members in groups]
     keys = [key for key in dict.fromkeys(k for p in params for k in p) if key != "run_name"]
@@ -127,7 +130,7 @@ def _curves(row: Row, run: Evidence) -> Curves:
     return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
-def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
+def _by_seed(found: list[Evidence], facts: list[RunSummary]) -> list[list[int]]:
     """Return the indices of the runs that make a row each: they differ only by their seeds.
 
     A second run of the same seed (a rerun, say) is no further sample: it comes into another row.
@@ -145,7 +148,9 @@ def _by_seed(found: list[Evidence], facts: list[Facts]) -> list[list[int]]:
     return list(rows.values())
 
 
-def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: list[str]) -> Row:
+def _row(
+    members: list[int], found: list[Evidence], facts: list[RunSummary], keys: list[str]
+) -> Row:
     own = [found[i] for i in members]
     known = [facts[i] for i in members]
     pairs = list(zip(own, known, strict=True))
@@ -173,7 +178,7 @@ def _row(members: list[int], found: list[Evidence], facts: list[Facts], keys: li
     )
 
 
-def _final_and_best(key: str, run: Evidence, facts: Facts) -> tuple[float, float]:
+def _final_and_best(key: str, run: Evidence, facts: RunSummary) -> tuple[float, float]:
     """Return a metric's last and best value; the last is the best where neither way is better."""
     known = run.history.metrics.get(key, {})
     final = known[max(known)] if known else facts.metrics[key]

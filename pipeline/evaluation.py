@@ -19,7 +19,11 @@ from pipeline.data import Dataset, ImageSpec
 from pipeline.names import DATA_DIGEST, TEST_ACCURACY, VERSION
 from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.score import Score, Scorer
-from pipeline.tracking import RunRecord, Tracking
+from pipeline.tracking import artifacts
+from pipeline.tracking.finder import find_single
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 from pipeline.train import check_state, initial_state
 
 
@@ -85,18 +89,18 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     Raises BadInput for what is not there, CorruptCheckpoint for a named checkpoint that is damaged.
     """
     overrides = dict(overrides)
-    tracking = Tracking(overrides.pop("tracking.uri", None), reading=True)
+    tracking = open_store(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
     overrides.pop(SEARCHPATH, None)  # a record names no YAML
-    record = tracking.find_single(text)
+    record = find_single(tracking, text)
     refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
-        newer = tracking.newer(record)
+        newer = artifacts.newer(tracking, record)
         if newer or (record.remote and not (folder / "config.yaml").exists()):
             folder = Path(scratch) / "run"
             for name in ("config.yaml", *newer):
-                tracking.fetch(record, name, folder)
+                artifacts.fetch(tracking, record, name, folder)
         path = folder / "config.yaml"
         config = from_record(path, overrides, trusted, ("",), record.id).config
         store = CheckpointStore(folder / "checkpoints", config.save)
@@ -110,10 +114,10 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         return Evaluation(**scored, step=chosen, source=source)
 
 
-def refuse_foreign(tracking: Tracking, record: RunRecord) -> None:
+def refuse_foreign(tracking: RunStore, record: RunRecord) -> None:
     """Raise BadInput for a run that is not Waymark's, or whose files are links."""
     refuse_links(record.folder)
-    if VERSION not in record.tags and tracking.artifact(record, "config.yaml") is None:
+    if VERSION not in record.tags and artifacts.read(tracking, record, "config.yaml") is None:
         raise BadInput(f"run {record.id}: is not one that Waymark trained; it has no config.yaml.")
 
 

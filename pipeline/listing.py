@@ -5,7 +5,11 @@ import time
 from dataclasses import dataclass
 
 from pipeline import names
-from pipeline.tracking import Facts, RunRecord, Tracking
+from pipeline.tracking.finder import select
+from pipeline.tracking.history import last_step
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.runs import RunRecord, RunSummary
+from pipeline.tracking.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,16 @@ class Listed:
 
 def recent(uri: str | None, most: int) -> list[Listed]:
     """Return the runs that began last, the last one first; raise BadInput if there is no store."""
-    tracking = Tracking(uri, reading=True)
-    found = tracking.select(None, None, None, most)
+    tracking = open_store(uri, reading=True)
+    found = select(tracking, None, None, None, most)
     return [_listed(tracking, record, facts) for record, facts in found]
 
 
-def _listed(tracking: Tracking, record: RunRecord, facts: Facts) -> Listed:
+def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> Listed:
     steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
     pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
     if steps != "-" and (pruned or record.status != "FINISHED"):
-        steps = f"{pruned or tracking.reached(record, names.TRAIN_LOSS)} of {steps}"
+        steps = f"{pruned or last_step(tracking, record, names.TRAIN_LOSS)} of {steps}"
     accuracy = facts.metrics.get(names.RESTORED_ACCURACY, facts.metrics.get(names.TEST_ACCURACY))
     sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
     stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))

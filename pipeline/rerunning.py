@@ -16,7 +16,10 @@ from pipeline.compose import SEARCHPATH, parsed
 from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat, run_git
 from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
-from pipeline.tracking import RunRecord, Tracking
+from pipeline.tracking.finder import find_single
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 from pipeline.verdict import Evidence, Verdict, evidence, load
 
 # What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
@@ -46,8 +49,8 @@ def rerun(
     """
     given = {"tracking.uri": None, **parsed(overrides)}
     trusted = given.pop("trusted_modules", [])
-    tracking = Tracking(given["tracking.uri"])
-    record = tracking.find_single(text)
+    tracking = open_store(given["tracking.uri"])
+    record = find_single(tracking, text)
     _refuse_others(given, tracking, record)
     original = evidence(tracking, record)
     if at_commit:
@@ -70,7 +73,7 @@ def rerun(
     return verdict
 
 
-def _refuse_others(given: Mapping[str, Any], tracking: Tracking, record: RunRecord) -> None:
+def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunRecord) -> None:
     """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
     others = [k for k in given if k not in FREE and k.partition(".")[0] not in ("save", "tracking")]
     masked = running.record_as_it_is(tracking, record)[2] if others else []

@@ -27,9 +27,14 @@ from pipeline.package import __version__
 from pipeline.pruning import Pruner
 from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.signals import GracefulShutdown
-from pipeline.tracking import RunRecord, Tracking
+from pipeline.tracking import artifacts
+from pipeline.tracking.active_run import create_run, reopen_run
+from pipeline.tracking.finder import find, find_single
 from pipeline.tracking.history import NAME as HISTORY
+from pipeline.tracking.opening import open_store
 from pipeline.tracking.recovery import settle
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 from pipeline.verdict import Evidence, evidence, told
 from pipeline.work import Failed, Result, Work, prepared
 
@@ -64,13 +69,13 @@ def run(
         start_if_imported(**vars(config.runtime))  # by the user's own classes
         parameters = _initial_parameters(config, data)
         trainer = None if began else prepared(config, data)
-        tracking = Tracking(config.tracking.uri, create=True)
+        tracking = open_store(config.tracking.uri, create=True)
         tags = {**_tags(resolved, data), **(tags or {})}
         if parameters:
             tags[names.INIT_DIGEST] = digest(parameters)
         if original:
             tags[names.RERUN_OF] = original.record.id
-        tracked = tracking.create(resolved, tags, data)
+        tracked = create_run(tracking, resolved, tags, data)
         replace_file(tracked.info.folder / "config.yaml", resolved.record())
         if began:
             began()
@@ -102,12 +107,12 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     """
     given = {"tracking.uri": None, **overrides}
     trusted = given.pop("trusted_modules", [])
-    tracking = Tracking(given["tracking.uri"])
-    return record_of(tracking, tracking.find_single(text), given, trusted)
+    tracking = open_store(given["tracking.uri"])
+    return record_of(tracking, find_single(tracking, text), given, trusted)
 
 
 def record_of(
-    tracking: Tracking,
+    tracking: RunStore,
     record: RunRecord,
     overrides: Mapping[str, Any],
     trusted: list[str],
@@ -123,7 +128,7 @@ def record_of(
 
 
 def record_as_it_is(
-    tracking: Tracking, record: RunRecord
+    tracking: RunStore, record: RunRecord
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Return what `read_record` does of a run, wherever its config.yaml is."""
     refuse_foreign(tracking, record)
@@ -131,7 +136,7 @@ def record_as_it_is(
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:
             folder = Path(scratch) / "run"
-            tracking.fetch(record, "config.yaml", folder)
+            artifacts.fetch(tracking, record, "config.yaml", folder)
         return read_record(folder / "config.yaml")
 
 
@@ -143,8 +148,8 @@ def _resume(
     pruner: Pruner | None,
     began: Callable[[], None] | None,
 ) -> Result | None:
-    tracking = Tracking(overrides.pop("tracking.uri", None))
-    record = tracking.find_single(text)
+    tracking = open_store(overrides.pop("tracking.uri", None))
+    record = find_single(tracking, text)
     refuse_foreign(tracking, record)
     if record.remote and not record.offline:
         _fetch(tracking, record)
@@ -177,7 +182,7 @@ def _resume(
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     original = _original(tracking, record)
     trainer = None if began else prepared(config, data)
-    tracked = tracking.reopen(record, config, reached)
+    tracked = reopen_run(tracking, record, config, reached)
     replace_file(record.folder / "config.yaml", resolved.record())
     pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
     tracked.tag({names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned})
@@ -199,12 +204,12 @@ def _refuse_drift(record: RunRecord, config: Config) -> None:
         )
 
 
-def _original(tracking: Tracking, record: RunRecord) -> Evidence | None:
+def _original(tracking: RunStore, record: RunRecord) -> Evidence | None:
     """Return what an interrupted rerun is to be compared with, if that is still there."""
     if names.RERUN_OF not in record.tags:
         return None
     try:
-        return evidence(tracking, tracking.find(record.tags[names.RERUN_OF]))
+        return evidence(tracking, find(tracking, record.tags[names.RERUN_OF]))
     except BadInput as error:
         print(f"waymark: no verdict: {error}", file=sys.stderr)
         return None
@@ -231,15 +236,15 @@ def _tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
     return {**tags, names.GIT_COMMIT: commit} if commit else tags
 
 
-def _fetch(tracking: Tracking, record: RunRecord) -> None:
+def _fetch(tracking: RunStore, record: RunRecord) -> None:
     """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
-    newer = tracking.newer(record)
+    newer = artifacts.newer(tracking, record)
     if newer or not (record.folder / "config.yaml").exists():
-        tracking.fetch(record, "config.yaml", record.folder)
-    there = tracking.listed(record)
+        artifacts.fetch(tracking, record, "config.yaml", record.folder)
+    there = artifacts.listed(tracking, record)
     for name in ("environment.json", HISTORY):  # there is none before the first words of a run
         if name in there and (newer or not (record.folder / name).exists()):
-            tracking.fetch(record, name, record.folder)
+            artifacts.fetch(tracking, record, name, record.folder)
     for name in newer:
         if not (record.folder / name).exists():
-            tracking.fetch(record, name, record.folder)
+            artifacts.fetch(tracking, record, name, record.folder)

@@ -34,8 +34,13 @@ from pipeline.landscape import Point, landscape
 from pipeline.progress import NoSweepProgress, make_sweep_progress
 from pipeline.signals import handling
 from pipeline.table import number, rate
-from pipeline.tracking import Facts, RunRecord, Tracking
-from pipeline.tracking.tracked import reason_of
+from pipeline.tracking.finder import select
+from pipeline.tracking.limits import reason_of
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.parent_run import open_parent, withdraw
+from pipeline.tracking.recovery import reap
+from pipeline.tracking.runs import RunRecord, RunSummary
+from pipeline.tracking.store import RunStore
 
 # Tags of the parent.
 MOST = 3  # attempts of one command at a trial that ends its process
@@ -50,14 +55,14 @@ HERE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
-Pair = tuple[RunRecord, Facts]
+Pair = tuple[RunRecord, RunSummary]
 
 
 @dataclass
 class Sweep:
     """A sweep that has a parent run, as one command carries it out."""
 
-    tracking: Tracking
+    tracking: RunStore
     parent: str
     id: str  # of this command: the value of its trials' tag
     metric: str  # the objective, and which way is better
@@ -121,14 +126,14 @@ class Sweep:
         """Leave no trace of a command that has come to no trial; tell whether it has not."""
         if any(self.came_to(record) for record, _ in self.members()):
             return False
-        self.tracking.withdraw(self.parent, self.before)
+        withdraw(self.tracking, self.parent, self.before)
         return True
 
     def _finished(self) -> dict[str, Pair]:
         """Return the finished trials of this sweep as they were found before the launch."""
         if self._over is None:
-            every = self.tracking.select(
-                None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+            every = select(
+                self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
             )
             done = [pair for pair in every if pair[0].status == "FINISHED"]
             self._over = {
@@ -206,7 +211,7 @@ class Sweep:
     def _lost(self, error: Exception) -> None:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
         self._over = None
-        self.tracking.reap()
+        reap(self.tracking)
         if not any(self.came_to(record) for record, _ in self.members()):
             raise error
 
@@ -231,8 +236,8 @@ class Sweep:
 
     def members(self) -> list[Pair]:
         """Return the runs of the trials that this command has come to, or finds finished."""
-        every = self.tracking.select(
-            None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+        every = select(
+            self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
         )
         return [
             (record, facts)
@@ -273,7 +278,7 @@ class Sweep:
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     told = self._tell(bar, told)
                     if began - beat > BEAT:
-                        self.tracking.client.set_tag(self.parent, names.HEARTBEAT, _now())
+                        self.tracking.set_tags(self.parent, {names.HEARTBEAT: _now()})
                         beat = began
                 closing.wait(SHARE * (time.monotonic() - began))
 
@@ -301,14 +306,13 @@ class Sweep:
 
     def record(self, found: "Outcome") -> None:
         """Put progress and the best trial so far into the parent run."""
-        client, counts = self.tracking.client, found.counts()
-        step = sum(counts.values()) - counts["running"]
+        counts = {**found.counts(), "trials": self.expected}
+        step = sum(found.counts().values()) - counts["running"]
+        metrics: dict[str, float] = {f"{names.PROGRESS}{k}": count for k, count in counts.items()}
         if found.best:
-            client.set_tag(self.parent, names.BEST_TRIAL, found.best[0].id)
-            value = found.best[1].metrics[self.metric]
-            client.log_metric(self.parent, f"{names.BEST}{self.metric}", value, step=step)
-        for key, count in {**counts, "trials": self.expected}.items():
-            client.log_metric(self.parent, f"{names.PROGRESS}{key}", count, step=step)
+            self.tracking.set_tags(self.parent, {names.BEST_TRIAL: found.best[0].id})
+            metrics[f"{names.BEST}{self.metric}"] = found.best[1].metrics[self.metric]
+        self.tracking.log_metrics(self.parent, metrics, step)
 
 
 @dataclass(frozen=True)
@@ -369,7 +373,7 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     rest = flatten({k: v for k, v in values.items() if k not in ("hydra", *trial.ASIDE)})
     threads = rest.pop(trial.THREADS)
     own = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
-    tracking = Tracking(values["tracking"]["uri"], create=True)
+    tracking = open_store(values["tracking"]["uri"], create=True)
     command = shlex.join(
         ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
     )
@@ -377,11 +381,11 @@ def begin(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None
     same = [varied, trial.by_content(own), sweeper["_target_"], values["objective"]]
     tags = {names.KIND: "sweep", names.SWEEP: trial.digest_of(same), names.VARIED: keys}
     tags |= {names.COMMAND: command, names.RESUME: command}
-    parent, before = tracking.parent(
-        values["experiment_name"], ", ".join(varied), tags, names.SWEEP
+    parent, before = open_parent(
+        tracking, values["experiment_name"], ", ".join(varied), tags, names.SWEEP
     )
     threads = threads or parent.tags.get(names.THREADS) or threads_of(launcher)
-    tracking.client.set_tag(parent.id, names.THREADS, str(threads))
+    tracking.set_tags(parent.id, {names.THREADS: str(threads)})
     variables = {trial.PARENT_ID: parent.id, trial.VARIED_KEYS: keys, trial.COMMAND_ID: command_id}
     more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
     more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
@@ -508,12 +512,13 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 
 
 def _conclude(sweep: Sweep, status: int) -> int:
-    sweep.tracking.reap()  # workers may have gone with the launcher
-    found, client, parent = sweep.outcome(), sweep.tracking.client, sweep.parent
-    known = client.get_run(parent).data.metrics
+    tracking, parent = sweep.tracking, sweep.parent
+    reap(tracking)  # workers may have gone with the launcher
+    found = sweep.outcome()
+    known = tracking.metrics(parent)
     sweep.record(found)
     if len(found.finished) > 1:
-        table = comparing.compared(sweep.tracking, found.finished)
+        table = comparing.compared(tracking, found.finished)
         new = any(sweep.came_to(record) for record, _ in found.finished)
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _illustrate(sweep, table)
@@ -526,15 +531,15 @@ def _conclude(sweep: Sweep, status: int) -> int:
     for name, run_id, state, reason, _ in rows:
         if state != "FINISHED":
             print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
-    client.log_text(parent, _csv(rows), "trials.csv")
+    tracking.log_text(parent, _csv(rows), "trials.csv")
     print(sweep.pace(found))
-    lost, where = sweep.total - len(rows), without_password(sweep.tracking.address)
+    lost, where = sweep.total - len(rows), without_password(tracking.address.shown)
     if lost > 0 and not status:
         print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
     status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
-    client.set_terminated(parent, end)
-    client.set_tag(parent, names.RESUME, sweep.command if status else "")
+    tracking.end(parent, end)
+    tracking.set_tags(parent, {names.RESUME: sweep.command if status else ""})
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return status
@@ -562,5 +567,4 @@ def _illustrate(sweep: Sweep, table: Comparison) -> None:
         (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
         if points and table.keys:
             (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, sweep.metric))
-        for path in sorted(Path(scratch).iterdir()):
-            sweep.tracking.client.log_artifact(sweep.parent, str(path))
+        sweep.tracking.log_files(sweep.parent, Path(scratch))

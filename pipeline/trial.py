@@ -32,7 +32,12 @@ from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
 from pipeline.signals import GracefulShutdown, Interrupted
 from pipeline.table import elided, setting
-from pipeline.tracking import Facts, RunRecord, Tracking
+from pipeline.tracking.finder import find, select, tagged
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.parent_run import record_failed_trial
+from pipeline.tracking.recovery import reap
+from pipeline.tracking.runs import RunRecord, RunSummary
+from pipeline.tracking.store import RunStore
 from pipeline.work import Failed, Pruned, own_modules
 
 # Variables of a trial's process.
@@ -128,7 +133,7 @@ def _in_a_new_process(resolved: Resolved, name: str) -> float:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_done, resolved, name).result()
     except BrokenExecutor:  # the process was killed; its run tells
-        Tracking(resolved.config.tracking.uri).reap()
+        reap(open_store(resolved.config.tracking.uri))
         return math.nan
 
 
@@ -136,7 +141,7 @@ def _done(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
     _end_with_parent()
     process_state.command_line = True
-    tracking, key = Tracking(resolved.config.tracking.uri, create=True), identity(resolved)
+    tracking, key = open_store(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:
         known = _claimed(tracking, resolved.config.experiment_name, key, name, lock)
@@ -150,15 +155,15 @@ def _done(resolved: Resolved, name: str) -> float:
 def _come_to_its_end(
     resolved: Resolved,
     name: str,
-    tracking: Tracking,
+    tracking: RunStore,
     key: str,
-    known: list[tuple[RunRecord, Facts]],
+    known: list[tuple[RunRecord, RunSummary]],
     began: Callable[[], None],
 ) -> float:
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
     finished = [pair for pair in known if is_over(pair[0], config)]
     if finished:
-        tracking.client.set_tag(finished[0][0].id, names.sweep_member_tag(parent), command)
+        tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
         return objective(*finished[0], config.objective.metric)
     unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
     tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
@@ -166,8 +171,7 @@ def _come_to_its_end(
     try:
         if unfinished:
             run_id = unfinished[0].id
-            for tag, text in tags.items():
-                tracking.client.set_tag(run_id, tag, text)
+            tracking.set_tags(run_id, tags)
             trusted = own_modules(config)  # the command itself names them
             given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
             given["trusted_modules"] = trusted
@@ -179,13 +183,13 @@ def _come_to_its_end(
             run_id = running.run(named, None, tags, pruner, began).run_id
     except Pruned as pruned:
         return Hopeless(pruned.step, pruned.value)
-    record = tracking.find(run_id)
-    return objective(record, tracking.facts(record), config.objective.metric)
+    record = find(tracking, run_id)
+    return objective(record, tracking.summary(record), config.objective.metric)
 
 
 def _claimed(
-    tracking: Tracking, experiment: str, key: str, name: str, lock: FileLock
-) -> list[tuple[RunRecord, Facts]]:
+    tracking: RunStore, experiment: str, key: str, name: str, lock: FileLock
+) -> list[tuple[RunRecord, RunSummary]]:
     """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
 
     Until this process has recorded that it does, no other one of this machine begins a trial.
@@ -193,11 +197,11 @@ def _claimed(
     told = False
     while True:
         lock.acquire()
-        known = tracking.tagged(experiment, names.TRIAL, key)
+        known = tagged(tracking, experiment, names.TRIAL, key)
         if not any(record.status == "RUNNING" for record, _ in known):
             return known
-        tracking.reap()
-        known = tracking.tagged(experiment, names.TRIAL, key)
+        reap(tracking)
+        known = tagged(tracking, experiment, names.TRIAL, key)
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:
             return known
@@ -214,7 +218,7 @@ def is_over(record: RunRecord, config: Config) -> bool:
     return over and not config.rerun_finished
 
 
-def objective(record: RunRecord, facts: Facts, metric: str) -> float:
+def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
     """Return what a finished trial's run achieved, NaN if it did not record that."""
     if record.tags.get(names.PRUNED):
         step = int(record.tags[names.PRUNED])
@@ -222,7 +226,7 @@ def objective(record: RunRecord, facts: Facts, metric: str) -> float:
     return facts.metrics.get(metric, math.nan)
 
 
-def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner | None:
+def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner | None:
     if config.prune is None:
         return None
     metric = f"{names.TEST}{config.objective.metric.rpartition('/')[2]}"
@@ -230,15 +234,14 @@ def _pruner(tracking: Tracking, config: Config, parent: str, key: str) -> Pruner
     steps = judged_steps(config.prune, config.steps, config.eval_every)
 
     def recorded(run_id: str) -> Mapping[int, float]:
-        history = tracking.client.get_metric_history(run_id, metric)
-        return {point.step: point.value for point in history}
+        return dict(tracking.metric_history(run_id, metric))
 
     told = cache(recorded)  # by a trial that was not judged itself, and has ended
 
     def others() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
-        for record, _ in tracking.select(
-            None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
+        for record, _ in select(
+            tracking, None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
         ):
             if record.tags.get(names.TRIAL) == key:
                 continue
@@ -322,7 +325,7 @@ def _name(task: Sequence[str]) -> str:
 
 def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
     """Record a trial that failed before it had a run of its own."""
-    tracking, parent = Tracking(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
+    tracking, parent = open_store(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
     own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
     tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
-    tracking.stillborn(values["experiment_name"], _name(task), tags)
+    record_failed_trial(tracking, values["experiment_name"], _name(task), tags)

@@ -21,9 +21,11 @@ from pipeline.config import BadInput, json_text
 from pipeline.environment import Difference, differences, diffstat, parse_environment
 from pipeline.own_code import own_facts, patch_name
 from pipeline.table import number
-from pipeline.tracking import RunRecord, Tracking
+from pipeline.tracking import artifacts
 from pipeline.tracking.history import History, history, is_timing
-from pipeline.tracking.tracked import reason_of
+from pipeline.tracking.limits import reason_of
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 
 NAME = "rerun.json"
 
@@ -151,13 +153,13 @@ def told(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -
     return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"
 
 
-def evidence(tracking: Tracking, record: RunRecord) -> Evidence:
+def evidence(tracking: RunStore, record: RunRecord) -> Evidence:
     """Gather what a run of Waymark's recorded; raise BadInput if the store does not answer."""
     refuse_links(record.folder)
-    facts = parse_environment(tracking.artifact(record, "environment.json"))
+    facts = parse_environment(artifacts.read(tracking, record, "environment.json"))
     names = own_facts(facts).patches()
     names += ["changes.patch"] if facts.get("changes") != "none" else []
-    found = {name: tracking.artifact(record, name) for name in names}
+    found = {name: artifacts.read(tracking, record, name) for name in names}
     own = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
     patch = own.pop("changes.patch", None)
     try:
@@ -180,7 +182,7 @@ def _with_manifests(known: History, record: RunRecord) -> History:
     return History(known.metrics, digests)
 
 
-def judge(tracking: Tracking, old: Evidence, new: Evidence, shapes: Mapping[str, Any]) -> Verdict:
+def judge(tracking: RunStore, old: Evidence, new: Evidence, shapes: Mapping[str, Any]) -> Verdict:
     """Compare a rerun with its original: every value and digest that both have, by its bits.
 
     `shapes` names the model's parameters, whose final values are compared if anything differs.
@@ -269,7 +271,7 @@ def _bits(value: float) -> bytes:
 
 
 def _weights(
-    tracking: Tracking, old: Evidence, new: Evidence, step: int | None, shapes: Mapping[str, Any]
+    tracking: RunStore, old: Evidence, new: Evidence, step: int | None, shapes: Mapping[str, Any]
 ) -> dict[str, Apart]:
     """Return how far the parameters are apart at a step, if both runs still have it."""
     if step is None:
@@ -292,7 +294,7 @@ def _apart(was: np.ndarray, now: np.ndarray) -> Apart:
 
 
 def _parameters(
-    tracking: Tracking, record: RunRecord, step: int, shapes: Mapping[str, Any]
+    tracking: RunStore, record: RunRecord, step: int, shapes: Mapping[str, Any]
 ) -> State:
     """Return the parameters that a run saved at a step; raise BadInput if it has them no more."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -300,9 +302,9 @@ def _parameters(
         path = _payload(run, step)
         if path is None:
             run = Path(scratch) / "run"
-            for name in tracking.checkpoints(record):
+            for name in artifacts.checkpoints(tracking, record):
                 if f"-{step}." in name:
-                    tracking.fetch(record, name, run)
+                    artifacts.fetch(tracking, record, name, run)
             path = _payload(run, step)
         return read_parameters(path or run / "none.npz", shapes, "checkpoint")
 

@@ -41,9 +41,10 @@ from pipeline.pruning import Pruner
 from pipeline.runtime import start_tensorflow
 from pipeline.score import Score, Scorer, confusion
 from pipeline.signals import GracefulShutdown, Interrupted
-from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.active_run import ActiveRun
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import load
+from pipeline.tracking.store import RunStore
 from pipeline.train import Diverged, Trainer, reuse_or_compile, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import Evidence, Verdict, judge
@@ -110,7 +111,7 @@ def prepared(config: Config, data: Dataset) -> Trainer | None:
 class Saver:
     """Commit copies of the state in the background, one at a time, records first."""
 
-    def __init__(self, store: CheckpointStore, tracked: TrackedRun) -> None:
+    def __init__(self, store: CheckpointStore, tracked: ActiveRun) -> None:
         self._store, self._tracked = store, tracked
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
@@ -162,8 +163,8 @@ class Work:
         self,
         resolved: Resolved,
         data: Dataset,
-        tracking: Tracking,
-        tracked: TrackedRun,
+        tracking: RunStore,
+        tracked: ActiveRun,
         parameters: State | None,
         found: tuple[Manifest, State] | None,
         stop: GracefulShutdown,

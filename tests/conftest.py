@@ -26,6 +26,7 @@ from filelock import FileLock
 from pipeline.environment import STEERING
 from pipeline.progress import NoProgress
 from pipeline.signals import GracefulShutdown
+from pipeline.tracking.opening import open_store
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -171,9 +172,8 @@ def empty_store(once: Callable[..., tuple[Path, Any]]) -> Path:
     """Return an `mlruns` with a store and no run: making one takes seconds, copying it none."""
 
     def make(folder: Path) -> None:
-        from pipeline.tracking import Tracking
 
-        Tracking(f"sqlite:///{folder}/mlruns/mlflow.db", create=True)
+        open_store(f"sqlite:///{folder}/mlruns/mlflow.db", create=True)
 
     return once("empty-store", make)[0] / "mlruns"
 

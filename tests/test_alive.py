@@ -25,9 +25,13 @@ from mlflow.tracking import MlflowClient
 
 from pipeline.compose import composed
 from pipeline.config import BadInput
-from pipeline.tracking import TrackedRun, Tracking, alive, outbox
+from pipeline.tracking import alive, outbox
+from pipeline.tracking.active_run import ActiveRun, reopen_run
 from pipeline.tracking.alive import is_alive, this_process
+from pipeline.tracking.finder import find
+from pipeline.tracking.opening import open_store
 from pipeline.tracking.recovery import sync
+from pipeline.tracking.store import RunStore
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -179,7 +183,8 @@ import pipeline.work
 from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
-from pipeline.tracking import Tracking
+from pipeline.tracking.active_run import create_run
+from pipeline.tracking.opening import open_store
 
 class KillAt(NoProgress):
     def on_steps(self, step, loss):
@@ -198,8 +203,8 @@ settings = composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blu
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
 ids = {"whole": work.run(composed([*overrides, "run_name=whole"])).run_id}
-tracking = Tracking(None)
-made = {name: tracking.create(settings, {"waymark.version": "test"}, data)
+tracking = open_store(None)
+made = {name: create_run(tracking, settings, {"waymark.version": "test"}, data)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
 for name, run in made.items():
     run.record([1, 2], {"train/loss": [0.5, 0.25]})
@@ -352,13 +357,13 @@ def test_any_command_finds_the_dead(
     assert training == whole[: len(training)]
     assert [key for key in after["training"]["points"] if key.startswith("test/")]
 
-    Tracking(None)
-    list(sync(Tracking(None)))
+    open_store(None)
+    list(sync(open_store(None)))
     assert {name: seen(run_id) for name, run_id in ids.items()} == after
 
 
 def test_a_dead_run_goes_on_as_its_tag_says(graves: Graves, here: Path, main: Main) -> None:
-    Tracking(None)
+    open_store(None)
     run_id = graves.ids["training"]
     words = shlex.split(seen(run_id)["tags"]["waymark.resume"])
     assert words[0] == "waymark"
@@ -426,10 +431,10 @@ def test_the_lock_is_asked_first(graves: Graves, here: Path, key: str) -> None:
         mlflow().set_tag(run_id, "waymark.heartbeat", str(beat))
         with FileLock(home(run_id) / "lock", timeout=0):
             facts = seen(run_id)
-            Tracking(None)
+            open_store(None)
             assert seen(run_id) == facts
             assert facts["status"] == "RUNNING"
-    Tracking(None)  # its heartbeat is a fresh one
+    open_store(None)  # its heartbeat is a fresh one
     assert seen(run_id)["status"] == "KILLED"
     assert losses(seen(run_id))[-1][0] >= 23
 
@@ -438,7 +443,7 @@ def test_no_clock_that_is_ahead_makes_an_end_in_the_future(graves: Graves, here:
     run_id, ahead = graves.ids["silent"], int(time.time()) + 9 * HOUR
     mlflow().set_tag(run_id, "waymark.heartbeat", str(ahead))
     os.utime(home(run_id) / "outbox.jsonl", (ahead, ahead))
-    Tracking(None)
+    open_store(None)
     facts = seen(run_id)
     assert (facts["status"], facts["times"][1] <= time.time() * 1000) == ("KILLED", True)
 
@@ -449,29 +454,29 @@ def test_a_run_that_began_in_the_future_is_not_the_latest(place: Path, main: Mai
         made = client.create_run("0", int((time.time() + start) * 1000), {"waymark.version": "1"})
         client.set_terminated(made.info.run_id)
         ids[name] = made.info.run_id
-    tracking = Tracking(None)
-    assert tracking.find("latest").id == ids["ahead"]
+    tracking = open_store(None)
+    assert find(tracking, "latest").id == ids["ahead"]
     lines = {line.split()[0]: line for line in main("runs").stdout.splitlines()[1:]}
     told = {name: "in the future" in lines[ids[name][:8]] for name in ids}
     assert told == {"past": False, "ahead": True, "future": True}
     assert not [line for line in lines.values() if re.search(r"-\d+\.\d s", line)]
     for name in ("past", "ahead"):
         client.delete_run(ids[name])
-    assert tracking.find("latest").id == ids["future"]
+    assert find(tracking, "latest").id == ids["future"]
 
 
 def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: Path) -> None:
     config = composed([*SHORT, f"data.path={small}"]).config
-    trackings = [Tracking(None) for _ in range(4)]
+    trackings = [open_store(None) for _ in range(4)]
     barrier = threading.Barrier(len(trackings))
-    got: list[TrackedRun] = []
+    got: list[ActiveRun] = []
     sentences: list[str] = []
 
-    def reopen(tracking: Tracking) -> None:
-        record = tracking.find(graves.ids["silent"])
+    def reopen(tracking: RunStore) -> None:
+        record = find(tracking, graves.ids["silent"])
         barrier.wait(BOUND)
         try:
-            got.append(tracking.reopen(record, config))
+            got.append(reopen_run(tracking, record, config))
         except BadInput as error:
             sentences.append(str(error))
 
@@ -534,7 +539,7 @@ def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> No
         if status != "RUNNING":
             client.set_terminated(ids[name], status, start + 1)
         before[name] = seen(ids[name])
-    Tracking(None)
+    open_store(None)
     after = {name: seen(run_id) for name, run_id in ids.items()}
     assert {name: facts["status"] for name, facts in after.items()} == {
         name: row[3] for name, row in rows.items()
@@ -553,7 +558,7 @@ def test_a_deleted_run_is_left_alone(graves: Graves, here: Path) -> None:
     run_id = graves.ids["silent"]
     mlflow().delete_run(run_id)
     before = seen(run_id)
-    Tracking(None)
+    open_store(None)
     assert seen(run_id) == before
     assert mlflow().get_run(run_id).info.lifecycle_stage == "deleted"
 
@@ -567,7 +572,7 @@ def test_a_run_whose_artifacts_are_elsewhere_ends_no_earlier_than_it_began(
     tags = {"waymark.process": process, "waymark.heartbeat": str(int(time.time()) - HOUR)}
     start = int(time.time() * 1000)  # the clock has jumped back since
     run_id = client.create_run(experiment, start, tags).info.run_id
-    Tracking(None)
+    open_store(None)
     facts = seen(run_id)
     assert facts["status"] == "KILLED"
     assert facts["tags"]["waymark.resume"] == f"waymark resume {run_id}"
@@ -581,7 +586,7 @@ def test_no_tag_stops_a_command(place: Path, living: Process, key: str) -> None:
     for text in ("[" * 5000, '{"a":' * 900, "1e999", "9" * 5000, "\0", "NaN"):
         client.create_run("0", tags={**tags, key: text})
     run_id = client.create_run("0", tags=tags).info.run_id
-    Tracking(None)
+    open_store(None)
     assert client.get_run(run_id).info.status == "KILLED"
 
 
@@ -606,6 +611,6 @@ def test_one_dead_run_is_found_among_many_living(place: Path, living: Process) -
                     f"SELECT ?, {others} FROM {table} WHERE run_uuid = ?",
                     (f"{number:032}", alike),
                 )
-    Tracking(None)
+    open_store(None)
     assert client.get_run(dead).info.status == "KILLED"
     assert {client.get_run(f"{number:032}").info.status for number in range(120)} == {"RUNNING"}

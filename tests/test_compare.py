@@ -36,8 +36,10 @@ from pipeline.comparison import Comparison, Metric, Row
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, parse_environment
 from pipeline.names import DATA_DIGEST, STATE_DIGEST, VERSION
-from pipeline.tracking import Facts, RunRecord, TrackedRun, Tracking
+from pipeline.tracking.active_run import ActiveRun
 from pipeline.tracking.history import History
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.runs import RunRecord, RunSummary
 from pipeline.train import Trainer
 from pipeline.verdict import Evidence, Parting, evidence
 
@@ -78,7 +80,7 @@ def made(
     name: str | None = None,
     seconds: float | None = 10.0,
     **facts: Any,
-) -> tuple[Evidence, Facts]:
+) -> tuple[Evidence, RunSummary]:
     """Return what a run recorded, as if it had been read from a store."""
     run = f"{number:08x}{0:024x}"  # as MLflow's, told apart by their beginnings
     name, tags = f"run-{number}" if name is None else name, dict(tags or {})
@@ -86,10 +88,10 @@ def made(
     known = {key: dict(curve) for key, curve in (metrics or {}).items()}
     last = {key: curve[max(curve)] for key, curve in known.items() if curve}
     end = None if seconds is None else 1000.0 + seconds
-    return Evidence(record, History(known), facts, None), Facts(dict(params or {}), last, end)
+    return Evidence(record, History(known), facts, None), RunSummary(dict(params or {}), last, end)
 
 
-def compared(*runs: tuple[Evidence, Facts]) -> Comparison:
+def compared(*runs: tuple[Evidence, RunSummary]) -> Comparison:
     return comparing._compared([run for run, _ in runs], [facts for _, facts in runs])
 
 
@@ -1163,10 +1165,10 @@ class Killed(BaseException):
 
 def killed(step: int, *overrides: str) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
-    started: list[TrackedRun] = []
-    hold, run_steps = TrackedRun.__init__, Trainer.run_steps
+    started: list[ActiveRun] = []
+    hold, run_steps = ActiveRun.__init__, Trainer.run_steps
 
-    def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
+    def held(tracked: ActiveRun, *arguments: Any, **named: Any) -> None:
         hold(tracked, *arguments, **named)
         started.append(tracked)
 
@@ -1176,7 +1178,7 @@ def killed(step: int, *overrides: str) -> str:
         return run_steps(trainer, steps)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrackedRun, "__init__", held)
+        patch.setattr(ActiveRun, "__init__", held)
         patch.setattr(Trainer, "run_steps", dying)
         with pytest.raises(Killed):
             library.run(*overrides)
@@ -1410,7 +1412,7 @@ def test_a_tracking_server(
     dead = killed(10, *base, "run_name=dead", "batch_size=11")
     found = library.compare("there", dead, tracking_uri=uri)
     assert found.keys == ["batch_size"]
-    tracked = Tracking(trained["uri"])  # where the same run was recorded in a file
+    tracked = open_store(trained["uri"])  # where the same run was recorded in a file
     assert there.state_digest == trained["seed-0"].state_digest
     exact = evidence(tracked, tracked.find("seed-0")).history.metrics
     (_, losses, accuracies), (_, others, _) = found.curves

@@ -707,7 +707,7 @@ HOSTILE = [
     "pipeline..models", ".pipeline", "", ".", "pipeline.models.softmax",
     "pipeline.models.softmax.Softmax.logits", "pipeline.models.softmax.Softmax\n",
     "pipeline.\0", "pipeline.__main__.main", "pipeline.config.Config", "pipeline.nosuch.Model",
-    "pipeline.tracking.Tracking", "pipeline.data.Mnist5k", "antigravity.Model",
+    "pipeline.tracking.store.RunStore", "pipeline.data.Mnist5k", "antigravity.Model",
     "pipeline.data.gzip.GzipFile", "pipeline.archive.zipfile.ZipFile",
 ]  # fmt: skip
 

@@ -16,6 +16,7 @@ from pipeline.config import BadInput, from_record
 from pipeline.digest import digest
 from pipeline.running import run
 from pipeline.score import Score
+from pipeline.tracking.opening import open_store
 
 STEPS = (2, 4, 6)
 SETTINGS = ["steps=6", "save.every=2", "batch_size=5", "eval_every=2", "progress=false"]
@@ -58,7 +59,7 @@ def recorded(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         result = run(composed([*SETTINGS, *data]))
-        tracking = work.Tracking(None)  # opening it takes longer than what is tested
+        tracking = open_store(None)  # opening it takes longer than what is tested
     stem = "model_ckpt" if request.param == "ckpt" else "weights"
     made = Recorded(home, result.run_id, stem, {}, tracking)
     for step in STEPS:
@@ -87,7 +88,7 @@ def evaluate(
         found = work.evaluate_run("latest", step, False, {})
         return found.step, seen[-1]
 
-    monkeypatch.setattr(work, "Tracking", lambda uri, reading: recorded.tracking)
+    monkeypatch.setattr(work, "open_store", lambda uri, reading: recorded.tracking)
     monkeypatch.setattr(work, "load_data", lambda config: data)
     monkeypatch.setattr(work, "score_state", score)
     monkeypatch.setattr(work, "log_parameters", lambda parameters: None)

@@ -19,10 +19,14 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_param
 
 from pipeline.compose import composed
-from pipeline.tracking import RunRecord, TrackedRun, Tracking, limits
+from pipeline.tracking import limits
+from pipeline.tracking.active_run import ActiveRun, create_run
 from pipeline.tracking.lives import Life
+from pipeline.tracking.opening import open_store
 from pipeline.tracking.outbox import Birth, read
 from pipeline.tracking.recovery import sync
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -73,13 +77,13 @@ def test_a_request_is_never_too_large() -> None:
 
 
 @pytest.fixture
-def tracking(place: Path) -> Tracking:
-    return Tracking(None, create=True)
+def tracking(place: Path) -> RunStore:
+    return open_store(None, create=True)
 
 
-def created(tracking: Tracking, *overrides: str) -> TrackedRun:
+def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     resolved = composed(["runtime.intra_op_threads=2", *overrides])
-    return tracking.create(resolved, {"waymark.version": "test"}, DATA)
+    return create_run(tracking, resolved, {"waymark.version": "test"}, DATA)
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, code: int, words: set[str]) -> None:
@@ -123,7 +127,7 @@ def checked(run: Any) -> None:
 
 
 def test_a_refused_word_keeps_nothing_else_from_arriving(
-    tracking: Tracking, main: Main, monkeypatch: pytest.MonkeyPatch
+    tracking: RunStore, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the run's own process, and by sync, where the store was out of reach before."""
     real = Birth
@@ -133,7 +137,7 @@ def test_a_refused_word_keeps_nothing_else_from_arriving(
         named |= {"params": {**named["params"], **PARAMS}, "tags": {**named["tags"], **tags}}
         return real(**named)
 
-    monkeypatch.setattr("pipeline.tracking.Birth", birth)
+    monkeypatch.setattr("pipeline.tracking.active_run.Birth", birth)
     refusing(monkeypatch, INVALID_PARAMETER_VALUE, {"refused"})
     for outage in (False, True):
         with monkeypatch.context() as patch:
@@ -164,7 +168,7 @@ def gone(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("code", [INTERNAL_ERROR, INVALID_PARAMETER_VALUE])
 def test_an_outage_is_no_refusal(
-    code: int, tracking: Tracking, main: Main, monkeypatch: pytest.MonkeyPatch
+    code: int, tracking: RunStore, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever an answer is called: where nothing at all is answered well, nothing is set aside."""
     with monkeypatch.context() as patch:
@@ -189,7 +193,7 @@ def test_what_was_deleted_is_left_out_until_it_is_restored(
     main: Main,
     poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
-    tracking = Tracking(server[0] if remote else None, create=True)
+    tracking = open_store(server[0] if remote else None, create=True)
     run = created(tracking, "tracking.flush_seconds=9999", f"experiment_name={what}-{place.name}")
     poll(lambda: run.info.known)
     client, info = tracking.client, run.info
@@ -216,7 +220,7 @@ def test_what_was_deleted_is_left_out_until_it_is_restored(
 
 
 @pytest.fixture
-def killed(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
+def killed(tracking: RunStore, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
     """Return a run with two points that no process sent, and no process trains."""
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", gone)
@@ -252,7 +256,7 @@ def refused(client: MlflowClient, record: RunRecord) -> str:
 @pytest.mark.parametrize("what", [deleted, taken, refused])
 def test_what_is_left_out_of_a_killed_run_is_told(
     what: Callable[[MlflowClient, RunRecord], str],
-    tracking: Tracking,
+    tracking: RunStore,
     killed: RunRecord,
     main: Main,
     monkeypatch: pytest.MonkeyPatch,
@@ -272,7 +276,7 @@ def test_what_is_left_out_of_a_killed_run_is_told(
 @pytest.mark.parametrize("words", [["runs"], ["evaluate", "none"], ["resume", "none"]])
 def test_a_command_that_delivers_on_the_way_says_what_it_left_out(
     words: list[str],
-    tracking: Tracking,
+    tracking: RunStore,
     killed: RunRecord,
     main: Main,
     monkeypatch: pytest.MonkeyPatch,
@@ -289,7 +293,7 @@ def test_a_file_that_is_refused_keeps_no_other_from_arriving(
     place: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its manifest stays behind with it: a checkpoint is there whole or not at all."""
-    tracking = Tracking(server[0], create=True)
+    tracking = open_store(server[0], create=True)
     run = created(tracking)
     folder = run.info.folder
     (folder / "checkpoints").mkdir(parents=True)

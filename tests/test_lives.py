@@ -19,12 +19,15 @@ from pipeline import running
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.progress import NoProgress
-from pipeline.tracking import TrackedRun, Tracking, alive, lives, outbox, tracked
+from pipeline.tracking import alive, lives, outbox, tracked
+from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
 from pipeline.tracking.alive import this_process
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.finder import find
 from pipeline.tracking.lives import Life
+from pipeline.tracking.opening import open_store
 from pipeline.tracking.outbox import Content
 from pipeline.tracking.recovery import sync
-from pipeline.tracking.tracked import Delivery
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 Poll = Callable[[Callable[[], Any]], Any]
@@ -131,14 +134,14 @@ class Machine:
 
     def sync(self, alone: bool = False) -> list[str]:
         with self.at_work(alone):
-            told = list(sync(Tracking(self.uri)))
+            told = list(sync(open_store(self.uri)))
         assert all(well for _, well in told), told
         return [line for line, _ in told]
 
-    def resume(self, run_id: str, step: int) -> TrackedRun:
+    def resume(self, run_id: str, step: int) -> ActiveRun:
         with self.at_work(alone=True):
-            tracking = Tracking(self.uri)
-            return tracking.reopen(tracking.find(run_id), composed([THREADS]).config, step)
+            tracking = open_store(self.uri)
+            return reopen_run(tracking, find(tracking, run_id), composed([THREADS]).config, step)
 
 
 @pytest.fixture
@@ -163,7 +166,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return frozen
 
 
-def killed(run: TrackedRun) -> None:
+def killed(run: ActiveRun) -> None:
     """Take the sending thread along, as a kill does, and with it its hold on the run."""
     run._patience.set()
     run._wake.set()
@@ -171,7 +174,7 @@ def killed(run: TrackedRun) -> None:
     assert not run._sender.is_alive()
 
 
-def put(run: TrackedRun, *steps: int) -> None:
+def put(run: ActiveRun, *steps: int) -> None:
     """Make the checkpoints of a run those of some steps."""
     folder = run.info.folder / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
@@ -183,7 +186,7 @@ def put(run: TrackedRun, *steps: int) -> None:
     run.changed()
 
 
-def trained(run: TrackedRun, *steps: int) -> None:
+def trained(run: ActiveRun, *steps: int) -> None:
     """Record losses; which process did it shows in their times alone."""
     time.sleep(0.002)
     run.record(steps, {"train/loss": [1 / step for step in steps]})
@@ -205,7 +208,7 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
     return {"told": told, "tags": run.data.tags, "points": points, "files": files}
 
 
-def settled(client: MlflowClient, run: TrackedRun, poll: Poll) -> dict[str, Any]:
+def settled(client: MlflowClient, run: ActiveRun, poll: Poll) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
     poll(lambda: run._delivery.complete)
     time.sleep(0.05)
@@ -214,11 +217,11 @@ def settled(client: MlflowClient, run: TrackedRun, poll: Poll) -> dict[str, Any]
 
 
 @pytest.fixture
-def begun(machines: list[Machine], frozen: list[Any], poll: Poll) -> TrackedRun:
+def begun(machines: list[Machine], frozen: list[Any], poll: Poll) -> ActiveRun:
     """Return a run of A with 5 steps and a checkpoint on the server, and 3 more not sent."""
     with machines[0].at_work():
-        tracking = Tracking(machines[0].uri, create=True)
-        run = tracking.create(composed([THREADS]), {"waymark.version": "test"}, DATA)
+        tracking = open_store(machines[0].uri, create=True)
+        run = create_run(tracking, composed([THREADS]), {"waymark.version": "test"}, DATA)
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
@@ -235,12 +238,12 @@ class Scene(NamedTuple):
     client: MlflowClient
     a: Machine
     b: Machine
-    begun: TrackedRun
+    begun: ActiveRun
     run_id: str
 
 
 @pytest.fixture
-def scene(machines: list[Machine], begun: TrackedRun, server: tuple[str, Path]) -> Scene:
+def scene(machines: list[Machine], begun: ActiveRun, server: tuple[str, Path]) -> Scene:
     """Return both machines and the run that A has begun, with its server's client."""
     return Scene(MlflowClient(server[0]), *machines, begun, begun.info.id)
 
@@ -479,17 +482,17 @@ class Story:
     ) -> None:
         self.draw, self.frozen, self.data, self.poll = draw, frozen, data, poll
         self.client, self.run_id = MlflowClient(machines[0].uri), ""
-        self.hanging: list[tuple[Machine, TrackedRun]] = []  # processes that are thought dead
+        self.hanging: list[tuple[Machine, ActiveRun]] = []  # processes that are thought dead
         self.told: list[str] = []
 
     def train(self, machine: Machine, patch: pytest.MonkeyPatch, undisturbed: bool = False) -> None:
         """Begin the run or go on with it, and die, hang or end."""
-        made: list[TrackedRun] = []
-        first, steps = TrackedRun.__init__, self.draw.randint(1, 36)
+        made: list[ActiveRun] = []
+        first, steps = ActiveRun.__init__, self.draw.randint(1, 36)
         hang = steps - self.draw.choice([0, 5, 10, 50])
         heard = not self.run_id or self.draw.random() < 0.7
 
-        def noted(run: TrackedRun, *arguments: Any, **named: Any) -> None:
+        def noted(run: ActiveRun, *arguments: Any, **named: Any) -> None:
             first(run, *arguments, **named)
             made.append(run)
 
@@ -504,7 +507,7 @@ class Story:
         seconds = 30 if undisturbed else 0.2
         store = {"tracking.uri": machine.uri, "tracking.flush_seconds": seconds}
         with machine.at_work(alone=True), patch.context() as inner:
-            inner.setattr(TrackedRun, "__init__", noted)
+            inner.setattr(ActiveRun, "__init__", noted)
             inner.setattr("pipeline.work.make_progress", lambda *_: fate)
             with suppress(Killed, BadInput, ConnectionError):
                 if self.run_id:

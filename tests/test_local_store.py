@@ -20,8 +20,10 @@ import pytest
 from filelock import FileLock
 
 from pipeline.config import BadInput
-from pipeline.tracking import Tracking, local_store
+from pipeline.tracking import local_store
+from pipeline.tracking.finder import find, select
 from pipeline.tracking.local_store import is_whole
+from pipeline.tracking.opening import open_store
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -78,7 +80,7 @@ def test_what_stops_the_making_of_a_store_leaves_nothing(
     with monkeypatch.context() as broken:
         broken.setattr(utils, "_upgrade_db", stopped)
         with pytest.raises((KeyboardInterrupt, BadInput)):
-            Tracking(None, create=True)
+            open_store(None, create=True)
     assert any(name.startswith(".mlflow.db.new-") for name in seen)
     assert "mlflow.db" not in seen
     assert names(empty / "mlruns") == ["mlflow.lock"]
@@ -107,7 +109,7 @@ def test_a_store_appears_in_one_step(
     DATABASE.parent.mkdir()
     Path(f"{DATABASE}-journal").write_bytes(b"old")
     monkeypatch.setattr(os, "link", links(how))
-    Tracking(None, create=True)
+    open_store(None, create=True)
     assert is_whole(DATABASE)
     with closing(sqlite3.connect(DATABASE)) as opened:
         found = opened.execute("SELECT 1 FROM sqlite_master WHERE name = 'other'").fetchall()
@@ -127,12 +129,12 @@ def test_what_a_kill_left_is_removed_later(place: Path) -> None:
         (folder / name).touch()
     before = names(folder)
     with FileLock(folder / "mlflow.lock"):
-        Tracking(None)
+        open_store(None)
     assert names(folder) == before
     os.utime(DATABASE)  # it is checked anew only if it may differ
     shutil.copy(DATABASE, "copy")
     os.replace("copy", DATABASE)
-    Tracking(None)
+    open_store(None)
     assert set(before) - set(names(folder)) == {n for n in before if n.startswith(".")} - set(own)
 
 
@@ -145,9 +147,9 @@ def test_mlflow_is_imported_before_the_lock_is_taken(
 
     seen: list[str] = []
     monkeypatch.setattr(local_store, "_import_mlflow", imported)
-    Tracking(None, create=True)
+    open_store(None, create=True)
     with FileLock(DATABASE.parent / "mlflow.lock"):  # and none is needed where a store is
-        Tracking(None)
+        open_store(None)
     assert seen == ["free"]
 
 
@@ -187,7 +189,7 @@ def test_which_stores_are_unusable(place: Path, state: str) -> None:
     else:
         before = tree(DATABASE.parent)
         with pytest.raises(BadInput, match=expected):
-            Tracking(None)
+            open_store(None)
         assert {name: facts[0] for name, facts in tree(DATABASE.parent).items()} == {
             name: facts[0] for name, facts in before.items()
         }
@@ -207,7 +209,7 @@ def test_an_unusable_store_is_kept_under_another_name(
     assert done.stderr.count("\n") == 1
     assert kept.name in done.stderr
     DATABASE.write_bytes(b"")
-    Tracking(None)
+    open_store(None)
     assert len([*DATABASE.parent.glob("mlflow.db.unusable-*")]) == 2
 
 
@@ -227,7 +229,7 @@ def test_a_store_that_another_program_is_making_is_waited_for(
     monkeypatch.setattr(local_store.time, "sleep", sleep)
     os.utime(DATABASE, (time.time() + 60,) * 2)  # a server's clock may be ahead
     os.utime(DATABASE)
-    Tracking(None)
+    open_store(None)
     assert names(DATABASE.parent) == ["mlflow.db", "mlflow.lock"]
 
 
@@ -236,7 +238,7 @@ def test_sixteen_processes_start_together(empty: Path, start: Callable[..., Any]
     started = [start(*SMOKE, f"seed={n}", cwd=empty) for n in range(16)]
     done = [(process.communicate(timeout=600), process.returncode) for process in started]
     assert [status for _, status in done] == [0] * 16, done
-    assert len(Tracking(None).select(None, None, "attributes.status = 'FINISHED'")) == 16
+    assert len(select(open_store(None), None, None, "attributes.status = 'FINISHED'")) == 16
     assert names(empty / "mlruns") == ["artifacts", "mlflow.db", "mlflow.lock"]
 
 
@@ -290,8 +292,8 @@ def _every_command_works(home: Path, main: Main, told: str) -> None:
     kept = names(home / "mlruns")
     assert [n for n in kept if n not in ("artifacts", "mlflow.db", "mlflow.lock")] == [], told
     with suppress(BadInput):
-        tracking = Tracking(None)
-        record = tracking.find("first")
+        tracking = open_store(None)
+        record = find(tracking, "first")
         history = tracking.client.get_metric_history(record.id, "train/loss")
         steps = [point.step for point in history]
         assert sorted(steps) == list(range(1, len(steps) + 1)), told
@@ -348,7 +350,7 @@ def test_a_store_that_may_only_be_read(
     (place / "curves.png").unlink()
     (place / "lock").unlink(missing_ok=True)
     assert tree(place) == before
-    assert Tracking(None, reading=True).find("n0").folder.is_relative_to(there)
+    assert find(open_store(None, reading=True), "n0").folder.is_relative_to(there)
 
 
 PROGRAM = """
@@ -477,7 +479,7 @@ def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[
         return by(user, "-m", "pipeline", *arguments, umask=umask)
 
     def by_name(name: str) -> str:
-        return Tracking("sqlite:///shared/mlruns/mlflow.db", reading=True).find(name).id
+        return find(open_store("sqlite:///shared/mlruns/mlflow.db", reading=True), name).id
 
     def refused(done: Done, word: str) -> None:
         assert (done.returncode, done.stdout) == (2, ""), done
@@ -533,11 +535,11 @@ def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[
 def test_opening_a_store_keeps_the_locks_of_this_process(place: Path) -> None:
     """A file of this process that is closed takes all POSIX locks on it along: SQLite's, too."""
     write = "import sqlite3; sqlite3.connect('mlruns/mlflow.db', 0).execute('BEGIN EXCLUSIVE')"
-    Tracking(None)  # which points a copied store's rows to where it lies
+    open_store(None)  # which points a copied store's rows to where it lies
     with closing(sqlite3.connect(DATABASE)) as database:
         database.execute("BEGIN")
         database.execute("SELECT * FROM runs").fetchall()
-        Tracking(None, reading=True)
-        Tracking(None, create=True)
+        open_store(None, reading=True)
+        open_store(None, create=True)
         done = subprocess.run([sys.executable, "-c", write], capture_output=True, text=True)
     assert done.stderr.endswith("OperationalError: database is locked\n")

@@ -31,7 +31,8 @@ from pipeline.compose import composed
 from pipeline.models.softmax import Softmax
 from pipeline.runtime import NeedsNewProcess, check_tensorflow, start_tensorflow
 from pipeline.signals import GracefulShutdown, Interrupted
-from pipeline.tracking import Tracking
+from pipeline.tracking.finder import select
+from pipeline.tracking.opening import open_store
 
 tf: Any = start_tensorflow(2)
 
@@ -168,7 +169,7 @@ def test_all_functions_go_to_a_new_process_before_they_record(
         rerun(result.run_id)
     rest = ["resume", "evaluate_run", "evaluate_files", "rerun"]
     assert called == ["run", "run", "run", *rest]
-    ((record, _),) = Tracking(None).select(None, None, None)
+    ((record, _),) = select(open_store(None), None, None, None)
     assert (record.id, record.status) == (result.run_id, "FINISHED")
 
 
@@ -185,7 +186,7 @@ def test_what_another_process_cannot_have_is_refused(
     with graph, pytest.raises(BadInput, match="OfAScript") as refused:
         run(config=config)
     assert str(refused.value).startswith("TensorFlow does not execute eagerly in this process. ")
-    assert Tracking(None).select(None, None, None) == []
+    assert select(open_store(None), None, None, None) == []
 
 
 def test_work_within_work_does_not_wait_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,10 +19,13 @@ from pipeline import running as work
 from pipeline import work as work_module
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
-from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.active_run import ActiveRun
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.finder import find
 from pipeline.tracking.history import History, history, load
+from pipeline.tracking.opening import open_store
 from pipeline.tracking.outbox import read
-from pipeline.tracking.tracked import Delivery
+from pipeline.tracking.store import RunStore
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -178,7 +181,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     seconds: list[float] = []
 
     def timed(name: str) -> None:
-        real = getattr(TrackedRun, name)
+        real = getattr(ActiveRun, name)
 
         def measured(*arguments: Any, **named: Any) -> Any:
             began = time.perf_counter()
@@ -187,7 +190,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
             finally:
                 seconds.append(time.perf_counter() - began)
 
-        monkeypatch.setattr(TrackedRun, name, measured)
+        monkeypatch.setattr(ActiveRun, name, measured)
 
     for name in ("__init__", "wait", "record", "flush", "changed", "tag"):
         timed(name)
@@ -285,7 +288,7 @@ def test_no_checkpoint_arrives_ahead_of_its_losses(
     """Another machine goes on from what has arrived, should this one be lost at any moment."""
     monkeypatch.chdir(tmp_path)
     arrivals: list[tuple[int, int]] = []  # a checkpoint's step, the last loss there by then
-    real, artifacts = Delivery._send_points, Tracking.artifacts
+    real, artifacts = Delivery._send_points, RunStore.artifacts
 
     def saved(delivery: Delivery) -> int:
         return len(list((delivery.info.folder / "checkpoints").glob("*.json")))
@@ -296,7 +299,7 @@ def test_no_checkpoint_arrives_ahead_of_its_losses(
         while saved(delivery) == before and time.monotonic() < end:
             time.sleep(0.01)
 
-    def watched(tracking: Tracking, record: Any) -> Any:
+    def watched(tracking: RunStore, record: Any) -> Any:
         repository = artifacts(tracking, record)
         log = repository.log_artifact
 
@@ -311,7 +314,7 @@ def test_no_checkpoint_arrives_ahead_of_its_losses(
         return repository
 
     monkeypatch.setattr(Delivery, "_send_points", sent_while_training_goes_on)
-    monkeypatch.setattr(Tracking, "artifacts", watched)
+    monkeypatch.setattr(RunStore, "artifacts", watched)
     monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Slow(40, 0))
     assert main("run", *short, f"tracking.uri={server[0]}").returncode == 0
     assert arrivals
@@ -448,11 +451,11 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
     run_id = run.info.run_id
     assert done.returncode == 0
     if case != "finished":
-        work.Tracking(uri).artifacts(work.Tracking(uri).find(run_id)).delete_artifacts(
+        work.open_store(uri).artifacts(work.find(open_store(uri), run_id)).delete_artifacts(
             "history.json"
         )
     over, drawn = threading.Event(), []
-    train, learn = work_module.train, Delivery._learn
+    train, learn = work_module.train, Delivery.drop_already_logged
 
     def trained(*arguments: Any, **named: Any) -> Any:
         try:
@@ -474,7 +477,7 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
     draw = work_module.pictures.loss_curve
     with monkeypatch.context() as slow:
         slow.setattr(work_module, "train", trained)
-        slow.setattr(Delivery, "_learn", late)
+        slow.setattr(Delivery, "drop_already_logged", late)
         slow.setattr(work_module.pictures, "loss_curve", curve)
         seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
         assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
@@ -492,7 +495,7 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
     # Whatever history.json holds, a comparison takes what is missing from MLflow.
     part = History({k: {s: x for s, x in v.items() if s > 40} for k, v in there.metrics.items()})
     (place / "history.json").write_text(part.dump())
-    tracking = Tracking(uri)
-    tracking.artifacts(tracking.find(run_id)).log_artifact(str(place / "history.json"))
-    found = history(tracking, tracking.find(run_id))
+    tracking = open_store(uri)
+    tracking.artifacts(find(tracking, run_id)).log_artifact(str(place / "history.json"))
+    found = history(tracking, find(tracking, run_id))
     assert found.metrics["train/loss"] == there.metrics["train/loss"]

@@ -22,7 +22,8 @@ from pipeline.checkpoints.tf_bundle import read_bundle
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.runtime import start_tensorflow
-from pipeline.tracking import Tracking
+from pipeline.tracking.finder import select
+from pipeline.tracking.opening import open_store
 
 Main = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -101,7 +102,7 @@ def test_a_path_that_cannot_be_recorded_is_refused_before_training(key: str, pla
     with pytest.raises(BadInput, match=f"^{key}=.*: is not UTF-8 and cannot be recorded"):
         pipeline.run(config=replace(typed, **data))
     assert [path.name for path in place.iterdir()] == ["mlruns"]
-    assert Tracking(None).select(None, None, None) == []
+    assert select(open_store(None), None, None, None) == []
 
 
 # Whatever the name
@@ -141,13 +142,13 @@ def test_any_name_is_fine_for_stores_and_checkpoints(
             address = f"sqlite:///{folder}/mlruns/mlflow.db"
             if not is_utf8(name):
                 with pytest.raises(BadInput, match="not UTF-8"):
-                    Tracking(address, create=True)
+                    open_store(address, create=True)
                 assert not (folder / "mlruns").exists()
                 return
             shutil.copytree(empty_store, folder / "mlruns")
-            tracking = Tracking(address)
+            tracking = open_store(address)
             assert tracking.root == folder / "mlruns"
-            assert Tracking(tracking.uri).database == tracking.database
+            assert open_store(tracking.uri).database == tracking.database
             made = tracking.client.create_run(tracking._experiment("x"))
             below = f"artifacts/{made.info.experiment_id}/{made.info.run_id}/artifacts"
             assert url2pathname(made.info.artifact_uri) == f"{tracking.root}/{below}"

@@ -26,8 +26,10 @@ from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
 from pipeline.progress import NoProgress
 from pipeline.signals import Interrupted
-from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking.active_run import ActiveRun
+from pipeline.tracking.finder import find
 from pipeline.tracking.history import History
+from pipeline.tracking.opening import open_store
 from pipeline.train import Trainer
 from pipeline.verdict import Apart, Evidence, Parting, Verdict, evidence, judge, load
 
@@ -213,10 +215,10 @@ class Killed(BaseException):
 
 def killed(monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
-    started: list[TrackedRun] = []
-    hold, run_steps = TrackedRun.__init__, Trainer.run_steps
+    started: list[ActiveRun] = []
+    hold, run_steps = ActiveRun.__init__, Trainer.run_steps
 
-    def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
+    def held(tracked: ActiveRun, *arguments: Any, **named: Any) -> None:
         hold(tracked, *arguments, **named)
         started.append(tracked)
 
@@ -226,7 +228,7 @@ def killed(monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str) -> str:
         return run_steps(trainer, steps)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrackedRun, "__init__", held)
+        patch.setattr(ActiveRun, "__init__", held)
         patch.setattr(Trainer, "run_steps", dying)
         with pytest.raises(Killed):
             library.run(*overrides)
@@ -662,14 +664,14 @@ def test_a_resume_elsewhere_is_refused(
     ],
 )
 def test_what_refuses_a_resume(key: str, value: Any, copy: dict[str, Any], main: Main) -> None:
-    run_id, tracking = copy["softmax"], Tracking(None)
-    new = evidence(tracking, tracking.find(run_id))
+    run_id, tracking = copy["softmax"], open_store(None)
+    new = evidence(tracking, find(tracking, run_id))
     record_fact(run_id, key, value)
     done = main("resume", run_id, "steps=21")
     assert (done.returncode, done.stdout) == (2, "")
     name = f"{key}.{next(iter(value))}" if isinstance(value, dict) else key
     assert f"{name}: " in done.stderr
-    verdict = judge(tracking, evidence(tracking, tracking.find(run_id)), new, {})
+    verdict = judge(tracking, evidence(tracking, find(tracking, run_id)), new, {})
     assert [each[0] for each in verdict.differences] == [name]
     assert [line.partition(":")[0] for line in verdict.lines()[1:]] == [
         "although these differ",
@@ -753,11 +755,11 @@ def test_a_damaged_environment(
     how: str, copy: dict[str, Any], monkeypatch: pytest.MonkeyPatch, main: Main
 ) -> None:
     """Only the explanation suffers: of a rerun, and of a resume, which is not refused for it."""
-    tracking = Tracking(None)
+    tracking = open_store(None)
     path = artifacts(copy["softmax"]) / "environment.json"
     damage(path, how)
-    old = evidence(tracking, tracking.find(copy["softmax"]))
-    new = evidence(tracking, tracking.find(copy["cnn"]))
+    old = evidence(tracking, find(tracking, copy["softmax"]))
+    new = evidence(tracking, find(tracking, copy["cnn"]))
     same = judge(tracking, old, replace(old, facts=new.facts), {})
     assert same.identical
     assert same.lines()
@@ -788,8 +790,8 @@ HISTORIES: dict[str, tuple[bool, Callable[[str], bool] | None]] = {
 def test_a_damaged_history(name: str, copy: dict[str, Any]) -> None:
     """All is compared that still stands somewhere."""
     keep, lines = HISTORIES[name]
-    tracking = Tracking(None)
-    whole_one = evidence(tracking, tracking.find(copy["softmax"]))
+    tracking = open_store(None)
+    whole_one = evidence(tracking, find(tracking, copy["softmax"]))
     folder = artifacts(copy["softmax"])
     if not keep:
         damage(folder / "history.json", random.choice(["missing", "torn", "{}", '{"metrics": 3}']))
@@ -799,7 +801,7 @@ def test_a_damaged_history(name: str, copy: dict[str, Any]) -> None:
     else:
         whole = box.read_text().splitlines(keepends=True)
         box.write_text("".join(line for line in whole if lines(line)))
-    damaged = evidence(tracking, tracking.find(copy["softmax"]))
+    damaged = evidence(tracking, find(tracking, copy["softmax"]))
     verdict = judge(tracking, damaged, whole_one, {})
     assert is_clean(verdict)
     assert counts(verdict)[:2] == (20, 5)

@@ -28,7 +28,7 @@ from pipeline.evaluation import load_data
 from pipeline.progress import NoProgress
 from pipeline.runtime import start_tensorflow
 from pipeline.signals import Interrupted
-from pipeline.tracking import TrackedRun
+from pipeline.tracking.active_run import ActiveRun
 from pipeline.train import Trainer
 
 Done = subprocess.CompletedProcess[str]
@@ -266,15 +266,15 @@ def test_killed_at_a_named_point(
     expected = undisturbed(*overrides)
     owner, name, count, half = POINTS[point]
     owner = {"ckpt": Ckpt, "npz": Npz}[save] if owner is SaveFormat else owner
-    started: list[TrackedRun] = []
-    hold = TrackedRun.__init__
+    started: list[ActiveRun] = []
+    hold = ActiveRun.__init__
 
-    def held(tracked: TrackedRun, *arguments: Any, **named: Any) -> None:
+    def held(tracked: ActiveRun, *arguments: Any, **named: Any) -> None:
         hold(tracked, *arguments, **named)
         started.append(tracked)
 
     with monkeypatch.context() as dying:
-        dying.setattr(TrackedRun, "__init__", held)
+        dying.setattr(ActiveRun, "__init__", held)
         dying.setattr(owner, "real_write", getattr(owner, "write", None), raising=False)
         dying.setattr(owner, name, after(getattr(owner, name), count, half))
         with pytest.raises(Killed):

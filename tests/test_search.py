@@ -134,9 +134,8 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     values = {step: 1 / step for step in range(1, 999)}
     text = limits.fitted(json.dumps(values), 5000)
     record = SimpleNamespace(id="a", tags={PRUNING_VALUES: text, TRIAL: "other"}, status="RUNNING")
-    points = [SimpleNamespace(step=step, value=value) for step, value in values.items()]
-    client = SimpleNamespace(get_metric_history=lambda *_: points)
-    tracking = SimpleNamespace(client=client, select=lambda *_: [(record, None)])
+    tracking = SimpleNamespace(metric_history=lambda *_: list(values.items()))
+    monkeypatch.setattr("pipeline.trial.select", lambda *_: [(record, None)])
     pruner = _pruner(tracking, composed(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
     assert pruner._others() == [values]

@@ -28,8 +28,12 @@ from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
 from pipeline.signals import Interrupted
-from pipeline.tracking import Tracking, location, outbox
+from pipeline.tracking import outbox
+from pipeline.tracking.active_run import create_run
+from pipeline.tracking.address import location
 from pipeline.tracking.alive import this_process
+from pipeline.tracking.finder import find, select
+from pipeline.tracking.opening import open_store
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -79,14 +83,14 @@ def kept(
         patch.chdir(folder)
         # The runs' process is one that is gone: its pid belongs to this one now.
         gone = {**this_process(), "started": 1.0}
-        patch.setattr("pipeline.tracking.tracked.this_process", lambda: gone)
+        patch.setattr("pipeline.tracking.active_run.this_process", lambda: gone)
         kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
         patch.setattr("pipeline.work.make_progress", lambda *_: stop_at(23))
         with pytest.raises(Interrupted):
             work.run(composed([*overrides, "run_name=training"]))
-        kept.ids["training"] = Tracking(None).find("training").id
+        kept.ids["training"] = find(open_store(None), "training").id
         settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
-        failed = Tracking(None).create(settings, {"waymark.version": "1"}, DATA)
+        failed = create_run(open_store(None), settings, {"waymark.version": "1"}, DATA)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
         failed.tag({"waymark.reason": "a\nb"})
         (failed.info.folder / "config.yaml").write_text("none")
@@ -213,14 +217,14 @@ def test_an_address_is_taken_as_written_or_encoded(
     names = ["50%25", "what?", "a[1] %", "'\" :b\\n\n"]
     for name in names:
         (here / name).mkdir()
-        tracking = Tracking(f"sqlite:///{here}/{name}/new/mlflow.db", create=True)
+        tracking = open_store(f"sqlite:///{here}/{name}/new/mlflow.db", create=True)
         assert tracking.root == here / name / "new"
         assert tracking.database is not None
         assert tracking.database.exists()
         for experiment in tracking.client.search_experiments():
             assert url2pathname(experiment.artifact_location) == f"{tracking.root}/artifacts/0"
         for path in (name, quote(name)):
-            assert Tracking(f"sqlite:///{path}/new/mlflow.db").database == tracking.database
+            assert open_store(f"sqlite:///{path}/new/mlflow.db").database == tracking.database
     assert {path.name for path in here.iterdir()} == {"mlruns", *names}
 
 
@@ -260,7 +264,7 @@ def test_a_store_goes_on_elsewhere(
     opened: list[list[str]],
     how: str,
 ) -> None:
-    Tracking(None)  # it has lived here for a while
+    open_store(None)  # it has lived here for a while
     there, before = here / ODD, {}
     there.mkdir()
     if how == "moved":
@@ -278,7 +282,7 @@ def test_a_store_goes_on_elsewhere(
     good(main("sync"))
     shown = good(main("ui")).stdout
     assert location(there / "mlruns/artifacts") in opened[0]
-    (newest, _), *_ = Tracking(None).select(None, None, None, 1)
+    (newest, _), *_ = select(open_store(None), None, None, None, 1)
     assert f"/#/experiments/{newest.experiment_id}?" in shown
     assert newest.experiment_id != "1"
     assert [path.name for path in there.iterdir()] == ["mlruns"]
@@ -300,7 +304,7 @@ def test_a_copy_shares_no_experiment_with_the_original(
     monkeypatch.chdir("copy")
     for name in ("Default", "made"):
         good(main("run", *SHORT, "steps=10", f"data.path={small}", f"experiment_name={name}"))
-        folder = Tracking(None).find("latest").folder
+        folder = find(open_store(None), "latest").folder
         assert folder.is_relative_to(here / "copy"), name
     assert tree(here / "mlruns") == before
 
@@ -316,7 +320,7 @@ def test_a_place_that_the_user_chose_stays(
     chosen, there = place / "chosen, 50% by ümyself", place / "there"
     experiment = mlflow().create_experiment("x", artifact_location=form(chosen))
     good(main("run", *SHORT, f"data.path={small}", "experiment_name=x"))
-    run_id = Tracking(None).find("latest").id
+    run_id = find(open_store(None), "latest").id
     kept = set(files(mlflow(), run_id))
     assert (chosen / run_id / "artifacts/checkpoints/weights-40.npz").exists()
     assert not [*place.glob("mlruns/artifacts/*/*")]
@@ -380,7 +384,7 @@ def before(kept: Kept) -> dict[str, dict[str, Any]]:
     """Return what the store knows, its dead run having been found and its name added."""
     mlruns = kept.mlruns.parent / "known/mlruns"
     shutil.copytree(kept.mlruns, mlruns)
-    Tracking(f"sqlite:///{mlruns}/mlflow.db")
+    open_store(f"sqlite:///{mlruns}/mlflow.db")
     known = everything(mlflow(mlruns.parent))
     assert {"FINISHED", "KILLED", "FAILED"} == {one["status"] for one in known.values()}
     (run_name,) = set(known) - {"whole", "training"}
@@ -820,7 +824,7 @@ def test_a_store_that_cannot_be_written_to_is_read(
     main: Main,
 ) -> None:
     """Many runs have died; none can be marked while another program writes for long."""
-    Tracking(None)  # it has been moved here: that has to be written once
+    open_store(None)  # it has been moved here: that has to be written once
     with closing(sqlite3.connect("mlruns/mlflow.db")) as database, database:
         database.execute("UPDATE runs SET status = 'RUNNING' WHERE name != 'whole'")
     hold("IMMEDIATE")

@@ -577,7 +577,7 @@ def test_a_store_that_is_gone_at_the_end_is_one_sentence(
         raise MlflowException("API request failed: Connection refused")
 
     monkeypatch.setattr("pipeline.sweeping.Sweep.outcome", gone)
-    monkeypatch.setattr("pipeline.trial.Tracking", gone)
+    monkeypatch.setattr("pipeline.trial.open_store", gone)
     done = main("run", "-m", "seed=0,1", *SHORT)
     assert done.returncode == 1
     one, two, end, command = done.stderr.splitlines()

@@ -36,10 +36,16 @@ from pipeline.config import BadInput
 from pipeline.library import compare
 from pipeline.listing import recent
 from pipeline.running import run
-from pipeline.tracking import TrackedRun, Tracking
+from pipeline.tracking import artifacts
+from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
+from pipeline.tracking.delivery import Delivery
+from pipeline.tracking.finder import find, select
 from pipeline.tracking.history import foreign
-from pipeline.tracking.outbox import Content, Outbox, Points, read
-from pipeline.tracking.tracked import Delivery
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.outbox import Content, Outbox, Points, is_pending, read
+from pipeline.tracking.parent_run import open_parent
+from pipeline.tracking.recovery import reap
+from pipeline.tracking.store import RunStore
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -159,21 +165,21 @@ def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def tracking(place: Path) -> Tracking:
-    return Tracking(None, create=True)
+def tracking(place: Path) -> RunStore:
+    return open_store(None, create=True)
 
 
-def created(tracking: Tracking, *overrides: str) -> TrackedRun:
+def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     resolved = composed([THREADS, *overrides])
-    return tracking.create(resolved, {"waymark.version": "test"}, DATA)
+    return create_run(tracking, resolved, {"waymark.version": "test"}, DATA)
 
 
-def history(tracking: Tracking, tracked: TrackedRun, key: str) -> list[tuple[int, float]]:
+def history(tracking: RunStore, tracked: ActiveRun, key: str) -> list[tuple[int, float]]:
     points = MlflowClient(tracking.uri).get_metric_history(tracked.info.id, key)
     return sorted((point.step, point.value) for point in points)
 
 
-def test_recorded_steps_are_skipped(tracking: Tracking) -> None:
+def test_recorded_steps_are_skipped(tracking: RunStore) -> None:
     tracked = created(tracking)
     tracked.record([1, 2], {"train/loss": [0.5, 0.25], "test/loss": [3.0, 4.0]})
     tracked.record([2, 3], {"train/loss": [9.0, 0.125]})
@@ -182,7 +188,7 @@ def test_recorded_steps_are_skipped(tracking: Tracking) -> None:
     assert history(tracking, tracked, "test/loss") == [(1, 3.0), (2, 4.0)]
 
 
-def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: Tracking) -> None:
+def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: RunStore) -> None:
     tracked = created(tracking)
     tracked.record([1, 2], {"train/loss": [0.5, 0.25]})
     tracked.finish("KILLED")
@@ -192,19 +198,19 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: T
     outbox = Outbox(box)
     outbox.add(Points("train/loss", [3], [0.125], 1_700_000_000_000))
     outbox.close()
-    again = tracking.reopen(tracking.find(tracked.info.id), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, tracked.info.id), composed([THREADS]).config)
     assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
     again.record([2, 3, 4], {"train/loss": [7.0, 7.0, 0.0625]})
     assert again.finish("FINISHED") is None
     # Steps 1 and 2 were sent twice, with one timestamp each: one point each to MLflow.
     assert history(tracking, again, "train/loss") == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
-    record = tracking.find(tracked.info.id)
+    record = find(tracking, tracked.info.id)
     assert record.status == "FINISHED"
-    assert not tracking.undelivered(record)
+    assert not is_pending(record.outbox)
     assert sorted(step for p in read(box).points for step in p.steps) == [1, 2, 3, 4]
 
 
-def test_values_that_are_not_finite_arrive(tracking: Tracking) -> None:
+def test_values_that_are_not_finite_arrive(tracking: RunStore) -> None:
     tracked = created(tracking)
     tracked.record([1, 2], {"train/loss": [float("nan"), float("inf")]})
     assert tracked.finish("FINISHED") is None
@@ -215,7 +221,7 @@ def test_values_that_are_not_finite_arrive(tracking: Tracking) -> None:
 
 
 def test_a_store_that_fails_costs_nothing(
-    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    tracking: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked = created(tracking, "tracking.flush_seconds=0.3")
 
@@ -230,16 +236,16 @@ def test_a_store_that_fails_costs_nothing(
     box = tracked.info.outbox
     assert left == "http://me:***@server is gone"
     assert box.exists()
-    record = tracking.find(tracked.info.id)
-    assert tracking.undelivered(record)
-    assert tracking.reopen(record, composed([THREADS]).config).finish("FINISHED") is None
+    record = find(tracking, tracked.info.id)
+    assert is_pending(record.outbox)
+    assert reopen_run(tracking, record, composed([THREADS]).config).finish("FINISHED") is None
     assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 2501)]
-    assert tracking.find(tracked.info.id).status == "FINISHED"
-    assert not tracking.undelivered(record)
+    assert find(tracking, tracked.info.id).status == "FINISHED"
+    assert not is_pending(record.outbox)
 
 
 def test_a_slow_store_does_not_hold_up_recording(
-    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    tracking: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answered, asked, real = threading.Event(), threading.Event(), MlflowClient.log_batch
 
@@ -274,31 +280,31 @@ def pages_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(SqlAlchemyStore, name, one)
 
 
-def test_every_list_is_read_to_its_last_page(tracking: Tracking, pages_of_one: None) -> None:
+def test_every_list_is_read_to_its_last_page(tracking: RunStore, pages_of_one: None) -> None:
     runs = []
     for i in range(3):
         tracked = created(tracking, f"experiment_name=e{i % 2}", f"run_name=run{i}")
         tracked.record([1, 2, 3], {"train/loss": [3.0, 2.0, 1.0]})
         assert tracked.finish("FINISHED" if i else "KILLED") is None
         runs.append(tracked.info)
-    sweep, _ = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
-    again, _ = tracking.parent("e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
+    sweep, _ = open_parent(tracking, "e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
+    again, _ = open_parent(tracking, "e0", "sweep", {"waymark.kind": "sweep", "k": "v"}, "k")
     assert again.id == sweep.id
     # The newest is a sweep's parent, and every experiment but one is on a later page.
     ids = [one.id for one in runs]
-    assert tracking.find("latest").id == ids[2]
-    assert [tracking.find(one[:9]).id for one in ids] == ids
-    assert [tracking.find(f"run{i}").id for i in range(3)] == ids
-    found = [record.id for record, _ in tracking.select(None, None, None)]
+    assert find(tracking, "latest").id == ids[2]
+    assert [find(tracking, one[:9]).id for one in ids] == ids
+    assert [find(tracking, f"run{i}").id for i in range(3)] == ids
+    found = [record.id for record, _ in select(tracking, None, None, None)]
     assert found == [sweep.id, *reversed(ids)]
-    assert [r.id for r, _ in tracking.select(None, None, None, 2)] == [sweep.id, runs[2].id]
-    assert [r.id for r, _ in tracking.select("e1", None, None)] == [runs[1].id]
+    assert [r.id for r, _ in select(tracking, None, None, None, 2)] == [sweep.id, runs[2].id]
+    assert [r.id for r, _ in select(tracking, "e1", None, None)] == [runs[1].id]
     with pytest.raises(BadInput, match="there is no such experiment"):
-        tracking.select("e2", None, None)
+        select(tracking, "e2", None, None)
     # All that MLflow has of a run whose outbox is gone.
     assert foreign(tracking, runs[0], ["train/loss"]).metrics["train/loss"] == {1: 3, 2: 2, 3: 1}
     runs[0].outbox.unlink()
-    again = tracking.reopen(tracking.find("run0"), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, "run0"), composed([THREADS]).config)
     assert again.points["train/loss"] == {1: 3.0, 2: 2.0, 3: 1.0}
     assert again.finish("FINISHED") is None
     # The dead ones are all marked.
@@ -307,21 +313,21 @@ def test_every_list_is_read_to_its_last_page(tracking: Tracking, pages_of_one: N
         tracking.client.set_tag(one.id, "waymark.heartbeat", "0")
         tracking.client.update_run(one.id, status="RUNNING")
         one.outbox.unlink()
-    tracking.reap()
-    assert {tracking.find(one).status for one in ids} == {"KILLED"}
+    reap(tracking)
+    assert {find(tracking, one).status for one in ids} == {"KILLED"}
 
 
-def test_a_run_belongs_to_one_process(tracking: Tracking) -> None:
+def test_a_run_belongs_to_one_process(tracking: RunStore) -> None:
     tracked = created(tracking)
     config = composed([THREADS]).config
     with pytest.raises(BadInput, match=f"run {tracked.info.id}: another process is training it"):
-        tracking.reopen(tracking.find(tracked.info.id), config)
+        reopen_run(tracking, find(tracking, tracked.info.id), config)
     tracked.finish("KILLED")
-    tracking.reopen(tracking.find(tracked.info.id), config).finish("FINISHED")
+    reopen_run(tracking, find(tracking, tracked.info.id), config).finish("FINISHED")
 
 
 def test_a_clock_that_jumps_back_does_no_harm(
-    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+    tracking: RunStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tracked, now, now_ns = created(tracking), time.time, time.time_ns
     tracked.record([1], {"train/loss": [0.5]})
@@ -330,7 +336,7 @@ def test_a_clock_that_jumps_back_does_no_harm(
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
     tracked.record([2, 3], {"train/loss": [0.25, 0.125]})
     assert tracked.finish("KILLED") is None
-    again = tracking.reopen(tracking.find("latest"), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, "latest"), composed([THREADS]).config)
     assert again.info.id == tracked.info.id
     again.record([3, 4], {"train/loss": [9.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -344,7 +350,8 @@ def test_a_clock_that_jumps_back_does_no_harm(
 FOUR = """
 import os, sys, threading
 from pipeline.compose import composed
-from pipeline.tracking import Tracking, _mlflow_defaults
+from pipeline.tracking.active_run import create_run
+from pipeline.tracking.opening import _mlflow_defaults, open_store
 from types import SimpleNamespace
 import numpy as np
 
@@ -356,7 +363,7 @@ data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="
                        digest="d" * 64, source="test")
 
 def work():
-    tracked = Tracking(None, create=True).create(resolved, {"waymark.version": "test"}, data)
+    tracked = create_run(open_store(None, create=True), resolved, {"waymark.version": "test"}, data)
     for first in range(1, 1001, 100):
         steps = range(first, first + 100)
         tracked.record(steps, {"train/loss": [1 / step for step in steps]})
@@ -442,22 +449,22 @@ def store(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> dict[s
 
 
 def test_runs_are_found_by_id_prefix_name_and_latest(store: dict[str, str]) -> None:
-    tracking = Tracking(store["uri"])
+    tracking = open_store(store["uri"])
     for key in ("alone", "quoted", "twin", "newest", "sweep", "foreign"):
-        assert tracking.find(store[key]).id == store[key]
-        assert tracking.find(store[key][:12]).id == store[key]
-    assert tracking.find(store["alone"][:4]).id == store["alone"]
-    assert tracking.find("alone").id == store["alone"]  # the deleted one of this name is gone
-    assert tracking.find("it's 100% mine").id == store["quoted"]
-    assert tracking.find("""it's "100 %" mine""").id == store["both"]
-    assert tracking.find("latest").id == store["newest"]
+        assert find(tracking, store[key]).id == store[key]
+        assert find(tracking, store[key][:12]).id == store[key]
+    assert find(tracking, store["alone"][:4]).id == store["alone"]
+    assert find(tracking, "alone").id == store["alone"]  # the deleted one of this name is gone
+    assert find(tracking, "it's 100% mine").id == store["quoted"]
+    assert find(tracking, """it's "100 %" mine""").id == store["both"]
+    assert find(tracking, "latest").id == store["newest"]
 
 
 def test_runs_that_are_not_meant_clearly_are_refused(store: dict[str, str]) -> None:
-    tracking = Tracking(store["uri"])
+    tracking = open_store(store["uri"])
     for text in ("twin", "abcd"):
         with pytest.raises(BadInput, match=f"RUN='{text}': more than one run fits") as refused:
-            tracking.find(text)
+            find(tracking, text)
         assert {store["twin"][:12], store["other"][:12]} <= {*re.findall(r"\w{12}", str(refused))}
     unknown = [
         store["alone"][:3],
@@ -472,7 +479,7 @@ def test_runs_that_are_not_meant_clearly_are_refused(store: dict[str, str]) -> N
     ]
     for text in unknown:
         with pytest.raises(BadInput, match="there is no such run"):
-            tracking.find(text)
+            find(tracking, text)
 
 
 @pytest.mark.parametrize(
@@ -595,7 +602,7 @@ def test_the_remote_home_follows_the_folder(
     poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tracking = Tracking(server[0], create=True)
+    tracking = open_store(server[0], create=True)
     tracked = created(tracking)
     poll(lambda: tracked.info.known)
     client, run_id, folder = MlflowClient(server[0]), tracked.info.id, tracked.info.folder
@@ -632,7 +639,7 @@ def test_the_remote_home_follows_the_folder(
     assert folder.exists()
 
     # A file of the same name and size, which another process has written: it is sent again.
-    again = tracking.reopen(tracking.find(run_id), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, run_id), composed([THREADS]).config)
     put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
     again.changed()
     assert again.finish("FINISHED") is None
@@ -645,7 +652,7 @@ def test_a_server_leads_nothing_out_of_a_runs_folder(
     server: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    tracking = Tracking(server[0], create=True)
+    tracking = open_store(server[0], create=True)
     tracked = created(tracking)
     assert tracked.finish("KILLED") is None
     client, run_id = MlflowClient(server[0]), tracked.info.id
@@ -658,7 +665,7 @@ def test_a_server_leads_nothing_out_of_a_runs_folder(
     bad = ["checkpoints/../../out-8.json", "../out-9.json", "/tmp/out-9.json", "checkpoints/.."]
     files = [SimpleNamespace(path=name) for name in (*bad, *good)]
     monkeypatch.setattr(MlflowClient, "list_artifacts", lambda *_: files)
-    assert tracking.newer(tracking.record(client.get_run(run_id))) == good
+    assert artifacts.newer(tracking, tracking.record(client.get_run(run_id))) == good
 
 
 REFUSED: list[Any] = []
@@ -733,7 +740,7 @@ def test_the_mirror_removes_only_what_waymark_can_have_written(tmp_path: Path) -
     delivery: Any = object.__new__(Delivery)
     delivery._there, delivery._opened = None, 0
     delivery.info = SimpleNamespace(folder=tmp_path)
-    delivery._tracking = SimpleNamespace(artifacts=lambda info: repository)
+    delivery._store = SimpleNamespace(artifacts=lambda info: repository)
     delivery.owner, delivery._look = None, lambda: None
     delivery._mirror({})
     assert sorted(deleted) == sorted(f"checkpoints/{name}" for name in gone)

@@ -6,17 +6,14 @@ process ends, for those who have only the artifacts.
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from pipeline.config import FORMAT, json_text
 from pipeline.names import STEPS_PER_SECOND, TRAIN_LOSS
-from pipeline.tracking import outbox
-from pipeline.tracking.limits import exact
-
-if TYPE_CHECKING:
-    from pipeline.tracking import Tracking
-    from pipeline.tracking.tracked import RunRecord
+from pipeline.tracking import artifacts, outbox
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 
 NAME = "history.json"
 
@@ -64,7 +61,7 @@ def load(body: bytes | None) -> History | None:
         return None
 
 
-def history(tracking: "Tracking", record: "RunRecord") -> History:
+def history(store: RunStore, record: RunRecord) -> History:
     """Return what a run recorded, from the most exact places there are.
 
     Raises what MLflow raises.
@@ -74,18 +71,18 @@ def history(tracking: "Tracking", record: "RunRecord") -> History:
     for points in box.points:
         own.setdefault(points.key, {}).update(zip(points.steps, points.values, strict=True))
     here = History(own, box.digests)
-    there = load(tracking.artifact(record, NAME))
+    there = load(artifacts.read(store, record, NAME))
     if record.offline or not record.remote:
         if there is None and not (own or record.offline):
-            there = foreign(tracking, record, tracking.facts(record).metrics)
+            there = foreign(store, record, store.summary(record).metrics)
         return here.over(there)
-    far = load(tracking.artifact(record, NAME, there=True))  # maybe of another machine's life
+    far = load(artifacts.read(store, record, NAME, there=True))  # maybe of another machine's life
     newest = far or there
     known = here.over(far.over(there) if far else there)
-    facts = tracking.facts(record)
+    facts = store.summary(record)
     if newest and newest.whole and _is_up_to_date(known, facts.metrics):
         return known
-    return known.over(foreign(tracking, record, facts.metrics))
+    return known.over(foreign(store, record, facts.metrics))
 
 
 def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
@@ -101,13 +98,22 @@ def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
     return same and not late
 
 
-def foreign(tracking: "Tracking", record: "RunRecord", keys: Iterable[str]) -> History:
+def foreign(store: RunStore, record: RunRecord, keys: Iterable[str]) -> History:
     """Return what MLflow has of metrics of any run; raise what it raises."""
     metrics = {}
     for key in keys:
-        points = tracking.client.get_metric_history(record.id, key)
-        steps = [point.step for point in points]
+        points = store.metric_history(record.id, key)
+        steps = [step for step, _ in points]
         if not any(steps):  # logged without a step, as MLflow allows: they are in order
             steps = list(range(len(points)))
-        metrics[key] = {step: exact(p.value) for step, p in zip(steps, points, strict=True)}
+        metrics[key] = {step: value for step, (_, value) in zip(steps, points, strict=True)}
     return History(metrics)
+
+
+def last_step(store: RunStore, record: RunRecord, key: str) -> int:
+    """Return the last step at which a run recorded a metric, 0 if it did at none."""
+    here = [step for p in outbox.read(record.outbox).points if p.key == key for step in p.steps]
+    if not here and record.known and not record.offline:
+        with suppress(Exception):  # of MLflow, the network: less is told
+            here = [step for step, _ in store.metric_history(record.id, key)]
+    return max(here, default=0)

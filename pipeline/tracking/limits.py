@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from pipeline.config import BadInput
+from pipeline.config import BadInput, first_line, without_password
+from pipeline.tracking.local_store import other_version
 
 KEY, PARAM, TAG = 250, 6000, 8000  # characters of a name, of a param's value, of a tag's
 # What older stores take of a value; of a metric there is no shorter one.
@@ -76,3 +77,19 @@ def requests(kind: str, items: Sequence[Any]) -> Iterator[list[Any]]:
         size += more
     if part:
         yield part
+
+
+def reason_of(error: BaseException) -> str:
+    """Say in a few words what is wrong with a store, without any password."""
+    text = str(error)
+    revision = re.search(r"found version (\w+)|identified by '(\w+)'", text)
+    if revision:
+        return other_version(revision[1] or revision[2])
+    if "database is locked" in text:
+        return "another program has locked it for long"
+    if re.search(r"file is not a database|disk image is malformed", text):
+        return "it is damaged; move it away, and waymark sync makes its runs from their folders"
+    inside = re.search(r"\[Errno -?\d+\] ([^'\")]+)|\(sqlite3\.\w+\) ([^\n]+)|(timed out)", text)
+    if inside:  # of a long chain
+        return inside[1] or inside[2] or "no answer in time"
+    return without_password(first_line(error)) or ""

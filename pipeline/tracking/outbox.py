@@ -131,6 +131,11 @@ def is_delivered(path: Path) -> bool:
         return [entry[0] for entry in _entries(file.read())][-1:] == ["delivered"]
 
 
+def is_pending(path: Path) -> bool:
+    """Tell whether something in an outbox may still be on its way to MLflow."""
+    return path.exists() and not is_delivered(path)
+
+
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         yield from _entries(path.read_bytes())

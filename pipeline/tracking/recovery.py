@@ -6,30 +6,25 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import names
 from pipeline.config import BadInput, Sentence
 from pipeline.tracking import lives, outbox
+from pipeline.tracking.delivery import Delivery, delete_spool, refusals, settled
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import History, load
-from pipeline.tracking.limits import Deleted
-from pipeline.tracking.outbox import Birth, Content, Outbox
-from pipeline.tracking.tracked import (
+from pipeline.tracking.limits import Deleted, reason_of
+from pipeline.tracking.lock import (
     Busy,
-    Delivery,
-    RunRecord,
-    forget,
     is_held,
     last_sign,
     locked,
-    reason_of,
-    refusals,
-    settled,
+    may_be_alive,
+    owner_and_heartbeat,
 )
-
-if TYPE_CHECKING:
-    from pipeline.tracking import Tracking
+from pipeline.tracking.outbox import Birth, Content, Outbox
+from pipeline.tracking.runs import RunRecord
+from pipeline.tracking.store import RunStore
 
 
 def delivered(run_id: str, refused: str) -> str:
@@ -43,7 +38,25 @@ def complain(run_id: str, refused: str) -> None:
         print(Sentence(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
 
 
-def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
+def reap(store: RunStore) -> None:
+    """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
+
+    Raises what MLflow raises. A run of another host is left alone until its last sign of
+    life is older than `alive.BOUND`.
+    """
+    query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
+    for run in list(store.search(query)):  # all of them first: pages count what still fits
+        record = store.record(run)
+        if may_be_alive(record):
+            continue
+        with suppress(Exception):  # a process holds it after all, or the next command can
+            if store.database:
+                with store.sql(0.1) as database:  # for which MLflow would wait long
+                    database.execute("BEGIN IMMEDIATE")
+            bury(store, record, last_sign(record, owner_and_heartbeat(record)[1]))
+
+
+def bury(store: RunStore, record: RunRecord, end: int) -> None:
     """Mark KILLED a run whose process is gone; raise Busy if a process has it.
 
     What a local run had not delivered is delivered with it; with a server, where that may take
@@ -52,10 +65,10 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
     content = outbox.read(record.outbox)
     here = content.is_of(lives.owner(record.tags))
     if here and not record.remote:
-        tracking.recovered(record.id, replay(tracking, record, ("KILLED", end)))
+        store.recovered(record.id, replay(store, record, ("KILLED", end)))
     elif not (here and content.status):
         with locked(record) if here else nullcontext():
-            run = tracking.client.get_run(record.id)
+            run = store.client.get_run(record.id)
             same = all(
                 run.data.tags.get(k) == record.tags.get(k)
                 for k in (names.PROCESS, names.LIFE, names.HEARTBEAT)
@@ -63,9 +76,9 @@ def bury(tracking: "Tracking", record: RunRecord, end: int) -> None:
             if not same or run.info.status != "RUNNING":
                 return  # it lives after all, or another process has taken it
             for key, value in _dead(record).items():
-                tracking.client.set_tag(record.id, key, value)
+                store.client.set_tag(record.id, key, value)
             end = max(end, int(record.start_time * 1000))
-            tracking.client.set_terminated(record.id, "KILLED", end)
+            store.client.set_terminated(record.id, "KILLED", end)
 
 
 def _dead(record: RunRecord) -> dict[str, str]:
@@ -75,7 +88,7 @@ def _dead(record: RunRecord) -> dict[str, str]:
     return {names.REASON: "its process is gone", names.RESUME: again}
 
 
-def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) -> str:
+def replay(store: RunStore, record: RunRecord, default: tuple[str, int]) -> str:
     """Deliver all that stands in the outbox of a run that no process trains.
 
     Returns what the store will never take of it, or another process's run does not need, in
@@ -84,7 +97,7 @@ def replay(tracking: "Tracking", record: RunRecord, default: tuple[str, int]) ->
     """
     with locked(record):
         content = outbox.read(record.outbox)
-        delivery = Delivery(tracking, record, content, new=False)
+        delivery = Delivery(store, record, content, new=False)
         box = Outbox(record.outbox)
         try:
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
@@ -119,24 +132,24 @@ def _complete(path: Path, delivery: Delivery) -> None:
             os.replace(new, path)
 
 
-def settle(tracking: "Tracking", record: RunRecord) -> None:
+def settle(store: RunStore, record: RunRecord) -> None:
     """Deliver what an ended run's outbox holds, and keep no spool of it."""
-    if record.outbox.exists() and (record.remote or tracking.undelivered(record)):
+    if record.outbox.exists() and (record.remote or outbox.is_pending(record.outbox)):
         end = record.status, time.time_ns() // 1_000_000
-        tracking.recovered(record.id, replay(tracking, record, end))
+        store.recovered(record.id, replay(store, record, end))
     elif record.remote and record.folder.exists():
-        forget(record.folder.parent)
+        delete_spool(record.folder.parent)
 
 
-def sync(tracking: "Tracking") -> Iterator[tuple[str, bool]]:
+def sync(store: RunStore) -> Iterator[tuple[str, bool]]:
     """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
 
     A run that a local database has lost is made again from its folder. Runs that a process
     is training are left alone.
     """
-    here = [*tracking.root.glob(f"artifacts/*/*/{outbox.NAME}")] if tracking.database else []
-    known = _ids(tracking) if here else {}
-    for path in sorted([*here, *tracking.root.glob(f"spool/*/{outbox.NAME}")]):
+    here = [*store.root.glob(f"artifacts/*/*/{outbox.NAME}")] if store.database else []
+    known = _ids(store) if here else {}
+    for path in sorted([*here, *store.root.glob(f"spool/*/{outbox.NAME}")]):
         home, lost = path.parent, path in here and path.parent.name not in known
         if not os.access(path, os.R_OK):  # another user's
             yield f"run {home.name}: left out, {path} cannot be read (Permission denied)", True
@@ -151,34 +164,34 @@ def sync(tracking: "Tracking") -> Iterator[tuple[str, bool]]:
             continue
         if lost and (content.birth.id in known or not (home / "artifacts").exists()):
             continue  # a copy of a run's folder, or what MLflow's garbage collection left
-        if content.birth.address == tracking.place:
-            yield from _deliver(tracking, home, content, lost)
+        if content.birth.address == store.address.key:
+            yield from _deliver(store, home, content, lost)
         elif not content.delivered:
             where = content.birth.address or "the store beside it"
             yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
-    if tracking.server:
+    if store.server:
         with suppress(Exception):  # what is wrong with it has been said above, if it matters
-            tracking.reap()
+            reap(store)
 
 
 def _deliver(
-    tracking: "Tracking", home: Path, content: Content, lost: bool
+    store: RunStore, home: Path, content: Content, lost: bool
 ) -> Iterator[tuple[str, bool]]:
     assert content.birth
-    ids = (home.name, home.parent.name) if tracking.database else content.ids
+    ids = (home.name, home.parent.name) if store.database else content.ids
     status = content.status[0] if content.status else "RUNNING"
-    record = tracking.offline(content.birth, ids, status, home)
+    record = store.offline(content.birth, ids, status, home)
     beat = last_sign(record, 0) / 1000
     if status == "RUNNING" and is_held(record):
         return
     try:
         if content.delivered and not lost:
-            if tracking.client.get_run(record.id).info.status == "FINISHED":
-                forget(home)  # it was finished on another machine
+            if store.client.get_run(record.id).info.status == "FINISHED":
+                delete_spool(home)  # it was finished on another machine
             return
         if lost:
-            record = _rebuilt(tracking, record, content.birth)
-        refused = replay(tracking, record, ("KILLED", int(beat * 1000)))
+            record = _rebuilt(store, record, content.birth)
+        refused = replay(store, record, ("KILLED", int(beat * 1000)))
     except Busy as error:
         yield str(error), True
     except Deleted as error:
@@ -189,10 +202,10 @@ def _deliver(
         yield delivered(record.id, refused), True
 
 
-def _rebuilt(tracking: "Tracking", record: RunRecord, birth: Birth) -> RunRecord:
+def _rebuilt(store: RunStore, record: RunRecord, birth: Birth) -> RunRecord:
     """Make a run anew that the database has lost, and give its folder the new id."""
     with locked(record):
-        made = tracking.record(tracking.ensure(birth, None, lookup=True))
+        made = store.record(store.get_or_create(birth, None, may_exist=True))
         if made.outbox.exists():
             raise BadInput(f"{made.folder.parent} is there already; {record.folder.parent} stays.")
         age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
@@ -205,7 +218,7 @@ def _rebuilt(tracking: "Tracking", record: RunRecord, birth: Birth) -> RunRecord
     return made
 
 
-def _ids(tracking: "Tracking") -> dict[str, str]:
+def _ids(store: RunStore) -> dict[str, str]:
     """Return the ids of all runs of a local store, and whether they are active or deleted."""
-    with tracking.sql() as database:
+    with store.sql() as database:
         return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
