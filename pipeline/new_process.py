@@ -35,9 +35,13 @@ def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
         task = Path(scratch) / "task"
         try:
-            task.write_bytes(pickle.dumps((function, arguments)))
+            content = pickle.dumps((function, arguments))
         except Exception as error:  # pickle lets through what the object raises
             raise _not_portable(why, error) from None
+        try:
+            task.write_bytes(content)
+        except OSError as error:
+            raise BadInput(f"{scratch}: cannot be written to ({error.strerror}).") from None
         given = json.dumps([[HOME, *map(str, sys.path)], sys.argv, str(task), why])
         command = [sys.executable, "-P", "-c", PROGRAM, given]
         status = run(command, lambda line: show(line, sys.stderr))
@@ -74,7 +78,10 @@ def main(place: str, why: str) -> None:
         answer = pickle.dumps((None, _not_portable(why, error)))
     else:
         answer = _outcome(function, arguments)
-    task.with_name("answer.part").write_bytes(answer)
+    try:
+        task.with_name("answer.part").write_bytes(answer)
+    except OSError as error:
+        sys.exit(f"waymark: {task.parent}: cannot be written to ({error.strerror})")
     task.with_name("answer.part").rename(task.with_name("answer"))
 
 

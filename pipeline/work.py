@@ -1,5 +1,6 @@
 """What one process does for a run, from its configuration to its recorded end."""
 
+import os
 import shlex
 import sys
 import time
@@ -15,6 +16,7 @@ from pipeline import graph, names, pictures
 from pipeline.checkpoints import State
 from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import (
+    TEMPORARY,
     CheckpointStore,
     CheckpointWriteError,
     CorruptCheckpoint,
@@ -455,9 +457,14 @@ class Work:
             "confusion_matrix": counts.tolist(),
             "confusion_classes": classes,
         }
-        (folder / "metrics.json").write_text(json_text(body))
         points = self.tracked.points
         losses, accuracies = points.get(names.TRAIN_LOSS, {}), points.get(names.TEST_ACCURACY, {})
-        pictures.loss_curve(folder / "loss.png", losses, accuracies)
-        pictures.confusion_matrix(folder / "confusion_matrix.png", counts, classes)
+        write: dict[str, Callable[[Path], Any]] = {
+            "metrics.json": lambda path: path.write_text(json_text(body)),
+            "loss.png": lambda path: pictures.loss_curve(path, losses, accuracies),
+            "confusion_matrix.png": lambda path: pictures.confusion_matrix(path, counts, classes),
+        }
+        for name in write:  # as new files: a copy of the store may be of hard links
+            write[name](folder / f"{TEMPORARY}{name}")
+            os.replace(folder / f"{TEMPORARY}{name}", folder / name)
         self.tracked.changed()

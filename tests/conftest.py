@@ -186,6 +186,24 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty_store: Path) ->
     return tmp_path
 
 
+@pytest.fixture
+def mounted() -> Iterator[Callable[[Path, str], Path]]:
+    """Return what mounts a file system in memory at a new folder; skip without the right to."""
+    places = []
+
+    def mounted(place: Path, options: str) -> Path:
+        place.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+        if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("mounting a small file system takes root")
+        places.append(place)
+        return place
+
+    yield mounted
+    for place in places:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
 @pytest.fixture(scope="session")
 def client() -> Callable[[Path], Any]:
     """Return what opens MLflow's client on the store of a folder."""

@@ -114,19 +114,16 @@ def test_too_little_room_is_said_before_it_is_tried(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path, empty_store: Path, request: pytest.FixtureRequest) -> Iterator[Path]:
+def small_disk(
+    tmp_path: Path,
+    empty_store: Path,
+    mounted: Callable[[Path, str], Path],
+    request: pytest.FixtureRequest,
+) -> Path:
     """Mount a file system of 12 MB, or with the options that a test gives."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    options = getattr(request, "param", "size=12m")
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system takes root")
-    try:
-        shutil.copytree(empty_store, disk / "mlruns")
-        yield disk
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    disk = mounted(tmp_path / "disk", getattr(request, "param", "size=12m"))
+    shutil.copytree(empty_store, disk / "mlruns")
+    return disk
 
 
 @pytest.mark.parametrize("save", ["ckpt"])

@@ -100,6 +100,11 @@ for refused in (["steps=0"], ["data=arrays", "data.path=nothing"]):
     except BadInput:
         continue
     print("not refused")
+known = mlflow.MlflowClient()
+theirs = known.get_run(mlflow.active_run().info.run_id).data
+losses = known.get_metric_history(result.run_id, "train/loss")
+if theirs.params or theirs.metrics or sorted(point.step for point in losses) != [*range(1, 7)]:
+    print("not each in its own run:", theirs.params, theirs.metrics, losses)
 """
 
 
