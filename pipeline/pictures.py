@@ -16,20 +16,19 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
-    left = figure.add_axes((0.13, 0.13, 0.74, 0.81))
+    left = figure.add_axes((0.11, 0.13, 0.78, 0.77))
     steps = sorted(losses)
     values = np.array([losses[s] for s in steps], np.float64)
     values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
     marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
     left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
     left.set_xlabel("step")
-    left.set_ylabel("training loss", color="tab:blue")
-    left.yaxis.set_label_coords(-0.15, 0.5)  # at the edge: the numbers may be long
+    # Above the axes, where they meet no number, however long it is.
+    left.set_title("training loss", loc="left", color="tab:blue", size="medium")
     right = left.twinx()
     steps = sorted(accuracies)
     right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
-    right.set_ylabel("test accuracy", color="tab:orange")
-    right.yaxis.set_label_coords(1.15, 0.5)
+    right.set_title("test accuracy", loc="right", color="tab:orange", size="medium")
     _save(figure, path)
 
 

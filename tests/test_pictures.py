@@ -24,7 +24,7 @@ def pixels(path: Path) -> np.ndarray:
 def drawn(image: np.ndarray) -> tuple[bool, bool]:
     """Tell whether there is something blue (losses) and orange (accuracies) in the frame."""
     height, width = image.shape[:2]
-    inside = image[: int(height * 0.9), int(width * 0.05) : int(width * 0.95)]
+    inside = image[int(height * 0.11) : int(height * 0.9), int(width * 0.05) : int(width * 0.95)]
     more_blue = inside[..., 2] - inside[..., 0]
     return bool((more_blue > 40).sum() > 4), bool((more_blue < -60).sum() > 10)
 
@@ -48,6 +48,24 @@ def test_loss_curve(losses: dict[int, float], accuracies: dict[int, float], tmp_
     path = tmp_path / "loss.png"
     loss_curve(path, losses, accuracies)
     assert drawn(pixels(path)) == (True, any(math.isfinite(value) for value in accuracies.values()))
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracies"),
+    [
+        ({1: 2.3, 1000: 0.3}, {200: 0.877, 1000: 0.903}),
+        ({1: 3.4e38, 2: -3.4e38}, {1: 0.900001, 2: 0.900002}),
+        ({1: 123456.78, 2: 123456.79}, {1: 0.90025, 2: 0.90075}),
+    ],
+)
+def test_no_text_is_cut_off_at_the_edge(
+    losses: dict[int, float], accuracies: dict[int, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "loss.png"
+    loss_curve(path, losses, accuracies)
+    image = pixels(path)
+    for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
+        assert (edge == 255).all()
 
 
 @pytest.mark.parametrize(
