@@ -410,7 +410,7 @@ def _verdict(verdict: Any, as_json: bool = False) -> int:
     from pipeline.config import Sentence
 
     if as_json:
-        print(verdict.dump().replace("\n", ""))
+        print(verdict.dump(indent=None))
     else:
         for line in verdict.lines():
             print(Sentence(line))

@@ -83,10 +83,10 @@ class Verdict:
     accuracy: tuple[float | None, float | None]  # recorded, now
     differences: list[Difference] = field(default_factory=list)  # of data, code, environment
 
-    def dump(self) -> str:
+    def dump(self, indent: int | None = 1) -> str:
         """Return the text of rerun.json."""
         word = "identical" if self.identical else "different"
-        return json_text({"verdict": word, **asdict(self)}, indent=1)
+        return json_text({"verdict": word, **asdict(self)}, indent)
 
     def lines(self) -> list[str]:
         """Return the verdict as lines for a terminal."""
