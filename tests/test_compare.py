@@ -37,6 +37,7 @@ from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, parse_environment
 from pipeline.names import DATA_DIGEST, STATE_DIGEST, VERSION
 from pipeline.tracking.active_run import ActiveRun
+from pipeline.tracking.finder import find
 from pipeline.tracking.history import History
 from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord, RunSummary
@@ -1414,7 +1415,7 @@ def test_a_tracking_server(
     assert found.keys == ["batch_size"]
     tracked = open_store(trained["uri"])  # where the same run was recorded in a file
     assert there.state_digest == trained["seed-0"].state_digest
-    exact = evidence(tracked, tracked.find("seed-0")).history.metrics
+    exact = evidence(tracked, find(tracked, "seed-0")).history.metrics
     (_, losses, accuracies), (_, others, _) = found.curves
     assert losses == exact["train/loss"]
     assert accuracies == exact["test/accuracy"]

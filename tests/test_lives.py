@@ -19,7 +19,7 @@ from pipeline import running
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.progress import NoProgress
-from pipeline.tracking import alive, lives, outbox, tracked
+from pipeline.tracking import active_run, alive, lives, outbox
 from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
 from pipeline.tracking.alive import this_process
 from pipeline.tracking.delivery import Delivery
@@ -127,7 +127,7 @@ class Machine:
         process = {**this_process(), "host": self.name, "pid": self._pid, "started": 1.0}
         with self._patch.context() as patch:
             patch.chdir(self.folder)
-            patch.setattr(tracked, "this_process", lambda: process)
+            patch.setattr(active_run, "this_process", lambda: process)
             if alone:
                 patch.setattr(alive, "BOUND", -alive.HEARTBEAT_S)
             yield

@@ -383,8 +383,8 @@ def test_a_state_alone_can_be_apart() -> None:
     old, new = (known(train_loss={1: 1.0, 2: 1.0}) for _ in range(2))
     old.history.digests.update({1: "a", 2: "b", 3: "c"})  # type: ignore[attr-defined]
     new.history.digests.update({1: "a", 2: "x", 4: "d"})  # type: ignore[attr-defined]
-    tracking: Any = SimpleNamespace(checkpoints=lambda _: [])
-    record = SimpleNamespace(id="a", tags={}, folder=Path("nowhere"))
+    record = SimpleNamespace(id="a", tags={}, folder=Path("nowhere"), remote=False)
+    tracking: Any = None  # there is no remote home to ask
     verdict = judge(tracking, replace(old, record=record), replace(new, record=record), {"w": (1,)})
     assert (verdict.identical, verdict.checkpoint, verdict.checkpoints) == (False, 2, 2)
     assert verdict.weights == {}  # the checkpoints are gone
