@@ -134,7 +134,7 @@ def test_any_name_is_fine_for_stores_and_checkpoints(
             folder = Path(outer) / name
             folder.mkdir()
             save.write(folder / "model_ckpt-7", state)
-            save.point(folder, 7, [7])
+            save.update_state_file(folder, 7, [7])
             np.savez(f"{folder}/w.npz", **state)
             for path in (folder, folder / "model_ckpt-7", folder / "w.npz"):
                 found = read_parameters(path, {"weights": (2, 3)}, "init_from")
