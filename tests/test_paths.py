@@ -149,7 +149,7 @@ def test_any_name_is_fine_for_stores_and_checkpoints(
             tracking = open_store(address)
             assert tracking.root == folder / "mlruns"
             assert open_store(tracking.uri).database == tracking.database
-            made = tracking.client.create_run(tracking._experiment("x"))
+            made = tracking.client.create_run(tracking.experiment("x"))
             below = f"artifacts/{made.info.experiment_id}/{made.info.run_id}/artifacts"
             assert url2pathname(made.info.artifact_uri) == f"{tracking.root}/{below}"
             assert tracking.record(made).folder == tracking.root / below

@@ -105,13 +105,12 @@ def _open_file(database: Path, address: Address, read_only: bool) -> LocalFile:
 def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
     """Point a moved or copied store's rows to where it lies now: MLflow's are absolute.
 
-    Returns the roots that stay in the rows, the longest first, where nothing may be written."""
+    Returns the roots that stay in the rows, the longest first, where nothing may be written.
+    """
     root = location(address_root)
     tagged = "(SELECT experiment_id FROM experiment_tags WHERE key = ?)"
     own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
-    with local_store.connected(
-        path
-    ) as database:  # nothing is written, and no lock asked for, without need
+    with local_store.connected(path) as database:  # writes nothing, and takes no lock, without need
         values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
         roots = {value for (value,) in database.execute(values, (names.ROOT,))} - {root}
         if read_only:

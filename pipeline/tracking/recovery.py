@@ -82,9 +82,8 @@ def bury(store: RunStore, record: RunRecord, end: int) -> None:
 
 
 def _dead(record: RunRecord) -> dict[str, str]:
-    again = (
-        record.tags.get(names.RESUME) or f"waymark resume {record.id}"
-    )  # a sweep has its own command
+    # A sweep has a command of its own.
+    again = record.tags.get(names.RESUME) or f"waymark resume {record.id}"
     return {names.REASON: "its process is gone", names.RESUME: again}
 
 
