@@ -28,7 +28,6 @@ import numpy as np
 from pipeline.config import BadInput, settings
 from pipeline.digest import SETTLED, digest
 from pipeline.npz import read_npz
-from pipeline.package import FOLDER
 from pipeline.randomness import SAMPLING, random_key
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ FASHION_FILES = {
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
 SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
+MNIST_5K_FILE = Path(__file__).with_name("mnist_5k.npz")
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
 # The digests of the published data sets, in the form in which Dataset holds them.
@@ -108,14 +108,11 @@ class Mnist5k(Loader):
     """4,000 and 1,000 MNIST digits that come with Waymark, class by class; see mnist_5k.txt."""
 
     def load(self) -> Dataset:
-        path = FOLDER / "mnist_5k.npz"
-
         def read() -> Dataset:
-            return _published(
-                _dataset("mnist_5k", "waymark/mnist_5k.npz", _read_npz(path)), MNIST_5K
-            )
+            arrays = _read_npz(MNIST_5K_FILE)
+            return _published(_dataset("mnist_5k", "waymark/mnist_5k.npz", arrays), MNIST_5K)
 
-        return _kept("mnist_5k", [path], read)
+        return _kept("mnist_5k", [MNIST_5K_FILE], read)
 
 
 @settings

@@ -24,7 +24,6 @@ from pipeline import data
 from pipeline.config import BadInput
 from pipeline.data import Arrays, Dataset, FashionMnist, ImageSpec, Mnist, Mnist5k
 from pipeline.digest import digest
-from pipeline.package import FOLDER
 
 REPO = Path(__file__).resolve().parent.parent
 MNIST_NPZ = Path(os.environ.get("MNIST_NPZ", REPO.parent / "shared" / "data" / "mnist.npz"))
@@ -130,16 +129,16 @@ def test_mnist_5k_is_the_recorded_one() -> None:
 
 
 def test_file_of_mnist_5k_is_the_one_described() -> None:
-    described = (FOLDER / "mnist_5k.txt").read_text()
-    file = FOLDER / "mnist_5k.npz"
+    file = data.MNIST_5K_FILE
+    described = file.with_suffix(".txt").read_text()
     assert f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" in described
     assert "Yann LeCun and Corinna Cortes" in described and "CC BY-SA 3.0" in described
 
 
 def test_damaged_mnist_5k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = (FOLDER / "mnist_5k.npz").read_bytes()
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    (tmp_path / "mnist_5k.npz").write_bytes(content[:-1000])
+    damaged = tmp_path / "mnist_5k.npz"
+    damaged.write_bytes(data.MNIST_5K_FILE.read_bytes()[:-1000])
+    monkeypatch.setattr(data, "MNIST_5K_FILE", damaged)
     with pytest.raises(BadInput, match=r"mnist_5k.npz is not a readable npz file: .+\.$"):
         Mnist5k(sampling="replacement").load()
 
@@ -147,8 +146,7 @@ def test_damaged_mnist_5k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_mnist_5k_with_other_digits_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "FOLDER", tmp_path)
-    np.savez(tmp_path / "mnist_5k.npz", **small())
+    monkeypatch.setattr(data, "MNIST_5K_FILE", npz(tmp_path, small()))
     with pytest.raises(BadInput, match="does not hold mnist_5k as published"):
         Mnist5k(sampling="replacement").load()
 

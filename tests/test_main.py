@@ -784,7 +784,7 @@ def test_the_wheel_works_outside_the_checkout(
     modules.append(REPO / "waymark_start.py")
     sources = {str(path.relative_to(REPO)) for path in modules}
     assert {name for name in names if name.endswith(".py")} == sources
-    assert {"pipeline/mnist_5k.npz", "pipeline/mnist_5k.txt"} <= {*names}
+    assert {"mnist_5k.npz", "mnist_5k.txt"} <= {Path(name).name for name in names}
     (entry,) = unpacked.glob("*.dist-info/entry_points.txt")
     assert "waymark = waymark_start:program" in entry.read_text()
 

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.package import FOLDER
-
+DIGITS = Path(__file__).parents[2] / "pipeline/mnist_5k.npz"
 BATCH, SAVE_EVERY, KEEP, EVAL_EVERY = 100, 50, 7, 200
 RATES = {"softmax": 1e-3, "cnn": 1e-4}
 
@@ -55,7 +54,7 @@ def mark(part: str) -> None:
 
 def digits() -> dict[str, np.ndarray]:
     """Return x_train, y_train, x_test, y_test as Keras's loader does: MNIST, or 5,000 of it."""
-    with np.load(os.environ.get("MNIST_NPZ") or FOLDER / "mnist_5k.npz") as arrays:
+    with np.load(os.environ.get("MNIST_NPZ") or DIGITS) as arrays:
         return dict(arrays)
 
 
