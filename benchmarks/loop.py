@@ -82,8 +82,8 @@ class Loop:
         self, losses: bool, checkpoints: bool, evaluation: bool, progress: Silent | None = None
     ) -> float:
         from pipeline.checkpoints.store import CheckpointStore
+        from pipeline.runs.saver import Saver
         from pipeline.train import train
-        from pipeline.work import Saver
 
         trainer, silent = self.trainer, progress or Silent()
         tracked = create_run(self.tracking, self.described, {}, self.data)

@@ -282,7 +282,7 @@ def victim(arena: Arena, model: str, save: str) -> Victim:
         StopAt.target = stop
         shutil.copytree(arena.root / "store", folder / "mlruns")
         os.chdir(folder)
-        with patch("pipeline.work.make_progress", lambda *_: StopAt(0, 0)):
+        with patch("pipeline.runs.execute.make_progress", lambda *_: StopAt(0, 0)):
             status, out, err = waymark("run", *arena.options(model, save), *TINY)
         if status != (143 if stop else 0):
             sys.exit(f"a run to be damaged could not be made:\n{err}")

@@ -125,7 +125,7 @@ def _run(cfg: Any, arguments: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from pipeline.compose import resolved as check
-    from pipeline.running import run as work
+    from pipeline.runs.execute import run as work
 
     resolved = check(cfg, HydraConfig.get().runtime.choices, arguments)
     steps, every = resolved.config.steps, resolved.config.save.every

@@ -1,6 +1,7 @@
 """What went wrong, in one line: the kind of an error, its reason, its place in the user's code."""
 
 import re
+from typing import Any
 
 from pipeline.config import Sentence, first_line
 from pipeline.users_code import place
@@ -13,3 +14,9 @@ def explained(error: BaseException) -> str:
     said, kind = first_line(error), type(error).__name__
     known = said == kind or re.match(r"\w+(Error|Exception): ", said)
     return f"{said if known else f'{kind}: {said}'}{place(error)}"
+
+
+class Failed(Sentence):
+    """Say in one sentence why the work failed; the command exits 1."""
+
+    verdict: Any = None  # of a rerun that diverged, as its original may have

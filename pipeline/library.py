@@ -6,13 +6,16 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import comparing, evaluation, new_process, rerunning, running
+from pipeline import comparing, evaluation, new_process, rerunning
 from pipeline.comparison import Comparison
 from pipeline.compose import composed, described, parsed
 from pipeline.config import BadInput, Config
 from pipeline.evaluation import Evaluation
+from pipeline.failure import Failed
 from pipeline.process_state import taken_back
-from pipeline.running import Failed, Result
+from pipeline.runs import execute
+from pipeline.runs.execute import Result
+from pipeline.runs.plan import recorded
 from pipeline.runtime import NeedsNewProcess
 from pipeline.verdict import Verdict
 
@@ -58,10 +61,10 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
     """
     if config_from is not None:
         with taken_back():
-            resolved = running.recorded(config_from, parsed(overrides))
+            resolved = recorded(config_from, parsed(overrides))
     else:
         resolved = composed(overrides) if config is None else described(config)
-    return _done(running.run, resolved)
+    return _done(execute.run, resolved)
 
 
 def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:
@@ -71,7 +74,7 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
     `allow_drift`) a numerical environment other than the recorded one; Failed if no published
     checkpoint is whole or the work fails; Interrupted after a signal.
     """
-    return _done(running.resume, run, parsed(overrides), allow_drift)
+    return _done(execute.resume, run, parsed(overrides), allow_drift)
 
 
 def rerun(

@@ -16,9 +16,9 @@ from typing import IO, Any, TextIO
 
 from pipeline import process_state
 from pipeline.config import BadInput, first_line
+from pipeline.failure import Failed
 from pipeline.package import FOLDER
 from pipeline.signals import SIGNALS, Interrupted, handling
-from pipeline.work import Failed
 
 HOME = str(FOLDER.parent)
 # Not by `-m`: where the process is to find its modules is known only when it begins.

@@ -11,11 +11,14 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from pipeline import new_process, running
+from pipeline import new_process
 from pipeline.compose import SEARCHPATH, parsed
 from pipeline.config import NAME, BadInput, Sentence
 from pipeline.environment import CHECKOUT, checkout, diffstat, run_git
+from pipeline.failure import Failed
 from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
+from pipeline.runs.execute import run
+from pipeline.runs.plan import record_as_it_is, record_of
 from pipeline.tracking.finder import find_single
 from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord
@@ -45,7 +48,7 @@ def rerun(
     `trust_code`.
 
     Raises BadInput for an unknown run, an override that could change the numbers, or a record
-    that is damaged; Failed and Interrupted as `running.run` does.
+    that is damaged; Failed and Interrupted as `run` does.
     """
     given = {"tracking.uri": None, **parsed(overrides)}
     trusted = given.pop("trusted_modules", [])
@@ -62,10 +65,10 @@ def rerun(
     given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
-    resolved = running.record_of(tracking, record, given, trusted)
+    resolved = record_of(tracking, record, given, trusted)
     try:
-        verdict = running.run(resolved, original).verdict
-    except running.Failed as failed:
+        verdict = run(resolved, original).verdict
+    except Failed as failed:
         if failed.verdict is None:
             raise
         verdict = failed.verdict
@@ -76,7 +79,7 @@ def rerun(
 def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunRecord) -> None:
     """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
     others = [k for k in given if k not in FREE and k.partition(".")[0] not in ("save", "tracking")]
-    masked = running.record_as_it_is(tracking, record)[2] if others else []
+    masked = record_as_it_is(tracking, record)[2] if others else []
     for key in others:
         if key == "runtime.intra_op_threads":
             raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
@@ -114,7 +117,7 @@ def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str |
     sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"
     if status == 2:
         raise BadInput(sentence)
-    raise new_process.ended(status) or running.Failed(sentence)
+    raise new_process.ended(status) or Failed(sentence)
 
 
 @dataclass(frozen=True)

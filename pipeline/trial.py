@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from pipeline import names, process_state, running
+from pipeline import names, process_state
 from pipeline.checkpoints.external import files_of
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
@@ -27,9 +27,12 @@ from pipeline.config import NAME, Config, Resolved, flatten
 from pipeline.digest import file_digest
 from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
-from pipeline.failure import explained
+from pipeline.failure import Failed, explained
 from pipeline.output import unfailing_output
 from pipeline.pruning import Pruner, judged_steps
+from pipeline.runs import execute
+from pipeline.runs.execute import Pruned
+from pipeline.runs.plan import own_modules
 from pipeline.signals import GracefulShutdown, Interrupted
 from pipeline.table import elided, setting
 from pipeline.tracking.finder import find, select, tagged
@@ -38,7 +41,6 @@ from pipeline.tracking.parent_run import record_failed_trial
 from pipeline.tracking.recovery import reap
 from pipeline.tracking.runs import RunRecord, RunSummary
 from pipeline.tracking.store import RunStore
-from pipeline.work import Failed, Pruned, own_modules
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
@@ -175,12 +177,12 @@ def _come_to_its_end(
             trusted = own_modules(config)  # the command itself names them
             given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
             given["trusted_modules"] = trusted
-            running.resume(run_id, given, pruner=pruner, began=began)
+            execute.resume(run_id, given, pruner=pruner, began=began)
         else:
             values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
             own = replace(config, run_name=values["run_name"])
             named = replace(resolved, config=own, values=values)
-            run_id = running.run(named, None, tags, pruner, began).run_id
+            run_id = execute.run(named, None, tags, pruner, began).run_id
     except Pruned as pruned:
         return Hopeless(pruned.step, pruned.value)
     record = find(tracking, run_id)

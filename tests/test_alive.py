@@ -179,8 +179,8 @@ import json, os, signal, sys, time
 from types import SimpleNamespace
 import numpy as np
 from mlflow.tracking import MlflowClient
-import pipeline.work
-from pipeline import running as work
+import pipeline.runs.execute
+from pipeline.runs import execute as work
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
 from pipeline.tracking.active_run import create_run
@@ -218,7 +218,7 @@ for name, run in made.items():
     run.tag({"colour": "red"})
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
-pipeline.work.make_progress = lambda *_: KillAt(0, 0)
+pipeline.runs.execute.make_progress = lambda *_: KillAt(0, 0)
 work.run(composed([*overrides, "run_name=training"]))
 """
 

@@ -295,7 +295,7 @@ def two_runs(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
 ) -> tuple[Path, str]:
     """Return a folder with two finished runs of one name, and the id of the first."""
-    from pipeline.running import run
+    from pipeline.runs.execute import run
 
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(empty_store, folder / "mlruns")

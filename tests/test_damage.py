@@ -14,7 +14,7 @@ from pipeline.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from pipeline.compose import composed
 from pipeline.config import BadInput, from_record
 from pipeline.digest import digest
-from pipeline.running import run
+from pipeline.runs.execute import run
 from pipeline.score import Score
 from pipeline.tracking.opening import open_store
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import running as work
 from pipeline.checkpoints.store import CheckpointStore
 from pipeline.compose import composed
+from pipeline.runs import execute as work
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -12,7 +12,7 @@ from pipeline.config import BadInput
 from pipeline.evaluation import evaluate_run
 from pipeline.library import evaluate, rerun
 from pipeline.library import resume as resume_run
-from pipeline.running import Result, resume, run
+from pipeline.runs.execute import Result, resume, run
 
 
 @pytest.fixture

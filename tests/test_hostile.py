@@ -24,7 +24,7 @@ from pipeline.checkpoints.store import CheckpointStore, refuse_links
 from pipeline.checkpoints.tf_bundle import check_bundle, part_key, read_bundle
 from pipeline.compose import composed, parsed
 from pipeline.config import BadInput
-from pipeline.running import Result, run
+from pipeline.runs.execute import Result, run
 from pipeline.runtime import start_tensorflow
 
 SHAPES = {"w": (4, 3)}

@@ -23,8 +23,9 @@ LINE = (
     "pipeline.score",
     "pipeline.train",
     "pipeline.evaluation",
-    "pipeline.work",
-    "pipeline.running",
+    "pipeline.runs.plan",
+    "pipeline.runs.saver",
+    "pipeline.runs.execute",
     "pipeline.library",
     "pipeline.__main__",
 )
@@ -56,7 +57,7 @@ APART = {
         "score",
         "train",
         "tracking",
-        "running",
+        "runs",
         "evaluation",
     ),
     "pipeline.tracking": (
@@ -65,14 +66,14 @@ APART = {
         "score",
         "train",
         "checkpoints",
-        "running",
+        "runs",
         "evaluation",
     ),
-    "pipeline.train": ("tracking", "running", "evaluation", "pictures", "progress"),
-    "pipeline.models": ("train", "tracking", "checkpoints", "optimizers", "score", "running"),
-    "pipeline.optimizers": ("train", "tracking", "checkpoints", "models", "score", "running"),
-    "pipeline.data": ("train", "tracking", "checkpoints", "models", "score", "running"),
-    "pipeline.config": ("data", "models", "train", "tracking", "checkpoints", "running", "runtime"),
+    "pipeline.train": ("tracking", "runs", "evaluation", "pictures", "progress"),
+    "pipeline.models": ("train", "tracking", "checkpoints", "optimizers", "score", "runs"),
+    "pipeline.optimizers": ("train", "tracking", "checkpoints", "models", "score", "runs"),
+    "pipeline.data": ("train", "tracking", "checkpoints", "models", "score", "runs"),
+    "pipeline.config": ("data", "models", "train", "tracking", "checkpoints", "runs", "runtime"),
 }
 
 
@@ -163,7 +164,7 @@ def test_this_test_sees_the_imports() -> None:
     assert ("tensorflow", False) in imports("pipeline.models.cnn")
     assert ("tensorflow", False) in imports("pipeline.runtime")
     assert "pipeline.library" in own("pipeline.__main__")
-    assert "pipeline.randomness" in reach("pipeline.running")
+    assert "pipeline.randomness" in reach("pipeline.runs.execute")
     assert all(below(name, "pipeline") for module in MODULES for name in own(module))
 
 

@@ -35,7 +35,7 @@ from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.data import Dataset, Mnist5k
 from pipeline.evaluation import evaluate_files, evaluate_run
-from pipeline.running import Result, run
+from pipeline.runs.execute import Result, run
 from pipeline.runtime import start_tensorflow
 from pipeline.verdict import _parameters
 

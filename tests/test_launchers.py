@@ -27,7 +27,7 @@ THREADS = "runtime.intra_op_threads=2"  # as in the tests' own process
 MODULE = """
 import os, signal
 from pathlib import Path
-import pipeline.work
+import pipeline.runs.execute
 from pipeline.optimizers import Sgd
 from pipeline.progress import NoProgress
 
@@ -45,7 +45,7 @@ class Signalled(NoProgress):
             else:
                 os.kill(os.getpid(), signal.Signals[number])
 
-pipeline.work.make_progress = lambda wish, steps, done: Signalled(steps, done)
+pipeline.runs.execute.make_progress = lambda wish, steps, done: Signalled(steps, done)
 """
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import running
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.progress import NoProgress
+from pipeline.runs import execute
 from pipeline.tracking import active_run, alive, lives, outbox
 from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
 from pipeline.tracking.alive import this_process
@@ -508,13 +508,13 @@ class Story:
         store = {"tracking.uri": machine.uri, "tracking.flush_seconds": seconds}
         with machine.at_work(alone=True), patch.context() as inner:
             inner.setattr(ActiveRun, "__init__", noted)
-            inner.setattr("pipeline.work.make_progress", lambda *_: fate)
+            inner.setattr("pipeline.runs.execute.make_progress", lambda *_: fate)
             with suppress(Killed, BadInput, ConnectionError):
                 if self.run_id:
-                    running.resume(self.run_id, store)
+                    execute.resume(self.run_id, store)
                 else:
                     words = [f"{key}={value}" for key, value in store.items()]
-                    running.run(composed([*SHORT, *self.data, *words]))
+                    execute.run(composed([*SHORT, *self.data, *words]))
         self.told.append(f"{machine.name} trains to {steps}, hangs at {hang}: {len(made)}")
         for run in made:
             if run._sender.is_alive() and None in self.frozen and self.draw.random() < 0.5:
@@ -563,7 +563,7 @@ def undisturbed(
     machine = Machine("alone", tmp_path / "alone", server[0], monkeypatch)
     with machine.at_work():
         words = [*SHORT, f"data.path={small}", f"tracking.uri={server[0]}"]
-        return seen(MlflowClient(server[0]), running.run(composed(words)).run_id)
+        return seen(MlflowClient(server[0]), execute.run(composed(words)).run_id)
 
 
 def lasting(facts: dict[str, Any]) -> dict[str, Any]:

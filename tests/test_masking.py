@@ -18,7 +18,7 @@ from pipeline import library, masking
 from pipeline.compose import CONF, Composer, composed, described, parsed
 from pipeline.config import BadInput, Resolved, flatten, from_record, without_password
 from pipeline.own_hydra import load
-from pipeline.running import FROZEN
+from pipeline.runs.plan import RESUME_FIXED
 from pipeline.trial import identity
 from pipeline.yaml_source import yaml_class
 
@@ -273,22 +273,22 @@ def path(tmp_path: Path) -> Path:
 
 def test_a_record_takes_nothing_from_the_environment(path: Path) -> None:
     with pytest.raises(BadInput) as error:
-        from_record(path, {}, [], FROZEN)
+        from_record(path, {}, [], RESUME_FIXED)
     again = """give 'seed=${oc.env:N_KEY}' 'init_from="${oc.env:HUB_TOKEN}/x"' again."""
     assert (
         str(error.value)
         == f"seed, init_from (recorded in {path}): secrets are not recorded; {again}"
     )
     given = parsed(["seed=${oc.env:N_KEY}", 'init_from="${oc.env:HUB_TOKEN}/x"'])
-    for frozen in (FROZEN, ("",)):
+    for frozen in (RESUME_FIXED, ("",)):
         resolved = from_record(path, given, [], frozen)
         assert resolved.record() == path.read_text()
         assert (resolved.config.seed, resolved.config.init_from) == (7, "hunter2/x")
     with pytest.raises(BadInput, match=r"^seed \(recorded"):
-        from_record(path, parsed(["init_from=elsewhere"]), [], FROZEN)
+        from_record(path, parsed(["init_from=elsewhere"]), [], RESUME_FIXED)
     with pytest.raises(BadInput, match=r"^batch_size: cannot change"):
-        from_record(path, {**given, "batch_size": 5}, [], FROZEN)
-    other = from_record(path, {**given, "init_from": "plain", "run_name": "new"}, [], FROZEN)
+        from_record(path, {**given, "batch_size": 5}, [], RESUME_FIXED)
+    other = from_record(path, {**given, "init_from": "plain", "run_name": "new"}, [], RESUME_FIXED)
     assert yaml.safe_load(other.record())["masked"] == ["seed"]
 
 
@@ -299,7 +299,7 @@ def test_an_interrupted_trial_goes_on_with_its_secrets(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(resolved.record())
     given = resolved.secrets()
     trusted = given.pop("trusted_modules")
-    again = from_record(tmp_path / "config.yaml", given, trusted, FROZEN)
+    again = from_record(tmp_path / "config.yaml", given, trusted, RESUME_FIXED)
     assert again.record() == resolved.record()
     assert (again.config.seed, again.config.init_from) == (7, "hunter2/x")
 
@@ -310,17 +310,17 @@ def test_records_that_were_masked_everywhere_are_read(tmp_path: Path) -> None:
     text = BASE.record().replace("float32", "float3***").replace("softmax.Soft", "soft***.Soft")
     path.write_text(text.replace("run_name: null", "run_name: '***'"))
     with pytest.raises(BadInput) as error:
-        from_record(path, {}, [], FROZEN)
+        from_record(path, {}, [], RESUME_FIXED)
     words = ("precision, model._target_ (recorded", "secrets are not recorded", "put in")
     assert not [each for each in words if each not in str(error.value)], str(error.value)
     target = "pipeline.models.softmax.Softmax"
     given = parsed(["precision=float32", f"model._target_={target}"])
-    assert from_record(path, given, [], FROZEN).config.precision == "float32"
+    assert from_record(path, given, [], RESUME_FIXED).config.precision == "float32"
 
 
 def test_a_folder_with_asterisks_is_no_secret(path: Path) -> None:
     path.write_text(composed(['init_from="a***b/***(X)"']).record())
-    assert from_record(path, {}, [], FROZEN).config.init_from == "a***b/***(X)"
+    assert from_record(path, {}, [], RESUME_FIXED).config.init_from == "a***b/***(X)"
 
 
 def test_overrides_of_a_record_know_only_each_other() -> None:

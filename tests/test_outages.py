@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import running as work
-from pipeline import work as work_module
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
+from pipeline.runs import execute as work
+from pipeline.runs import execute as work_module
 from pipeline.tracking.active_run import ActiveRun
 from pipeline.tracking.delivery import Delivery
 from pipeline.tracking.finder import find
@@ -272,7 +272,7 @@ def test_gone_for_a_while(
     undisturbed: tuple[Points, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Switch(proxy, modes))
+    monkeypatch.setattr("pipeline.runs.execute.make_progress", lambda *_: Switch(proxy, modes))
     done = main("run", *short, f"tracking.uri={proxy.uri}")
     assert (done.returncode, done.stderr) == (0, "")
     arrived(server, tmp_path.name, undisturbed)
@@ -315,7 +315,7 @@ def test_no_checkpoint_arrives_ahead_of_its_losses(
 
     monkeypatch.setattr(Delivery, "_send_points", sent_while_training_goes_on)
     monkeypatch.setattr(RunStore, "artifacts", watched)
-    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Slow(40, 0))
+    monkeypatch.setattr("pipeline.runs.execute.make_progress", lambda *_: Slow(40, 0))
     assert main("run", *short, f"tracking.uri={server[0]}").returncode == 0
     assert arrivals
     assert [pair for pair in arrivals if pair[0] > pair[1]] == []
@@ -338,8 +338,12 @@ def test_back_only_after_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
-    monkeypatch.setattr("pipeline.work.GREETING", 30)  # the server knows the run before it goes
-    monkeypatch.setattr("pipeline.work.make_progress", lambda *_: Switch(proxy, {30: "refuse"}))
+    monkeypatch.setattr(
+        "pipeline.runs.execute.CONNECT_GRACE_S", 30
+    )  # the server knows the run before it goes
+    monkeypatch.setattr(
+        "pipeline.runs.execute.make_progress", lambda *_: Switch(proxy, {30: "refuse"})
+    )
     done = main("run", *short, "tracking.flush_seconds=1", store)
     assert done.returncode == 0
     run_id = done.stdout.split()[1]

@@ -12,7 +12,7 @@ import yaml
 
 from pipeline.compose import PACKAGES, composed
 from pipeline.data import Mnist5k
-from pipeline.running import Result, run
+from pipeline.runs.execute import Result, run
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -20,10 +20,11 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipeline import environment, library, rerunning, work
+from pipeline import environment, library, rerunning
 from pipeline.checkpoints.store import CheckpointStore, CheckpointWriteError
 from pipeline.config import BadInput
 from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
+from pipeline.failure import Failed
 from pipeline.progress import NoProgress
 from pipeline.signals import Interrupted
 from pipeline.tracking.active_run import ActiveRun
@@ -314,7 +315,7 @@ SGD = [*SOFTMAX, "optimizer=sgd", "optimizer.learning_rate=1e37", "log_every=1"]
 
 
 def test_a_run_that_diverges_is_repeated(place: Path, data: list[str], main: Main) -> None:
-    with pytest.raises(work.Failed):
+    with pytest.raises(Failed):
         library.run(*SGD, *data)
     original = runs()[0]
     assert original.info.status == "FAILED"
@@ -445,7 +446,7 @@ def stopped(
 
     def stopped(step: int, begin: Callable[[], Any]) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.work.make_progress", lambda *_: stop_at(step))
+            patch.setattr("pipeline.runs.execute.make_progress", lambda *_: stop_at(step))
             with pytest.raises(Interrupted):
                 begin()
         assert runs()[0].info.status == "KILLED"
@@ -630,7 +631,7 @@ def test_a_resume_elsewhere_is_refused(
 
         with monkeypatch.context() as patch:
             patch.setattr(CheckpointStore, "_check_room", full)
-            with pytest.raises(work.Failed):
+            with pytest.raises(Failed):
                 library.run(*SOFTMAX, *data)
         run_id = runs()[0].info.run_id
     before = losses(run_id)
@@ -703,18 +704,18 @@ def record_fact(run_id: str, key: str, value: Any) -> None:
 # Refused
 
 
-FROZEN = ["steps=5", "seed=1", "batch_size=3", "model=cnn", "model.init_stddev=1.0"]
-FROZEN += ["optimizer=sgd", "optimizer.learning_rate=0.1", "on_nan=continue", "init_from=x.npz"]
-FROZEN += ["data=mnist_5k", "data.sampling=epoch", "data={path:x}", "precision=mixed_bfloat16"]
-FROZEN += ["tags.a=b", "tags={a:b}", "model._target_=os.system", "data._target_=a.B"]
-FROZEN += ["runtime.intra_op_threads=1", "runtime={intra_op_threads:1}", "saves.every=1"]
+UNSAFE = ["steps=5", "seed=1", "batch_size=3", "model=cnn", "model.init_stddev=1.0"]
+UNSAFE += ["optimizer=sgd", "optimizer.learning_rate=0.1", "on_nan=continue", "init_from=x.npz"]
+UNSAFE += ["data=mnist_5k", "data.sampling=epoch", "data={path:x}", "precision=mixed_bfloat16"]
+UNSAFE += ["tags.a=b", "tags={a:b}", "model._target_=os.system", "data._target_=a.B"]
+UNSAFE += ["runtime.intra_op_threads=1", "runtime={intra_op_threads:1}", "saves.every=1"]
 
 
 def test_what_could_change_the_numbers_is_refused(
     copy: dict[str, Any], main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = len(runs())
-    for override in FROZEN:
+    for override in UNSAFE:
         key = override.partition("=")[0]
         hint = f"waymark run --config-from {copy['softmax']} {key}="
         with pytest.raises(BadInput) as refusal:
@@ -856,10 +857,10 @@ def test_the_verdict_of_the_other_process_comes_back(
     ("ending", "last", "kind", "text"),
     [
         ("sys.exit(2)", "waymark: it does not fit\n", BadInput, "^it does not fit$"),
-        ("sys.exit(1)", "waymark: it does not fit\n", work.Failed, "^it does not fit$"),
+        ("sys.exit(1)", "waymark: it does not fit\n", Failed, "^it does not fit$"),
         ("sys.exit(143)", "to go on: waymark resume b\n", Interrupted, "SIGTERM"),
         ("os.kill(os.getpid(), signal.SIGTERM)", "", Interrupted, "SIGTERM"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", "", work.Failed, "SIGKILL|signal 9"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", "", Failed, "SIGKILL|signal 9"),
     ],
 )
 def test_the_end_of_the_other_process_comes_back(
@@ -1403,7 +1404,7 @@ def test_nothing_is_left_when_the_commit_fails(
         f"open({str(seen)!r}, 'w').write(' '.join([*sys.argv[1:], os.environ['PYTHONPATH']]))\n"
         f"print('waymark: no', file=sys.stderr, flush=True)\n{ending}"
     )
-    with pytest.raises((BadInput, work.Failed, Interrupted)):
+    with pytest.raises((BadInput, Failed, Interrupted)):
         library.rerun(run_id, "save=npz", threads=3, at_commit=True, trust_code=True)
     words = seen.read_text().split()
     assert words[:6] == ["-P", "-m", "pipeline", "rerun", run_id, "save=npz"]

@@ -17,7 +17,6 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipeline import running as work
 from pipeline.checkpoints import SaveFormat, store
 from pipeline.checkpoints.ckpt import Ckpt
 from pipeline.checkpoints.npz import Npz
@@ -26,6 +25,7 @@ from pipeline.compose import composed
 from pipeline.digest import digest
 from pipeline.evaluation import load_data
 from pipeline.progress import NoProgress
+from pipeline.runs import execute as work
 from pipeline.runtime import start_tensorflow
 from pipeline.signals import Interrupted
 from pipeline.tracking.active_run import ActiveRun
@@ -135,7 +135,7 @@ def test_the_program_in_pieces_of_any_sizes(
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
         monkeypatch.setattr(
-            "pipeline.work.make_progress", lambda *_, target=target: stop_at(target)
+            "pipeline.runs.execute.make_progress", lambda *_, target=target: stop_at(target)
         )
         with pytest.raises(Interrupted):
             work.resume("latest", {}) if run_id else work.run(resolved)
@@ -305,7 +305,7 @@ def test_a_run_that_saved_nothing_starts_again(
     def crash(*_: Any) -> None:
         raise RuntimeError("no more power\nhere")
 
-    monkeypatch.setattr("pipeline.work.train", crash)
+    monkeypatch.setattr("pipeline.runs.execute.train", crash)
     with pytest.raises(work.Failed, match=r"RuntimeError: no more power \(.*\); to go on: "):
         work.run(composed([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")

@@ -180,7 +180,7 @@ def test_what_failed_is_proposed_again(
         raise RuntimeError("the disk has gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.work.Work._conclude", broken)
+        patch.setattr("pipeline.runs.execute.Work._conclude", broken)
         done = main(*SEARCH, *SPACE, "hydra.sweeper.n_trials=2")
     assert done.returncode == 1
     parent, trials = children(client(place))

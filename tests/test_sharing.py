@@ -16,7 +16,7 @@ from pipeline.digest import digest
 from pipeline.evaluation import load_data
 from pipeline.library import Failed, configure, run
 from pipeline.optimizers import Sgd
-from pipeline.running import Result
+from pipeline.runs.execute import Result
 from pipeline.runtime import start_tensorflow
 from pipeline.train import Trainer, reuse_or_compile
 

@@ -24,9 +24,9 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipeline import running as work
 from pipeline.compose import composed
 from pipeline.progress import NoProgress
+from pipeline.runs import execute as work
 from pipeline.signals import Interrupted
 from pipeline.tracking import outbox
 from pipeline.tracking.active_run import create_run
@@ -85,7 +85,7 @@ def kept(
         gone = {**this_process(), "started": 1.0}
         patch.setattr("pipeline.tracking.active_run.this_process", lambda: gone)
         kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
-        patch.setattr("pipeline.work.make_progress", lambda *_: stop_at(23))
+        patch.setattr("pipeline.runs.execute.make_progress", lambda *_: stop_at(23))
         with pytest.raises(Interrupted):
             work.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = find(open_store(None), "training").id

@@ -229,7 +229,9 @@ def test_an_interrupted_sweep_is_completed_by_the_same_command(
     command = ["run", "-m", "seed=0,1,2", *SHORT, "save.every=1"]
     with monkeypatch.context() as patch:
         patch.setattr(StopAt, "trials", 0)
-        patch.setattr("pipeline.work.make_progress", lambda _, steps, done: StopAt(steps, done))
+        patch.setattr(
+            "pipeline.runs.execute.make_progress", lambda _, steps, done: StopAt(steps, done)
+        )
         done = main(*command)
     assert done.returncode == 143
     (parent,), children = runs(client(place))

@@ -35,7 +35,7 @@ from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.library import compare
 from pipeline.listing import recent
-from pipeline.running import run
+from pipeline.runs.execute import run
 from pipeline.tracking import artifacts
 from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
 from pipeline.tracking.delivery import Delivery

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, Response, TimeoutError, expect, sync_playw
 
 from pipeline import __version__
 from pipeline.library import run
-from pipeline.running import Result
+from pipeline.runs.execute import Result
 
 REPO = Path(__file__).resolve().parent.parent
 BOUND = 60  # seconds that anything may take which is waited for

@@ -10,7 +10,7 @@ from benchmarks.ways import data_overrides
 
 def watch() -> None:
     """Print the marks as the parts of a run begin."""
-    from pipeline import work
+    from pipeline.runs import execute as work
 
     train, whole = work.train, work.Work._train
 

@@ -6,7 +6,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 
 from pipeline import graph, names, pictures
 from pipeline.checkpoints import State
-from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import (
     TEMPORARY,
     CheckpointStore,
@@ -23,8 +21,9 @@ from pipeline.checkpoints.store import (
     Manifest,
     replace_file,
 )
-from pipeline.config import Config, Resolved, Sentence, json_text, recorded_model
+from pipeline.config import BadInput, Resolved, Sentence, from_record, json_text, recorded_model
 from pipeline.data import Dataset
+from pipeline.digest import digest
 from pipeline.environment import (
     differences,
     diffstat,
@@ -33,31 +32,39 @@ from pipeline.environment import (
     masked_lines,
     read_environment,
 )
-from pipeline.evaluation import score_state
-from pipeline.failure import explained
-from pipeline.hidden_state import HiddenState
+from pipeline.evaluation import load_data, refuse_foreign, refuse_other_data, score_state
+from pipeline.failure import Failed, explained
 from pipeline.masking import as_interpolation, without_secrets
+from pipeline.output import unfailing_output
 from pipeline.own_code import OwnCode
 from pipeline.progress import make_progress
 from pipeline.pruning import Pruner
-from pipeline.runtime import start_tensorflow
+from pipeline.runs.plan import (
+    RESUME_FIXED,
+    fetch,
+    initial_parameters,
+    new_run_tags,
+    original_of,
+    own_modules,
+    prepared,
+    refuse_drift,
+)
+from pipeline.runs.saver import Saver
+from pipeline.runtime import start_if_imported, start_tensorflow
 from pipeline.score import Score, Scorer, confusion
 from pipeline.signals import GracefulShutdown, Interrupted
-from pipeline.tracking.active_run import ActiveRun
+from pipeline.tracking.active_run import ActiveRun, create_run, reopen_run
+from pipeline.tracking.finder import find_single
 from pipeline.tracking.history import NAME as HISTORY
 from pipeline.tracking.history import load
+from pipeline.tracking.opening import open_store
+from pipeline.tracking.recovery import settle
 from pipeline.tracking.store import RunStore
 from pipeline.train import Diverged, Trainer, reuse_or_compile, train
 from pipeline.verdict import NAME as REPORT
 from pipeline.verdict import Evidence, Verdict, judge
 
-GREETING = 0.5  # seconds that training waits, in all, for a tracking server
-
-
-class Failed(Sentence):
-    """Say in one sentence why the work failed; the command exits 1."""
-
-    verdict: Verdict | None = None  # of a rerun that diverged, as its original may have
+CONNECT_GRACE_S = 0.5  # seconds that training waits, in all, for a tracking server
 
 
 class Pruned(Exception):
@@ -82,80 +89,111 @@ class Result:
     verdict: Verdict | None = None  # of a rerun
 
 
-def own_modules(config: Config) -> list[str]:
-    """Return the modules outside Waymark whose classes take part."""
-    parts = (config.model, config.data, config.optimizer, config.save)
-    modules = {type(part).__module__ for part in parts}
-    return sorted(name for name in modules if not name.startswith("pipeline."))
+@unfailing_output()
+def run(
+    resolved: Resolved,
+    original: Evidence | None = None,
+    tags: Mapping[str, str] | None = None,
+    pruner: Pruner | None = None,
+    began: Callable[[], None] | None = None,
+) -> Result:
+    """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
+    `began` is called when the run is recorded, before it trains: a trial's, for which others
+    wait, so that it is not compiled before.
 
-def prepared(config: Config, data: Dataset) -> Trainer | None:
-    """Return a trainer of the user's own classes, with all its functions compiled.
-
-    Raises HiddenState, so that it comes before a run is made; whatever else is wrong the run
-    meets again, and records. None for that, and for Waymark's classes, which keep nothing.
+    Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
+    of a sweep finds it hopeless, Failed otherwise.
     """
-    parts = config.model, config.optimizer
-    if all(type(part).__module__.startswith("pipeline.") for part in parts):
+    config = resolved.config
+    with GracefulShutdown() as stop:
+        start_if_imported(**vars(config.runtime))
+        data = load_data(config)
+        start_if_imported(**vars(config.runtime))  # by the user's own classes
+        parameters = initial_parameters(config, data)
+        trainer = None if began else prepared(config, data)
+        tracking = open_store(config.tracking.uri, create=True)
+        tags = {**new_run_tags(resolved, data), **(tags or {})}
+        if parameters:
+            tags[names.INIT_DIGEST] = digest(parameters)
+        if original:
+            tags[names.RERUN_OF] = original.record.id
+        tracked = create_run(tracking, resolved, tags, data)
+        replace_file(tracked.info.folder / "config.yaml", resolved.record())
+        if began:
+            began()
+        given = resolved, data, tracking, tracked, parameters, None, stop
+        return Work(*given, original, pruner, trainer).run()
+
+
+@unfailing_output()
+def resume(
+    text: str,
+    overrides: Mapping[str, Any],
+    allow_drift: bool = False,
+    pruner: Pruner | None = None,
+    began: Callable[[], None] | None = None,
+) -> Result | None:
+    """Go on with a run in its own MLflow run; None if nothing was left to do.
+
+    Raises BadInput for an unknown run, an override that would change the numbers, or (without
+    `allow_drift`) a numerical environment that would; Failed if no published checkpoint is whole.
+    """
+    with GracefulShutdown() as stop:
+        return _resume(text, dict(overrides), stop, allow_drift, pruner, began)
+
+
+def _resume(
+    text: str,
+    overrides: dict[str, Any],
+    stop: GracefulShutdown,
+    allow_drift: bool,
+    pruner: Pruner | None,
+    began: Callable[[], None] | None,
+) -> Result | None:
+    tracking = open_store(overrides.pop("tracking.uri", None))
+    record = find_single(tracking, text)
+    refuse_foreign(tracking, record)
+    if record.remote and not record.offline:
+        fetch(tracking, record)
+    trusted = overrides.pop("trusted_modules", [])
+    path = record.folder / "config.yaml"
+    resolved = from_record(path, overrides, trusted, RESUME_FIXED, record.id)
+    config = resolved.config
+    store = CheckpointStore(record.folder / "checkpoints", config.save)
+    start_if_imported(**vars(config.runtime))
+    data = load_data(config)
+    refuse_other_data(record, data)
+    start_tensorflow(**vars(config.runtime))
+    found, damage = store.latest_valid()
+    for line in damage:
+        print(f"waymark: {line}", file=sys.stderr)
+    if found is None and (store.steps() or record.status == "FINISHED"):
+        state = "published checkpoints, but none is whole" if store.steps() else "lost them all"
+        raise Failed(
+            f"run {record.id} has {state}; to start afresh: waymark run --config-from {record.id}"
+        )
+    reached = found[0].step if found else 0
+    if config.steps < reached:
+        raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
+    if record.status == "FINISHED" and reached == config.steps:
+        settle(tracking, record)
         return None
-    start_tensorflow(config.runtime.intra_op_threads)
-    try:
-        trainer = Trainer(config, data)
-        if config.save.graph:
-            graph.export(config, data.spec, trainer.shapes)
-    except HiddenState:
-        raise
-    except Exception:
-        return None
-    return trainer
-
-
-class Saver:
-    """Commit copies of the state in the background, one at a time, records first."""
-
-    def __init__(self, store: CheckpointStore, tracked: ActiveRun) -> None:
-        self._store, self._tracked = store, tracked
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
-        self._pending: Future[None] | None = None
-        self.graph: Path | None = None
-        self._newest = -1  # the step handed over last
-
-    def save(
-        self, step: int, state: State, metrics: Mapping[str, float], on_schedule: bool = True
-    ) -> None:
-        """Take a copy of the state; wait only for a save that is still in flight.
-
-        One off the schedule only competes as the best: it is not written where it would have to be
-        removed at once.
-        """
-        now = time.time()
-        self.wait()
-        save = Save(step, now, metrics, on_schedule)
-        if self._store.would_keep(save):
-            self._hand_over(save, state)
-
-    def stop(self, step: int, state: Callable[[], State], metrics: Mapping[str, float]) -> None:
-        """Save off the schedule, to go on from there, unless this step is saved."""
-        now = time.time()
-        self.wait()
-        if self._newest != step:
-            self._hand_over(Save(step, now, metrics, on_schedule=False), state())
-
-    def _hand_over(self, save: Save, state: State) -> None:
-        self._newest = save.step
-        self._pending = self._pool.submit(self._commit, save, state)
-        if not self._store.save.asynchronous:
-            self.wait()
-
-    def wait(self) -> None:
-        """Wait for the save in flight; raise what it raised."""
-        pending, self._pending = self._pending, None
-        if pending:
-            pending.result()
-
-    def _commit(self, save: Save, state: State) -> None:
-        manifest = self._store.commit(save, state, self.graph)
-        self._tracked.saved(save.step, manifest.digest)
+    if not allow_drift:
+        refuse_drift(record, config)
+    parameters = None if found else initial_parameters(config, data)
+    if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
+        raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
+    original = original_of(tracking, record)
+    trainer = None if began else prepared(config, data)
+    tracked = reopen_run(tracking, record, config, reached)
+    replace_file(record.folder / "config.yaml", resolved.record())
+    pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
+    tracked.tag({names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned})
+    if began:
+        began()
+    given = resolved, data, tracking, tracked, parameters, found, stop
+    return Work(*given, original, pruner, trainer).run()
 
 
 class Work:
@@ -262,7 +300,7 @@ class Work:
     def _work(self) -> Result:
         config, tracked = self.config, self.tracked
         start_tensorflow(**vars(config.runtime))
-        tracked.wait(GREETING)  # a server has had the time of TensorFlow's start as well
+        tracked.wait(CONNECT_GRACE_S)  # a server has had the time of TensorFlow's start as well
         print(Sentence(f"run {tracked.info.id} ({tracked.info.name})"), flush=True)
         self._describe()
         self.stop.check()
