@@ -255,7 +255,7 @@ def compare(
     runs of MLflow's can be compared, not only Waymark's.
     """
     from pipeline import library
-    from pipeline.comparison import plot_path
+    from pipeline.compare.report import plot_path
     from pipeline.config import BadInput
 
     named = [text for text in runs if not text.startswith("tracking.uri=")]
@@ -281,7 +281,7 @@ def compare(
 def runs(overrides: tuple[str, ...], limit: int) -> int:
     """List the runs that were started last, and whether they can be resumed."""
     from pipeline.listing import recent
-    from pipeline.table import age, rendered
+    from pipeline.table import age, format_table
 
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
@@ -289,7 +289,7 @@ def runs(overrides: tuple[str, ...], limit: int) -> int:
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         facts = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy]
         rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
-    print(rendered(columns, rows, _width()) if rows else "there are no runs here yet")
+    print(format_table(columns, rows, _width()) if rows else "there are no runs here yet")
     return 0
 
 

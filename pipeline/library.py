@@ -6,8 +6,10 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline import comparing, evaluation, new_process, rerunning
-from pipeline.comparison import Comparison
+from pipeline import evaluation, new_process, rerunning
+from pipeline.compare.report import Comparison
+from pipeline.compare.rerun_report import RerunReport
+from pipeline.compare.runs import compare_runs
 from pipeline.compose import composed, described, parsed
 from pipeline.config import BadInput, Config
 from pipeline.evaluation import Evaluation
@@ -17,7 +19,6 @@ from pipeline.runs import execute
 from pipeline.runs.execute import Result
 from pipeline.runs.plan import recorded
 from pipeline.runtime import NeedsNewProcess
-from pipeline.verdict import Verdict
 
 __all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
 
@@ -83,7 +84,7 @@ def rerun(
     threads: int | None = None,
     at_commit: bool = False,
     trust_code: bool = False,
-) -> Verdict:
+) -> RerunReport:
     """Do a recorded run again, as a new run, and tell whether it came to the same bits.
 
     `overrides` may change where data, checkpoints and records go, not the numbers. `threads`
@@ -133,4 +134,4 @@ def compare(
     Raises BadInput for what does not exist and for fewer than two runs.
     """
     with taken_back():
-        return comparing.compare(runs, tracking_uri, experiment, sweep, where)
+        return compare_runs(runs, tracking_uri, experiment, sweep, where)

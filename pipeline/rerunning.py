@@ -12,18 +12,26 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import new_process
+from pipeline.compare.own_code import (
+    COPIES,
+    OwnFacts,
+    import_folders,
+    own_facts,
+    patch_name,
+    top_of,
+)
+from pipeline.compare.recorded_run import RecordedRun, load_recorded_run
+from pipeline.compare.repository import CHECKOUT, checkout, diffstat, run_git
+from pipeline.compare.rerun_report import RerunReport, load
 from pipeline.compose import SEARCHPATH, parsed
 from pipeline.config import NAME, BadInput, Sentence
-from pipeline.environment import CHECKOUT, checkout, diffstat, run_git
 from pipeline.failure import Failed
-from pipeline.own_code import COPIES, OwnFacts, import_folders, own_facts, patch_name, top_of
 from pipeline.runs.execute import run
 from pipeline.runs.plan import record_as_it_is, record_of
 from pipeline.tracking.finder import find_single
 from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord
 from pipeline.tracking.store import RunStore
-from pipeline.verdict import Evidence, Verdict, evidence, load
 
 # What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
 FREE = (
@@ -40,7 +48,7 @@ def rerun(
     threads: int | None = None,
     at_commit: bool = False,
     trust_code: bool = False,
-) -> Verdict:
+) -> RerunReport:
     """Run a recorded run again and compare every value and every state by its bits.
 
     `threads` replaces the recorded number of threads, to see what that does. `at_commit` runs
@@ -55,7 +63,7 @@ def rerun(
     tracking = open_store(given["tracking.uri"])
     record = find_single(tracking, text)
     _refuse_others(given, tracking, record)
-    original = evidence(tracking, record)
+    original = load_recorded_run(tracking, record)
     if at_commit:
         words = ["rerun", record.id, *overrides]
         words += [f"--threads={threads}"] if threads is not None else []
@@ -91,7 +99,9 @@ def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunReco
             )
 
 
-def _in_a_new_process(words: Sequence[str], code: Sequence[str], checkout: str | None) -> Verdict:
+def _in_a_new_process(
+    words: Sequence[str], code: Sequence[str], checkout: str | None
+) -> RerunReport:
     """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
 
     Raises BadInput, Failed or Interrupted with what the process says.
@@ -133,7 +143,7 @@ class _Recorded:
 
 
 @contextmanager
-def _worktrees(original: Evidence, trust_code: bool) -> Iterator[tuple[list[str], str | None]]:
+def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[str], str | None]]:
     """Check out what a run recorded of its code and the user's.
 
     Yield the folders it is imported from, and the one of the code's checkout, if there was one.
@@ -183,7 +193,7 @@ def _worktrees(original: Evidence, trust_code: bool) -> Iterator[tuple[list[str]
         yield list(map(str, folders)), str(code) if main else None
 
 
-def _recorded_checkout(original: Evidence, own: OwnFacts) -> _Recorded | None:
+def _recorded_checkout(original: RecordedRun, own: OwnFacts) -> _Recorded | None:
     """Return what a run recorded of the code's checkout, None if it was in none.
 
     Raises BadInput if nothing at all is recorded, and if there is no checkout now.
@@ -203,7 +213,7 @@ def _recorded_checkout(original: Evidence, own: OwnFacts) -> _Recorded | None:
     return _Recorded("", top, commit, patch, diffstat(patch), import_folders(own.checkout))
 
 
-def _recorded_repository(original: Evidence, number: int) -> _Recorded:
+def _recorded_repository(original: RecordedRun, number: int) -> _Recorded:
     """Return what a run recorded of one of the user's repositories.
 
     Raises BadInput if it is in none that its modules, or others, could be imported from now.

@@ -26,8 +26,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from pipeline import comparing, names, trial
-from pipeline.comparison import Comparison
+from pipeline import names, trial
+from pipeline.compare.report import Comparison
+from pipeline.compare.runs import compare_found
 from pipeline.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
 from pipeline.config import BadInput, Resolved, Sentence, flatten, without_password
 from pipeline.landscape import Point, landscape
@@ -518,7 +519,7 @@ def _conclude(sweep: Sweep, status: int) -> int:
     known = tracking.metrics(parent)
     sweep.record(found)
     if len(found.finished) > 1:
-        table = comparing.compared(tracking, found.finished)
+        table = compare_found(tracking, found.finished)
         new = any(sweep.came_to(record) for record, _ in found.finished)
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _illustrate(sweep, table)

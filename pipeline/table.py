@@ -13,7 +13,7 @@ DIGITS = 4  # that are shown of a number
 UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
-def rendered(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Return a table as text; where it is wider than `width`, each row as lines of its own."""
     from rich.console import Console
     from rich.table import Table

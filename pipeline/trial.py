@@ -21,11 +21,11 @@ from filelock import FileLock
 
 from pipeline import names, process_state
 from pipeline.checkpoints.external import files_of
+from pipeline.compare.environment import code, fingerprint
 from pipeline.compose import plain
 from pipeline.compose import resolved as checked
 from pipeline.config import NAME, Config, Resolved, flatten
 from pipeline.digest import file_digest
-from pipeline.environment import code, fingerprint
 from pipeline.evaluation import load_data
 from pipeline.failure import Failed, explained
 from pipeline.output import unfailing_output

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from pipeline.environment import STEERING
+from pipeline.compare.environment import STEERING
 from pipeline.progress import NoProgress
 from pipeline.signals import GracefulShutdown
 from pipeline.tracking.opening import open_store

@@ -31,10 +31,14 @@ from mlflow.entities import Param, RunTag
 from mlflow.tracking import MlflowClient
 from scipy import stats
 
-from pipeline import comparing, library, listing
-from pipeline.comparison import Comparison, Metric, Row
+from pipeline import library, listing
+from pipeline.compare.bits import Divergence
+from pipeline.compare.environment import parse_environment
+from pipeline.compare.recorded_run import RecordedRun, load_recorded_run
+from pipeline.compare.report import Comparison, Metric, Row
+from pipeline.compare.repository import CHECKOUT
+from pipeline.compare.runs import compare_recorded, with_current_steps
 from pipeline.config import BadInput
-from pipeline.environment import CHECKOUT, parse_environment
 from pipeline.names import DATA_DIGEST, STATE_DIGEST, VERSION
 from pipeline.tracking.active_run import ActiveRun
 from pipeline.tracking.finder import find
@@ -42,7 +46,6 @@ from pipeline.tracking.history import History
 from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord, RunSummary
 from pipeline.train import Trainer
-from pipeline.verdict import Evidence, Parting, evidence
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -70,7 +73,7 @@ HARM = [
 ]
 
 
-# Evidence made here, with no store
+# Recorded runs made here, with no store
 
 
 def made(
@@ -81,7 +84,7 @@ def made(
     name: str | None = None,
     seconds: float | None = 10.0,
     **facts: Any,
-) -> tuple[Evidence, RunSummary]:
+) -> tuple[RecordedRun, RunSummary]:
     """Return what a run recorded, as if it had been read from a store."""
     run = f"{number:08x}{0:024x}"  # as MLflow's, told apart by their beginnings
     name, tags = f"run-{number}" if name is None else name, dict(tags or {})
@@ -89,11 +92,13 @@ def made(
     known = {key: dict(curve) for key, curve in (metrics or {}).items()}
     last = {key: curve[max(curve)] for key, curve in known.items() if curve}
     end = None if seconds is None else 1000.0 + seconds
-    return Evidence(record, History(known), facts, None), RunSummary(dict(params or {}), last, end)
+    return RecordedRun(record, History(known), facts, None), RunSummary(
+        dict(params or {}), last, end
+    )
 
 
-def compared(*runs: tuple[Evidence, RunSummary]) -> Comparison:
-    return comparing._compared([run for run, _ in runs], [facts for _, facts in runs])
+def compared(*runs: tuple[RecordedRun, RunSummary]) -> Comparison:
+    return compare_recorded([run for run, _ in runs], [facts for _, facts in runs])
 
 
 def number_of(run: str) -> int:
@@ -199,7 +204,7 @@ def test_what_is_for_show_is_no_difference() -> None:
     ]
     for tags, keys in (({VERSION: "1"}, []), ({}, sorted({**shows[0], **shows[1]}))):
         runs = [made(i, {"seed": str(i), **show}, tags=tags) for i, show in enumerate(shows)]
-        found = compared(*((run, comparing._settings(run.record, facts)) for run, facts in runs))
+        found = compared(*((run, with_current_steps(run.record, facts)) for run, facts in runs))
         assert sorted(set(found.keys) - {"seed"}) == keys
         assert members(found) == ([[0], [1]] if keys else [[0, 1]])
 
@@ -483,7 +488,7 @@ def test_of_more_than_two_runs_no_parting_is_told() -> None:
     assert found.partings is None
     assert "part" not in found.text()
     two = compared(*runs[:2])
-    assert two.partings == {"train/loss": Parting(1, 0.0, 1.0)}
+    assert two.partings == {"train/loss": Divergence(1, 0.0, 1.0)}
     assert "train/loss parts at step 1: 0.0 and 1.0" in two.notes()
 
 
@@ -1415,7 +1420,7 @@ def test_a_tracking_server(
     assert found.keys == ["batch_size"]
     tracked = open_store(trained["uri"])  # where the same run was recorded in a file
     assert there.state_digest == trained["seed-0"].state_digest
-    exact = evidence(tracked, find(tracked, "seed-0")).history.metrics
+    exact = load_recorded_run(tracked, find(tracked, "seed-0")).history.metrics
     (_, losses, accuracies), (_, others, _) = found.curves
     assert losses == exact["train/loss"]
     assert accuracies == exact["test/accuracy"]
@@ -1432,7 +1437,7 @@ def test_a_tracking_server(
     found = library.compare(experiment="compared-foreign", tracking_uri=uri)
     assert [row.name for row in found.rows] == ["foreign-0", "foreign-1"]
     assert [row.metrics["train/loss"].final for row in found.rows] == [1 / 5, 1 / 6]
-    assert found.partings == {"train/loss": Parting(0, 1.0, 0.5)}
+    assert found.partings == {"train/loss": Divergence(0, 1.0, 0.5)}
     # The process of a dead run is gone: every command sees that it can go on.
     for arguments in (
         ["runs"],

@@ -706,8 +706,9 @@ def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
 
 HOSTILE = [
     "os.system", "builtins.eval", "subprocess.Popen", "pipeline.tracking.os.system",
-    "pipeline.environment.subprocess.Popen", "pipeline.data.Path", "pipeline.data.np.ndarray",
-    "pipeline.__class__", "pipelines.models.Softmax", "pipelineX", "pipeline", "pipeline.",
+    "pipeline.compare.repository.subprocess.Popen", "pipeline.data.Path",
+    "pipeline.data.np.ndarray", "pipeline.__class__", "pipelines.models.Softmax", "pipelineX",
+    "pipeline", "pipeline.",
     "pipeline..models", ".pipeline", "", ".", "pipeline.models.softmax",
     "pipeline.models.softmax.Softmax.logits", "pipeline.models.softmax.Softmax\n",
     "pipeline.\0", "pipeline.__main__.main", "pipeline.config.Config", "pipeline.nosuch.Model",

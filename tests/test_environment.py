@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 import pipeline
-from pipeline import environment as module
-from pipeline import own_code
+from pipeline.compare import environment as module
+from pipeline.compare import own_code, repository
+from pipeline.compare.environment import differences, environment, numerical
+from pipeline.compare.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
+from pipeline.compare.repository import changes, git_commit
 from pipeline.config import FORMAT
-from pipeline.environment import changes, differences, environment, git_commit, numerical
-from pipeline.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
 from pipeline.runtime import start_tensorflow
 
 tf: Any = start_tensorflow(2)
@@ -35,6 +36,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "code"
     (root / "pipeline").mkdir(parents=True)
     monkeypatch.setattr(module, "FOLDER", root / "pipeline")
+    monkeypatch.setattr(repository, "FOLDER", root / "pipeline")
     monkeypatch.chdir(root)
     return root
 
@@ -187,12 +189,12 @@ def test_what_is_recorded_of_a_gpu(text: str, card: Any, monkeypatch: pytest.Mon
 
 def test_what_nothing_tells_of_a_gpu_is_null(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     card.clear()
-    monkeypatch.setattr(module, "_output", lambda *command: "535.104.05\n535.104.05\n")
+    monkeypatch.setattr(module, "program_output", lambda *command: "535.104.05\n535.104.05\n")
     monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError()))
     unknown = {"name": None, "compute_capability": None}
     assert environment(1)["gpus"] == [{**GPU, **unknown}]
     module._driver.cache_clear()
-    monkeypatch.setattr(module, "_output", lambda *command: None)
+    monkeypatch.setattr(module, "program_output", lambda *command: None)
     assert environment(1)["gpus"] == [{**GPU, **unknown, "driver": None}]
 
 

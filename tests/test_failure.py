@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from pipeline import failure
+from pipeline.compare.environment import has_bfloat16
 from pipeline.compose import composed
 from pipeline.config import BadInput, first_line
-from pipeline.environment import has_bfloat16
 
 GRAPH = """Graph execution error:
 

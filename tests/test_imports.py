@@ -69,7 +69,7 @@ APART = {
         "runs",
         "evaluation",
     ),
-    "pipeline.train": ("tracking", "runs", "evaluation", "pictures", "progress"),
+    "pipeline.train": ("tracking", "runs", "evaluation", "compare", "progress"),
     "pipeline.models": ("train", "tracking", "checkpoints", "optimizers", "score", "runs"),
     "pipeline.optimizers": ("train", "tracking", "checkpoints", "models", "score", "runs"),
     "pipeline.data": ("train", "tracking", "checkpoints", "models", "score", "runs"),

@@ -31,13 +31,13 @@ from pipeline.checkpoints.external import read_parameters
 from pipeline.checkpoints.npz import Npz
 from pipeline.checkpoints.retention import Save
 from pipeline.checkpoints.store import CheckpointStore
+from pipeline.compare.recorded_run import load_parameters
 from pipeline.compose import composed
 from pipeline.config import BadInput
 from pipeline.data import Dataset, Mnist5k
 from pipeline.evaluation import evaluate_files, evaluate_run
 from pipeline.runs.execute import Result, run
 from pipeline.runtime import start_tensorflow
-from pipeline.verdict import _parameters
 
 THREADS = "runtime.intra_op_threads=2"
 SHAPES = {
@@ -915,7 +915,7 @@ def test_own_checkpoints_are_read_whatever_their_slots_are_called(
     shutil.copytree(tmp_path / "new", tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "mine-3.npz").write_text("no archive")
     tracking: Any = None  # nothing is asked of the store
-    assert _parameters(tracking, record, 3, FITTING)["w"].tolist() == FOUR.tolist()
+    assert load_parameters(tracking, record, 3, FITTING)["w"].tolist() == FOUR.tolist()
 
 
 @pytest.mark.parametrize("kind", [Ckpt, Npz])

@@ -478,11 +478,11 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
         drawn.append(set(losses))
         draw(path, losses, accuracies)
 
-    draw = work_module.pictures.loss_curve
+    draw = work_module.plots.loss_curve
     with monkeypatch.context() as slow:
         slow.setattr(work_module, "train", trained)
         slow.setattr(Delivery, "drop_already_logged", late)
-        slow.setattr(work_module.pictures, "loss_curve", curve)
+        slow.setattr(work_module.plots, "loss_curve", curve)
         seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
         assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
     every = set(range(1, 51))

@@ -7,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pipeline.pictures import confusion_matrix, loss_curve
+from pipeline.compare.plots import confusion_matrix, loss_curve
 
 
 def pixels(path: Path) -> np.ndarray:

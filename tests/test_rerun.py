@@ -20,10 +20,14 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from pipeline import environment, library, rerunning
+from pipeline import library, rerunning
 from pipeline.checkpoints.store import CheckpointStore, CheckpointWriteError
+from pipeline.compare import environment, repository
+from pipeline.compare.bits import ArrayDifference, Divergence
+from pipeline.compare.recorded_run import RecordedRun, load_recorded_run
+from pipeline.compare.repository import CHECKOUT, changes, diffstat, git_commit
+from pipeline.compare.rerun_report import RerunReport, compare_rerun, load
 from pipeline.config import BadInput
-from pipeline.environment import CHECKOUT, changes, diffstat, git_commit
 from pipeline.failure import Failed
 from pipeline.progress import NoProgress
 from pipeline.signals import Interrupted
@@ -32,7 +36,6 @@ from pipeline.tracking.finder import find
 from pipeline.tracking.history import History
 from pipeline.tracking.opening import open_store
 from pipeline.train import Trainer
-from pipeline.verdict import Apart, Evidence, Parting, Verdict, evidence, judge, load
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
@@ -111,7 +114,7 @@ def losses(run_id: str) -> dict[int, float]:
     return {point.step: point.value for point in points}
 
 
-def verdict_of(done: Done, run_id: str, word: str, folder: Path | None = None) -> Verdict:
+def verdict_of(done: Done, run_id: str, word: str, folder: Path | None = None) -> RerunReport:
     """Check that a rerun of a run said `word` in all places; return the verdict."""
     assert done.returncode == {"identical": 0, "different": 3}[word], done
     new = next(r for r in runs(folder) if r.info.run_id == done.stdout.split()[1])
@@ -130,11 +133,11 @@ def verdict_of(done: Done, run_id: str, word: str, folder: Path | None = None) -
     return verdict
 
 
-def counts(verdict: Verdict) -> tuple[int, int, int]:
+def counts(verdict: RerunReport) -> tuple[int, int, int]:
     return verdict.losses, verdict.evaluations, verdict.checkpoints
 
 
-def is_clean(verdict: Verdict) -> bool:
+def is_clean(verdict: RerunReport) -> bool:
     """Tell whether a verdict found nothing apart."""
     apart = (verdict.partings, verdict.checkpoint, verdict.weights, verdict.differences)
     return verdict.identical and apart == ({}, None, {}, [])
@@ -337,10 +340,10 @@ def test_infinities_and_nan_are_repeated(place: Path, data: list[str], main: Mai
     assert is_clean(verdict)
 
 
-def known(record: Any = None, **metrics: dict[int, float]) -> Evidence:
+def known(record: Any = None, **metrics: dict[int, float]) -> RecordedRun:
     """Return the evidence of a run that recorded these losses or other metrics."""
     values = {key.replace("_", "/"): steps for key, steps in metrics.items()}
-    return Evidence(record or SimpleNamespace(id="a", tags={}), History(values), {}, None)
+    return RecordedRun(record or SimpleNamespace(id="a", tags={}), History(values), {}, None)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +362,7 @@ def known(record: Any = None, **metrics: dict[int, float]) -> Evidence:
 )
 def test_values_are_compared_by_their_bits(recorded: float, now: float, same: bool) -> None:
     old = known(train_loss={1: 0.5, 2: 0.25, 3: recorded})
-    verdict = judge(None, old, known(train_loss={1: 0.5, 3: now, 4: 1.0}), {})  # type: ignore[arg-type]
+    verdict = compare_rerun(None, old, known(train_loss={1: 0.5, 3: now, 4: 1.0}), {})  # type: ignore[arg-type]
     assert verdict.identical is same
     assert verdict.losses == 2
     if not same:
@@ -377,7 +380,7 @@ def test_speed_and_load_are_no_bits() -> None:
                                         for k, v in old.history.metrics.items()}))  # fmt: skip
     assert "train/steps_per_second" in old.history.metrics
     new = replace(old, history=History({k: {1: 1.0} for k in old.history.metrics}))
-    assert judge(None, old, new, {}).identical  # type: ignore[arg-type]
+    assert compare_rerun(None, old, new, {}).identical  # type: ignore[arg-type]
 
 
 def test_a_state_alone_can_be_apart() -> None:
@@ -386,7 +389,9 @@ def test_a_state_alone_can_be_apart() -> None:
     new.history.digests.update({1: "a", 2: "x", 4: "d"})  # type: ignore[attr-defined]
     record = SimpleNamespace(id="a", tags={}, folder=Path("nowhere"), remote=False)
     tracking: Any = None  # there is no remote home to ask
-    verdict = judge(tracking, replace(old, record=record), replace(new, record=record), {"w": (1,)})
+    verdict = compare_rerun(
+        tracking, replace(old, record=record), replace(new, record=record), {"w": (1,)}
+    )
     assert (verdict.identical, verdict.checkpoint, verdict.checkpoints) == (False, 2, 2)
     assert verdict.weights == {}  # the checkpoints are gone
     assert "no loss parts" in verdict.lines()
@@ -416,12 +421,12 @@ def test_one_pixel(place: Path, data: list[str], small: Path, main: Main) -> Non
     first = min(step for step in was if was[step] != now[step])
     assert first > 1  # the changed picture is not in the first batch
     assert next(iter(verdict.partings)) == "train/loss"
-    assert verdict.partings["train/loss"] == Parting(first, was[first], now[first])
+    assert verdict.partings["train/loss"] == Divergence(first, was[first], now[first])
     assert verdict.checkpoint == -(-first // 5) * 5
     a, b = weights_of(run_id), weights_of(verdict.run_id)
     far = np.abs(a - b)
     relative = (far / np.maximum(np.maximum(np.abs(a), np.abs(b)), 1e-300)).max()
-    assert verdict.weights == {"weights": Apart(far.max(), pytest.approx(relative))}
+    assert verdict.weights == {"weights": ArrayDifference(far.max(), pytest.approx(relative))}
     client = store()
     accuracies = [
         client.get_run(x).data.metrics["restored/accuracy"] for x in (run_id, verdict.run_id)
@@ -666,13 +671,13 @@ def test_a_resume_elsewhere_is_refused(
 )
 def test_what_refuses_a_resume(key: str, value: Any, copy: dict[str, Any], main: Main) -> None:
     run_id, tracking = copy["softmax"], open_store(None)
-    new = evidence(tracking, find(tracking, run_id))
+    new = load_recorded_run(tracking, find(tracking, run_id))
     record_fact(run_id, key, value)
     done = main("resume", run_id, "steps=21")
     assert (done.returncode, done.stdout) == (2, "")
     name = f"{key}.{next(iter(value))}" if isinstance(value, dict) else key
     assert f"{name}: " in done.stderr
-    verdict = judge(tracking, evidence(tracking, find(tracking, run_id)), new, {})
+    verdict = compare_rerun(tracking, load_recorded_run(tracking, find(tracking, run_id)), new, {})
     assert [each[0] for each in verdict.differences] == [name]
     assert [line.partition(":")[0] for line in verdict.lines()[1:]] == [
         "although these differ",
@@ -759,9 +764,9 @@ def test_a_damaged_environment(
     tracking = open_store(None)
     path = artifacts(copy["softmax"]) / "environment.json"
     damage(path, how)
-    old = evidence(tracking, find(tracking, copy["softmax"]))
-    new = evidence(tracking, find(tracking, copy["cnn"]))
-    same = judge(tracking, old, replace(old, facts=new.facts), {})
+    old = load_recorded_run(tracking, find(tracking, copy["softmax"]))
+    new = load_recorded_run(tracking, find(tracking, copy["cnn"]))
+    same = compare_rerun(tracking, old, replace(old, facts=new.facts), {})
     assert same.identical
     assert same.lines()
     assert load(same.dump()).rerun_of == copy["softmax"]
@@ -792,7 +797,7 @@ def test_a_damaged_history(name: str, copy: dict[str, Any]) -> None:
     """All is compared that still stands somewhere."""
     keep, lines = HISTORIES[name]
     tracking = open_store(None)
-    whole_one = evidence(tracking, find(tracking, copy["softmax"]))
+    whole_one = load_recorded_run(tracking, find(tracking, copy["softmax"]))
     folder = artifacts(copy["softmax"])
     if not keep:
         damage(folder / "history.json", random.choice(["missing", "torn", "{}", '{"metrics": 3}']))
@@ -802,8 +807,8 @@ def test_a_damaged_history(name: str, copy: dict[str, Any]) -> None:
     else:
         whole = box.read_text().splitlines(keepends=True)
         box.write_text("".join(line for line in whole if lines(line)))
-    damaged = evidence(tracking, find(tracking, copy["softmax"]))
-    verdict = judge(tracking, damaged, whole_one, {})
+    damaged = load_recorded_run(tracking, find(tracking, copy["softmax"]))
+    verdict = compare_rerun(tracking, damaged, whole_one, {})
     assert is_clean(verdict)
     assert counts(verdict)[:2] == (20, 5)
     # Where no digest is recorded (as before there were reruns), the manifest that is kept has one.
@@ -834,9 +839,9 @@ def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return child
 
 
-VERDICT = Verdict(
-    *(False, "b", "a", 3, 2, 1, {"train/loss": Parting(1, math.inf, -0.5)}, 2),
-    weights={"w": Apart(1e-9, math.inf)},
+VERDICT = RerunReport(
+    *(False, "b", "a", 3, 2, 1, {"train/loss": Divergence(1, math.inf, -0.5)}, 2),
+    weights={"w": ArrayDifference(1e-9, math.inf)},
     accuracy=(None, 0.25),
     differences=[("intra_op_threads", 2, 1), ("code", ["x"], []), ("settings.A", None, "1")],
 )
@@ -1032,7 +1037,8 @@ def test_the_code_moved_on(
 
     # The code as it is now is another one, which is told.
     forget(name, monkeypatch)
-    monkeypatch.setattr(environment, "FOLDER", code / "pipeline")
+    for module in (environment, repository):
+        monkeypatch.setattr(module, "FOLDER", code / "pipeline")
     verdict = verdict_of(main("rerun", run_id, trust), run_id, "different")
     assert verdict.partings["train/loss"].step == 1
     found = {what: (was, now) for what, was, now in verdict.differences}
@@ -1152,7 +1158,7 @@ def shadow(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, bytes]]:
     """Return what collects the files of each worktree, whose code is not run."""
     seen: list[dict[str, bytes]] = []
 
-    def look(words: list[str], code: list[str], checkout: str) -> Verdict:
+    def look(words: list[str], code: list[str], checkout: str) -> RerunReport:
         folder = Path(checkout)
         assert code[0] == checkout
         files = [path for path in sorted(folder.rglob("*")) if path.is_file()]

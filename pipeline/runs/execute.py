@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import graph, names, pictures
+from pipeline import graph, names
 from pipeline.checkpoints import State
 from pipeline.checkpoints.store import (
     TEMPORARY,
@@ -21,22 +21,20 @@ from pipeline.checkpoints.store import (
     Manifest,
     replace_file,
 )
+from pipeline.compare import plots
+from pipeline.compare.environment import differences, environment, has_bfloat16, read_environment
+from pipeline.compare.own_code import OwnCode
+from pipeline.compare.recorded_run import RecordedRun
+from pipeline.compare.repository import diffstat, masked_lines
+from pipeline.compare.rerun_report import NAME as REPORT
+from pipeline.compare.rerun_report import RerunReport, compare_rerun
 from pipeline.config import BadInput, Resolved, Sentence, from_record, json_text, recorded_model
 from pipeline.data import Dataset
 from pipeline.digest import digest
-from pipeline.environment import (
-    differences,
-    diffstat,
-    environment,
-    has_bfloat16,
-    masked_lines,
-    read_environment,
-)
 from pipeline.evaluation import load_data, refuse_foreign, refuse_other_data, score_state
 from pipeline.failure import Failed, explained
 from pipeline.masking import as_interpolation, without_secrets
 from pipeline.output import unfailing_output
-from pipeline.own_code import OwnCode
 from pipeline.progress import make_progress
 from pipeline.pruning import Pruner
 from pipeline.runs.plan import (
@@ -61,8 +59,6 @@ from pipeline.tracking.opening import open_store
 from pipeline.tracking.recovery import settle
 from pipeline.tracking.store import RunStore
 from pipeline.train import Diverged, Trainer, reuse_or_compile, train
-from pipeline.verdict import NAME as REPORT
-from pipeline.verdict import Evidence, Verdict, judge
 
 CONNECT_GRACE_S = 0.5  # seconds that training waits, in all, for a tracking server
 
@@ -86,13 +82,13 @@ class Result:
     state_digest: str
     folder: Path
     link: str  # to the run in MLflow's UI, or the command that opens it
-    verdict: Verdict | None = None  # of a rerun
+    verdict: RerunReport | None = None  # of a rerun
 
 
 @unfailing_output()
 def run(
     resolved: Resolved,
-    original: Evidence | None = None,
+    original: RecordedRun | None = None,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
     began: Callable[[], None] | None = None,
@@ -208,7 +204,7 @@ class Work:
         parameters: State | None,
         found: tuple[Manifest, State] | None,
         stop: GracefulShutdown,
-        original: Evidence | None = None,
+        original: RecordedRun | None = None,
         pruner: Pruner | None = None,
         trainer: Trainer | None = None,
     ) -> None:
@@ -242,7 +238,7 @@ class Work:
             if not own:
                 self._keep_traceback(error)
             resumable = not isinstance(error, Diverged)  # it would again
-            verdict = self._judge() if isinstance(error, Diverged) else None
+            verdict = self._compare_rerun() if isinstance(error, Diverged) else None
             self._end("FAILED", reason, resumable)
             after = f"; to go on: {self._resume_command()}" if resumable else ""
             failed = Failed(f"run {self.tracked.info.id} failed: {reason}{after}")
@@ -310,7 +306,7 @@ class Work:
         if self.pruned:
             raise self.pruned
         assert result
-        return replace(result, verdict=self._judge())
+        return replace(result, verdict=self._compare_rerun())
 
     def _train(self, trainer: Trainer) -> Score | None:
         config, tracked = self.config, self.tracked
@@ -353,20 +349,20 @@ class Work:
             self.pruned = Pruned(self.tracked.info.id, step, values[step])
         return self.pruned is not None
 
-    def _judge(self) -> Verdict | None:
+    def _compare_rerun(self) -> RerunReport | None:
         """Compare a rerun with its original, and record the verdict."""
         if self.original is None:
             return None
         self._describe_again()
         assert self.own_code
-        new = Evidence(
+        new = RecordedRun(
             self.tracked.info,
             self.tracked.history,
             self.facts,
             self.own_code.patch,
             self.own_code.patches(),
         )
-        verdict = judge(self.tracking, self.original, new, self.shapes)
+        verdict = compare_rerun(self.tracking, self.original, new, self.shapes)
         replace_file(self.folder / REPORT, verdict.dump())
         self.tracked.changed()
         self.tracked.tag({names.VERDICT: "identical" if verdict.identical else "different"})
@@ -499,8 +495,8 @@ class Work:
         losses, accuracies = points.get(names.TRAIN_LOSS, {}), points.get(names.TEST_ACCURACY, {})
         write: dict[str, Callable[[Path], Any]] = {
             "metrics.json": lambda path: path.write_text(json_text(body)),
-            "loss.png": lambda path: pictures.loss_curve(path, losses, accuracies),
-            "confusion_matrix.png": lambda path: pictures.confusion_matrix(path, counts, classes),
+            "loss.png": lambda path: plots.loss_curve(path, losses, accuracies),
+            "confusion_matrix.png": lambda path: plots.confusion_matrix(path, counts, classes),
         }
         for name in write:  # as new files: a copy of the store may be of hard links
             write[name](folder / f"{TEMPORARY}{name}")

@@ -9,10 +9,18 @@ from typing import Any
 from pipeline import graph, names
 from pipeline.checkpoints import State
 from pipeline.checkpoints.external import read_parameters
+from pipeline.compare.environment import (
+    differences,
+    environment,
+    format_difference,
+    numerical,
+    read_environment,
+)
+from pipeline.compare.recorded_run import RecordedRun, load_recorded_run
+from pipeline.compare.repository import git_commit
 from pipeline.compose import SEARCHPATH, switched
 from pipeline.config import BadInput, Config, Resolved, read_record, with_overrides
 from pipeline.data import Dataset
-from pipeline.environment import differences, environment, git_commit, numerical, read_environment
 from pipeline.evaluation import (
     log_parameters,
     parameter_shapes,
@@ -28,7 +36,6 @@ from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord
 from pipeline.tracking.store import RunStore
 from pipeline.train import Trainer
-from pipeline.verdict import Evidence, evidence, told
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -113,17 +120,17 @@ def refuse_drift(record: RunRecord, config: Config) -> None:
     if drift:
         raise BadInput(
             f"run {record.id}: was trained in another numerical environment, so that its bits "
-            f"would not be repeatable ({'; '.join(map(told, drift))}); "
+            f"would not be repeatable ({'; '.join(map(format_difference, drift))}); "
             f"waymark resume --allow-drift goes on all the same."
         )
 
 
-def original_of(tracking: RunStore, record: RunRecord) -> Evidence | None:
+def original_of(tracking: RunStore, record: RunRecord) -> RecordedRun | None:
     """Return what an interrupted rerun is to be compared with, if that is still there."""
     if names.RERUN_OF not in record.tags:
         return None
     try:
-        return evidence(tracking, find(tracking, record.tags[names.RERUN_OF]))
+        return load_recorded_run(tracking, find(tracking, record.tags[names.RERUN_OF]))
     except BadInput as error:
         print(f"waymark: no verdict: {error}", file=sys.stderr)
         return None

@@ -5,23 +5,17 @@ import json
 import os
 import platform
 import re
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
+from pipeline.compare.repository import git_commit, program_output
 from pipeline.config import FORMAT, flatten, without_password
 from pipeline.package import FOLDER, __version__
 
-SECRET = re.compile(
-    r"(?i)(api[_-]?key|secret|token|passw(or)?d|private[_ ]key|credential)|://[^/\s:]+:[^@\s]+@"
-    r"|\b(AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-\w{20,}|bearer\s)"
-    r"|^.\s*[\"']?[A-Za-z0-9+/]{40,}\W*$"  # of a private key's body
-)
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
 # with TF_ are Terraform's, and may be secret.)
 STEERING = (
@@ -36,16 +30,6 @@ BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in
 # What of environment.json decides the bits of the next step; the rest explains, at most.
 NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
-# Variables by which git, in a hook, tells which repository called it; and those that change
-# which files it takes, or what its patches are.
-LEADING_GIT = (
-    *("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
-    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_DIFF_OPTS"),
-    *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS"),
-    "GIT_ICASE_PATHSPECS",
-)
-PATIENCE = 10.0  # seconds that a program which only tells something may take
-CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
 
 
 def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
@@ -106,7 +90,9 @@ def _cpu() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:  # not Linux
         names = ("machdep.cpu.brand_string", "hw.l1dcachesize", "hw.l2cachesize")
-        told = dict(zip(names, (_output("sysctl", "-n", *names) or "").splitlines(), strict=False))
+        told = dict(
+            zip(names, (program_output("sysctl", "-n", *names) or "").splitlines(), strict=False)
+        )
         return {**facts, "model": told.pop(names[0], platform.processor()), "caches": told}
     info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = info.get("flags") or info.get("Features") or ""  # on x86, on ARM
@@ -161,7 +147,10 @@ def _driver() -> str | None:
         text = Path("/proc/driver/nvidia/version").read_text()
         told = re.search(r"Kernel Module\D.*?\s(\d+\.[\d.]+)\s", text)
     except OSError:
-        text = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") or ""
+        text = (
+            program_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+            or ""
+        )
         told = re.match(r"\s*(\d+\.[\d.]+)", text)
     return told[1] if told else None
 
@@ -189,126 +178,6 @@ def code(own: Iterable[str]) -> dict[str, str]:
     for name, path in sorted(files.items()):
         if path.is_file():
             found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
-
-
-def _output(*command: str) -> str | None:
-    """Return what a command prints, None if it is not there, fails, or hangs."""
-    return _printed(lambda: subprocess.run(command, capture_output=True, timeout=PATIENCE))
-
-
-def _printed(run: Callable[[], "subprocess.CompletedProcess[bytes]"]) -> str | None:
-    try:
-        done = run()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    # A patch must come through as it is: line ends and bytes that are no UTF-8 as well.
-    return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
-
-
-def run_git(
-    where: Path, *arguments: str, timeout: float | None = None, **variables: str
-) -> "subprocess.CompletedProcess[bytes]":
-    """Run git in a folder, with more environment variables; every call of git goes through here.
-
-    In a hook of some repository the one of the folder counts all the same. Raises what
-    `subprocess.run` does.
-    """
-    env = {k: v for k, v in os.environ.items() if k not in LEADING_GIT} | variables
-    command = ["git", "-C", str(where), *arguments]
-    return subprocess.run(command, capture_output=True, timeout=timeout, env=env)
-
-
-def checkout() -> Path:
-    """Return where the code stands: Waymark's own checkout, else the current folder."""
-    if CHECKOUT in os.environ:
-        return Path(os.environ[CHECKOUT])
-    root = FOLDER.parent
-    return root if (root / ".git").exists() else Path.cwd()
-
-
-def git(*arguments: str, at: Path | None = None, **variables: str) -> str | None:
-    """Return what git prints in a folder, else in the code's checkout; None if it fails."""
-    where = at or checkout()
-    return _printed(lambda: run_git(where, *arguments, timeout=PATIENCE, **variables))
-
-
-def git_commit() -> str | None:
-    """Return the commit of the code's checkout, None outside of one."""
-    return (git("rev-parse", "HEAD") or "").strip() or None
-
-
-# Whatever the user's git is set to.
-PLAIN = (
-    *("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
-    *("--src-prefix=a/", "--dst-prefix=b/"),
-)
-
-
-def changes(files: Iterable[Path] = ()) -> str | None:
-    """Return the uncommitted changes as a patch, lines that look like secrets masked.
-
-    Python files that git does not know yet are changes, too, and `files` even where git ignores
-    them. Bytes that are no UTF-8 are in it as Python's surrogates. None if there are none.
-    """
-    top = (git("rev-parse", "--show-cdup") or "").strip() or "."  # from a folder in it
-    new = git("ls-files", "--others", "--exclude-standard", "-z", "--", f"{top}/*.py") or ""
-    return changes_at(checkout(), files, new=new) or None
-
-
-def changes_at(
-    where: Path, files: Iterable[Path], since: str = "HEAD", new: str = "", only: bool = False
-) -> str | None:
-    """Return as `changes` does how a checkout differs from a commit; None if git fails.
-
-    Of what git does not know there are `files`, and those in `new`, a list as git prints it. With
-    `only` nothing but `files` is looked at.
-    """
-    paths = [str(path) for path in files]
-    literal = "--literal-pathspecs"
-    if paths:
-        new += git(literal, "ls-files", "--others", "-z", "--", *paths, at=where) or ""
-    chosen = paths if only else []
-    with tempfile.TemporaryDirectory() as scratch:
-        index = {}
-        if new or since != "HEAD":  # into an index beside git's own, which stays as it is
-            index = {"GIT_INDEX_FILE": f"{scratch}/index"}
-            git("read-tree", since, at=where, **index)
-            names = [*new.rstrip("\0").split("\0")] if new else paths
-            git(literal, "add", "--intent-to-add", "--force", "--", *names, at=where, **index)
-        patch = git(literal, "diff", since, *PLAIN, "--", *chosen, at=where, **index)
-    return None if patch is None else masked_lines(patch)
-
-
-def masked_lines(patch: str) -> str:
-    """Return a patch whose lines that look like secrets are masked."""
-    lines = patch.split("\n")
-    return "\n".join(f"{line[:1]}(masked)" if SECRET.search(line) else line for line in lines)
-
-
-def diffstat(patch: str | None, beside: str | None = None) -> str:
-    """Return in one line how many lines of which files a patch adds and takes away.
-
-    Files that another patch changes in just the same way are left out.
-    """
-    own, other = _by_file(patch), _by_file(beside)
-    told = []
-    for name, lines in own.items():
-        if lines != other.get(name):
-            signs = [line[:1] for line in lines if not line.startswith(("+++ ", "--- "))]
-            told.append(f"{name} +{signs.count('+')} -{signs.count('-')}")
-    more = f" and {len(told) - 10} more" if len(told) > 10 else ""
-    return ", ".join(told[:10]) + more or "none"
-
-
-def _by_file(patch: str | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in (patch or "").splitlines():
-        if line.startswith("diff --git "):
-            lines = found.setdefault(line.rpartition(" b/")[2], [])
-        elif not line.startswith("index "):
-            lines.append(line)
     return found
 
 
@@ -392,3 +261,15 @@ def _gpu_names(gpus: list[Any]) -> str:
 def numerical(found: Iterable[Difference]) -> list[Difference]:
     """Return those differences that decide the bits of the next step on the same code."""
     return [each for each in found if each[0].partition(".")[0] in NUMERICAL]
+
+
+def format_difference(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:
+    """Say in one line what differs; `sides` are the words for its two sides."""
+    what, recorded, now = difference
+    if isinstance(recorded, list) and isinstance(now, list):
+        gone, new = ([x for x in a if x not in b] for a, b in ((recorded, now), (now, recorded)))
+        words = [(f"only {sides[0]}", gone), (f"only {sides[1]}", new)]
+        words += [("changed", [x for x in recorded if x in now])]
+        return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
+    texts = ["not set" if value is None else str(value) for value in (recorded, now)]
+    return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"

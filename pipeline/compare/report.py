@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline import pictures
 from pipeline.checkpoints.store import TEMPORARY, replace_file
+from pipeline.compare import plots
+from pipeline.compare.bits import Divergence, exact
+from pipeline.compare.environment import format_difference
 from pipeline.config import BadInput, Sentence, first_line, json_text
-from pipeline.table import duration, number, rate, rendered, settings_apart
-from pipeline.verdict import Parting, exact, told
+from pipeline.table import duration, format_table, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
@@ -61,7 +62,7 @@ class Comparison:
     same_state: list[list[str]]  # ids of runs whose final states are the same bits
     data: dict[str, list[str]]  # digest of the data -> ids of its runs
     differences: dict[str, list[tuple[str, Any, Any]]]  # run -> from the first run, what, here
-    partings: dict[str, Parting] | None  # of two runs: metric -> where it parts; else None
+    partings: dict[str, Divergence] | None  # of two runs: metric -> where it parts; else None
     names: dict[str, str]  # run -> its name
     curves: list[Curves] = field(repr=False)  # one of each run
 
@@ -134,7 +135,9 @@ class Comparison:
         for run, found in self.differences.items():
             for each in found:
                 if each[0] != "data" or len(self.data) < 2:  # told above
-                    grouped.setdefault(told(each, ("in the first run", "here")), []).append(run)
+                    grouped.setdefault(
+                        format_difference(each, ("in the first run", "here")), []
+                    ).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [str(Sentence(line)) for line in lines]
 
@@ -144,7 +147,7 @@ class Comparison:
 
     def text(self, width: int | None = None) -> str:
         """Return table and notes for a terminal so many characters wide (None: any width)."""
-        return "\n".join([rendered(*self.table(), width), "", *self.notes()])
+        return "\n".join([format_table(*self.table(), width), "", *self.notes()])
 
     def plot(self, path: Path) -> None:
         """Draw the curves of losses and accuracies together, as a PNG file or an HTML page.
@@ -153,9 +156,9 @@ class Comparison:
         """
         path = plot_path(str(path))
         if path.suffix == ".png":
-            replace_file(path, pictures.curves(self.curves, "png"))
+            replace_file(path, plots.curves(self.curves, "png"))
             return
-        svg = pictures.curves(self.curves, "svg").decode()
+        svg = plots.curves(self.curves, "svg").decode()
         columns, rows = self.table()
         cells = [_html("th", columns), *(_html("td", row) for row in rows)]
         table = "\n".join(f"<tr>{row}</tr>" for row in cells)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pydantic
 
-from pipeline.environment import changes, changes_at, checkout, diffstat, git, masked_lines
+from pipeline.compare.repository import changes, changes_at, checkout, diffstat, git, masked_lines
 from pipeline.package import FOLDER
 
 WAYMARKS = ("pipeline", "hydra_plugins", "tests", "benchmarks")

@@ -10,7 +10,9 @@ from functools import partial
 from typing import Any
 
 from pipeline import names
-from pipeline.comparison import Comparison, Curves, Metric, Row
+from pipeline.compare.bits import first_divergences
+from pipeline.compare.recorded_run import RecordedRun, all_differences, load_recorded_run
+from pipeline.compare.report import Comparison, Curves, Metric, Row
 from pipeline.config import BadInput
 from pipeline.table import setting
 from pipeline.tracking.finder import find_single, select
@@ -19,7 +21,6 @@ from pipeline.tracking.limits import reason_of
 from pipeline.tracking.opening import open_store
 from pipeline.tracking.runs import RunRecord, RunSummary
 from pipeline.tracking.store import RunStore
-from pipeline.verdict import Evidence, all_differences, evidence, partings
 
 # Words in a metric's name that tell which way is better; the second ones win.
 HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
@@ -30,7 +31,7 @@ CONFIDENCE = 0.95
 FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
 
 
-def compare(
+def compare_runs(
     runs: Sequence[str],
     uri: str | None = None,
     experiment: str | None = None,
@@ -52,27 +53,27 @@ def compare(
     chosen = {record.id: (record, facts) for record, facts in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; found {len(chosen)}.")
-    return compared(tracking, list(chosen.values()))
+    return compare_found(tracking, list(chosen.values()))
 
 
-def compared(tracking: RunStore, chosen: Sequence[tuple[RunRecord, RunSummary]]) -> Comparison:
+def compare_found(tracking: RunStore, chosen: Sequence[tuple[RunRecord, RunSummary]]) -> Comparison:
     """Compare runs that were found; raise BadInput for what cannot be read."""
     with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
         records = list(pool.map(partial(_gathered, tracking), chosen))
-    return _compared(records, [_settings(*pair) for pair in chosen])
+    return compare_recorded(records, [with_current_steps(*pair) for pair in chosen])
 
 
-def _gathered(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> Evidence:
+def _gathered(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> RecordedRun:
     record, facts = run
     if names.VERSION in record.tags:
-        return evidence(tracking, record)
+        return load_recorded_run(tracking, record)
     try:  # another program's run: there is what MLflow has
-        return Evidence(record, foreign(tracking, record, facts.metrics), {}, None)
+        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}, None)
     except Exception as error:  # of MLflow, the network
         raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
 
 
-def _settings(record: RunRecord, facts: RunSummary) -> RunSummary:
+def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     """Leave out what is for show, and put the steps right: MLflow's param stays at an extension.
 
     Of another program's run nothing is known to be for show.
@@ -84,8 +85,8 @@ def _settings(record: RunRecord, facts: RunSummary) -> RunSummary:
     return replace(facts, params={**own, **steps})
 
 
-def _compared(found: list[Evidence], facts: list[RunSummary]) -> Comparison:
-    groups = _by_seed(found, facts)
+def compare_recorded(found: list[RecordedRun], facts: list[RunSummary]) -> Comparison:
+    groups = group_by_seed(found, facts)
     params = [facts[members[0]].params for members in groups]
     keys = [key for key in dict.fromkeys(k for p in params for k in p) if key != "run_name"]
     keys = [k for k in keys if len({p.get(k) for p in params}) > 1]
@@ -104,12 +105,12 @@ def _compared(found: list[Evidence], facts: list[RunSummary]) -> Comparison:
                 known.setdefault(each.record.tags[tag], []).append(each.record.id)
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
     return Comparison(
-        _marked(rows),
+        mark_best(rows),
         keys,
         [runs for runs in states.values() if len(runs) > 1],
         data,
         {run: differences for run, differences in others.items() if differences},
-        partings(found[0].history, found[1].history)[0] if len(found) == 2 else None,
+        first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
         {each.record.id: each.record.name for each in found},
         [_curves(row, found[i]) for row, own in zip(rows, groups, strict=True) for i in own],
     )
@@ -125,12 +126,12 @@ def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
     return len(pairs) == len({member for member, _ in pairs})
 
 
-def _curves(row: Row, run: Evidence) -> Curves:
+def _curves(row: Row, run: RecordedRun) -> Curves:
     metrics = run.history.metrics
     return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
-def _by_seed(found: list[Evidence], facts: list[RunSummary]) -> list[list[int]]:
+def group_by_seed(found: list[RecordedRun], facts: list[RunSummary]) -> list[list[int]]:
     """Return the indices of the runs that make a row each: they differ only by their seeds.
 
     A second run of the same seed (a rerun, say) is no further sample: it comes into another row.
@@ -149,7 +150,7 @@ def _by_seed(found: list[Evidence], facts: list[RunSummary]) -> list[list[int]]:
 
 
 def _row(
-    members: list[int], found: list[Evidence], facts: list[RunSummary], keys: list[str]
+    members: list[int], found: list[RecordedRun], facts: list[RunSummary], keys: list[str]
 ) -> Row:
     own = [found[i] for i in members]
     known = [facts[i] for i in members]
@@ -178,7 +179,7 @@ def _row(
     )
 
 
-def _final_and_best(key: str, run: Evidence, facts: RunSummary) -> tuple[float, float]:
+def _final_and_best(key: str, run: RecordedRun, facts: RunSummary) -> tuple[float, float]:
     """Return a metric's last and best value; the last is the best where neither way is better."""
     known = run.history.metrics.get(key, {})
     final = known[max(known)] if known else facts.metrics[key]
@@ -210,19 +211,21 @@ def _metric(values: list[tuple[float, float]]) -> Metric:
         std = statistics.stdev(finals)
     except OverflowError:
         std = math.inf
-    half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(len(values))
-    return Metric(mean, best, len(values), std, mean - half, mean + half)
+    ci_half_width = (
+        float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(len(values))
+    )
+    return Metric(mean, best, len(values), std, mean - ci_half_width, mean + ci_half_width)
 
 
-def _marked(rows: list[Row]) -> list[Row]:
+def mark_best(rows: list[Row]) -> list[Row]:
     """Return the rows with the best of each metric marked, and what ties with it."""
     for key in dict.fromkeys(key for row in rows for key in row.metrics):
         better = _better(key)
         known = {i: row.metrics[key] for i, row in enumerate(rows) if key in row.metrics}
         if not better or len(known) < 2:
             continue
-        final = _lead(better, [m.final for m in known.values()])
-        best = _lead(better, [m.best for m in known.values()])
+        final = best_or_none(better, [m.final for m in known.values()])
+        best = best_or_none(better, [m.best for m in known.values()])
         leads = [m for m in known.values() if m.final == final]
         for i, m in known.items():
             marks = {"final_leads": m in leads, "best_leads": m.best == best}
@@ -231,7 +234,9 @@ def _marked(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def _lead(better: Callable[[Iterable[float]], float], values: Sequence[float]) -> float | None:
+def best_or_none(
+    better: Callable[[Iterable[float]], float], values: Sequence[float]
+) -> float | None:
     """Return the best of some values; None where all are equal, and none is better."""
     known = [value for value in values if not math.isnan(value)]
     return better(known) if len(set(known)) > 1 or 0 < len(known) < len(values) else None

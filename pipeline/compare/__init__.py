@@ -1,0 +1,1 @@
+"""Two or more recorded runs: what differs, and whether a rerun came to the same bits."""
