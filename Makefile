@@ -28,10 +28,10 @@ help: ## list these targets
 setup: $(VENV)/installed ## install the locked packages and Waymark into .venv
 
 run: setup ## train with the defaults: make run ARGS="model=cnn steps=2000"
-	@$(BIN)/python -m pipeline run $(ARGS)
+	@$(BIN)/python -m waymark run $(ARGS)
 
 ui: setup ## open the MLflow UI on the recorded runs
-	@$(BIN)/python -m pipeline ui $(ARGS)
+	@$(BIN)/python -m waymark ui $(ARGS)
 
 test: setup ## run the tests: make test ARGS="-k resume"
 	@$(BIN)/python -m pytest $(ARGS)

@@ -5,4 +5,4 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from pipeline.__main__ import program  # noqa: F401
+from waymark.__main__ import program  # noqa: F401

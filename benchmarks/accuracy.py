@@ -19,7 +19,7 @@ SEEDS = {"softmax": 5, "cnn": 3, "cnn precision=mixed_bfloat16": 3}
 
 def accuracy(model: str, seed: int, overrides: list[str], folder: str) -> float:
     """Run Waymark, recorded in `folder`; return the accuracy restored."""
-    command = [sys.executable, "-m", "pipeline", "run", "data=mnist", *f"model={model}".split()]
+    command = [sys.executable, "-m", "waymark", "run", "data=mnist", *f"model={model}".split()]
     command += [f"seed={seed}", "progress=false", f"tracking.uri=sqlite:///{folder}/mlflow.db"]
     done = subprocess.run([*command, *overrides], capture_output=True, text=True)
     if done.returncode:

@@ -59,7 +59,7 @@ def clean_environment(home: Path) -> None:
 def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     """Start `waymark ...` in a folder, as a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "pipeline", *arguments],
+        [sys.executable, "-m", "waymark", *arguments],
         cwd=folder,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -353,7 +353,7 @@ def captured() -> Iterator[Callable[[], list[str]]]:
 
 def waymark(*arguments: str) -> tuple[int, str, str]:
     """Run `waymark ...` in this process, where TensorFlow is loaded already."""
-    from pipeline import __main__ as program
+    from waymark import __main__ as program
 
     argv, path = ["waymark", *arguments], list(sys.path)
     with patch.object(sys, "argv", argv), patch.object(sys, "path", path), captured() as texts:

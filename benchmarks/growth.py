@@ -60,7 +60,7 @@ def trials(folder: Path) -> tuple[list[float], list[float]]:
 
 def command(store: Path) -> list[str]:
     uri = f"tracking.uri=sqlite:///{store}/mlflow.db"
-    return ["-m", "pipeline", "run", uri, "steps=1", "progress=false", *data_overrides()]
+    return ["-m", "waymark", "run", uri, "steps=1", "progress=false", *data_overrides()]
 
 
 def filled(store: Path, runs: int) -> Path:

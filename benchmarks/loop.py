@@ -19,9 +19,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from waymark.tracking.active_run import create_run
+from waymark.tracking.opening import open_store
+
 from benchmarks.ways import Target, data_overrides, report, table, told
-from pipeline.tracking.active_run import create_run
-from pipeline.tracking.opening import open_store
 
 REPETITIONS = 5
 STEPS = {"softmax": 1000, "cnn": 100}
@@ -50,16 +51,16 @@ class Loop:
     """Waymark's loop with some of its parts, over and over, from a new run's start."""
 
     def __init__(self, model: str, folder: Path, *overrides: str) -> None:
-        from pipeline import library
-        from pipeline.compose import described
-        from pipeline.evaluation import load_data
-        from pipeline.runtime import start_tensorflow
-        from pipeline.train import Trainer
+        from waymark import api
+        from waymark.config.compose import described
+        from waymark.evaluation.restore import load_data
+        from waymark.training.loop import Trainer
+        from waymark.training.runtime import start_tensorflow
 
         uri = f"tracking.uri=sqlite:///{folder}/mlflow.db"
         every = [f"steps={STEPS[model]}", f"eval_every={STEPS[model] // EVALUATIONS[model]}"]
         own = [f"model={model}", uri, *every, *data_overrides(), *overrides]
-        self.config = library.configure(*own)
+        self.config = api.configure(*own)
         self.data = load_data(self.config)
         start_tensorflow(**vars(self.config.runtime))
         self.trainer = Trainer(self.config, self.data)
@@ -81,9 +82,9 @@ class Loop:
     def train(
         self, losses: bool, checkpoints: bool, evaluation: bool, progress: Silent | None = None
     ) -> float:
-        from pipeline.checkpoints.store import CheckpointStore
-        from pipeline.runs.saver import Saver
-        from pipeline.train import train
+        from waymark.checkpoints.store import CheckpointStore
+        from waymark.execution.saver import Saver
+        from waymark.training.loop import train
 
         trainer, silent = self.trainer, progress or Silent()
         tracked = create_run(self.tracking, self.described, {}, self.data)

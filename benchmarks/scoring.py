@@ -22,13 +22,13 @@ WAYS = ("waymark", "all at once")
 
 
 def waymark() -> Callable[[], object]:
-    from pipeline import library
-    from pipeline.evaluation import load_data
-    from pipeline.runtime import start_tensorflow
-    from pipeline.score import Scorer
-    from pipeline.train import initial_state
+    from waymark import api
+    from waymark.evaluation.restore import load_data
+    from waymark.training.loop import initial_state
+    from waymark.training.runtime import start_tensorflow
+    from waymark.training.score import Scorer
 
-    config = library.configure("model=cnn", *data_overrides())
+    config = api.configure("model=cnn", *data_overrides())
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
     state, names = initial_state(config, data.spec)

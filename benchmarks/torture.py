@@ -31,6 +31,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from waymark.tracking.opening import open_store
+
 from benchmarks import chaos
 from benchmarks.chaos import (
     HOWS,
@@ -46,7 +48,6 @@ from benchmarks.chaos import (
     start,
     waymark,
 )
-from pipeline.tracking.opening import open_store
 
 LANES = 2
 BASE = ["data=arrays", "progress=false", "record.changes=false", "runtime.intra_op_threads=2"]
@@ -265,7 +266,7 @@ class Victim:
 
 def victim(arena: Arena, model: str, save: str) -> Victim:
     """Run in one piece, and once more stopped by a signal at a step drawn."""
-    from pipeline.progress import NoProgress
+    from waymark.training.progress import NoProgress
 
     class StopAt(NoProgress):
         target = 0  # no step
@@ -282,7 +283,7 @@ def victim(arena: Arena, model: str, save: str) -> Victim:
         StopAt.target = stop
         shutil.copytree(arena.root / "store", folder / "mlruns")
         os.chdir(folder)
-        with patch("pipeline.runs.execute.make_progress", lambda *_: StopAt(0, 0)):
+        with patch("waymark.execution.execute.make_progress", lambda *_: StopAt(0, 0)):
             status, out, err = waymark("run", *arena.options(model, save), *TINY)
         if status != (143 if stop else 0):
             sys.exit(f"a run to be damaged could not be made:\n{err}")

@@ -36,7 +36,7 @@ def run(way: str, folder: Path, seed: int, trials: int = TRIALS) -> list[Taken]:
     place = folder / str(MORE.index(way))
     place.mkdir(exist_ok=True)
     uri = f"tracking.uri=sqlite:///{place}/mlflow.db"
-    command, common = ["-m", "pipeline", "run"], [uri, "progress=false", *data_overrides()]
+    command, common = ["-m", "waymark", "run"], [uri, "progress=false", *data_overrides()]
     seeds = range(seed, seed + trials)
     if way == MORE[0]:
         return [take([*command, *common, f"seed={n}"]) for n in seeds]

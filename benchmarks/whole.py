@@ -57,7 +57,7 @@ def command(*words: str) -> list[float]:
     seconds = []
     for _ in range(REPETITIONS + 1):
         began = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pipeline", *words], capture_output=True)
+        subprocess.run([sys.executable, "-m", "waymark", *words], capture_output=True)
         seconds.append(time.perf_counter() - began)
     return seconds[1:]
 

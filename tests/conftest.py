@@ -22,11 +22,10 @@ import absl.logging
 import numpy as np
 import pytest
 from filelock import FileLock
-
-from pipeline.compare.environment import STEERING
-from pipeline.progress import NoProgress
-from pipeline.signals import GracefulShutdown
-from pipeline.tracking.opening import open_store
+from waymark.comparison.environment import STEERING
+from waymark.processes.signals import GracefulShutdown
+from waymark.tracking.opening import open_store
+from waymark.training.progress import NoProgress
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -125,7 +124,7 @@ def start(environment: dict[str, str]) -> Callable[..., "subprocess.Popen[str]"]
     def start(*arguments: str, cwd: Path, **options: Any) -> "subprocess.Popen[str]":
         settings = {"env": environment, "text": True, "stdin": subprocess.DEVNULL, **options}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        command = [sys.executable, "-m", "pipeline", *arguments]
+        command = [sys.executable, "-m", "waymark", *arguments]
         return subprocess.Popen(command, cwd=cwd, **{**pipes, **settings})
 
     return start
@@ -160,7 +159,7 @@ def own_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
     """Return what runs `waymark ...` in this process, whose TensorFlow has two threads."""
-    from pipeline import __main__ as program
+    from waymark import __main__ as program
 
     def main(*arguments: str) -> Done:
         monkeypatch.setattr(sys, "argv", ["waymark", *arguments])

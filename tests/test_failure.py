@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from pipeline import failure
-from pipeline.compare.environment import has_bfloat16
-from pipeline.compose import composed
-from pipeline.config import BadInput, first_line
+from waymark import failure
+from waymark.comparison.environment import has_bfloat16
+from waymark.config.compose import composed
+from waymark.config.settings import BadInput, first_line
 
 GRAPH = """Graph execution error:
 
@@ -68,7 +67,7 @@ def test_the_reason_is_told_not_the_heading(text: str, reason: str) -> None:
 MODULE = """
 from dataclasses import dataclass
 
-from pipeline.models.softmax import Softmax
+from waymark.models.softmax import Softmax
 
 
 @dataclass
@@ -150,7 +149,7 @@ def test_whether_there_are_instructions_for_bfloat16(
 def test_a_slow_bfloat16_is_said_before_training(
     known: bool | None, place: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.runs.execute.has_bfloat16", lambda facts: known)
+    monkeypatch.setattr("waymark.execution.execute.has_bfloat16", lambda facts: known)
     done = main("run", "precision=mixed_bfloat16", *SHORT)
     lines = [line for line in done.stderr.splitlines() if "mixed_bfloat16" in line]
     assert (done.returncode, len(lines)) == (0, int(known is False))

@@ -8,29 +8,28 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-
-from pipeline import names as recorded_names
+from waymark import names as recorded_names
 
 REPO = Path(__file__).resolve().parent.parent
 
 # Along each of these lines nothing reaches what comes after it, however indirectly.
 LINE = (
-    "pipeline.config",
-    "pipeline.digest",
-    "pipeline.randomness",
-    "pipeline.data",
-    "pipeline.models",
-    "pipeline.score",
-    "pipeline.train",
-    "pipeline.evaluation",
-    "pipeline.runs.plan",
-    "pipeline.runs.saver",
-    "pipeline.runs.execute",
-    "pipeline.library",
-    "pipeline.__main__",
+    "waymark.config.settings",
+    "waymark.digest",
+    "waymark.data.randomness",
+    "waymark.data.sources",
+    "waymark.models",
+    "waymark.training.score",
+    "waymark.training.loop",
+    "waymark.evaluation.restore",
+    "waymark.execution.plan",
+    "waymark.execution.saver",
+    "waymark.execution.execute",
+    "waymark.api",
+    "waymark.__main__",
 )
 TRACKING = tuple(
-    f"pipeline.tracking.{name}"
+    f"waymark.tracking.{name}"
     for name in [
         "local_store",
         "limits",
@@ -51,7 +50,7 @@ TRACKING = tuple(
 PAIRS = [pair for line in (LINE, TRACKING) for pair in combinations(line, 2)]
 # Who must not reach whom, besides.
 APART = {
-    "pipeline.checkpoints": (
+    "waymark.checkpoints": (
         "data",
         "models",
         "score",
@@ -60,7 +59,7 @@ APART = {
         "runs",
         "evaluation",
     ),
-    "pipeline.tracking": (
+    "waymark.tracking": (
         "data",
         "models",
         "score",
@@ -69,11 +68,19 @@ APART = {
         "runs",
         "evaluation",
     ),
-    "pipeline.train": ("tracking", "runs", "evaluation", "compare", "progress"),
-    "pipeline.models": ("train", "tracking", "checkpoints", "optimizers", "score", "runs"),
-    "pipeline.optimizers": ("train", "tracking", "checkpoints", "models", "score", "runs"),
-    "pipeline.data": ("train", "tracking", "checkpoints", "models", "score", "runs"),
-    "pipeline.config": ("data", "models", "train", "tracking", "checkpoints", "runs", "runtime"),
+    "waymark.training.loop": ("tracking", "runs", "evaluation", "compare", "progress"),
+    "waymark.models": ("train", "tracking", "checkpoints", "optimizers", "score", "runs"),
+    "waymark.optimizers": ("train", "tracking", "checkpoints", "models", "score", "runs"),
+    "waymark.data.sources": ("train", "tracking", "checkpoints", "models", "score", "runs"),
+    "waymark.config.settings": (
+        "data",
+        "models",
+        "train",
+        "tracking",
+        "checkpoints",
+        "runs",
+        "runtime",
+    ),
 }
 
 
@@ -160,11 +167,13 @@ def group(package: str) -> list[str]:
 
 
 def test_this_test_sees_the_imports() -> None:
-    assert {"pipeline.models", "pipeline.config", "pipeline.data"} <= own("pipeline.models.cnn")
-    assert ("tensorflow", False) in imports("pipeline.models.cnn")
-    assert ("tensorflow", False) in imports("pipeline.runtime")
-    assert "pipeline.library" in own("pipeline.__main__")
-    assert "pipeline.randomness" in reach("pipeline.runs.execute")
+    assert {"waymark.models", "waymark.config.settings", "waymark.data.sources"} <= own(
+        "waymark.models.cnn"
+    )
+    assert ("tensorflow", False) in imports("waymark.models.cnn")
+    assert ("tensorflow", False) in imports("waymark.training.runtime")
+    assert "waymark.api" in own("waymark.__main__")
+    assert "waymark.data.randomness" in reach("waymark.execution.execute")
     assert all(below(name, "pipeline") for module in MODULES for name in own(module))
 
 
@@ -213,7 +222,7 @@ def test_every_tag_and_metric_name_stands_in_one_file() -> None:
 def test_only_tracking_imports_mlflow() -> None:
     """Nor does anything else reach MLflow's client through the store."""
     for module, path in MODULES.items():
-        if not below(module, "pipeline.tracking"):
+        if not below(module, "waymark.tracking"):
             assert not any(below(name, "mlflow") for name, _ in imports(module)), module
             tree = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             reached = [n for n in tree if isinstance(n, ast.Attribute) and n.attr == "client"]
@@ -266,6 +275,6 @@ except SystemExit as end:
 
 def test_modules_can_be_imported_in_any_order() -> None:
     for order in (sorted(MODULES), sorted(MODULES, reverse=True)):
-        names = [name for name in order if name != "pipeline.__main__"]
+        names = [name for name in order if name != "waymark.__main__"]
         program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\n"
         assert loaded(program + NOTHING_HEAVY) == ["[]"]

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import waymark
 import yaml
-
-import pipeline
-from pipeline import BadInput, configure, evaluate, library, rerun, resume, run
-from pipeline.compose import composed, described
-from pipeline.config import GROUPS
-from pipeline.models.cnn import Cnn
+from waymark import BadInput, api, configure, evaluate, rerun, resume, run
+from waymark.config.compose import composed, described
+from waymark.config.settings import GROUPS
+from waymark.models.cnn import Cnn
 
 PAGE = Path(__file__).parent.parent / "LIBRARY.md"
 SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
@@ -26,32 +25,32 @@ def test_the_page_is_true(place: Path, capsys: pytest.CaptureFixture[str]) -> No
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert set(pipeline.__all__) - {"BadInput", "Failed"} <= set(names)
+    assert set(waymark.__all__) - {"BadInput", "Failed"} <= set(names)
     assert (place / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = (place / "table.csv").read_text().splitlines()
     assert len(rows) == 1 + len(names["comparison"].rows) == 3  # two seeds of one configuration
     assert f"identical to run {names['second'].run_id}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", pipeline.__all__)
+@pytest.mark.parametrize("name", waymark.__all__)
 def test_everything_the_package_offers_is_there(name: str) -> None:
-    assert getattr(pipeline, name) is getattr(library, name)
-    assert getattr(pipeline, name).__doc__
+    assert getattr(waymark, name) is getattr(api, name)
+    assert getattr(waymark, name).__doc__
 
 
 def test_what_the_package_does_not_offer_is_an_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
-        getattr(pipeline, "runn")  # noqa: B009
+        getattr(waymark, "runn")  # noqa: B009
 
 
 def test_functions_stay_functions_whatever_is_imported() -> None:
     program = """
 import importlib, pkgutil, pipeline
-for module in pkgutil.walk_packages(pipeline.__path__, "pipeline."):
-    if module.name != "pipeline.__main__":
+for module in pkgutil.walk_packages(waymark.__path__, "pipeline."):
+    if module.name != "waymark.__main__":
         importlib.import_module(module.name)
-for name in pipeline.__all__:
-    assert callable(getattr(pipeline, name)), name
+for name in waymark.__all__:
+    assert callable(getattr(waymark, name)), name
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=PAGE.parent)
 
@@ -102,8 +101,8 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: evaluate(None, checkpoint="nothing.npz"), "nothing.npz"),
     (lambda: resume("nothing"), "'nothing'"),
     (lambda: rerun("nothing"), "'nothing'"),
-    (lambda: library.compare("nothing", "none"), "'nothing'"),
-    (lambda: library.compare(), "two runs or more"),
+    (lambda: api.compare("nothing", "none"), "'nothing'"),
+    (lambda: api.compare(), "two runs or more"),
 ]
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from pipeline.optimizers import Adam, Sgd
-from pipeline.runtime import start_tensorflow
+from waymark.optimizers import Adam, Sgd
+from waymark.training.runtime import start_tensorflow
 
 tf: Any = start_tensorflow(2)
 v1: Any = tf.compat.v1

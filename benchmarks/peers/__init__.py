@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-DIGITS = Path(__file__).parents[2] / "pipeline/mnist_5k.npz"
+DIGITS = Path(__file__).parents[2] / "pipeline/waymark/data/mnist_5k.npz"
 BATCH, SAVE_EVERY, KEEP, EVAL_EVERY = 100, 50, 7, 200
 RATES = {"softmax": 1e-3, "cnn": 1e-4}
 

@@ -1,13 +1,13 @@
 """Waymark's own compiled function over resident data, and nothing else: the limit of the loop."""
 
 import numpy as np
+from waymark import api
+from waymark.evaluation.restore import load_data
+from waymark.training.loop import Trainer
+from waymark.training.runtime import start_tensorflow
 
 from benchmarks.peers import Job, job, mark
 from benchmarks.ways import data_overrides
-from pipeline import library
-from pipeline.evaluation import load_data
-from pipeline.runtime import start_tensorflow
-from pipeline.train import Trainer
 
 
 def run_steps(trainer: Trainer, steps: int, chunk: int) -> np.ndarray:
@@ -16,7 +16,7 @@ def run_steps(trainer: Trainer, steps: int, chunk: int) -> np.ndarray:
 
 
 def main(task: Job) -> None:
-    config = library.configure(f"model={task.model}", *data_overrides())
+    config = api.configure(f"model={task.model}", *data_overrides())
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
     trainer = Trainer(config, data)

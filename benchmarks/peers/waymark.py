@@ -10,7 +10,7 @@ from benchmarks.ways import data_overrides
 
 def watch() -> None:
     """Print the marks as the parts of a run begin."""
-    from pipeline.runs import execute as work
+    from waymark.execution import execute as work
 
     train, whole = work.train, work.Work._train
 
@@ -27,7 +27,7 @@ def watch() -> None:
 
 
 def main(task: Job) -> NoReturn:
-    from pipeline.__main__ import program
+    from waymark.__main__ import program
 
     watch()
     atexit.register(mark, "leave")

@@ -1,0 +1,73 @@
+"""Waymark's plugins for Hydra, which looks for plugins in this package only.
+
+`TrialLauncher` stands before the launcher that the user chose, `GridSweeper` is Hydra's own
+sweeper, and `OptunaSweeper` proposes trials by Optuna (Akiba et al., KDD 2019).
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+class TrialLauncher(Launcher):
+    """Hand over to the user's launcher what is not finished yet, and again what was lost."""
+
+    sweep: ClassVar[Any] = None  # the waymark.sweeps.sweeping.Sweep that this process carries out
+
+    def __init__(self, **settings: Any) -> None:
+        self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.launcher](
+            **settings
+        )
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        from waymark.config.compose import Composer
+
+        self._compose = Composer(hydra_context.config_loader, config)
+        self._launcher.setup(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def unclear(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+        """Return the jobs, each a trial's overrides, of which no configuration could be made."""
+        return [job for job in jobs if not self.sweep.identified(self._compose, tuple(job))]
+
+    def check(self, jobs: Sequence[Sequence[str]]) -> None:
+        """Raise BadInput if none of all the sweep's jobs can be done; take note how many are."""
+        self.sweep.check(self._compose, jobs)
+        self.sweep.planned = len(jobs)
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Return what came of each job; see Sweep.launch."""
+        from waymark.config.compose import as_written
+
+        job_overrides = [as_written(job) for job in job_overrides]  # a sweeper makes numbers
+        done: list[JobReturn] = self.sweep.launch(
+            self._launcher.launch, self._compose, job_overrides, initial_job_idx
+        )
+        return done
+
+
+class GridSweeper(BasicSweeper):
+    """Hydra's sweeper; it composes, to say why it is not legal, what could not be composed."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        from waymark.config.settings import masked
+
+        # The file multirun.yaml gets it; the launcher has the true one.
+        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
+        return super().sweep(arguments)
+
+    def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        super().validate_batch_is_legal(self.launcher.unclear(batch))
+        if self.batch_index == 1:  # the first one
+            self.launcher.check([job for each in self.overrides for job in each])

@@ -1,0 +1,36 @@
+"""Waymark: train TensorFlow models that can be trusted, compared and repeated.
+
+    from waymark import compare, evaluate, rerun, resume, run
+
+    result = run("model=cnn", "steps=200", "progress=false")
+    print(result.run_id, result.restored)
+
+The commands as functions; their names are looked up in `waymark.api` when they are used, so
+that importing the package costs nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from waymark.package import __version__ as __version__
+
+if TYPE_CHECKING:
+    from waymark.api import (
+        BadInput,
+        Failed,
+        compare,
+        configure,
+        evaluate,
+        rerun,
+        resume,
+        run,
+    )
+
+__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from waymark import api
+
+    return getattr(api, name)

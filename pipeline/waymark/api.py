@@ -1,0 +1,137 @@
+"""The commands as functions, for notebooks and scripts; the command line calls these."""
+
+import threading
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+from waymark.comparison.report import Comparison
+from waymark.comparison.rerun_report import RerunReport
+from waymark.comparison.runs import compare_runs
+from waymark.config.compose import composed, described, parsed
+from waymark.config.settings import BadInput, Config
+from waymark.evaluation import restore as evaluation
+from waymark.evaluation.restore import Evaluation
+from waymark.execution import execute, new_process, rerunning
+from waymark.execution.execute import Result
+from waymark.execution.plan import recorded
+from waymark.failure import Failed
+from waymark.processes.process_state import taken_back
+from waymark.training.runtime import NeedsNewProcess
+
+__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+
+T = TypeVar("T")
+
+_turn = threading.Lock()  # of the threads that want to do work: TensorFlow is the process's
+_has_turn: ContextVar[bool] = ContextVar("_has_turn", default=False)
+
+
+def _done(function: Callable[..., T], *arguments: Any) -> T:
+    """Do work here, one at a time; in a new process where TensorFlow is not as the work needs it.
+
+    Work that comes from within work, from a model of the user's own, does not wait for its end.
+    """
+    if not _has_turn.get():
+        with _turn:
+            token = _has_turn.set(True)
+            try:
+                return _done(function, *arguments)
+            finally:
+                _has_turn.reset(token)
+    with taken_back():
+        try:
+            return function(*arguments)
+        except NeedsNewProcess as needed:
+            return new_process.call(str(needed), function, *arguments)
+
+
+def configure(*overrides: str) -> Config:
+    """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
+    return composed(overrides).typed()
+
+
+def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:
+    """Train, save, restore, evaluate and record a new run.
+
+    Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
+    recorded run `config_from` with plain key=value `overrides` on top.
+
+    Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
+    """
+    if config_from is not None:
+        with taken_back():
+            resolved = recorded(config_from, parsed(overrides))
+    else:
+        resolved = composed(overrides) if config is None else described(config)
+    return _done(execute.run, resolved)
+
+
+def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:
+    """Continue an interrupted run in its own MLflow run; None if nothing was left to do.
+
+    Raises BadInput for an unknown run, an override that would change the numbers, or (without
+    `allow_drift`) a numerical environment other than the recorded one; Failed if no published
+    checkpoint is whole or the work fails; Interrupted after a signal.
+    """
+    return _done(execute.resume, run, parsed(overrides), allow_drift)
+
+
+def rerun(
+    run: str,
+    *overrides: str,
+    threads: int | None = None,
+    at_commit: bool = False,
+    trust_code: bool = False,
+) -> RerunReport:
+    """Do a recorded run again, as a new run, and tell whether it came to the same bits.
+
+    `overrides` may change where data, checkpoints and records go, not the numbers. `threads`
+    replaces the recorded number of threads. `at_commit` runs the recorded commit with its
+    recorded changes, which takes `trust_code`, since it executes what a record says.
+
+    Raises BadInput for an unknown run or an override that could change the numbers, Failed if
+    the work fails, Interrupted after a signal.
+    """
+    return _done(rerunning.rerun, run, overrides, threads, at_commit, trust_code)
+
+
+def evaluate(
+    run: str | None,
+    *overrides: str,
+    checkpoint: str | Path | None = None,
+    step: str = "latest",
+    from_meta: bool = False,
+) -> Evaluation:
+    """Restore a checkpoint and score it on the test set; write nothing.
+
+    Either a run's checkpoint at `step` (a number, `best` or `latest`), or with run=None the
+    files at `checkpoint`, with the model and data that `overrides` choose. With `from_meta`
+    graph and weights come from the files alone.
+
+    Raises BadInput for what is not there or does not fit, CorruptCheckpoint.
+    """
+    if run is None:
+        path = Path(checkpoint or "").expanduser()
+        return _done(evaluation.evaluate_files, composed(overrides), path, from_meta)
+    return _done(evaluation.evaluate_run, run, step, from_meta, parsed(overrides))
+
+
+def compare(
+    *runs: str,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    where: str | None = None,
+    tracking_uri: str | None = None,
+) -> Comparison:
+    """Compare runs: what differs in configuration, results, data, code and environment.
+
+    The runs are those named, those of an `experiment`, the children of the run `sweep` (or of
+    its parent, if it is a trial), those that fit MLflow's filter `where`; of several conditions all
+    must hold.
+
+    Raises BadInput for what does not exist and for fewer than two runs.
+    """
+    with taken_back():
+        return compare_runs(runs, tracking_uri, experiment, sweep, where)

@@ -1,0 +1,52 @@
+"""Checkpoints: arrays in files, committed whole or not at all.
+
+A save format is a settings dataclass on top of `SaveFormat` with a `write` and a `read`.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from waymark.checkpoints.retention import KeepBest, Policy
+from waymark.config.settings import settings
+
+State = dict[str, np.ndarray]
+
+
+@settings
+class SaveFormat(ABC):
+    """When to save and what to keep, for every format."""
+
+    stem: ClassVar[str]  # files are called <stem>-<step><ending>, with one of these endings:
+    endings: ClassVar[tuple[str, ...]] = ()
+
+    every: NonNegativeInt
+    max_to_keep: NonNegativeInt
+    keep_every_n_hours: PositiveFloat | PositiveInt | None
+    keep_best: KeepBest | None
+    asynchronous: bool
+
+    @abstractmethod
+    def write(self, path: Path, state: State) -> list[Path]:
+        """Write a state to files whose names are path's and an ending; return them."""
+
+    @abstractmethod
+    def read(self, path: Path) -> State:
+        """Read back what `write` wrote for `path`."""
+
+    @property
+    def graph(self) -> str | None:
+        """Return the name of the graph's file beside the checkpoints, if there is one."""
+        return None
+
+    @property
+    def policy(self) -> Policy:
+        return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
+
+    def update_state_file(  # noqa: B027, most need none
+        self, folder: Path, newest: int, recent: list[int]
+    ) -> None:
+        """Tell other programs the newest step, and the last steps as Saver would list them."""

@@ -1,0 +1,47 @@
+"""Checkpoints as TensorFlow V2 bundles keyed by variable name, as `Saver` reads and writes."""
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+from waymark.checkpoints import SaveFormat, State
+from waymark.checkpoints.tf_bundle import read_bundle
+from waymark.config.settings import settings
+
+
+@settings
+class Ckpt(SaveFormat):
+    """`model_ckpt-<step>.index` and `.data-00000-of-00001`, with a `checkpoint` state file."""
+
+    stem: ClassVar[str] = "model_ckpt"
+    endings: ClassVar[tuple[str, ...]] = (".data-00000-of-00001", ".index")
+
+    meta_graph: bool
+
+    @property
+    def graph(self) -> str | None:
+        return f"{self.stem}.meta" if self.meta_graph else None
+
+    def write(self, path: Path, state: State) -> list[Path]:
+        import tensorflow as tf
+
+        names = sorted(state)
+        with tf.device("CPU"):
+            tf.raw_ops.SaveV2(
+                prefix=os.fsencode(path),
+                tensor_names=names,
+                shape_and_slices=[""] * len(names),
+                tensors=[state[name] for name in names],  # tf.constant would copy them
+            )
+        return [path.with_name(path.name + end) for end in Ckpt.endings]
+
+    def read(self, path: Path) -> State:
+        return read_bundle(path)
+
+    def update_state_file(self, folder: Path, newest: int, recent: list[int]) -> None:
+        """Write the state file that `tf.train.latest_checkpoint` reads, with relative names."""
+        lines = [f'model_checkpoint_path: "{self.stem}-{newest}"']
+        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in recent]
+        temporary = folder / ".tmp-checkpoint"
+        temporary.write_text("".join(f"{line}\n" for line in lines))
+        os.replace(temporary, folder / "checkpoint")

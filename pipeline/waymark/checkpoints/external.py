@@ -1,0 +1,187 @@
+"""Read parameters from any npz or `Saver` checkpoint, also one that Waymark did not write.
+
+Entries are matched to the model's parameters by name, else by a shape that only one of them
+has; optimizer slots and counters are ignored; anything else is refused by name. Of a checkpoint
+of Waymark's own the manifest beside it tells which entries are parameters, else what they are
+called: `step`, the parameters, `<parameter>/<slot>`.
+"""
+
+import os
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+from waymark.checkpoints import State
+from waymark.checkpoints.store import CorruptCheckpoint, read_manifest
+from waymark.checkpoints.tf_bundle import first_format, read_bundle
+from waymark.config.settings import BadInput, first_line
+from waymark.digest import digest
+from waymark.npz import PickledObjects, read_npz
+
+SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
+
+
+def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+    """Return float32 arrays for the parameters named in `shapes` from a file.
+
+    `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
+    folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
+    """
+    arrays = _read(path, origin)
+    own = _own_parameters(path, arrays, shapes)
+    entries = arrays if own is None else {name: arrays[name] for name in own}
+    return match_parameters(entries, shapes, f"{origin}={str(path)!r}")
+
+
+def _own_parameters(
+    path: Path, arrays: State, shapes: Mapping[str, tuple[int, ...]]
+) -> list[str] | None:
+    """Return which entries of a checkpoint of Waymark's own are parameters, None if it is none."""
+    step = arrays.get("step")
+    if step is None or (step.dtype, step.shape) != (np.int64, ()):
+        return None
+    prefix = path.with_suffix("") if path.suffix == ".npz" else find_bundle(path)
+    manifest = None
+    with suppress(CorruptCheckpoint, BadInput):
+        manifest = read_manifest(prefix.with_name(f"{prefix.name}.json"))
+    described = manifest is not None and manifest.digest == digest(arrays)
+    if manifest and described and manifest.parameters:
+        return manifest.parameters
+    wanted = {name: tuple(shape) for name, shape in shapes.items()}
+    if any(name not in arrays or arrays[name].shape != wanted[name] for name in wanted):
+        return None
+    slots = {
+        name
+        for name, array in arrays.items()
+        if any(name.startswith(f"{owner}/") and array.shape == wanted[owner] for owner in wanted)
+        or (described and array.shape in wanted.values())  # by a manifest without their names
+        or array.shape == ()
+    }
+    return list(wanted) if slots | set(wanted) == set(arrays) else None
+
+
+def find_bundle(path: Path) -> Path:
+    """Return the prefix of the TensorFlow checkpoint that `path` means."""
+    if not os.path.isdir(path):  # Path's own raises for a name that is too long
+        return path.with_suffix("") if path.suffix == ".index" else path
+    named = _newest(path)
+    if not named.name:
+        return path / "model_ckpt"
+    # Beside its state file first: a folder may have been moved or copied, whose state file still
+    # holds an absolute path.
+    beside = path / named.name
+    return beside if beside.with_name(f"{named.name}.index").exists() else path / named
+
+
+def _newest(folder: Path) -> Path:
+    """Return the checkpoint that a folder's state file names, an empty path if there is none.
+
+    TensorFlow's own function takes no folder whose name is not UTF-8.
+    """
+    from google.protobuf import text_format
+    from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+
+    state = CheckpointState()
+    with suppress(OSError, ValueError, text_format.ParseError):  # a `checkpoint` file that is none
+        text_format.Parse((folder / "checkpoint").read_bytes(), state)
+    return Path(state.model_checkpoint_path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files that `read_parameters` reads for `path`, as far as they are there."""
+    if path.suffix == ".npz":
+        return [path] if os.path.isfile(path) else []
+    prefix = find_bundle(path)
+    if not os.path.isdir(prefix.parent):
+        return []
+    parts = (prefix.name, f"{prefix.name}.index", f"{prefix.name}.data-")
+    return sorted(
+        file
+        for file in prefix.parent.iterdir()
+        if file.is_file() and (file.name in parts or file.name.startswith(parts[2]))
+    )
+
+
+def _read(path: Path, origin: str) -> State:
+    try:
+        if path.suffix == ".npz":
+            return read_npz(path)
+        prefix = find_bundle(path)
+        if not prefix.with_name(f"{prefix.name}.index").exists():
+            first = first_format(prefix)
+            if first:
+                raise BadInput(
+                    f"{origin}={str(path)!r}: is a checkpoint of TensorFlow's first format (V1), "
+                    f"which is not read; TensorFlow converts it: "
+                    f"r = tf.train.load_checkpoint({first!r}); np.savez('converted.npz', "
+                    f"**{{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}})"
+                )
+            raise BadInput(f"{origin}={str(path)!r}: there is no such npz file or checkpoint.")
+        arrays = read_bundle(prefix)
+        return {_plain(name, arrays): array for name, array in arrays.items()}
+    except FileNotFoundError:
+        raise BadInput(f"{origin}={str(path)!r}: there is no such file.") from None
+    except PickledObjects:
+        raise BadInput(
+            f"{origin}={str(path)!r}: holds a pickled object array, which is never loaded; "
+            f"if you trust the file, convert it: np.savez('converted.npz', "
+            f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
+        ) from None
+    except Exception as error:
+        if isinstance(error, BadInput):
+            raise
+        kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
+        reason = first_line(error)
+        raise BadInput(f"{origin}={str(path)!r}: {kind} ({reason}).") from None
+
+
+def _plain(name: str, arrays: State) -> str:
+    """Return the name of an entry without what `tf.train.Checkpoint` adds to it."""
+    short = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
+    return name if short in arrays else short
+
+
+def match_parameters(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+    """Assign every parameter one entry and every entry one parameter; raise BadInput."""
+    for name in arrays:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise BadInput(f"{origin}: its entry {name!r} is a path out of the file, not a name.")
+    left = {name: a for name, a in arrays.items() if not _is_slot(name, arrays)}
+    found: State = {}
+    for name, shape in shapes.items():
+        if name in left and left[name].shape == tuple(shape):
+            found[name] = left.pop(name)
+    for name, shape in shapes.items():
+        if name in found:
+            continue
+        fits = [entry for entry, array in left.items() if array.shape == tuple(shape)]
+        if len(fits) != 1:
+            why = "no entry fits" if not fits else f"{fits} fit equally"
+            has = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items())[:8])
+            raise BadInput(
+                f"{origin}: does not fit the model: {why} {name} {list(shape)} (it has {has})."
+            )
+        found[name] = left.pop(fits[0])
+    if left:
+        entry = min(left)
+        raise BadInput(
+            f"{origin}: does not fit the model: its entry {entry} {list(left[entry].shape)} "
+            f"belongs to no parameter."
+        )
+    for name, array in found.items():
+        if array.dtype.kind != "f":
+            raise BadInput(f"{origin}: {name} is {array.dtype.name}, not floating point.")
+    return {name: np.asarray(found[name], np.float32) for name in shapes}
+
+
+def _is_slot(name: str, arrays: State) -> bool:
+    owner, _, last = name.rpartition("/")
+    return (
+        arrays[name].shape == ()
+        or (owner in arrays and last in SLOTS)
+        or ".OPTIMIZER_SLOT" in name
+        or name.startswith("optimizer/")
+    )

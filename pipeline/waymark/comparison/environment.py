@@ -1,0 +1,275 @@
+"""What a run ran on and which code it ran: environment.json and changes.patch."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import distributions, version
+from pathlib import Path
+from typing import Any
+
+from waymark.comparison.repository import git_commit, program_output
+from waymark.config.settings import FORMAT, flatten, without_password
+from waymark.package import FOLDER, __version__
+
+# The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
+# with TF_ are Terraform's, and may be secret.)
+STEERING = (
+    *("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS"),
+    *("TF_ENABLE_AUTO_MIXED_PRECISION", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE"),
+    "NVIDIA_TF32_OVERRIDE",
+)
+# Of a CPU's flags, those that name instructions for arithmetic (x86; ARM).
+ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
+BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
+# What of environment.json decides the bits of the next step; the rest explains, at most.
+NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
+Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
+
+
+def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
+    """Describe everything beside configuration and data that can change a result's bits.
+
+    `own` names the modules outside Waymark whose classes take part.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+    from tensorflow.python.util._pywrap_util_port import IsMklEnabled
+
+    build = tf.sysconfig.get_build_info()
+    return {
+        "format": FORMAT,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "waymark": __version__,
+        "packages": _packages(_installed()),
+        "tensorflow": {
+            "version": tf.version.VERSION,
+            "git": tf.version.GIT_VERSION,
+            "cuda": build.get("cuda_version") if build["is_cuda_build"] else None,
+            "onednn": IsMklEnabled(),
+            "deterministic_ops": is_op_determinism_enabled(),
+        },
+        "settings": {name: os.environ[name] for name in STEERING if name in os.environ},
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "gpus": _gpus(tf, build),
+        "intra_op_threads": intra_op_threads,
+        "git_commit": git_commit(),
+        "code": code(own),
+        "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
+    }
+
+
+def _installed() -> tuple[tuple[str, int], ...]:
+    """Return what changes when a package comes or goes: importlib, too, looks at these times."""
+    folders = [path or "." for path in sys.path]
+    return tuple((path, os.stat(path).st_mtime_ns) for path in folders if os.path.exists(path))
+
+
+@lru_cache(1)
+def _packages(installed: object) -> dict[str, str]:
+    """Return the packages installed and their versions; of two of one name, the one imported."""
+    found: dict[str, str] = {}
+    for distribution in distributions():
+        facts = distribution.metadata  # which is parsed anew each time it is asked for
+        if facts["Name"]:  # an interrupted pip leaves folders without metadata
+            found.setdefault(facts["Name"], facts["Version"])
+    return dict(sorted(found.items()))
+
+
+def _cpu() -> dict[str, Any]:
+    """Return the CPU's model, instructions for arithmetic, and caches (Eigen's blocks fit them)."""
+    facts: dict[str, Any] = {"machine": platform.machine()}
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:  # not Linux
+        names = ("machdep.cpu.brand_string", "hw.l1dcachesize", "hw.l2cachesize")
+        told = dict(
+            zip(names, (program_output("sysctl", "-n", *names) or "").splitlines(), strict=False)
+        )
+        return {**facts, "model": told.pop(names[0], platform.processor()), "caches": told}
+    info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = info.get("flags") or info.get("Features") or ""  # on x86, on ARM
+    instructions = sorted(flag for flag in flags.split() if ARITHMETIC.match(flag))
+    model = info.get("model name")
+    return {**facts, "model": model, "instructions": instructions, "caches": _caches()}
+
+
+def has_bfloat16(facts: Mapping[str, Any]) -> bool | None:
+    """Tell whether what an environment computes on has instructions for bfloat16; None: unknown."""
+    instructions = facts["cpu"].get("instructions")
+    if facts["gpus"] or not instructions:
+        return None
+    return not BFLOAT16.isdisjoint(instructions)
+
+
+def _caches() -> dict[str, str]:
+    caches = {}
+    for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
+        except OSError:  # a container may hide it
+            continue
+        caches[f"L{level} {kind}"] = size
+    return caches
+
+
+def _gpus(tf: Any, build: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    """Return what decides the bits of each GPU; None what nothing tells."""
+    found = []
+    for device in tf.config.list_physical_devices("GPU"):
+        try:
+            details = tf.config.experimental.get_device_details(device)
+        except Exception:  # of a driver
+            details = {}
+        capability = details.get("compute_capability")
+        facts = {
+            "name": details.get("device_name"),
+            "compute_capability": ".".join(map(str, capability)) if capability else None,
+            "driver": _driver(),
+            "cuda": build.get("cuda_version"),
+            "cudnn": build.get("cudnn_version"),
+        }
+        found.append({key: str(value) if value else None for key, value in facts.items()})
+    return found
+
+
+@lru_cache(1)
+def _driver() -> str | None:
+    """Return the version of NVIDIA's driver, None if nothing tells."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+        told = re.search(r"Kernel Module\D.*?\s(\d+\.[\d.]+)\s", text)
+    except OSError:
+        text = (
+            program_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+            or ""
+        )
+        told = re.match(r"\s*(\d+\.[\d.]+)", text)
+    return told[1] if told else None
+
+
+def fingerprint() -> dict[str, Any]:
+    """Return what decides the bits beside configuration, data and code, without TensorFlow."""
+    settings = {name: os.environ[name] for name in STEERING if name in os.environ}
+    return {"tensorflow": version("tensorflow"), "cpu": _cpu(), "settings": settings}
+
+
+def code(own: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of each source file of Waymark and of the user's own modules.
+
+    What a user's module imports from beside it counts as well, if it lies in the same package.
+    """
+    files = {
+        ".".join(p.relative_to(FOLDER.parent).with_suffix("").parts): p
+        for p in FOLDER.rglob("*.py")
+    }
+    roots = {name.partition(".")[0] for name in own}
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in roots and getattr(module, "__file__", None):
+            files[name] = Path(str(module.__file__))
+    found = {}
+    for name, path in sorted(files.items()):
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    return found
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """Return what environment.json holds; nothing for one that is missing or damaged."""
+    try:
+        return parse_environment(path.read_bytes())
+    except OSError:
+        return {}
+
+
+def parse_environment(body: bytes | None) -> dict[str, Any]:
+    """Return what the bytes of environment.json hold, as far as it is what Waymark writes."""
+    try:
+        facts = json.loads(body or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(facts, dict):
+        return {}
+    earlier = facts.pop("earlier", [])
+    facts["earlier"] = [e for e in earlier if isinstance(e, dict)] if type(earlier) is list else []
+    for each in (facts, *facts["earlier"]):
+        if not isinstance(each.get("code", {}), dict):
+            del each["code"]
+    return facts
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
+    """Return what differs between two environments, what decides the bits first.
+
+    Of lists and of code only the items that differ are told. What one of the two does not
+    tell, since another version of Waymark wrote it, is left out.
+    """
+    found: list[Difference] = []
+    for topic in (*NUMERICAL, "packages", "python", "platform", "waymark", "git_commit"):
+        if topic not in old or topic not in new:
+            continue
+        if topic == "gpus":
+            found += _gpu_differences(old[topic], new[topic])
+            continue
+        was, now = flatten({topic: old[topic]}), flatten({topic: new[topic]})
+        optional = topic in ("settings", "packages")
+        for key in sorted({*was, *now} if optional else was.keys() & now.keys()):
+            a, b = was.get(key), now.get(key)
+            if isinstance(a, list) and isinstance(b, list):
+                a, b = ([str(x) for x in one if x not in other] for one, other in ((a, b), (b, a)))
+            if a != b:
+                found.append((key, a, b))
+    was, now = old.get("code", {}), new.get("code", {})
+    changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
+    if was and now and changed:
+        before, after = ([name for name in changed if name in side] for side in (was, now))
+        found.append(("code", before, after))
+    return found
+
+
+def _gpu_differences(old: Any, new: Any) -> list[Difference]:
+    """Return what differs between two lists of GPUs; what is unknown of one is no difference.
+
+    Nothing is known of those that older versions of Waymark recorded but that they were there.
+    """
+    if not (isinstance(old, list) and isinstance(new, list)):
+        return []
+    if len(old) != len(new):
+        return [("gpus", _gpu_names(old), _gpu_names(new))]
+    found = []
+    for number, pair in enumerate(zip(old, new, strict=True)):
+        was, now = (each if isinstance(each, dict) else {} for each in pair)
+        for key in ("name", "compute_capability", "driver", "cuda", "cudnn"):
+            a, b = was.get(key), now.get(key)
+            if None not in (a, b) and a != b:
+                found.append((f"gpus.{number}.{key}", a, b))
+    return found
+
+
+def _gpu_names(gpus: list[Any]) -> str:
+    named = [each.get("name") or "unknown" if isinstance(each, dict) else each for each in gpus]
+    return ", ".join(map(str, named)) or "none"
+
+
+def numerical(found: Iterable[Difference]) -> list[Difference]:
+    """Return those differences that decide the bits of the next step on the same code."""
+    return [each for each in found if each[0].partition(".")[0] in NUMERICAL]
+
+
+def format_difference(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:
+    """Say in one line what differs; `sides` are the words for its two sides."""
+    what, recorded, now = difference
+    if isinstance(recorded, list) and isinstance(now, list):
+        gone, new = ([x for x in a if x not in b] for a, b in ((recorded, now), (now, recorded)))
+        words = [(f"only {sides[0]}", gone), (f"only {sides[1]}", new)]
+        words += [("changed", [x for x in recorded if x in now])]
+        return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
+    texts = ["not set" if value is None else str(value) for value in (recorded, now)]
+    return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"

@@ -1,0 +1,299 @@
+"""The user's own code: the imported modules that are not Waymark's, installed, nor Python's.
+
+Of a module in a git repository a run keeps the repository's commit and changes, of another one a
+copy. What a repository ignores but a run imports is among the changes.
+"""
+
+import hashlib
+import os
+import re
+import sys
+import sysconfig
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pydantic
+
+from waymark.comparison.repository import changes, changes_at, checkout, diffstat, git, masked_lines
+from waymark.package import FOLDER
+
+WAYMARKS = ("pipeline", "hydra_plugins", "tests", "benchmarks")
+INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
+COPIES = "own_code/copies.patch"  # among a run's artifacts
+MOST = 10 * 2**20  # bytes of all copies, and of a repository's changes
+
+
+@dataclass(frozen=True)
+class RepositoryFacts:
+    """What is recorded of a repository that modules of the user's were imported from."""
+
+    name: str  # its folder's
+    commit: str
+    changes: str | None  # as `diffstat` tells them; None if they were not recorded
+    modules: dict[str, str]  # module -> its file below the repository's folder
+
+
+@dataclass(frozen=True)
+class OwnFacts:
+    """What environment.json tells of the user's own modules, as `own`."""
+
+    checkout: dict[str, str]  # those in the checkout that git_commit and changes.patch are of
+    repositories: list[RepositoryFacts]
+    copied: list[str]  # modules in no repository
+    left_out: list[str]  # those whose copy would be too large, is no text, or is not asked for
+
+    def patches(self) -> list[str]:
+        """Return the names of the artifacts that hold repositories' changes, and the copies."""
+        names = [
+            patch_name(number)
+            for number, each in enumerate(self.repositories)
+            if each.changes not in (None, "none")
+        ]
+        return [*names, *[COPIES] * bool(self.copied)]
+
+
+OWN_FACTS = pydantic.TypeAdapter(OwnFacts)
+
+
+def patch_name(number: int) -> str:
+    """Return the name of the artifact with the changes of the repository of this number."""
+    return f"own_code/repository-{number}.patch"
+
+
+def own_facts(facts: Mapping[str, Any]) -> OwnFacts:
+    """Return what environment.json tells of own modules; nothing if it is older or damaged."""
+    try:
+        return OWN_FACTS.validate_python(facts["own"])
+    except (KeyError, pydantic.ValidationError):
+        return OwnFacts({}, [], [], [])
+
+
+@dataclass
+class _Repository:
+    top: Path
+    name: str
+    commit: str
+    modules: dict[str, str]
+    patch: str | None
+
+
+class OwnCode:
+    """What a run keeps of the user's own modules, each as it was when it was first seen."""
+
+    def __init__(self, with_changes: bool) -> None:
+        self.digests: dict[str, str] = {}  # module -> SHA-256 of its file, but of a script's
+        self.patch: str | None = None  # of the checkout, see `changes`
+        self._with_changes = with_changes
+        self._checkout_top = top_of(checkout().resolve())
+        self._checkout: dict[str, str] = {}
+        self._repositories: list[_Repository] = []
+        self._copies: dict[str, str] = {}
+        self._left_out: list[str] = []
+        self._known: set[str] = set()
+        self._count = 0
+        self._take_in(first=True)
+
+    def look_again(self) -> bool:
+        """Take in the modules that were imported since; tell whether there are any."""
+        return len(sys.modules) != self._count and self._take_in()
+
+    def _take_in(self, first: bool = False) -> bool:
+        self._count = len(sys.modules)
+        new = {name: file for name, file in own_files().items() if name not in self._known}
+        self._known |= new.keys()
+        below: dict[Path | None, dict[str, Path]] = {self._checkout_top: {}} if first else {}
+        for name, file in new.items():
+            if name != "__main__":
+                with suppress(OSError):
+                    self.digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
+            imported = name == "__main__" or _import_folder(name, file)
+            below.setdefault(top_of(file.parent) if imported else None, {})[name] = file
+        copied = below.pop(None, {})
+        for top, files in below.items():
+            assert top
+            if top == self._checkout_top:
+                self._add_to_checkout(files, first)
+            elif not self._add_to_repository(top, files):
+                copied |= files
+        for name, file in copied.items():
+            self._copy(name, file)
+        return bool(new)
+
+    def _add_to_checkout(self, files: Mapping[str, Path], first: bool) -> None:
+        assert self._checkout_top
+        self._checkout |= _relative(files, self._checkout_top)
+        if not self._with_changes:
+            return
+        if first:
+            self.patch = changes(files.values())
+        else:
+            later = changes_at(self._checkout_top, files.values(), only=True)
+            self.patch = _merged(self.patch or "", later or "") or None
+
+    def _add_to_repository(self, top: Path, files: Mapping[str, Path]) -> bool:
+        """Take in modules of a repository; tell whether it has a commit to record."""
+        known = [each for each in self._repositories if each.top == top]
+        if not known:
+            told = git("rev-parse", "--show-toplevel", "--git-common-dir", "HEAD", at=top)
+            lines = (told or "").splitlines()
+            if len(lines) != 3 or Path(lines[0]).resolve() != top:
+                return False
+            common = (top / lines[1]).resolve()  # the repository's own, of a worktree as well
+            name = common.parent.name if common.name == ".git" else common.name
+            patch = changes_at(top, files.values()) if self._with_changes else None
+            repository = _Repository(top, name.removesuffix(".git"), lines[2], {}, patch)
+            self._repositories.append(repository)
+        else:
+            (repository,) = known
+            if repository.patch is not None:
+                later = changes_at(top, files.values(), repository.commit, only=True)
+                repository.patch = _merged(repository.patch, later or "")
+        if repository.patch is not None and len(repository.patch) > MOST:
+            repository.patch = None
+        repository.modules |= _relative(files, top)
+        return True
+
+    def _copy(self, name: str, file: Path) -> None:
+        parts = name.split(".")
+        try:
+            body = file.read_bytes()
+        except OSError:
+            body = b"\0"
+        room = MOST - sum(map(len, self._copies.values())) - len(body)
+        is_text = file.suffix == ".py" and b"\0" not in body
+        if (
+            not self._with_changes
+            or room < 0
+            or not is_text
+            or not all(map(str.isidentifier, parts))
+        ):
+            self._left_out.append(name)
+            return
+        inside = "/__init__" if file.name == "__init__.py" else ""
+        self._copies[name] = masked_lines(as_new_file("/".join(parts) + f"{inside}.py", body))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what environment.json tells of it."""
+        repositories = [
+            RepositoryFacts(
+                each.name,
+                each.commit,
+                None if each.patch is None else diffstat(each.patch),
+                each.modules,
+            )
+            for each in self._repositories
+        ]
+        copied = sorted(self._copies)
+        return asdict(OwnFacts(self._checkout, repositories, copied, sorted(self._left_out)))
+
+    def patches(self) -> dict[str, str]:
+        """Return the patches to keep, by the names of their artifacts."""
+        found = {patch_name(n): each.patch or "" for n, each in enumerate(self._repositories)}
+        found[COPIES] = "".join(self._copies[name] for name in sorted(self._copies))
+        return {name: patch for name, patch in found.items() if patch}
+
+
+def own_files() -> dict[str, Path]:
+    """Return the file of each imported module that is not Waymark's, installed, nor Python's."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        try:  # without importing what a module of TensorFlow's only promises
+            file = object.__getattribute__(module, "__dict__").get("__file__")
+        except AttributeError:
+            continue
+        if not isinstance(file, str) or name.partition(".")[0] in ("pipeline", "__mp_main__"):
+            continue
+        if not _is_own_folder(os.path.dirname(file if file[:1] == "/" else os.path.abspath(file))):
+            continue
+        path = Path(file).resolve()
+        root = _import_folder(name, path)
+        installed = root and name.partition(".")[0] in _installed_in(root)
+        if not installed and path != FOLDER.parent / "waymark_start.py" and path.is_file():
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
+@cache
+def _is_own_folder(folder: str) -> bool:
+    """Tell whether what lies in a folder, wherever links lead, can be the user's own."""
+    real = os.path.realpath(folder) + os.sep
+    installed = any(f"{os.sep}{name}{os.sep}" in real for name in INSTALLED)
+    return not installed and not real.startswith(_others())
+
+
+@cache
+def _others() -> tuple[str, ...]:
+    """Return the folders of Python itself, of programs that are installed, and of Waymark."""
+    schemes = [sysconfig.get_paths(), sysconfig.get_paths(sysconfig.get_preferred_scheme("user"))]
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    found = [scheme[name] for scheme in schemes for name in names]
+    found += [os.path.dirname(sys.executable), *(str(FOLDER.parent / name) for name in WAYMARKS)]
+    return tuple(os.path.realpath(path) + os.sep for path in found)
+
+
+@cache
+def _installed_in(root: Path) -> set[str]:
+    """Return the first parts of what pip has installed into a folder (`pip install --target`)."""
+    found = set()
+    for record in root.glob("*.dist-info/RECORD"):
+        for line in record.read_text(errors="replace").splitlines():
+            found.add(line.partition(",")[0].partition("/")[0].partition(".")[0])
+    return found
+
+
+def _import_folder(name: str, file: Path) -> Path | None:
+    """Return the folder below which a module's name leads to its file, None if it does not."""
+    parts = tuple(name.split("."))
+    place = (
+        file.parent
+        if file.name.startswith("__init__.")
+        else file.with_name(file.name.split(".")[0])
+    )
+    return place.parents[len(parts) - 1] if place.parts[-len(parts) :] == parts else None
+
+
+def import_folders(modules: Mapping[str, str]) -> list[Path]:
+    """Return the folders, below that of a repository, from which its modules are imported."""
+    found = [_import_folder(name, Path("/", file)) for name, file in modules.items()]
+    return sorted({f.relative_to("/") for f in found if f and ".." not in f.parts})
+
+
+def top_of(folder: Path) -> Path | None:
+    """Return the folder of the repository that a folder lies in."""
+    for each in (folder, *folder.parents):
+        if (each / ".git").exists():
+            return each
+    return None
+
+
+def _relative(files: Mapping[str, Path], top: Path) -> dict[str, str]:
+    return {name: file.relative_to(top).as_posix() for name, file in files.items()}
+
+
+def _sections(patch: str) -> dict[str, str]:
+    """Return what a patch says of each file, by the line that it begins with."""
+    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
+    return {part.partition("\n")[0]: part for part in parts if part}
+
+
+def _merged(patch: str, later: str) -> str:
+    """Return a patch in which the files of a later one are as that says."""
+    sections = {**_sections(patch), **_sections(later)}
+    return "".join(sections[header] for header in sorted(sections))  # git's order
+
+
+def as_new_file(name: str, body: bytes) -> str:
+    """Return the patch that makes a file."""
+    text = body.decode(errors="surrogateescape")
+    head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
+    if not text:
+        return f"{head}index 0000000..e69de29\n"
+    lines = text.split("\n")
+    end = ["\\ No newline at end of file"] if lines[-1] else []
+    lines = lines if lines[-1] else lines[:-1]
+    head += f"--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n"
+    return head + "\n".join([*(f"+{line}" for line in lines), *end, ""])

@@ -1,0 +1,101 @@
+"""The pictures of a run, its curves and its confusion matrix, and of several runs together."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waymark.config.settings import Sentence
+from waymark.table import elided
+
+
+def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float]) -> None:
+    """Draw every recorded loss by step and the test accuracies over it, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
+    left = figure.add_axes((0.11, 0.13, 0.78, 0.77))
+    steps = sorted(losses)
+    values = np.array([losses[s] for s in steps], np.float64)
+    values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
+    marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
+    left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
+    left.set_xlabel("step")
+    # Above the axes, where they meet no number, however long it is.
+    left.set_title("training loss", loc="left", color="tab:blue", size="medium")
+    right = left.twinx()
+    steps = sorted(accuracies)
+    right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
+    right.set_title("test accuracy", loc="right", color="tab:orange", size="medium")
+    _save(figure, path)
+
+
+def curves(
+    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str
+) -> bytes:
+    """Draw losses and accuracies of several runs by step, those of one name in one colour.
+
+    Returns the bytes of a file of this kind, `png` or `svg`.
+    """
+    import warnings
+
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for name, _, _ in runs))
+    colours = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(len(names))
+    figure, lines = Figure(figsize=(11, 4.5), layout="constrained"), {}
+    for place, title in enumerate(("training loss", "test accuracy")):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for name, *values in runs:
+            steps = sorted(values[place])
+            line = np.array([values[place][s] for s in steps], np.float64)
+            line[np.abs(line) > 1e300] = np.nan
+            marker, colour = "." if len(steps) < 100 else "", colours(names.index(name))
+            lines[name] = axes.plot(steps, line, color=colour, linewidth=0.8, marker=marker)[0]
+        axes.set_xlabel("step")
+        axes.set_ylabel(title)
+    if len(names) <= 30:
+        # A leading underscore would hide a name, a dollar sign make a formula of it.
+        texts = [elided(f" {Sentence(name)}", 40) for name in lines]
+        legend = figure.legend(lines.values(), texts, loc="outside right upper", fontsize=8)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
+        _save(figure, file, kind)
+    return file.getvalue()
+
+
+def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[int]) -> None:
+    """Draw int [N, N] counts of these N classes, true class by row, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.6))
+    axes = figure.add_axes((0.14, 0.15, 0.84, 0.83))
+    axes.imshow(counts, cmap="Blues", norm="symlog")
+    if len(classes) <= 20:
+        names = [str(each) for each in classes]
+        axes.set_xticks(range(len(classes)), names)
+        axes.set_yticks(range(len(classes)), names)
+        if classes[-1] > 99:
+            axes.tick_params(axis="x", rotation=90, labelsize=7)
+            axes.tick_params(axis="y", labelsize=7)
+        for (row, column), count in np.ndenumerate(counts):
+            if count:
+                color = "white" if count > counts.max() / 8 else "black"
+                axes.text(column, row, str(count), ha="center", va="center", color=color, size=7)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    _save(figure, path)
+
+
+def _save(figure: Any, target: Path | io.BytesIO, kind: str = "png") -> None:
+    """Draw a figure; fitting each letter to the pixels would take longer than all the rest."""
+    from matplotlib import rc_context
+
+    with rc_context({"text.hinting": "none"}):
+        figure.savefig(target, dpi=100, format=kind)

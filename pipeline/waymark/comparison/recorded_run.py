@@ -1,0 +1,139 @@
+"""What a run recorded that tells whether another one is the same."""
+
+import contextlib
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from waymark import names
+from waymark.checkpoints import State
+from waymark.checkpoints.external import read_parameters
+from waymark.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_links
+from waymark.comparison.environment import Difference, differences, parse_environment
+from waymark.comparison.own_code import own_facts, patch_name
+from waymark.comparison.repository import diffstat
+from waymark.config.settings import BadInput
+from waymark.tracking import artifacts
+from waymark.tracking.history import History, history
+from waymark.tracking.limits import reason_of
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What a run recorded that tells whether another one is the same."""
+
+    record: RunRecord
+    history: History
+    facts: Mapping[str, Any]  # environment.json
+    patch: str | None  # changes.patch
+    own: Mapping[str, str] = field(default_factory=dict)  # patches of the user's own code, by name
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the restored accuracy, else the last one in training."""
+        for key in (names.RESTORED_ACCURACY, names.TEST_ACCURACY):
+            known = self.history.metrics.get(key)
+            if known:
+                return known[max(known)]
+        return None
+
+
+def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
+    """Gather what a run of Waymark's recorded; raise BadInput if the store does not answer."""
+    refuse_links(record.folder)
+    facts = parse_environment(artifacts.read(tracking, record, "environment.json"))
+    names = own_facts(facts).patches()
+    names += ["changes.patch"] if facts.get("changes") != "none" else []
+    found = {name: artifacts.read(tracking, record, name) for name in names}
+    own = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
+    patch = own.pop("changes.patch", None)
+    try:
+        known = history(tracking, record)
+    except Exception as error:  # of MLflow, the network
+        raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
+    return RecordedRun(record, _with_manifests(known, record), facts, patch, own)
+
+
+def _with_manifests(known: History, record: RunRecord) -> History:
+    """Add the digests that stand in manifests alone, and that of the final state."""
+    digests = dict(known.digests)
+    for path in record.folder.glob("checkpoints/*-*.json"):
+        with contextlib.suppress(CorruptCheckpoint, BadInput):
+            manifest = read_manifest(path)
+            digests.setdefault(manifest.step, manifest.digest)
+    steps = record.tags.get(names.STEPS, "")
+    if names.STATE_DIGEST in record.tags and record.status == "FINISHED" and steps.isdecimal():
+        digests.setdefault(int(steps), record.tags[names.STATE_DIGEST])
+    return History(known.metrics, digests)
+
+
+def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
+    """Return what differs between two runs beside their configuration, likely causes first."""
+    found: list[Difference] = []
+    for name, tag in (("data", names.DATA_DIGEST), ("init_from", names.INIT_DIGEST)):
+        was, now = old.record.tags.get(tag), new.record.tags.get(tag)
+        if was != now:
+            found.append((name, was, now))
+    found += differences(old.facts, new.facts)
+    recorded = all(run.facts.get("changes") is not None for run in (old, new))
+    if recorded and (old.patch or "") != (new.patch or ""):
+        was, now = diffstat(old.patch, new.patch), diffstat(new.patch, old.patch)
+        found.append(("uncommitted changes", was, now))
+    found += _own_differences(old, new)
+    for run in (old, new):  # was it resumed somewhere else?
+        for earlier in run.facts.get("earlier", []):
+            for what, was, now in differences(earlier, run.facts):
+                found.append(
+                    (f"{what}, before and after run {run.record.id} was resumed", was, now)
+                )
+    return found
+
+
+def _own_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
+    """Return how repositories of the user's, that both runs imported the same modules from, differ.
+
+    Modules that differ are told with the rest of the code.
+    """
+    found: list[Difference] = []
+    for i, was in enumerate(own_facts(old.facts).repositories):
+        for j, now in enumerate(own_facts(new.facts).repositories):
+            if not was.modules.keys() & now.modules.keys():
+                continue
+            if was.commit != now.commit:
+                found.append((f"commit of {was.name}", was.commit, now.commit))
+            a, b = old.own.get(patch_name(i), ""), new.own.get(patch_name(j), "")
+            if None not in (was.changes, now.changes) and a != b:
+                what = f"uncommitted changes of {was.name}"
+                found.append((what, diffstat(a, b), diffstat(b, a)))
+    return found
+
+
+def load_parameters(
+    tracking: RunStore, record: RunRecord, step: int, shapes: Mapping[str, Any]
+) -> State:
+    """Return the parameters that a run saved at a step; raise BadInput if it has them no more."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run = record.folder
+        path = _payload(run, step)
+        if path is None:
+            run = Path(scratch) / "run"
+            for name in artifacts.checkpoints(tracking, record):
+                if f"-{step}." in name:
+                    artifacts.fetch(tracking, record, name, run)
+            path = _payload(run, step)
+        return read_parameters(path or run / "none.npz", shapes, "checkpoint")
+
+
+def _payload(run: Path, step: int) -> Path | None:
+    """Return the file to read a run's checkpoint of a step by, None if there is none."""
+    for path in sorted(run.glob(f"checkpoints/*-{step}.json")):
+        with contextlib.suppress(CorruptCheckpoint, BadInput):
+            manifest = read_manifest(path)
+            for name in manifest.files:
+                if manifest.step == step and name in (f"{path.stem}.npz", f"{path.stem}.index"):
+                    return path.with_name(name)
+    return None

@@ -1,0 +1,249 @@
+"""Compare runs: configuration, results, data, code and environment."""
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from waymark import names
+from waymark.comparison.bits import first_divergences
+from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
+from waymark.comparison.report import Comparison, Curves, Metric, Row
+from waymark.config.settings import BadInput
+from waymark.table import setting
+from waymark.tracking.finder import find_single, select
+from waymark.tracking.history import foreign, is_timing
+from waymark.tracking.limits import reason_of
+from waymark.tracking.opening import open_store
+from waymark.tracking.runs import RunRecord, RunSummary
+from waymark.tracking.store import RunStore
+
+# Words in a metric's name that tell which way is better; the second ones win.
+HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
+HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
+LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
+CONFIDENCE = 0.95
+# Settings of Waymark's that decide what is shown and where it is sent, not what comes out.
+FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
+
+
+def compare_runs(
+    runs: Sequence[str],
+    uri: str | None = None,
+    experiment: str | None = None,
+    sweep: str | None = None,
+    where: str | None = None,
+) -> Comparison:
+    """Compare the runs that are named, and those that fit all of the conditions.
+
+    Raises BadInput for a run or condition that does not exist, and for fewer than two runs.
+    """
+    tracking = open_store(uri, reading=True)
+    found: list[tuple[RunRecord, RunSummary]] = []
+    for text in runs:
+        record = find_single(tracking, text)
+        found.append((record, tracking.summary(record)))
+    if experiment is not None or sweep is not None or where is not None:
+        runs_and_sweeps = reversed(select(tracking, experiment, sweep, where))
+        found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
+    chosen = {record.id: (record, facts) for record, facts in found}
+    if len(chosen) < 2:
+        raise BadInput(f"compare takes two runs or more; found {len(chosen)}.")
+    return compare_found(tracking, list(chosen.values()))
+
+
+def compare_found(tracking: RunStore, chosen: Sequence[tuple[RunRecord, RunSummary]]) -> Comparison:
+    """Compare runs that were found; raise BadInput for what cannot be read."""
+    with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
+        records = list(pool.map(partial(_gathered, tracking), chosen))
+    return compare_recorded(records, [with_current_steps(*pair) for pair in chosen])
+
+
+def _gathered(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> RecordedRun:
+    record, facts = run
+    if names.VERSION in record.tags:
+        return load_recorded_run(tracking, record)
+    try:  # another program's run: there is what MLflow has
+        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}, None)
+    except Exception as error:  # of MLflow, the network
+        raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
+
+
+def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
+    """Leave out what is for show, and put the steps right: MLflow's param stays at an extension.
+
+    Of another program's run nothing is known to be for show.
+    """
+    if names.VERSION not in record.tags:
+        return facts
+    own = {k: v for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW}
+    steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
+    return replace(facts, params={**own, **steps})
+
+
+def compare_recorded(found: list[RecordedRun], facts: list[RunSummary]) -> Comparison:
+    groups = group_by_seed(found, facts)
+    params = [facts[members[0]].params for members in groups]
+    keys = [key for key in dict.fromkeys(k for p in params for k in p) if key != "run_name"]
+    keys = [k for k in keys if len({p.get(k) for p in params}) > 1]
+    keys = [k for k in keys if not _implied(k, keys, params)]
+    if any(len(members) > 1 for members in groups):
+        keys = [key for key in keys if key != "seed"]
+    rows = [_row(members, found, facts, keys) for members in groups]
+    for i, row in enumerate(rows):  # what only their data or repetition tells apart
+        if [other.label for other in rows].count(row.label) > 1:
+            rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
+    states: dict[str, list[str]] = {}
+    data: dict[str, list[str]] = {}
+    for each in found:
+        for known, tag in ((states, names.STATE_DIGEST), (data, names.DATA_DIGEST)):
+            if tag in each.record.tags:
+                known.setdefault(each.record.tags[tag], []).append(each.record.id)
+    others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
+    return Comparison(
+        mark_best(rows),
+        keys,
+        [runs for runs in states.values() if len(runs) > 1],
+        data,
+        {run: differences for run, differences in others.items() if differences},
+        first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
+        {each.record.id: each.record.name for each in found},
+        [_curves(row, found[i]) for row, own in zip(rows, groups, strict=True) for i in own],
+    )
+
+
+def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
+    """Tell whether a setting only says again which member of its group was chosen."""
+    group = key.partition(".")[0]
+    shared = not key.endswith("._target_") and all(key in known for known in params)
+    if group == key or group not in keys or shared:
+        return False
+    pairs = {(known.get(group), known.get(key)) for known in params}
+    return len(pairs) == len({member for member, _ in pairs})
+
+
+def _curves(row: Row, run: RecordedRun) -> Curves:
+    metrics = run.history.metrics
+    return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
+
+
+def group_by_seed(found: list[RecordedRun], facts: list[RunSummary]) -> list[list[int]]:
+    """Return the indices of the runs that make a row each: they differ only by their seeds.
+
+    A second run of the same seed (a rerun, say) is no further sample: it comes into another row.
+    """
+    rows: dict[Any, list[int]] = {}
+    seen: dict[Any, int] = {}
+    for index, (each, known) in enumerate(zip(found, facts, strict=True)):
+        seed = known.params.get("seed")
+        kept = {k: v for k, v in known.params.items() if k not in ("seed", "run_name")}
+        same = (tuple(sorted(kept.items())), each.record.tags.get(names.DATA_DIGEST))
+        count = seen[same, seed] = seen.get((same, seed), -1) + 1
+        # Without a seed nothing says what two runs of one configuration differ by.
+        lonely = None if "seed" in known.params else index
+        rows.setdefault((same, count, lonely), []).append(index)
+    return list(rows.values())
+
+
+def _row(
+    members: list[int], found: list[RecordedRun], facts: list[RunSummary], keys: list[str]
+) -> Row:
+    own = [found[i] for i in members]
+    known = [facts[i] for i in members]
+    pairs = list(zip(own, known, strict=True))
+    seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
+    paces = [
+        f.metrics[names.STEPS_PER_SECOND] for f in known if names.STEPS_PER_SECOND in f.metrics
+    ]
+    metrics = {}
+    for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
+        metrics[key] = _metric([_final_and_best(key, e, f) for e, f in pairs if key in f.metrics])
+    config = {key: known[0].params[key] for key in keys if key in known[0].params}
+    shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]
+    first = f"{own[0].record.name} {own[0].record.id[:8]}"
+    return Row(
+        first if len(own) == 1 else " ".join(shared) or f"{len(own)} seeds from {first}",
+        own[0].record.name,
+        [e.record.id for e in own],
+        ", ".join(dict.fromkeys(e.record.status for e in own)),
+        config,
+        metrics,
+        statistics.mean(seconds) if seconds else None,
+        statistics.mean(paces) if paces else None,
+        [e.record.tags[names.STATE_DIGEST] for e in own if names.STATE_DIGEST in e.record.tags],
+        own[0].record.tags.get(names.DATA_DIGEST),
+    )
+
+
+def _final_and_best(key: str, run: RecordedRun, facts: RunSummary) -> tuple[float, float]:
+    """Return a metric's last and best value; the last is the best where neither way is better."""
+    known = run.history.metrics.get(key, {})
+    final = known[max(known)] if known else facts.metrics[key]
+    better, values = _better(key), [v for v in known.values() if not math.isnan(v)]
+    return final, better(values) if better and values else final
+
+
+def _better(key: str) -> Callable[[Iterable[float]], float] | None:
+    """Return what picks the best of some values of a metric, None if its name does not tell."""
+    words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
+    words |= {word.rstrip("0123456789") for word in words}  # accuracy5
+    if words & LOWER:
+        return min
+    return max if words & HIGHER else None
+
+
+def _mean(values: list[float]) -> float:
+    return values[0] if len(set(map(str, values))) == 1 else statistics.mean(values)  # -0.0 too
+
+
+def _metric(values: list[tuple[float, float]]) -> Metric:
+    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second to import
+
+    finals = [final for final, _ in values]
+    mean, best = _mean(finals), _mean([best for _, best in values])
+    if len(values) < 2 or not all(map(math.isfinite, finals)):
+        return Metric(mean, best, len(values))
+    try:
+        std = statistics.stdev(finals)
+    except OverflowError:
+        std = math.inf
+    ci_half_width = (
+        float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(len(values))
+    )
+    return Metric(mean, best, len(values), std, mean - ci_half_width, mean + ci_half_width)
+
+
+def mark_best(rows: list[Row]) -> list[Row]:
+    """Return the rows with the best of each metric marked, and what ties with it."""
+    for key in dict.fromkeys(key for row in rows for key in row.metrics):
+        better = _better(key)
+        known = {i: row.metrics[key] for i, row in enumerate(rows) if key in row.metrics}
+        if not better or len(known) < 2:
+            continue
+        final = best_or_none(better, [m.final for m in known.values()])
+        best = best_or_none(better, [m.best for m in known.values()])
+        leads = [m for m in known.values() if m.final == final]
+        for i, m in known.items():
+            marks = {"final_leads": m in leads, "best_leads": m.best == best}
+            ties = m not in leads and any(_overlap(m, lead) for lead in leads)
+            rows[i].metrics[key] = replace(m, **marks, ties=ties)
+    return rows
+
+
+def best_or_none(
+    better: Callable[[Iterable[float]], float], values: Sequence[float]
+) -> float | None:
+    """Return the best of some values; None where all are equal, and none is better."""
+    known = [value for value in values if not math.isnan(value)]
+    return better(known) if len(set(known)) > 1 or 0 < len(known) < len(values) else None
+
+
+def _overlap(a: Metric, b: Metric) -> bool:
+    """Tell whether two intervals overlap; a single run has no interval, but a value."""
+    lows = [m.final if m.low is None else m.low for m in (a, b)]
+    highs = [m.final if m.high is None else m.high for m in (a, b)]
+    return max(lows) <= min(highs)

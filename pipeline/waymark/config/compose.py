@@ -1,0 +1,392 @@
+"""Hydra: from overrides and the YAML files in `conf/` to a checked configuration."""
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from waymark.config import masking
+from waymark.config.own_hydra import load, own_singletons
+from waymark.config.settings import (
+    GROUPS,
+    BadInput,
+    Config,
+    Resolved,
+    flatten,
+    masked,
+    nearest,
+    resolve,
+)
+from waymark.config.yaml_source import yaml_class
+
+HERE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
+# Overrides of settings that are texts; values in which numbers are meant; and the parts of all
+# others: a text in quotes, what may be taken for a number, what stands between such.
+TEXT = re.compile(r"(\+{0,2}(?:tags(?:\.[^=]+)?|experiment_name|run_name)=)(.*)", re.DOTALL)
+NUMERIC = re.compile(r"\$\{|\b(range|interval|int|float|bool|glob)\(")
+PARTS = re.compile(
+    r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,()\[\]{}'"\\])+|.""", re.DOTALL
+)
+SEARCHPATH = "hydra.searchpath"
+RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now
+# What launchers and Optuna are in, as the extras of pyproject.toml say it.
+PACKAGES = {
+    "hydra/launcher=joblib": ["hydra-joblib-launcher~=1.2.0"],
+    "hydra/launcher=ray": ["hydra-ray-launcher~=1.2.2", "ray>=2.50,<3", "boto3>=1.40"],
+    "hydra/launcher=submitit": ["hydra-submitit-launcher~=1.2.0", "submitit>=1.5"],
+    "hydra/sweeper=optuna": ["optuna>=4"],
+}
+
+
+@cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+def as_written(overrides: Iterable[str]) -> list[str]:
+    """Put quotes around what Hydra would take for a number where a setting is a text.
+
+    So `+tags.version=1.10` is 1.10, not 1.1; all else stays as it is.
+    """
+
+    def quoted(match: re.Match[str]) -> str:
+        text = match[0].strip()
+        try:
+            number = text and not isinstance(_parser().parse_override(f"x={text}").value(), str)
+        except hydra_errors():  # what is wrong is said where the whole is read
+            return match[0]
+        return f"'{text}'" if number else match[0]
+
+    def written(override: str) -> str:
+        found = TEXT.fullmatch(override)
+        if not found or NUMERIC.search(found[2]):
+            return override
+        name, value = found.groups()
+        if value.strip().startswith("{"):  # name: value, name: value
+            return name + re.sub(r"(?<=:)[^,:{}'\"]+(?=[,}])", quoted, value)
+        nothing = value.strip().lower() == "null" and "tags." not in name
+        return override if nothing else name + PARTS.sub(quoted, value)
+
+    with own_singletons():
+        return [written(override) for override in overrides]
+
+
+def parsed(overrides: Iterable[str]) -> dict[str, Any]:
+    """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    overrides = as_written(overrides)
+    try:
+        with own_singletons():
+            found = OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        raise BadInput(f"{error.override}: is not of the form key=value.") from None
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
+        raise BadInput(f"{error} (in {' '.join(overrides)[:80]!r}).") from None
+    for item in found:
+        if item.is_sweep_override() or item.is_delete() or item.is_add():
+            raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
+    return _read({item.key_or_group: item.value() for item in found})
+
+
+def _read(given: dict[str, Any]) -> dict[str, Any]:
+    """Return overrides with what their interpolations come to; they know only each other."""
+    from omegaconf import OmegaConf
+
+    open_ = {key: value for key, value in given.items() if "${" in str(value)}
+    if not open_:
+        return given
+    try:
+        return {**given, **masking.resolve(OmegaConf.create(open_))}
+    except hydra_errors() as error:
+        words = [f"{key}={value}" for key, value in open_.items()]
+        raise BadInput(f"{refusal(error, words)} (in {' '.join(words)[:80]!r}).") from None
+
+
+def searchpath(folders: Iterable[str]) -> str:
+    """Return the override that adds folders of the user's own YAML; raise BadInput for another."""
+    quoted = []
+    for folder in folders:
+        path = Path(folder.removeprefix("file://")).expanduser().absolute()
+        if "://" not in folder.removeprefix("file://") and not path.is_dir():
+            raise BadInput(f"--config-dir={folder!r}: there is no such folder.")
+        text = folder if "://" in folder else f"file://{path}"
+        quoted.append("'" + re.sub(r"(\\*)'", r"\1\1\'", text) + "'")
+    return f"{SEARCHPATH}=[{','.join(quoted)}]"
+
+
+def composed(overrides: Sequence[str]) -> Resolved:
+    """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
+    overrides = as_written(overrides)
+    try:
+        cfg = load(CONF, overrides, yaml_class(CONF))
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, overrides)) from None
+    return resolved(cfg, cfg.hydra.runtime.choices, overrides)
+
+
+def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resolved:
+    """Return the checked configuration for what Hydra composed; here the DictConfig dies.
+
+    `chosen` holds the member that was chosen of each group.
+    """
+    from omegaconf import OmegaConf
+
+    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+
+    def source(key: str) -> str:
+        above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
+        return "the command line" if given & {key, *above} else "conf/"
+
+    choices = {group: str(chosen.get(group)) for group in GROUPS}
+    own = _without_hydra(cfg)
+    try:
+        values = masking.resolve(own)
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, overrides)) from None
+    for group, member in chosen.items():
+        if group in values and group not in GROUPS:
+            raise BadInput(
+                f"{group}={member}: the settings of this file are those of no group, "
+                f"so it has to begin with the line `# @package _global_`."
+            )
+    _keep_texts(values, OmegaConf.to_container(own))  # type: ignore[arg-type]
+    return resolve(values, choices, source)
+
+
+def _keep_texts(values: dict[str, Any], written: Mapping[str, Any]) -> None:
+    """Make a text of a number that an interpolation brought to where a text must stand."""
+
+    def text(now: Any, before: object) -> Any:
+        number = isinstance(now, bool | int | float) and "${" in str(before)
+        return str(now) if number else now
+
+    for key in {"experiment_name", "run_name"} & values.keys():
+        values[key] = text(values[key], written[key])
+    tags, before = values.get("tags"), written.get("tags")
+    if isinstance(tags, Mapping) and isinstance(before, Mapping):
+        values["tags"] = {key: text(value, before[key]) for key, value in tags.items()}
+
+
+class Composer:
+    """Compose the trials of a sweep, which differ in a few values, hundreds in a second.
+
+    Hydra takes a twentieth of a second for each. What it composed for one choice of groups holds
+    for all trials of that choice; their plain values are put on top, as Hydra does it.
+    """
+
+    def __init__(self, config_loader: Any, master: Any) -> None:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        self._loader, self._master = config_loader, master
+        self._parser = OverridesParser.create()
+        self._is_group = cache(lambda key: bool(config_loader.get_group_options(key)))
+        self._parsed = cache(self._parse)
+        self._base = cache(self._compose)
+
+    def __call__(self, overrides: Sequence[str]) -> Resolved:
+        """Return the checked configuration of one trial; raise what Hydra raises, and BadInput."""
+        from omegaconf import OmegaConf
+
+        overrides = as_written(overrides)
+        items = [(text, *self._parsed(text)) for text in overrides]
+        put = {item.key_or_group: item.value() for _, item, kind in items if kind == "value"}
+        others = [item.key_or_group for _, item, kind in items if kind == "other"]
+        rest = tuple(text for text, _, kind in items if kind != "value")
+        whole = any(_overlap(key, other) for key in put for other in others)  # their order matters
+        if whole or not put.keys() <= self._base(rest)[2].keys():  # or one replaces a whole branch
+            put, rest = {}, tuple(overrides)
+        cfg, choices, before = self._base(rest)
+        try:
+            for key, value in put.items():
+                OmegaConf.update(cfg, key, value, merge=True)
+            return resolved(cfg, choices, list(overrides))
+        finally:  # a copy for each would take longer than all the rest
+            for key in put:
+                OmegaConf.update(cfg, key, before[key], merge=True)
+
+    def _parse(self, text: str) -> tuple[Any, str]:
+        """Return an override, and its kind: of a group, of a plain value in its place, other."""
+        item = self._parser.parse_override(text)
+        if self._is_group(item.key_or_group):
+            return item, "group"
+        special = item.is_add() or item.is_force_add() or item.is_delete() or item.package
+        plain = not special and isinstance(item.value(), int | float | str | None)
+        return item, "value" if plain else "other"
+
+    def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        from omegaconf import OmegaConf
+
+        cfg = self._loader.load_sweep_config(self._master, list(rest))
+        own, choices = _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
+        return own, choices, flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Tell whether one dotted key is the other or a part of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _without_hydra(cfg: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    own = [key for key in cfg if key != "hydra"]
+    return OmegaConf.masked_copy(cfg, own) if "hydra" in cfg else cfg
+
+
+def switched(
+    body: Mapping[str, Any],
+    choices: Mapping[str, str],
+    members: Mapping[str, str],
+    folders: Iterable[str] = (),
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return recorded values and choices with other `members` of groups in them.
+
+    Beside `conf/` their YAML may lie in `folders`.
+
+    What the members' YAML sets comes in, what the former ones' set goes; all else stays as it
+    was recorded. Raises BadInput for a member that does not exist.
+    """
+    values, now = deepcopy(dict(body)), {**choices}
+    own = [searchpath(folders)] if folders else []
+    for group, member in members.items():
+        before, after = (_defaults([f"{group}={name}", *own]) for name in (now[group], member))
+        for key in {**before, **after}:
+            if before.get(key) != after.get(key) or (key in before) != (key in after):
+                *parents, last = key.split(".")
+                place = values
+                for parent in parents:
+                    place = place[parent]
+                place.pop(last, None)
+                if key in after:
+                    place[last] = after[key]
+        now[group] = member
+    return values, now
+
+
+def described(config: Config) -> Resolved:
+    """Return a typed configuration together with the plain values that record it.
+
+    Raises BadInput for what `resolve` refuses: a Config's own types are checked only when it is
+    made.
+    """
+    values: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        if field.name in GROUPS:
+            plain = {"_target_": _target(value), **plain}
+        values[field.name] = plain
+    choices = {group: _member(group, _target(getattr(config, group))) for group in GROUPS}
+    return resolve(masking.recalled(values), choices, lambda key: "the given configuration")
+
+
+def _target(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def _member(group: str, target: str) -> str:
+    """Return the name by which `conf/` knows a class, else the class's own."""
+    for path in sorted((CONF / group).glob("*.yaml")):
+        if target in flatten(yaml.safe_load(path.read_text(encoding="utf-8"))).values():
+            return path.stem
+    return target.rpartition(".")[2].lower()
+
+
+def plain(cfg: Any) -> dict[str, Any]:
+    """Return what Hydra composed as plain values, `???` where one is missing.
+
+    Interpolations stay in Hydra's own node, and where one of a value that is missing is among
+    them. The experiment's name is the one that is recorded.
+    """
+    from omegaconf import OmegaConf
+
+    own = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
+           for key in cfg if not OmegaConf.is_missing(cfg, key)}  # fmt: skip
+    with contextlib.suppress(*hydra_errors()):
+        values = masking.resolve(_without_hydra(cfg), partly=True)
+        own |= {key: value for key, value in values.items() if key in own}
+    return {**own, "experiment_name": str(masked(own["experiment_name"]))}
+
+
+def hydra_errors() -> tuple[type[Exception], ...]:
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    return (
+        *(HydraException, OmegaConfBaseException),
+        *(ValueError, TypeError, AssertionError, RecursionError),
+    )
+
+
+def brought_by(choice: str) -> str:
+    """Return a hint that tells how to install a launcher or sweeper, nothing if it is there."""
+    try:
+        for package in PACKAGES[choice]:
+            distribution(re.split("[~<>=]", package)[0])
+    except PackageNotFoundError:
+        return f"; pip install {' '.join(map(repr, PACKAGES[choice]))} brings it"
+    return ""
+
+
+def refusal(error: Exception, arguments: list[str]) -> str:
+    """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import MissingMandatoryValue
+
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, member = str(error.missing_cfg_file).rpartition("/")
+        options, family = sorted(error.options), member.partition("_")[0]
+        now = member.replace(*RENAMED)
+        hint = f"; it is called {now} now" if now in options else nearest(member, options)
+        known = any(name.partition("_")[0] == family for name in options)
+        if f"{group}={family}" in PACKAGES and not known:
+            hint = brought_by(f"{group}={family}")
+            if not hint:  # a run by itself does not look for launchers
+                return f"{group}={member}: launchers are for sweeps (waymark run -m)."
+        return f"{group}={member}: there is no such choice ({', '.join(options)}){hint}."
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: cannot be read as key=value; "
+            f"a value with special characters stands in quotes: 'key=\"value\"'."
+        )
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key}: a value is missing."
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown and unknown[1].split(".")[0] == "tags":
+        return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
+    if unknown and unknown[1] not in GROUPS:
+        return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    return "; ".join(lines[:2])
+
+
+def _known_keys(arguments: list[str]) -> list[str]:
+    """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
+    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
+    for groups in (chosen, []):
+        with contextlib.suppress(BadInput):
+            return [*GROUPS, *_defaults(groups)]
+    return list(GROUPS)
+
+
+def _defaults(members: list[str]) -> dict[str, Any]:
+    """Return what `conf/` says with the chosen members, flat, as it stands there."""
+    from omegaconf import OmegaConf
+
+    try:
+        own = _without_hydra(load(CONF, members, yaml_class(CONF)))
+        return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, members)) from None

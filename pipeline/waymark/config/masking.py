@@ -1,0 +1,175 @@
+"""Secrets: which environment variables hold one, and what stands for their values in a record.
+
+Only what an interpolation `${oc.env:NAME}` brings from such a variable is masked, at its place:
+`https://me:${oc.env:HUB_TOKEN}@host` is recorded as `https://me:***(HUB_TOKEN)@host`.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from waymark.config.own_hydra import own_resolvers
+
+PARTS = (
+    *("TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
+    *("API_KEY", "ACCESS_KEY", "PRIVATE_KEY"),
+)
+ENDS = ("_PASS", "_PWD", "_KEY")
+MASK = re.compile(r"\*\*\*\(([^()]*)\)")
+SHORTEST = 4  # characters of a secret that is looked for in error messages
+
+_known: dict[str, str] = {}  # texts with a secret in them that this process has read -> masked
+_settings: dict[tuple[str, str], str] = {}  # key and text of what was handed out -> masked
+
+
+class Secret(str):
+    """A setting's value that holds a secret, as a text, and what is recorded of it."""
+
+    shown: str
+    value: Any  # the text itself, or the number that was made of it
+
+    def __new__(cls, value: Any, shown: str) -> "Secret":
+        self = super().__new__(cls, value if isinstance(value, str) else json.dumps(value))
+        self.value, self.shown = value, shown
+        _remember(str(self), shown)
+        before, _, rest = shown.partition("***(")
+        name, _, after = rest.partition(")")
+        if "***(" not in after:
+            _remember(self[len(before) : len(self) - len(after)], f"***({name})")
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, Any]:  # type: ignore[override]
+        return self.value, self.shown
+
+    def as_number(self) -> Any:
+        """Return the value for a setting that is no text."""
+        try:
+            return json.loads(self.value)
+        except (TypeError, ValueError):
+            return self.value
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether the name of an environment variable says that its value is secret."""
+    name = name.upper()
+    return name.endswith(ENDS) or any(part in name for part in PARTS)
+
+
+def without_secrets(text: str) -> str:
+    """Return a message with the secrets masked that this process has read.
+
+    For messages alone: in a setting, a mask stands only where the secret was put.
+    """
+    for known in sorted(_known, key=len, reverse=True):
+        text = text.replace(known, _known[known])
+    return text
+
+
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested plain values with each one changed."""
+    if isinstance(value, Mapping):
+        return {key: mapped(inner, change) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [mapped(inner, change) for inner in value]
+    return change(value)
+
+
+def revealed(value: Any) -> Any:
+    """Return nested plain values with that of each Secret in its place."""
+    return mapped(value, lambda each: each.value if isinstance(each, Secret) else each)
+
+
+def with_masks(value: Any, shown: Any) -> Any:
+    """Return a value, or a list of such, as a Secret where something else is shown."""
+    if isinstance(value, list):
+        return [with_masks(*pair) for pair in zip(value, shown, strict=True)]
+    return value if value == shown else Secret(value, shown)
+
+
+def remember_setting(key: str, value: Any, shown: Any) -> None:
+    """Take note of a setting whose text is handed out, without its mask."""
+    if isinstance(value, str):
+        _settings[key, value] = shown
+
+
+def recalled(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings that were handed out, secret ones as Secret."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            value = recalled(value, f"{key}.")
+        elif isinstance(value, str) and (key, value) in _settings:
+            value = Secret(value, _settings[key, value])
+        found[name] = value
+    return found
+
+
+def as_interpolation(text: str) -> str:
+    """Return a masked text as it is given on the command line, where it is read and masked."""
+    return MASK.sub(r"${oc.env:\1}", text)
+
+
+def resolve(cfg: Any, partly: bool = False) -> Any:
+    """Return the plain values that a DictConfig of OmegaConf's comes to, secret ones as Secret.
+
+    Raises what OmegaConf raises, also for a value that is missing unless `partly`.
+    """
+    from omegaconf import OmegaConf
+
+    read: set[str] = set()
+    with own_resolvers():
+        _watch(read, masking=False)
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=not partly)
+        if not read:
+            return values
+        _watch(read, masking=True)
+        again = deepcopy(cfg)
+        OmegaConf.clear_cache(again)  # of resolvers, which hold true values
+        return {key: _marked(value, again, key, read, ()) for key, value in values.items()}
+
+
+def _marked(value: Any, place: Any, key: Any, read: set[str], above: tuple[str, ...]) -> Any:
+    """Return a value with its secrets as Secret; `above` are those that it was taken out of."""
+    read.clear()
+    try:
+        found = place[key]
+    except Exception:  # a resolver that cannot do with a mask
+        found = None
+    names = (*above, *sorted(read))
+    if isinstance(value, dict):
+        return {k: _marked(inner, found, k, read, names) for k, inner in value.items()}
+    if isinstance(value, list):
+        return [_marked(inner, found, i, read, names) for i, inner in enumerate(value)]
+    if not names or found == value:
+        return value
+    in_place = isinstance(found, str) and set(MASK.findall(found)) >= set(names)
+    return Secret(value, found if in_place else "".join(f"***({n})" for n in dict.fromkeys(names)))
+
+
+def _watch(read: set[str], masking: bool) -> None:
+    """Let `oc.env` tell which secrets it reads and, if `masking`, give a mask for each."""
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def env(key: str, *default: Any) -> Any:
+        if not (is_secret(str(key)) and key in os.environ):
+            return oc.env(key, *default)
+        read.add(key)
+        _remember(os.environ[key], f"***({key})")
+        return f"***({key})" if masking else os.environ[key]
+
+    def decode(text: str | None, _parent_: Any, _node_: Any) -> Any:
+        masked = masking and text is not None and MASK.search(text)
+        return text if masked else oc.decode(text, _parent_, _node_)
+
+    OmegaConf.register_new_resolver("oc.env", env, replace=True)
+    OmegaConf.register_new_resolver("oc.decode", decode, replace=True)
+
+
+def _remember(text: str, mask: str) -> None:
+    if len(text) >= SHORTEST and text != mask:
+        _known[text] = mask

@@ -1,0 +1,1 @@
+"""Data sets: arrays of images and labels, and the batches drawn from them."""

@@ -1,0 +1,1 @@
+"""Evaluation: what a checkpoint is worth, by Waymark's model or by the graph in its files."""

@@ -1,0 +1,188 @@
+"""The graph in a file: `model_ckpt.meta`, scored without any model code.
+
+The collection `train_var` holds inputs float32 [None, pixels], labels float32 [None, classes]
+and accuracy, in this order, as the TF1 tutorial's programs expect.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from waymark.checkpoints.tf_bundle import check_bundle, readable
+from waymark.config.settings import BadInput, Config, first_line
+from waymark.data.sources import Dataset, ImageSpec
+from waymark.models import forward
+from waymark.training.hidden_state import refuse_variables
+from waymark.training.runtime import quiet
+from waymark.training.score import IMAGES_PER_BATCH
+
+COLLECTION = "train_var"
+
+FILE_OPS = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
+
+# What a model, its gradients, the TF1 tutorial's optimizers, summaries and a Saver are made of,
+# in old graphs too. Nothing here reads or writes files (but FILE_OPS), runs foreign code, or
+# opens connections.
+OPS = """
+    Abs Add AddN AddV2 All Any ApplyAdagrad ApplyAdam ApplyGradientDescent ApplyMomentum
+    ApplyRMSProp ArgMax ArgMin Assign AssignAdd AssignAddVariableOp AssignSub
+    AssignSubVariableOp AssignVariableOp AudioSummary AudioSummaryV2 AvgPool AvgPoolGrad
+    BatchMatMulV2 BatchNormWithGlobalNormalization BiasAdd BiasAddGrad BiasAddV1
+    BroadcastGradientArgs BroadcastTo Cast Ceil CheckNumerics Concat ConcatOffset ConcatV2 Const
+    Conv2D Conv2DBackpropFilter Conv2DBackpropInput Cumsum DepthwiseConv2dNative
+    DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput DisableCopyOnRead Div
+    DivNoNan DynamicStitch Elu EluGrad Equal Erf Exp ExpandDims Fill Floor FloorDiv FloorMod
+    FusedBatchNorm FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3 FusedBatchNormV2
+    FusedBatchNormV3 Gather GatherV2 Greater GreaterEqual HistogramSummary Identity IdentityN
+    ImageSummary InTopK InTopKV2 Inv InvGrad InvertPermutation IsFinite IsVariableInitialized
+    L2Loss LRN LRNGrad LeakyRelu LeakyReluGrad Less LessEqual Log LogSoftmax LogicalAnd
+    LogicalNot LogicalOr MatMul Max MaxPool MaxPoolGrad Maximum Mean Merge MergeSummary Min
+    Minimum MirrorPad Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad Placeholder
+    PlaceholderWithDefault Pow PreventGradient Prod RandomStandardNormal RandomUniform
+    RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal ReciprocalGrad RefMerge
+    RefSwitch Relu Relu6 Relu6Grad ReluGrad Reshape ResourceApplyAdagrad ResourceApplyAdam
+    ResourceApplyGradientDescent ResourceApplyKerasMomentum ResourceApplyMomentum
+    ResourceApplyRMSProp ReverseV2 Round Rsqrt RsqrtGrad ScalarSummary Select SelectV2 Selu
+    SeluGrad Shape ShapeN Sigmoid SigmoidGrad Sign Size Slice Softmax
+    SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign
+    SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt SqrtGrad Square SquaredDifference
+    Squeeze StaticRegexFullMatch StopGradient StridedSlice StridedSliceGrad StringJoin Sub Sum
+    Switch Tanh TanhGrad TensorSummary TensorSummaryV2 Tile TopK TopKV2 Transpose
+    TruncatedNormal Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 Where ZerosLike
+"""
+ALLOWED_OPS = FILE_OPS | set(OPS.split())
+
+
+def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """Return the serialized MetaGraphDef that scores a model of these float32 parameters."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default():
+        variables = {
+            name: v1.Variable(
+                lambda shape=shape: tf.zeros(shape), shape=shape, name=name, use_resource=True
+            )
+            for name, shape in shapes.items()
+        }
+        inputs = v1.placeholder(tf.float32, [None, prod(spec.shape)], name="inputs")
+        labels = v1.placeholder(tf.float32, [None, spec.classes], name="labels")
+        values = {name: variable.read_value() for name, variable in variables.items()}
+        images = tf.reshape(inputs, [-1, *spec.shape])
+        with refuse_variables([config.model]):
+            logits = forward(config.model, config.precision, values, images)
+        right = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))
+        hits = tf.reduce_sum(tf.cast(right, tf.int64))
+        accuracy = tf.cast(
+            tf.cast(hits, tf.float64) / tf.cast(tf.size(right), tf.float64), tf.float32
+        )
+        for tensor in (inputs, labels, tf.identity(accuracy, name="accuracy")):
+            v1.add_to_collection(COLLECTION, tensor)
+        saver = v1.train.Saver(variables)
+        body = saver.export_meta_graph(clear_devices=True)
+        return body.SerializeToString(deterministic=True)  # manifests of older steps know it
+
+
+def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
+    """Restore graph and weights from files, score the test set; return the hits.
+
+    Raises BadInput for a file that is no graph, lacks the collection, does not fit the data,
+    or holds operations that a model has no need of.
+    """
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    v1 = tf.compat.v1
+    body = v1.MetaGraphDef()
+    try:
+        body.ParseFromString(meta.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise BadInput(f"{meta}: is not a graph that TensorFlow wrote ({error}).") from None
+    if COLLECTION not in body.collection_def or not body.HasField("saver_def"):
+        raise BadInput(f"{meta}: has no collection {COLLECTION!r} or no saver.")
+    if body.saver_def.version == body.saver_def.V1:
+        raise BadInput(f"{meta}: its saver reads TensorFlow's first format (V1) alone.")
+    names = list(body.collection_def[COLLECTION].node_list.value)
+    if len(names) != 3:
+        raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")
+    _check_operations(meta, body, names)
+    pixels = data.x_test.reshape(len(data.x_test), -1)
+    classes = np.arange(data.spec.classes)
+    options = v1.ConfigProto(intra_op_parallelism_threads=threads)
+    with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
+        try:
+            check_bundle(prefix)
+            saver = v1.train.import_meta_graph(body, clear_devices=True)
+            with readable(prefix) as path:
+                saver.restore(session, path)
+            inputs, labels, accuracy = v1.get_collection(COLLECTION)
+            hits = 0
+            for start in range(0, len(pixels), IMAGES_PER_BATCH):
+                batch = pixels[start : start + IMAGES_PER_BATCH].astype(np.float32)
+                batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
+                truth = data.y_test[start : start + IMAGES_PER_BATCH, None] == classes  # one-hot
+                feed = {inputs: batch, labels: truth.astype(np.float32)}
+                share = session.run(accuracy, feed)
+                if np.ndim(share) or not 0 <= share <= 1:
+                    raise ValueError(f"its accuracy is {share}")
+                hits += round(float(share) * len(batch))
+            return hits
+        except Exception as error:  # TensorFlow raises nearly anything for a foreign graph
+            reason = first_line(error)
+            raise BadInput(f"{meta}: cannot score this data ({reason}).") from None
+
+
+def _check_operations(meta: Path, body: Any, tensors: Iterable[str]) -> None:
+    """Refuse operations outside the list, and file operations but the saver's own restore."""
+    functions = [node for f in body.graph_def.library.function for node in f.node_def]
+    for node in [*body.graph_def.node, *functions]:
+        if node.op not in ALLOWED_OPS:
+            raise BadInput(f"{meta}: holds the operation {node.op} ({node.name}), not allowed.")
+    for node in functions:
+        if node.op in FILE_OPS:
+            raise BadInput(f"{meta}: a function in it holds the file operation {node.op}.")
+    nodes = {node.name: node for node in body.graph_def.node}
+    ancestors = _ancestors(nodes)
+    for tensor in tensors:
+        for name in ancestors(tensor):
+            if nodes[name].op in FILE_OPS:
+                raise BadInput(f"{meta}: {tensor} depends on the file operation {name}.")
+    for name in ancestors(body.saver_def.restore_op_name):
+        if nodes[name].op == "RestoreV2":
+            if not _reads(name, body.saver_def.filename_tensor_name, nodes):
+                raise BadInput(f"{meta}: {name} reads another file than the checkpoint.")
+        elif nodes[name].op in FILE_OPS:
+            raise BadInput(f"{meta}: restoring depends on the file operation {name}.")
+
+
+def _reads(name: str, given: str, nodes: Mapping[str, Any]) -> bool:
+    """Tell whether a node's first input is the tensor `given`, at most through identities."""
+    for _ in nodes:  # a longer way goes in a circle
+        source = next(iter(nodes[name].input), "")
+        name, _, output = source.partition(":")
+        if f"{name}:{output or 0}" == given:
+            return True
+        if name not in nodes or nodes[name].op != "Identity":
+            return False
+    return False
+
+
+def _node(tensor: str) -> str:
+    return tensor.removeprefix("^").partition(":")[0]
+
+
+def _ancestors(nodes: Mapping[str, Any]) -> Callable[[str], set[str]]:
+    def walk(tensor: str) -> set[str]:
+        found: set[str] = set()
+        todo = [_node(tensor)]
+        while todo:
+            name = todo.pop()
+            if name not in found and name in nodes:
+                found.add(name)
+                todo += [_node(source) for source in nodes[name].input]
+        return found
+
+    return walk

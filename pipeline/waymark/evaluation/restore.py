@@ -1,0 +1,209 @@
+"""Restore what was saved into a fresh model and score it."""
+
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from waymark.checkpoints import State
+from waymark.checkpoints.external import find_bundle, read_parameters
+from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
+from waymark.config.compose import SEARCHPATH
+from waymark.config.settings import BadInput, Config, Resolved, from_record
+from waymark.data.sources import Dataset, ImageSpec
+from waymark.evaluation import graph
+from waymark.names import DATA_DIGEST, TEST_ACCURACY, VERSION
+from waymark.tracking import artifacts
+from waymark.tracking.finder import find_single
+from waymark.tracking.opening import open_store
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+from waymark.training.loop import check_state, initial_state
+from waymark.training.runtime import start_if_imported, start_tensorflow
+from waymark.training.score import Score, Scorer
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a restored checkpoint scored on the whole test set."""
+
+    accuracy: float  # hits / total
+    hits: int
+    total: int
+    source: str  # which files were restored
+    step: int | None = None  # of a run's checkpoint
+    loss: float | None = None  # mean softmax cross entropy; a graph alone does not tell it
+
+    def plain(self) -> dict[str, Any]:
+        """Return the fields that are known."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+def load_data(config: Config) -> Dataset:
+    """Load the data set and check that configuration and model fit it; raise BadInput."""
+    data: Dataset = config.data.load()
+    if config.batch_size > len(data.x_train):
+        raise BadInput(
+            f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
+            f"the size of {data.name}'s training set."
+        )
+    check = getattr(config.model, "check", None)
+    if check:
+        check(data.spec)
+    return data
+
+
+def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ...]]:
+    """Return the model's parameters and their shapes, in the model's order."""
+    initial, names = initial_state(config, spec)
+    return {name: tuple(initial[name].shape) for name in names}
+
+
+def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
+    """Restore a whole state, strictly, into a fresh model and score it; raise DoesNotFit.
+
+    A `scorer` of this model and data saves compiling another.
+    """
+    initial, names = initial_state(config, data.spec)
+    check_state(state, initial)
+    return score_parameters(config, data, {name: state[name] for name in names}, scorer)
+
+
+def score_parameters(
+    config: Config, data: Dataset, parameters: State, scorer: Scorer | None = None
+) -> Score:
+    """Score float32 parameters, named as the model names them, in a fresh model."""
+    import tensorflow as tf
+
+    values = {name: tf.constant(value) for name, value in parameters.items()}
+    return (scorer or Scorer(config.model, config.precision, data))(values)
+
+
+def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
+    """Score a checkpoint of a run: a step, `best` or `latest`; write nothing to the run.
+
+    Raises BadInput for what is not there, CorruptCheckpoint for a named checkpoint that is damaged.
+    """
+    overrides = dict(overrides)
+    tracking = open_store(overrides.pop("tracking.uri", None), reading=True)
+    trusted = overrides.pop("trusted_modules", [])
+    overrides.pop(SEARCHPATH, None)  # a record names no YAML
+    record = find_single(tracking, text)
+    refuse_foreign(tracking, record)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = record.folder
+        newer = artifacts.newer(tracking, record)
+        if newer or (record.remote and not (folder / "config.yaml").exists()):
+            folder = Path(scratch) / "run"
+            for name in ("config.yaml", *newer):
+                artifacts.fetch(tracking, record, name, folder)
+        path = folder / "config.yaml"
+        config = from_record(path, overrides, trusted, ("",), record.id).config
+        store = CheckpointStore(folder / "checkpoints", config.save)
+        chosen = _choose(store, step, record.id)
+        start_if_imported(**vars(config.runtime))
+        data = load_data(config)
+        refuse_other_data(record, data)
+        start_tensorflow(**vars(config.runtime))
+        scored = _score_step(config, data, store, chosen, from_meta)
+        source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
+        return Evaluation(**scored, step=chosen, source=source)
+
+
+def refuse_foreign(tracking: RunStore, record: RunRecord) -> None:
+    """Raise BadInput for a run that is not Waymark's, or whose files are links."""
+    refuse_links(record.folder)
+    if VERSION not in record.tags and artifacts.read(tracking, record, "config.yaml") is None:
+        raise BadInput(f"run {record.id}: is not one that Waymark trained; it has no config.yaml.")
+
+
+def refuse_other_data(record: RunRecord, data: Dataset) -> None:
+    """Raise BadInput unless a run was trained on `data`."""
+    known = record.recorded_tag(DATA_DIGEST)
+    if known is None:
+        raise BadInput(
+            f"run {record.id}: its tag {DATA_DIGEST} is gone, so that nothing tells what data it "
+            f"was trained on; if it was {data.source}, set the tag in MLflow to {data.digest}."
+        )
+    if data.digest != known:
+        raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
+
+
+def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
+    """Return the step that `step` means; raise BadInput listing those that exist."""
+    steps = store.steps()
+    if step == "latest" and steps:
+        return steps[-1]
+    if step == "best":
+        rule = store.save.keep_best
+        metric, mode = (rule.metric, rule.mode) if rule else (TEST_ACCURACY, "max")
+        known = {}
+        for at in steps:
+            try:
+                value = store.manifest(at).metrics.get(metric, math.nan)
+            except CorruptCheckpoint as error:
+                print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
+                continue
+            if not math.isnan(value):
+                known[at] = value
+        if known:
+            sign = 1 if mode == "max" else -1
+            return max(known, key=lambda s: (sign * known[s], -s))
+        raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
+    if step not in map(str, steps):
+        raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
+    return int(step)
+
+
+def _score_step(
+    config: Config, data: Dataset, store: CheckpointStore, step: int, from_meta: bool
+) -> dict[str, Any]:
+    if not from_meta:
+        state = store.read(step)[1]
+        score = score_state(config, data, state)
+        log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
+        return score.summary
+    manifest = store.manifest(step)
+    if not manifest.graph:
+        raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
+    store.verify(manifest)
+    store.verify_graph(manifest)
+    meta = store.folder / min(manifest.graph)
+    hits = graph.score(meta, store.path(step), data, config.runtime.intra_op_threads)
+    return _hits(hits, data)
+
+
+def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
+    """Score files that Waymark did not write; raise BadInput if they do not fit."""
+    config = resolved.config
+    start_if_imported(**vars(config.runtime))
+    data = load_data(config)
+    start_tensorflow(**vars(config.runtime))
+    if from_meta:
+        prefix = find_bundle(path)
+        stems = [prefix.name, prefix.name.rpartition("-")[0]]
+        metas = [prefix.with_name(f"{stem}.meta") for stem in stems if stem]
+        found = [meta for meta in metas if os.path.exists(meta)]
+        if not found:
+            raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
+        hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)
+        return Evaluation(**_hits(hits, data), source=str(prefix))
+    shapes = parameter_shapes(config, data.spec)
+    parameters = read_parameters(path, shapes, "--checkpoint")
+    log_parameters(parameters)
+    return Evaluation(**score_parameters(config, data, parameters).summary, source=str(path))
+
+
+def _hits(hits: int, data: Dataset) -> dict[str, Any]:
+    total = len(data.x_test)
+    return {"accuracy": hits / total, "hits": hits, "total": total}
+
+
+def log_parameters(parameters: State) -> None:
+    """Print index, name and shape of the parameters that were loaded, as the TF1 tutorial does."""
+    for index, (name, value) in enumerate(parameters.items()):
+        print(f"{index} {name} {value.shape}", file=sys.stderr)

@@ -1,0 +1,277 @@
+"""Do a recorded run again, as a new run, and tell whether it came to the same bits."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from waymark.comparison.own_code import (
+    COPIES,
+    OwnFacts,
+    import_folders,
+    own_facts,
+    patch_name,
+    top_of,
+)
+from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
+from waymark.comparison.repository import CHECKOUT, checkout, diffstat, run_git
+from waymark.comparison.rerun_report import RerunReport, load
+from waymark.config.compose import SEARCHPATH, parsed
+from waymark.config.settings import NAME, BadInput, Sentence
+from waymark.execution import new_process
+from waymark.execution.execute import run
+from waymark.execution.plan import record_as_it_is, record_of
+from waymark.failure import Failed
+from waymark.tracking.finder import find_single
+from waymark.tracking.opening import open_store
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+
+# What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
+FREE = (
+    *("log_every", "eval_every", "data.path", "progress", "record.changes"),
+    *("experiment_name", "run_name", "trusted_modules", SEARCHPATH),
+)
+
+COMMIT = re.compile("[0-9a-f]{40,64}")
+
+
+def rerun(
+    text: str,
+    overrides: Sequence[str],
+    threads: int | None = None,
+    at_commit: bool = False,
+    trust_code: bool = False,
+) -> RerunReport:
+    """Run a recorded run again and compare every value and every state by its bits.
+
+    `threads` replaces the recorded number of threads, to see what that does. `at_commit` runs
+    the recorded commit with its recorded changes instead of the code as it is now; that takes
+    `trust_code`.
+
+    Raises BadInput for an unknown run, an override that could change the numbers, or a record
+    that is damaged; Failed and Interrupted as `run` does.
+    """
+    given = {"tracking.uri": None, **parsed(overrides)}
+    trusted = given.pop("trusted_modules", [])
+    tracking = open_store(given["tracking.uri"])
+    record = find_single(tracking, text)
+    _refuse_others(given, tracking, record)
+    original = load_recorded_run(tracking, record)
+    if at_commit:
+        words = ["rerun", record.id, *overrides]
+        words += [f"--threads={threads}"] if threads is not None else []
+        with _worktrees(original, trust_code) as (code, where):
+            return _in_a_new_process(words, code, where)
+    name = f"rerun of {record.name.removeprefix('rerun of ')}"
+    given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
+    if threads is not None:
+        given["runtime.intra_op_threads"] = threads
+    resolved = record_of(tracking, record, given, trusted)
+    try:
+        verdict = run(resolved, original).verdict
+    except Failed as failed:
+        if failed.verdict is None:
+            raise
+        verdict = failed.verdict
+    assert verdict
+    return verdict
+
+
+def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunRecord) -> None:
+    """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
+    others = [k for k in given if k not in FREE and k.partition(".")[0] not in ("save", "tracking")]
+    masked = record_as_it_is(tracking, record)[2] if others else []
+    for key in others:
+        if key == "runtime.intra_op_threads":
+            raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
+        if key not in masked:
+            again = f"waymark run --config-from {record.id} {key}=..."
+            raise BadInput(
+                f"{key}: could change the numbers, so a rerun does not take it; "
+                f"for an ordinary new run: {again}"
+            )
+
+
+def _in_a_new_process(
+    words: Sequence[str], code: Sequence[str], checkout: str | None
+) -> RerunReport:
+    """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
+
+    Raises BadInput, Failed or Interrupted with what the process says.
+    """
+    path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-P", "-m", "waymark", *words, "--json"]
+    last = ""
+
+    def tell(line: str) -> None:  # the last one may be the error
+        nonlocal last
+        new_process.show(last, sys.stdout)
+        last = line
+
+    with tempfile.TemporaryFile("w+") as answer:
+        variables = {"PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
+        status = new_process.run(command, tell, variables, answer)
+        answer.seek(0)
+        told = answer.read()
+    if status not in (1, 2):
+        new_process.show(last, sys.stdout)
+    if status in (0, 3):
+        return load(told)
+    sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"
+    if status == 2:
+        raise BadInput(sentence)
+    raise new_process.ended(status) or Failed(sentence)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A checkout's commit and changes as a run recorded them."""
+
+    name: str  # " of NAME"; "" for the code's checkout
+    top: Path  # of the repository that has the commit
+    commit: str
+    patch: str
+    changes: str | None  # in one line; None if they were not recorded
+    folders: list[Path]  # from which modules of the user's are imported
+
+
+@contextmanager
+def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[str], str | None]]:
+    """Check out what a run recorded of its code and the user's.
+
+    Yield the folders it is imported from, and the one of the code's checkout, if there was one.
+    """
+    own = own_facts(original.facts)
+    gone = [name for name in own.patches() if not original.own.get(name)]
+    if gone:
+        raise BadInput(f"--at-commit: run {original.record.id} has lost {gone[0]}.")
+    copies = original.own.get(COPIES, "")
+    main = _recorded_checkout(original, own)
+    others = [_recorded_repository(original, n) for n in range(len(own.repositories))]
+    for each in [*([main] if main else []), *others]:
+        text = _git(each.top, "log", "-1", "--format=commit %h of %cs: %s", each.commit)
+        print(Sentence(text.strip() + (f" ({each.name[4:]})" if each.name else "")))
+        changes = "not recorded" if each.changes is None else each.changes
+        print(Sentence(f"recorded changes{each.name}: {changes}"), flush=True)
+    if copies:
+        print(Sentence(f"recorded copies: {diffstat(copies)}"), flush=True)
+    if own.left_out:
+        print(Sentence(f"not recorded, so as they are now: {', '.join(own.left_out)}"), flush=True)
+    every = [*(each.patch for each in others), *([main.patch] if main else []), copies]
+    if any(re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE) for patch in every):
+        raise BadInput(
+            f"--at-commit: the changes that run {original.record.id} recorded are masked in part."
+        )
+    if not trust_code:
+        raise BadInput("--at-commit runs this code: if you trust the record, add --trust-code.")
+    with tempfile.TemporaryDirectory(prefix="waymark-") as scratch, ExitStack() as stack:
+        folders = []
+        if copies:
+            place = Path(scratch) / "copies"
+            place.mkdir()
+            _git(place, "init", "--quiet")  # else the changes are those of one around it
+            _apply(place, copies, scratch)
+            folders.append(place)
+        if main:
+            code = stack.enter_context(_worktree(main, Path(scratch) / "code", scratch))
+            inside = (
+                Path.cwd().relative_to(main.top) if Path.cwd().is_relative_to(main.top) else Path()
+            )
+            folders += [code, code / inside, *(code / folder for folder in main.folders)]
+        else:
+            folders.append(Path(new_process.HOME))
+        for number, each in enumerate(others):
+            place = stack.enter_context(_worktree(each, Path(scratch) / f"own-{number}", scratch))
+            folders += [place / folder for folder in each.folders]
+        yield list(map(str, folders)), str(code) if main else None
+
+
+def _recorded_checkout(original: RecordedRun, own: OwnFacts) -> _Recorded | None:
+    """Return what a run recorded of the code's checkout, None if it was in none.
+
+    Raises BadInput if nothing at all is recorded, and if there is no checkout now.
+    """
+    run, commit = original.record, original.facts.get("git_commit")
+    if commit is None and (own.repositories or own.copied):
+        return None
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise BadInput(f"--at-commit: run {run.id} recorded no git commit.")
+    where, patch = checkout(), original.patch or ""
+    try:
+        top = Path(_git(where, "rev-parse", "--show-toplevel").strip())
+    except BadInput:
+        raise BadInput(
+            f"--at-commit: {where} is no git checkout, which commit {commit[:12]} could come from."
+        ) from None
+    return _Recorded("", top, commit, patch, diffstat(patch), import_folders(own.checkout))
+
+
+def _recorded_repository(original: RecordedRun, number: int) -> _Recorded:
+    """Return what a run recorded of one of the user's repositories.
+
+    Raises BadInput if it is in none that its modules, or others, could be imported from now.
+    """
+    facts = own_facts(original.facts).repositories[number]
+    if not COMMIT.fullmatch(facts.commit):
+        raise BadInput(f"--at-commit: of {facts.name} no git commit is recorded.")
+    patch, folders = original.own.get(patch_name(number), ""), import_folders(facts.modules)
+    for top in _repositories_here(facts.modules):
+        with suppress(BadInput):
+            _git(top, "cat-file", "-e", f"{facts.commit}^{{commit}}")
+            return _Recorded(f" of {facts.name}", top, facts.commit, patch, facts.changes, folders)
+    raise BadInput(
+        f"--at-commit: commit {facts.commit[:12]} of {facts.name} is in no git checkout that "
+        f"modules are imported from here; PYTHONPATH can name the folder of one."
+    )
+
+
+def _repositories_here(modules: Iterable[str]) -> list[Path]:
+    """Return the checkouts that modules could be imported from, the likely ones first.
+
+    Nothing is imported.
+    """
+    found = []
+    for name in sorted({name.partition(".")[0] for name in modules}):
+        with suppress(Exception):  # of somebody's own way to import
+            spec = PathFinder.find_spec(name)
+            places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
+            found += [Path(place).resolve().parent for place in places if place]
+    found += [Path(folder).resolve() for folder in [os.getcwd(), *sys.path]]
+    return list(dict.fromkeys(filter(None, map(top_of, found))))
+
+
+@contextmanager
+def _worktree(recorded: _Recorded, place: Path, scratch: str) -> Iterator[Path]:
+    _git(recorded.top, "worktree", "prune")
+    _git(recorded.top, "worktree", "add", "--quiet", "--detach", str(place), recorded.commit)
+    try:
+        _apply(place, recorded.patch, scratch)
+        yield place
+    finally:
+        _git(recorded.top, "worktree", "remove", "--force", str(place))
+
+
+def _apply(place: Path, patch: str, scratch: str) -> None:
+    if patch:
+        file = Path(scratch) / "changes.patch"
+        file.write_bytes(patch.encode(errors="surrogateescape"))
+        _git(place, "apply", "--whitespace=nowarn", str(file))
+
+
+def _git(where: Path, *arguments: str) -> str:
+    """Return what git prints; raise BadInput with what it says if it fails."""
+    try:
+        done = run_git(where, *arguments)
+    except OSError as error:
+        raise BadInput(f"--at-commit: git cannot be run ({error.strerror}).") from None
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
+        raise BadInput(f"--at-commit: git {arguments[0]} fails: {said[-1]}")
+    return done.stdout.decode(errors="replace")

@@ -1,0 +1,49 @@
+"""The recent runs of a store."""
+
+import os
+import time
+from dataclasses import dataclass
+
+from waymark import names
+from waymark.tracking.finder import select
+from waymark.tracking.history import last_step
+from waymark.tracking.opening import open_store
+from waymark.tracking.runs import RunRecord, RunSummary
+from waymark.tracking.store import RunStore
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One of the recent runs."""
+
+    id: str
+    name: str
+    model: str
+    status: str
+    steps: str  # reached and asked for
+    accuracy: float | None
+    age: float  # seconds since it began; negative by a clock that was ahead
+    resumable: bool
+
+
+def recent(uri: str | None, most: int) -> list[Listed]:
+    """Return the runs that began last, the last one first; raise BadInput if there is no store."""
+    tracking = open_store(uri, reading=True)
+    found = select(tracking, None, None, None, most)
+    return [_listed(tracking, record, facts) for record, facts in found]
+
+
+def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> Listed:
+    steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
+    pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
+    if steps != "-" and (pruned or record.status != "FINISHED"):
+        steps = f"{pruned or last_step(tracking, record, names.TRAIN_LOSS)} of {steps}"
+    accuracy = facts.metrics.get(names.RESTORED_ACCURACY, facts.metrics.get(names.TEST_ACCURACY))
+    sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
+    stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))
+    # False, too, for what another user has closed, and where only reading is allowed.
+    here = os.access(folder / "config.yaml", os.R_OK) and os.access(folder, os.W_OK)
+    resumable = stopped and (record.remote or here) and not sweep
+    model = facts.params.get("model", "sweep" if sweep else "-")
+    age = time.time() - record.start_time
+    return Listed(record.id, record.name, model, record.status, steps, accuracy, age, resumable)

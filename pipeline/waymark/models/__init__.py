@@ -1,0 +1,76 @@
+"""What a model is, and the few pure functions that every model is run through.
+
+A model is a settings dataclass with two methods (a user's own needs nothing else):
+
+    initial(spec, key)                  name -> first value of each parameter, float32, in order
+    logits(parameters, images, dropout) the logits of a batch, [B, classes]
+
+`key(i)` is the key (int64 [2]) with which the i-th parameter is drawn by `tf.random.stateless_*`.
+`parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, D] in [0, 1]. Both are
+float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
+a key in training, None otherwise.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from waymark.config.settings import Sentence
+from waymark.data.randomness import INITIAL, random_key
+from waymark.users_code import defined
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class WrongOutputs(Sentence):
+    """Say how many outputs a model has, and how many classes the data."""
+
+
+def initial_key(seed: int) -> "Callable[[int], tf.Tensor]":
+    """Return the function that gives a model's i-th parameter its key."""
+    return lambda index: random_key(seed, INITIAL, index)
+
+
+def truncated_normal(shape: tuple[int, ...], stddev: float, key: "tf.Tensor") -> "tf.Tensor":
+    """Draw float32 values of `shape`, as `tf.compat.v1.truncated_normal` but without state."""
+    import tensorflow as tf
+
+    return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
+
+
+def scale(images: "tf.Tensor") -> "tf.Tensor":
+    """Return images as float32 in [0, 1]: bytes divided by 255, floats as they are."""
+    import tensorflow as tf
+
+    pixels = tf.cast(images, tf.float32)
+    if images.dtype != tf.uint8:
+        return pixels
+    # In a compiled function TensorFlow turns `/ 255.0` into a multiplication by 1 / 255, which
+    # differs for 126 of the 256 values; this division it leaves alone.
+    return tf.math.divide_no_nan(pixels, 255.0)
+
+
+def forward(
+    model: Any,
+    precision: str,
+    parameters: "Mapping[str, tf.Tensor]",
+    images: "tf.Tensor",
+    dropout: "tf.Tensor | None" = None,
+) -> "tf.Tensor":
+    """Return float32 logits [B, classes] for float32 images, computed in `precision`."""
+    import tensorflow as tf
+
+    if precision == "mixed_bfloat16":
+        parameters = {name: tf.cast(value, tf.bfloat16) for name, value in parameters.items()}
+        images = tf.cast(images, tf.bfloat16)
+    return tf.cast(model.logits(parameters, images, dropout), tf.float32)
+
+
+def check_outputs(model: Any, logits: "tf.Tensor", classes: int) -> None:
+    """Raise WrongOutputs if a model has fewer outputs than the data have classes."""
+    outputs = logits.shape[-1] if logits.shape.rank else None
+    if outputs is not None and outputs < classes:
+        place = defined(model.logits) or defined(model.initial)
+        raise WrongOutputs(
+            f"the data have labels up to {classes - 1}, but the model has {outputs} outputs{place}"
+        )

@@ -1,0 +1,86 @@
+"""The TF1 tutorial's SimpleCNN: two convolutions with pooling, two dense layers."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, PositiveFloat
+
+from waymark.config.settings import BadInput, settings
+from waymark.data.sources import ImageSpec
+from waymark.models import truncated_normal
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+FILTERS = (32, 64)
+DENSE = 1024
+NAMES = [kind + end for end in ("", "_1", "_2", "_3") for kind in ("weights", "bias")]
+
+
+@settings
+class Cnn:
+    """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the classes.
+
+    The eight parameters bear the names that TensorFlow gave the TF1 tutorial's unnamed variables,
+    so that its programs read Waymark's checkpoints and the other way round.
+    """
+
+    init_stddev: PositiveFloat
+    init_bias: float
+    keep_prob: Annotated[float, Field(gt=0, le=1)]
+
+    def check(self, spec: ImageSpec) -> None:
+        """Refuse data whose images have no height and width."""
+        if len(spec.shape) != 3:
+            raise BadInput(
+                f"model=cnn needs images [N,H,W] or [N,H,W,C]; "
+                f"this data has [N,{spec.shape[0]}]: use model=softmax."
+            )
+
+    def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+        """Return float32 weights, truncated normal, and biases, constant, by name."""
+        import tensorflow as tf
+
+        height, width, channels = spec.shape
+        flat = -(-height // 4) * -(-width // 4) * FILTERS[1]
+        shapes: list[tuple[int, ...]] = [
+            (5, 5, channels, FILTERS[0]),
+            (5, 5, *FILTERS),
+            (flat, DENSE),
+            (DENSE, spec.classes),
+        ]
+        values = {}
+        for i, shape in enumerate(shapes):
+            suffix = f"_{i}" if i else ""
+            values[f"weights{suffix}"] = truncated_normal(shape, self.init_stddev, key(i))
+            values[f"bias{suffix}"] = tf.fill(shape[-1:], tf.constant(self.init_bias))
+        return values
+
+    def logits(
+        self,
+        parameters: "Mapping[str, tf.Tensor]",
+        images: "tf.Tensor",
+        dropout: "tf.Tensor | None",
+    ) -> "tf.Tensor":
+        """Return logits [B, classes] for images [B, H, W, C]; no dropout without its key."""
+        import tensorflow as tf
+
+        w = [parameters[name] for name in NAMES]
+
+        def convolution(x: tf.Tensor, filters: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+            # Adding a bias and ReLU keep the order within a channel, so pooling first gives
+            # the same bits for a quarter of the element-wise work.
+            x = tf.nn.conv2d(x, filters, strides=1, padding="SAME")
+            return tf.nn.relu(tf.nn.max_pool2d(x, 2, 2, "SAME") + bias)
+
+        x = convolution(convolution(images, w[0], w[1]), w[2], w[3])
+        x = tf.reshape(x, [-1, x.shape[1] * x.shape[2] * x.shape[3]])
+        # In training the product's gradient to x then needs no transposed w, which would take
+        # oneDNN a tenth of a step longer; the bits of the weights are the same.
+        dense = x @ w[4] if dropout is None else tf.matmul(tf.transpose(x), w[4], transpose_a=True)
+        x = tf.nn.relu(dense + w[5])
+        if dropout is not None and self.keep_prob < 1:
+            x = tf.nn.experimental.stateless_dropout(
+                x, rate=1 - self.keep_prob, seed=dropout, rng_alg="philox"
+            )
+        return x @ w[6] + w[7]

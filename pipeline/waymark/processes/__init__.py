@@ -1,0 +1,1 @@
+"""What belongs to a process: its signals, its output, its variables, another one that it starts."""

@@ -1,0 +1,334 @@
+"""One trial of a sweep: done, resumed, or skipped, in whatever process a launcher starts it."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from waymark import names
+from waymark.checkpoints.external import files_of
+from waymark.comparison.environment import code, fingerprint
+from waymark.config.compose import plain
+from waymark.config.compose import resolved as checked
+from waymark.config.settings import NAME, Config, Resolved, flatten
+from waymark.digest import file_digest
+from waymark.evaluation.restore import load_data
+from waymark.execution import execute
+from waymark.execution.execute import Pruned
+from waymark.execution.plan import own_modules
+from waymark.failure import Failed, explained
+from waymark.processes import process_state
+from waymark.processes.output import unfailing_output
+from waymark.processes.signals import GracefulShutdown, Interrupted
+from waymark.table import elided, setting
+from waymark.tracking.finder import find, select, tagged
+from waymark.tracking.opening import open_store
+from waymark.tracking.parent_run import record_failed_trial
+from waymark.tracking.recovery import reap
+from waymark.tracking.runs import RunRecord, RunSummary
+from waymark.tracking.store import RunStore
+from waymark.training.pruning import Pruner, judged_steps
+
+# Variables of a trial's process.
+PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
+# Tags: which sweep, which trial; and MLflow's own for nesting.
+THREADS = "runtime.intra_op_threads"
+# What does not tell one trial from another. (The experiment does: what another one holds is
+# not looked for there.)
+ASIDE = (
+    *("tracking", "record", "progress", "run_name", "tags"),
+    *("trusted_modules", "objective", "prune", "rerun_finished"),
+)
+READING = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
+PAUSE = 1.0  # seconds between two looks at a trial that another process is training
+
+over = threading.Event()  # a trial that this process does, or waits for, has ended
+_orphaned = threading.Event()
+in_parent = False  # this process is the sweep's own, not a launcher's worker
+
+
+class Hopeless(float):
+    """The objective of a pruned trial: NaN, with the step and the value at which it ended."""
+
+    step: int
+    value: float
+
+    def __new__(cls, step: int, value: float) -> "Hopeless":
+        self = super().__new__(cls, math.nan)
+        self.step, self.value = step, value
+        return self
+
+    def __getnewargs__(self) -> tuple[int, float]:  # type: ignore[override]
+        return self.step, self.value
+
+
+@unfailing_output()
+def trial(cfg: Any) -> float:
+    """Do one trial of a sweep; return its objective, NaN if it has none.
+
+    A trial that is finished is skipped, one that was interrupted goes on. What goes wrong is
+    recorded and not raised, so that the others are done; a signal ends the sweep's own process.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own classes, in a launcher's worker
+    task = list(HydraConfig.get().overrides.task)
+    try:
+        resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
+        GracefulShutdown.last_signal = None
+        apart = any(key.startswith("runtime.") for key in json.loads(os.environ[VARIED_KEYS]))
+        value = (_in_a_new_process if apart else _done)(resolved, _name(task))
+        if GracefulShutdown.last_signal is not None:  # it came too late to stop this one
+            raise Interrupted(GracefulShutdown.last_signal)
+        return value
+    except Interrupted as stopped:
+        if in_parent:
+            sys.exit(stopped.status)
+        raise  # a job's time is up, say: the parent launches what is left of it again
+    except Failed as failed:  # its run tells
+        print(f"waymark: {failed}", file=sys.stderr)
+    except Exception as error:
+        reason = explained(error)
+        print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
+        with suppress(Exception):  # a store that does not answer: the parent will miss the trial
+            _stillborn(plain(cfg), task, reason)
+    finally:
+        over.set()
+    return math.nan
+
+
+@cache
+def _end_with_parent() -> None:
+    """End in good order, by SIGTERM, when the process that started this one is gone.
+
+    Workers of joblib would go on with the sweep as long as there is something left of it.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PAUSE)
+        _orphaned.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    parent = os.getppid()
+    if not in_parent:
+        threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _in_a_new_process(resolved: Resolved, name: str) -> float:
+    """Do a trial in a process of its own: TensorFlow's settings are fixed in each."""
+    try:
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(_done, resolved, name).result()
+    except BrokenExecutor:  # the process was killed; its run tells
+        reap(open_store(resolved.config.tracking.uri))
+        return math.nan
+
+
+def _done(resolved: Resolved, name: str) -> float:
+    """Come to a trial's end, by this process or another; return its objective."""
+    _end_with_parent()
+    process_state.command_line = True
+    tracking, key = open_store(resolved.config.tracking.uri, create=True), identity(resolved)
+    lock = FileLock(tracking.root / "trials.lock")
+    try:
+        known = _claimed(tracking, resolved.config.experiment_name, key, name, lock)
+        return _come_to_its_end(resolved, name, tracking, key, known, lock.release)
+    finally:
+        lock.release()
+        if _orphaned.is_set():
+            os._exit(128 + signal.SIGTERM)
+
+
+def _come_to_its_end(
+    resolved: Resolved,
+    name: str,
+    tracking: RunStore,
+    key: str,
+    known: list[tuple[RunRecord, RunSummary]],
+    began: Callable[[], None],
+) -> float:
+    config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
+    finished = [pair for pair in known if is_over(pair[0], config)]
+    if finished:
+        tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
+        return objective(*finished[0], config.objective.metric)
+    unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
+    tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
+    pruner = _pruner(tracking, config, parent, key)
+    try:
+        if unfinished:
+            run_id = unfinished[0].id
+            tracking.set_tags(run_id, tags)
+            trusted = own_modules(config)  # the command itself names them
+            given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
+            given["trusted_modules"] = trusted
+            execute.resume(run_id, given, pruner=pruner, began=began)
+        else:
+            values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
+            own = replace(config, run_name=values["run_name"])
+            named = replace(resolved, config=own, values=values)
+            run_id = execute.run(named, None, tags, pruner, began).run_id
+    except Pruned as pruned:
+        return Hopeless(pruned.step, pruned.value)
+    record = find(tracking, run_id)
+    return objective(record, tracking.summary(record), config.objective.metric)
+
+
+def _claimed(
+    tracking: RunStore, experiment: str, key: str, name: str, lock: FileLock
+) -> list[tuple[RunRecord, RunSummary]]:
+    """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
+
+    Until this process has recorded that it does, no other one of this machine begins a trial.
+    """
+    told = False
+    while True:
+        lock.acquire()
+        known = tagged(tracking, experiment, names.TRIAL, key)
+        if not any(record.status == "RUNNING" for record, _ in known):
+            return known
+        reap(tracking)
+        known = tagged(tracking, experiment, names.TRIAL, key)
+        elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
+        if not elsewhere:
+            return known
+        lock.release()
+        if not told:
+            print(f"{name}: another process is training run {elsewhere[0]}; waiting", flush=True)
+        told = True
+        time.sleep(PAUSE)
+
+
+def is_over(record: RunRecord, config: Config) -> bool:
+    """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
+    over = record.status == "FINISHED" and not (record.tags.get(names.PRUNED) and not config.prune)
+    return over and not config.rerun_finished
+
+
+def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
+    """Return what a finished trial's run achieved, NaN if it did not record that."""
+    if record.tags.get(names.PRUNED):
+        step = int(record.tags[names.PRUNED])
+        return Hopeless(step, _values(record).get(step, math.nan))
+    return facts.metrics.get(metric, math.nan)
+
+
+def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner | None:
+    if config.prune is None:
+        return None
+    metric = f"{names.TEST}{config.objective.metric.rpartition('/')[2]}"
+    sign = 1 if config.objective.mode == "max" else -1
+    steps = judged_steps(config.prune, config.steps, config.eval_every)
+
+    def recorded(run_id: str) -> Mapping[int, float]:
+        return dict(tracking.metric_history(run_id, metric))
+
+    told = cache(recorded)  # by a trial that was not judged itself, and has ended
+
+    def others() -> list[Mapping[int, float]]:
+        found: list[Mapping[int, float]] = []
+        for record, _ in select(
+            tracking, None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
+        ):
+            if record.tags.get(names.TRIAL) == key:
+                continue
+            if record.tags.get(names.PRUNING_VALUES):
+                found.append(_values(record) or recorded(record.id))
+            elif record.status == "FINISHED":
+                found.append(told(record.id))
+        return found
+
+    return Pruner(config.prune, metric, sign, steps, others)
+
+
+def _values(record: RunRecord) -> dict[int, float]:
+    """Return what a trial told the others: its value at each step at which it was judged.
+
+    Nothing if that was too much for a tag.
+    """
+    try:
+        told = json.loads(record.tags.get(names.PRUNING_VALUES) or "{}")
+    except ValueError:
+        return {}
+    return {int(step): float(value) for step, value in told.items()}
+
+
+def identity(resolved: Resolved) -> str:
+    """Return what makes two trials one: experiment, configuration, data, code, environment.
+
+    Files that settings name count by what they hold. Raises BadInput for data that cannot be
+    loaded or do not fit the model.
+    """
+    known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
+    values = {key: value for key, value in known.items() if key.partition(".")[0] not in ASIDE}
+    values.pop("data.path", None)
+    data = load_data(resolved.config).digest
+    own = tuple(own_modules(resolved.config))
+    return digest_of([by_content(values), data, _surroundings(own)])
+
+
+def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings (dotted keys) with a digest in the place of each file or folder they name.
+
+    A folder around the current one is left as it stands: the runs themselves may lie in it.
+    """
+
+    def content(key: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [content(key, inner) for inner in value]
+        if not isinstance(value, str) or not value or key.partition(".")[0] not in READING:
+            return value
+        with suppress(OSError, ValueError, RuntimeError):  # no path, no such user, not readable
+            path = Path(value).expanduser()
+            files = files_of(path) if key == "init_from" else [path]
+            plain = [file for file in files if file.is_file() or _apart(file)]
+            return {"content": file_digest(plain)} if plain else value
+        return value
+
+    return {key: content(key, value) for key, value in values.items()}
+
+
+def _apart(folder: Path) -> bool:
+    return folder.is_dir() and not Path.cwd().is_relative_to(folder.resolve())
+
+
+@cache
+def _surroundings(own: tuple[str, ...]) -> str:
+    """Return the digest of code and environment; the code is what this process has imported."""
+    return digest_of([code(own), fingerprint()])
+
+
+def digest_of(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _name(task: Sequence[str]) -> str:
+    """Return a trial's name: what was varied, with the last part of each key."""
+    varied = json.loads(os.environ[VARIED_KEYS])
+    pairs = [text.lstrip("+").partition("=") for text in task]
+    words = [f"{k.rpartition('.')[2]}={setting(v)}" for k, _, v in pairs if k in varied]
+    return elided(" ".join(words), NAME[1])
+
+
+def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
+    """Record a trial that failed before it had a run of its own."""
+    tracking, parent = open_store(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
+    own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
+    tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
+    record_failed_trial(tracking, values["experiment_name"], _name(task), tags)

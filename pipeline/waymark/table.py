@@ -1,0 +1,101 @@
+"""What is shown to people: numbers and settings, formatted and never cut, and rows as a table."""
+
+import io
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+from waymark.config.settings import Sentence
+
+# A number with a point or an exponent, on its own or in a list.
+FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")
+DIGITS = 4  # that are shown of a number
+UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Return a table as text; where it is wider than `width`, each row as lines of its own."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    columns, *safe = [[str(Sentence(cell)) for cell in row] for row in (columns, *rows)]
+    table, out = Table(box=None, pad_edge=False), io.StringIO()
+    for column in columns:
+        table.add_column(Text(column))
+    for row in safe:
+        table.add_row(*map(Text, row))
+    Console(file=out, width=100_000).print(table)
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    if width is None or max(map(len, lines)) <= width:
+        return "\n".join(lines)
+    longest = max(map(len, columns))
+    blocks = [
+        "\n".join(f"{column:{longest}}  {cell}" for column, cell in zip(columns, row, strict=True))
+        for row in safe
+    ]
+    return "\n\n".join(blocks)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the two largest units that say something."""
+    for unit, size, smaller, below in UNITS:
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // below)} {smaller}"
+    return f"{seconds:.1f} s"
+
+
+def age(seconds: float) -> str:
+    """Return how long ago something was, by a clock that another one may be ahead of."""
+    return duration(seconds) if seconds >= 0 else "in the future"
+
+
+def number(value: float) -> str:
+    """Return a measured value in four significant digits; an int whole."""
+    return str(value) if isinstance(value, int) else f"{value:#.{DIGITS}g}".rstrip(".")
+
+
+def rate(value: float) -> str:
+    """Return how many a second or minute, in whole ones from 100 up."""
+    return number(round(value) if value >= 100 else value)
+
+
+def setting(text: str, digits: int = DIGITS) -> str:
+    """Return the text of a setting, its fractions in so many significant digits at most.
+
+    Integers, names and what is as short as that stay as they were written.
+    """
+
+    def short(match: re.Match[str]) -> str:
+        written = match[0]
+        mantissa = re.split("[eE]", written)[0]
+        figures = re.sub(r"[^0-9]", "", mantissa).lstrip("0")
+        exact = len(figures) <= digits or not math.isfinite(float(written))
+        return written if exact else f"{float(written):.{digits}g}"
+
+    alone = FRACTION.fullmatch(text) or text[:1] in ("[", "{")
+    return FRACTION.sub(short, text) if alone else text
+
+
+def settings_apart(texts: Iterable[str]) -> dict[str, str]:
+    """Return for each of some settings its text as `setting` has it.
+
+    Where two of them would look the same, all have as many more digits as tell them apart.
+    """
+    different = set(texts)
+    for digits in range(DIGITS, 18):
+        shown = {text: setting(text, digits) for text in different}
+        if len(set(shown.values())) == len(different):
+            break
+    return shown
+
+
+def elided(text: str, most: int) -> str:
+    """Return a text of at most so many characters, `…` for the rest; no number is cut in two."""
+    if len(text) <= most:
+        return text
+    end = most - 1
+    for found in re.finditer(r"[+-]?\d[\d.]*(?:[eE][+-]?\d+)?", text):
+        if found.start() < end < found.end():
+            end = found.start()
+    return f"{text[:end]}…"

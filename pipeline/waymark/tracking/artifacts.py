@@ -1,0 +1,75 @@
+"""The files of a run, here or in its remote home."""
+
+import os
+import re
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from waymark.config.settings import BadInput
+from waymark.tracking.limits import reason_of
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+
+
+def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
+    """Bring an artifact of a remote run below `target`; it is there whole or not at all."""
+    try:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            os.replace(store.client.download_artifacts(record.id, name, scratch), target / name)
+    except Exception as error:  # of MLflow, the network, the disk
+        reason = reason_of(error)
+        raise BadInput(f"run {record.id}: {name} cannot be fetched ({reason}).") from None
+
+
+def newer(store: RunStore, record: RunRecord) -> list[str]:
+    """Return a remote run's checkpoint files if they are newer than those here, else none.
+
+    Manifests come last, as they do when a checkpoint is published.
+    """
+    there = checkpoints(store, record)
+    here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
+    return there if _newest(there) > _newest(here) else []
+
+
+def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
+    """Return the names of a remote run's checkpoint files, manifests last; none of a local's.
+
+    Raises BadInput if the store does not answer.
+    """
+    if not record.remote or record.offline:
+        return []
+    names = listed(store, record, "checkpoints")
+    there = [name for name in names if re.fullmatch(r"checkpoints/\w[\w.-]*", name)]
+    return sorted(there, key=lambda name: name.endswith(".json"))
+
+
+def listed(store: RunStore, record: RunRecord, folder: str | None = None) -> list[str]:
+    """Return the names in a folder of a run's remote home; raise BadInput without an answer."""
+    try:
+        return [file.path for file in store.client.list_artifacts(record.id, folder)]
+    except Exception as error:  # of MLflow, the network
+        reason = reason_of(error)
+        raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
+
+
+def read(store: RunStore, record: RunRecord, name: str, there: bool = False) -> bytes | None:
+    """Return what a small artifact of a run holds, None if the run has none of that name.
+
+    `there` asks the run's remote home, whether or not a copy is here.
+    """
+    with suppress(OSError, BadInput):
+        path = record.folder / name
+        if (path.exists() and not there) or not record.remote or record.offline:
+            return path.read_bytes()
+        with tempfile.TemporaryDirectory() as scratch:
+            fetch(store, record, name, Path(scratch) / "run")
+            return (Path(scratch) / "run" / name).read_bytes()
+    return None
+
+
+def _newest(names: list[str]) -> int:
+    """Return the highest step that a manifest among some files is for, -1 if there is none."""
+    found = [re.search(r"-(\d{1,19})\.json$", name) for name in names]
+    return max((int(match[1]) for match in found if match), default=-1)

@@ -1,0 +1,406 @@
+"""MLflow's delivery: sends what stands in a run's outbox, and mirrors its files."""
+
+import contextlib
+import math
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
+from waymark.tracking import lives
+from waymark.tracking.alive import HEARTBEAT_S
+from waymark.tracking.limits import (
+    SHORTER,
+    TAG,
+    Deleted,
+    exact,
+    fitted,
+    is_refusal,
+    params,
+    reason_of,
+    requests,
+)
+from waymark.tracking.lives import Life
+from waymark.tracking.outbox import Birth, Content, Outbox, Points
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+
+DELETING = ".gone-"
+# A checkpoint's file as Waymark names it; what else lies there is somebody else's.
+CHECKPOINT = re.compile(
+    r"checkpoints/\w+-(0|[1-9][0-9]*)\.(json|npz|index|data-00000-of-00001)", re.ASCII
+)
+
+
+class Delivery:
+    """What MLflow does not have yet of one run; every step of sending it can be repeated."""
+
+    def __init__(self, store: RunStore, record: RunRecord, content: Content, new: bool):
+        self.info = record
+        self._store, self._client = store, store.client
+        self._birth, self._new, self._tried = content.birth, new, False
+        self._content = content  # whose lives tell whether the run is still this outbox's
+        self.owner: Life | None = None  # the one that has taken the run from this outbox
+        self.left_out = 0  # points, which are the owner's to make
+        self._opened = time.time_ns()
+        self.waiting = list(content.points)
+        self.tags = dict(content.tags)
+        self.training = False  # this process trains the run: say so, and that it is alive
+        self.changed = record.remote and not new  # files in the folder are other ones than there
+        self.mutex = threading.Lock()
+        self.points: dict[str, dict[int, float]] = {}  # key -> step -> value, all recorded
+        for points in content.points:
+            self._add_points(points.key, zip(points.steps, points.values, strict=True))
+        self.connected = False
+        self.created: Callable[[RunRecord], None] = lambda record: None
+        self.learned: Callable[[], None] = lambda: None  # all that MLflow has is in `points`
+        self._there: dict[str, Any] | None = None  # remote artifact -> what it was made from
+        self._beat = -math.inf
+        self.refused: dict[str, str] = {}  # what the store will never take -> why
+        self._withheld: dict[str, tuple[int, int]] = {}  # files that it will not -> size and time
+
+    def _add_points(self, key: str, pairs: Any) -> None:
+        self.points.setdefault(key, {}).update(pairs)
+
+    def deliver(self) -> None:
+        """Send what is waiting; raise Deleted for a run that was, and what MLflow raises."""
+        try:
+            self._deliver()
+        except Exception as error:
+            if self.info.known and is_refusal(error):
+                self._check_there()
+            raise
+
+    def _deliver(self) -> None:
+        if not self.connected:
+            self._connect()
+        elif self.waiting or self.tags or self.changed or self._beat_is_due():
+            run = self._look()
+            if any(step <= self._from_step for p in self.waiting for step in p.steps):
+                self.drop_already_logged(run)  # a former owner may have added it meanwhile
+        if self.owner:
+            self._leave_to_owner(self.owner)
+            return
+        # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
+        # which are recorded before it is published. Another machine may go on from it.
+        changed, self.changed = self.changed, False
+        files = _listed(self.info.folder) if changed else {}
+        try:
+            self._send_points()
+            self._send_tags()
+            if changed:
+                self._mirror(files)
+        except BaseException:
+            if changed:
+                self.changed, self._there = True, None
+            raise
+
+    def _check_there(self) -> None:
+        """Raise Deleted if the run or its experiment was, and what MLflow raises."""
+        run = self._look()
+        if self._client.get_experiment(run.info.experiment_id).lifecycle_stage != "active":
+            raise Deleted("its experiment was deleted there, and can be restored")
+
+    def _look(self) -> Any:
+        """Return MLflow's run, and note who owns it; raise Deleted, and what MLflow raises."""
+        return self._looked_at(self._client.get_run(self.info.id))
+
+    def _looked_at(self, run: Any) -> Any:
+        if run.info.lifecycle_stage != "active":
+            raise Deleted("it was deleted there, and can be restored")
+        owner = lives.owner(run.data.tags, run.info.status == "FINISHED")
+        self.owner = None if self._content.may_write(owner) else owner
+        return run
+
+    @property
+    def _from_step(self) -> int:
+        """Return the step from which the run's owner goes on: earlier points may be others'."""
+        life = self.owner or (self._content.lives[-1] if self._content.lives else Life())
+        return life.from_step
+
+    def _leave_to_owner(self, owner: Life) -> None:
+        """Add the points that are missing before the owner's first; leave out all else."""
+        with self.mutex:
+            every, self.waiting[:] = [*self.waiting], []
+            for p in every:
+                early = [pair for pair in pairs_of(p) if pair[0] <= owner.from_step]
+                self.left_out += len(p.steps) - len(early)
+                self.waiting += _points(p, early)
+            self.tags, self.changed = {}, False
+        self._send_points()
+
+    def _send(self, kind: str, items: Sequence[Any]) -> None:
+        """Send metrics, params or tags; set aside those that the store will never take."""
+        for part in requests(kind, items):
+            try:
+                self._client.log_batch(self.info.id, **{kind: part})
+            except Exception as error:  # else one word would keep all behind it from arriving
+                if not is_refusal(error):
+                    raise
+                self._check_there()
+                names = list(dict.fromkeys(item.key for item in part))
+                shorter = SHORTER.get(kind, math.inf)
+                if len(names) > 1:
+                    for name in names:
+                        self._send(kind, [item for item in part if item.key == name])
+                elif len(str(part[0].value)) > shorter:
+                    text = fitted(part[0].value, int(shorter))
+                    self._send(kind, [type(part[0])(part[0].key, text)])
+                else:
+                    self._set_aside(f"the {kind.removesuffix('s')} {names[0]!r}", error)
+
+    def _set_aside(self, what: str, error: Exception) -> None:
+        self.refused[what] = reason_of(error)
+
+    def _send_tags(self) -> None:
+        """Send a sign of life, if it is time for one, and the tags that are waiting."""
+        self._live()
+        if self.tags:
+            sent = dict(self.tags)
+            self._set_tags(sent)
+            with self.mutex:
+                self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
+
+    def _live(self) -> None:
+        """Say that the run is being trained, if it is time for it."""
+        if self._beat_is_due():
+            # Should another host have taken this run for dead, this says it is not.
+            self._client.update_run(self.info.id, status="RUNNING")
+            self._set_tags({HEARTBEAT: str(int(time.time()))})
+            self._beat = time.monotonic()
+
+    def _beat_is_due(self) -> bool:
+        return self.training and time.monotonic() - self._beat > HEARTBEAT_S
+
+    @property
+    def complete(self) -> bool:
+        return self.connected and not (self.waiting or self.tags or self.changed)
+
+    def close(self, status: str, end: int) -> str:
+        """Set the run's final status, if it is still this outbox's; return the one it has."""
+        run = self._look()
+        if self.owner:
+            return str(run.info.status)
+        end = max(end, int(self.info.start_time * 1000))  # the clock may have jumped back
+        self._client.set_terminated(self.info.id, status, end)
+        return status
+
+    def _connect(self) -> None:
+        """Find or create the run in MLflow, and own it; of one that was there, learn what it holds.
+
+        The run is taken before it is looked at: what others send afterwards they leave out.
+        """
+        lookup, self._tried = not self._new or self._tried, True
+        run = self._store.get_or_create(self._birth, self.info, lookup)
+        if run.info.run_id != self.info.id:
+            self.info = self._store.record(run)
+            self.created(self.info)
+        self._looked_at(run)
+        if not self.owner:
+            if self.training:
+                self._beat = -math.inf if lookup else time.monotonic()
+            if self._own(run):
+                run = self._client.get_run(run.info.run_id)
+            if self._birth:
+                self._describe(self._birth, run)
+        if self.owner or not self._new:
+            self.drop_already_logged(run)
+        self.connected = True
+        self.learned()
+
+    def _own(self, run: Any) -> bool:
+        """Make the last life that began here the run's owner; tell whether it was not."""
+        if not self._content.lives:
+            return False
+        life = self._content.lives[-1]
+        there = lives.owner(run.data.tags)
+        taken = not (there.process and life.is_named_by(there))
+        if taken:
+            self._set_tags(life.tags())
+        self._live()
+        return taken
+
+    def _describe(self, birth: Birth, run: Any) -> None:
+        """Record params, data set and tags that a run was made with, as far as it lacks them."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        there, data = run.data, birth.dataset
+        known = params(birth.params).items()
+        self._send("params", [Param(key, v) for key, v in known if key not in there.params])
+        if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
+            name, source = fitted(data["name"], 500), fitted(data["source"], 5000)
+            entry = Dataset(name, data["digest"], "local", source, profile=data["profile"])
+            inputs = [DatasetInput(entry, [InputTag(DATA_CONTEXT, "training")])]
+            try:
+                self._client.log_inputs(run.info.run_id, inputs)
+            except Exception:  # another process made the data set's row at the same moment
+                try:
+                    self._client.log_inputs(run.info.run_id, inputs)
+                except Exception as error:
+                    if not is_refusal(error):
+                        raise
+                    self._check_there()
+                    self._set_aside("the data set", error)
+        if not there.params:  # it was just made, maybe without a tag that was refused
+            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k != HEARTBEAT}
+            with self.mutex:
+                self.tags = {**lost, **self.tags}
+
+    def drop_already_logged(self, run: Any) -> None:
+        """Wait no longer to send what MLflow has already, from here or from another machine."""
+        have: dict[str, dict[int, float]] = {}
+        for key in run.data.metrics:
+            history = self._client.get_metric_history(run.info.run_id, key)
+            have[key] = {point.step: exact(point.value) for point in history}
+        with self.mutex:
+            for key, known in have.items():
+                self._add_points(key, {**known, **self.points.get(key, {})})
+            self.waiting[:] = [
+                new
+                for p in self.waiting
+                for new in _points(p, points_not_yet_recorded(p, have.get(p.key, {})))
+            ]
+
+    def _send_points(self) -> None:
+        from mlflow.entities import Metric
+
+        waiting = list(self.waiting)
+        flat = [
+            Metric(p.key, value, p.time, step)
+            for p in waiting
+            for step, value in zip(p.steps, p.values, strict=True)
+        ]
+        self._send("metrics", flat)
+        with self.mutex:
+            del self.waiting[: len(waiting)]
+
+    def _set_tags(self, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        self._send("tags", [RunTag(key, fitted(text, TAG)) for key, text in tags.items()])
+        if tags.get(PRUNED) == "":  # it is not any more
+            self._client.delete_tag(self.info.id, PRUNED)
+
+    def _mirror(self, here: Mapping[str, tuple[int, int]]) -> None:
+        """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
+
+        `here` is what the folder held, see `_listed`. Manifests are sent last and deleted first.
+        """
+        repository = self._store.artifacts(self.info)
+        if self._there is None:
+            listed = repository.list_artifacts("checkpoints")
+            self._there = {file.path: file.file_size for file in listed}
+        describing = {name for name in here if name.endswith(".json")}
+        order = sorted(here, key=lambda name: (name in describing, name))
+        for name in order:
+            facts, known = here[name], self._there.get(name)
+            # A checkpoint's file that was here before and has the same size is the same one.
+            old = "-" in name and name not in describing and facts[1] < self._opened
+            if known != facts and not (old and known == facts[0]):
+                with contextlib.suppress(FileNotFoundError):  # gone again by retention
+                    if self._bring(repository, name, facts):
+                        self._there[name] = facts
+        gone = [name for name in self._there if name not in here and CHECKPOINT.fullmatch(name)]
+        if gone:
+            self._look()
+        if self.owner:
+            return
+        for name in sorted(gone, key=lambda name: not name.endswith(".json")):
+            repository.delete_artifacts(name)
+            del self._there[name]
+
+    def _bring(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
+        """Send a file; tell whether it is there, and not one that the store will never take.
+
+        Without all of its files a checkpoint has no manifest there.
+        """
+        stem = name.partition(".")[0]
+        held = (other.partition(".")[0] for other in self._withheld if "checkpoints/" in other)
+        if self._withheld.get(name) == facts or (name.endswith(".json") and stem in held):
+            return False
+        try:
+            repository.log_artifact(str(self.info.folder / name), _parent(name))
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            self._check_there()
+            self._withheld[name] = facts
+            self._set_aside(f"the file {name}", error)
+            return False
+        self._withheld.pop(name, None)
+        return True
+
+
+def refusals(delivery: Delivery) -> str:
+    """Return what a store will never take of a run, in words; nothing if it takes all."""
+    refused, owner, count = dict(delivery.refused), delivery.owner, delivery.left_out
+    if owner:
+        points = f"{count} point{'s' * (count != 1)} after step {owner.from_step}, " * bool(count)
+        went = "has finished it" if owner.finished else f"went on from step {owner.from_step}"
+        host = owner.process.get("host", "another host")
+        refused[f"{points}status, tags and files"] = f"a process on {host} {went}"
+    return "; ".join(f"{what} ({why})" for what, why in sorted(refused.items()))
+
+
+def settled(box: Outbox, record: RunRecord, status: str) -> None:
+    """Note that MLflow has all; a finished run's spool is needed no longer."""
+    with contextlib.suppress(OSError):
+        box.append("delivered", None)
+    if record.remote and status == "FINISHED":
+        delete_spool(record.folder.parent)
+
+
+def delete_spool(home: Path) -> None:
+    """Remove the spool of a run whose all is elsewhere; a kill leaves all of it or none."""
+    os.rename(home, home.with_name(DELETING + home.name))
+    remove_deleted_spools(home.parent)
+
+
+def remove_deleted_spools(spool: Path) -> None:
+    """Remove what `delete_spool` was kept from removing."""
+    for gone in spool.glob(f"{DELETING}*"):
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def pairs_of(points: Points) -> list[tuple[int, float]]:
+    return [*zip(points.steps, points.values, strict=True)]
+
+
+def _points(points: Points, pairs: Sequence[tuple[int, float]]) -> list[Points]:
+    """Return those of some points that `pairs` tells, in a list; none if there are none."""
+    steps, values = [s for s, _ in pairs], [v for _, v in pairs]
+    return [Points(points.key, steps, values, points.time)] if steps else []
+
+
+def points_not_yet_recorded(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in pairs_of(points) if step not in known]
+
+
+def _listed(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return `_files`, manifests and other JSON files as they were before the rest was listed.
+
+    They describe files that were there before them.
+    """
+    describing = {name: facts for name, facts in _files(folder).items() if name.endswith(".json")}
+    others = {name: facts for name, facts in _files(folder).items() if not name.endswith(".json")}
+    return others | describing
+
+
+def _files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of change of each file below a folder, but temporary ones."""
+    found = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_file() and not path.name.startswith("."):
+                facts = path.stat()
+                found[path.relative_to(folder).as_posix()] = (facts.st_size, facts.st_mtime_ns)
+    return found
+
+
+def _parent(name: str) -> str | None:
+    return os.path.dirname(name) or None

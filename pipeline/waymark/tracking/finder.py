@@ -1,0 +1,157 @@
+"""Finding runs: one by its id, name or `latest`, or all that fit some conditions."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from waymark import names
+from waymark.config.settings import BadInput
+from waymark.tracking import lives, outbox
+from waymark.tracking.alive import BOUND
+from waymark.tracking.limits import reason_of
+from waymark.tracking.recovery import reap
+from waymark.tracking.runs import RunRecord, RunSummary
+from waymark.tracking.store import RunStore, summary_of
+
+NEWEST_FIRST = ["attributes.start_time DESC"]
+
+
+def find_single(store: RunStore, text: str) -> RunRecord:
+    """Find RUN as `find` does; raise BadInput for a sweep's parent as well."""
+    record = find(store, text)
+    if record.tags.get(names.KIND) == "sweep":
+        command = record.tags.get(names.COMMAND) or "the one that it was begun with"
+        raise BadInput(
+            f"run {record.id} is a sweep; waymark compare --sweep {record.id[:8]} shows its "
+            f"trials, and this command completes it: {command}"
+        )
+    return record
+
+
+def find(store: RunStore, text: str) -> RunRecord:
+    """Find RUN: an id, a unique prefix of one, a unique name, or `latest`.
+
+    Raises BadInput if there is none, or more than one.
+    """
+    try:
+        if store.server:
+            reap(store)
+        found = [store.record(run) for run in _matching(store, text)]
+    except Exception as error:  # whatever is wrong with the server, what is here is here
+        if isinstance(error, BadInput):
+            raise
+        if not store.server:
+            reason = reason_of(error)
+            raise BadInput(
+                f"RUN={text!r}: {store.address.shown} cannot be read ({reason})."
+            ) from None
+        found, trouble = [], f"; {store.address.named}: cannot be used ({reason_of(error)})"
+    else:
+        trouble = ""
+    here = [record for record in _spooled(store) if trouble or not record.known]
+    if text == "latest":
+        past = _present() / 1000
+        order = sorted([*found, *here], key=lambda r: (r.start_time <= past, r.start_time))
+        found = order[-1:]
+    elif not found and len(text) >= 4:
+        found = [
+            record for record in here if record.id.startswith(text) or record.local.startswith(text)
+        ] or [record for record in here if record.name == text != "offline"]
+    if not found:
+        raise BadInput(f"RUN={text!r}: there is no such run in {store.address.shown}{trouble}.")
+    if len(found) > 1:
+        ids = ", ".join(record.id[:12] for record in found[:5])
+        raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
+    try:
+        content = outbox.read(found[0].outbox) if outbox.is_pending(found[0].outbox) else None
+    except OSError as error:  # another user's, who has closed it
+        reason = f"{found[0].folder.parent}: cannot be read ({error.strerror})"
+        raise BadInput(f"run {found[0].id}: {reason}.") from None
+    owner = lives.owner(found[0].tags, found[0].status == "FINISHED")
+    told = content.status if content and content.may_write(owner) else None
+    # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
+    return replace(found[0], status=told[0]) if told else found[0]
+
+
+def _matching(store: RunStore, text: str) -> list[Any]:
+    if text == "latest":
+        found: list[Any] = []
+        for when in (f"<= {_present()}", f"> {_present()}"):  # the latter by a wrong clock
+            query = f"tags.`waymark.version` != '' AND attributes.start_time {when}"
+            runs = store.search(query, NEWEST_FIRST)
+            own = (run for run in runs if run.data.tags.get(names.KIND) != "sweep")
+            found = found or list(islice(own, 1))
+        return found
+    found = []
+    if len(text) >= 4 and text.isalnum():
+        found = list(islice(store.search(f"attributes.run_id LIKE '{text}%'"), 50))
+        found = found or list(islice(store.search(f"tags.`{names.LOCAL_ID}` LIKE '{text}%'"), 50))
+    if not found and text:
+        # MLflow's filters know no escape, but a pattern in which `_` is any character.
+        pattern = text.replace("'", "_")
+        quote = '"' if "'" in text else "'"
+        same = f"= {quote}{text}{quote}" if quote not in text else f"LIKE '{pattern}'"
+        alike = store.search(f"attributes.run_name {same}")
+        found = list(islice((run for run in alike if run.info.run_name == text), 50))
+    return found
+
+
+def _spooled(store: RunStore) -> Iterator[RunRecord]:
+    """Yield the runs of this machine that are not, or not all, in the server."""
+    for path in sorted(store.root.glob(f"spool/*/{outbox.NAME}")):
+        content = outbox.read(path)
+        if content.birth and content.birth.address == store.address.key:
+            status = content.status[0] if content.status else "RUNNING"
+            record = store.offline(content.birth, content.ids, status, path.parent)
+            yield replace(record, tags=record.tags | content.tags, offline=True)
+
+
+def select(
+    store: RunStore,
+    experiment: str | None,
+    sweep: str | None,
+    where: str | None,
+    most: int | None = None,
+) -> list[tuple[RunRecord, RunSummary]]:
+    """Return the runs that fit all conditions, the one started last first, `most` at most.
+
+    `sweep` is RUN of a parent, whose children are meant, or of one of a sweep's trials, which
+    are meant then; `where` is a filter of MLflow's, as in "params.model = 'cnn'". Raises
+    BadInput for what does not exist or cannot be read.
+    """
+    conditions = [where] if where else []
+    if sweep is not None:
+        record = find(store, sweep)
+        trial = names.TRIAL in record.tags
+        parent = record.tags.get(names.PARENT_RUN, record.id) if trial else record.id
+        conditions.append(f"tags.{names.PARENT_RUN} = '{parent}'")
+    try:
+        if store.server:
+            reap(store)
+        page = min(most or 1000, 1000)
+        runs = store.search(" AND ".join(conditions), NEWEST_FIRST, experiment, page)
+        found = [(store.record(run), summary_of(run)) for run in islice(runs, most)]
+    except BadInput:
+        raise
+    except Exception as error:  # of MLflow, the network
+        wrong = where and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
+        what = f"--where={where!r}" if wrong else store.address.named
+        raise BadInput(f"{what}: cannot be used ({reason_of(error)}).") from None
+    return found
+
+
+def tagged(
+    store: RunStore, experiment: str, key: str, text: str
+) -> list[tuple[RunRecord, RunSummary]]:
+    """Return an experiment's runs that bear a tag, the one started last first."""
+    known = store.client.get_experiment_by_name(experiment)
+    if known is None or known.lifecycle_stage != "active":
+        return []
+    return select(store, experiment, None, f"tags.`{key}` = '{text}'")
+
+
+def _present() -> int:
+    """Return the latest time (ms) that a right clock may show now, on whatever machine."""
+    return int((time.time() + BOUND) * 1000)

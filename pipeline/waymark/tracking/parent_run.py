@@ -1,0 +1,64 @@
+"""The parent run of a sweep, and trials that failed before they had a run of their own."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from waymark import names
+from waymark.config.settings import BadInput
+from waymark.tracking.finder import tagged
+from waymark.tracking.limits import KEY, TAG, fitted, reason_of
+from waymark.tracking.lock import this_process_text
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore, user_name
+
+
+def open_parent(
+    store: RunStore, experiment: str, name: str, tags: Mapping[str, str], key: str
+) -> tuple[RunRecord, RunRecord | None]:
+    """Return the experiment's run of the same tag `key`, made if need be, RUNNING from now on.
+
+    With it comes what it was before, None if it was made. Raises BadInput if the store does
+    not answer.
+    """
+    alive = {
+        names.PROCESS: this_process_text(),
+        names.HEARTBEAT: str(int(time.time())),
+        names.REASON: "",
+    }
+    try:
+        known = tagged(store, experiment, key, tags[key])
+        if not known:
+            return store.record(_made(store, experiment, name, {**tags, **alive})), None
+        record = known[-1][0]  # the first one that was made
+        store.client.update_run(record.id, status="RUNNING")
+        for tag, text in {**tags, **alive}.items():
+            store.client.set_tag(record.id, tag, text)
+        return record, record
+    except Exception as error:  # of MLflow, the network
+        raise BadInput(f"{store.address.named}: takes no sweep ({reason_of(error)}).") from None
+
+
+def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:
+    """Make a run that `open_parent` returned what it was before; delete it if there was none."""
+    if before is None:
+        store.client.delete_run(run_id)
+        return
+    for tag, text in before.tags.items():
+        if tag.startswith("waymark."):
+            store.client.set_tag(run_id, tag, text)
+    store.client.update_run(run_id, status=before.status)
+
+
+def record_failed_trial(
+    store: RunStore, experiment: str, name: str, tags: Mapping[str, str]
+) -> None:
+    """Record a run that failed before it began."""
+    store.client.set_terminated(_made(store, experiment, name, tags).info.run_id, "FAILED")
+
+
+def _made(store: RunStore, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
+    """Return a new run of MLflow's that no process trains."""
+    own = {names.USER: user_name(), names.SOURCE: "waymark", **tags}
+    own = {key: fitted(text, TAG) for key, text in own.items()}
+    return store.client.create_run(store.experiment(experiment), tags=own, run_name=name[:KEY])

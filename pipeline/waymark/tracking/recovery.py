@@ -1,0 +1,223 @@
+"""Runs that no process trains: their end told, what they left delivered, lost ones made again."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+from waymark import names
+from waymark.config.settings import BadInput, Sentence
+from waymark.tracking import lives, outbox
+from waymark.tracking.delivery import Delivery, delete_spool, refusals, settled
+from waymark.tracking.history import NAME as HISTORY
+from waymark.tracking.history import History, load
+from waymark.tracking.limits import Deleted, reason_of
+from waymark.tracking.lock import (
+    Busy,
+    is_held,
+    last_sign,
+    locked,
+    may_be_alive,
+    owner_and_heartbeat,
+)
+from waymark.tracking.outbox import Birth, Content, Outbox
+from waymark.tracking.runs import RunRecord
+from waymark.tracking.store import RunStore
+
+
+def delivered(run_id: str, refused: str) -> str:
+    """Say that a run was delivered, but for what the store will never take of it."""
+    return f"run {run_id}: delivered" + (f" without {refused}" if refused else "")
+
+
+def complain(run_id: str, refused: str) -> None:
+    """Say on standard error what was left out of a run that was delivered on the way."""
+    if refused:
+        print(Sentence(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
+
+
+def reap(store: RunStore) -> None:
+    """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
+
+    Raises what MLflow raises. A run of another host is left alone until its last sign of
+    life is older than `alive.BOUND`.
+    """
+    query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
+    for run in list(store.search(query)):  # all of them first: pages count what still fits
+        record = store.record(run)
+        if may_be_alive(record):
+            continue
+        with suppress(Exception):  # a process holds it after all, or the next command can
+            if store.database:
+                with store.sql(0.1) as database:  # for which MLflow would wait long
+                    database.execute("BEGIN IMMEDIATE")
+            bury(store, record, last_sign(record, owner_and_heartbeat(record)[1]))
+
+
+def bury(store: RunStore, record: RunRecord, end: int) -> None:
+    """Mark KILLED a run whose process is gone; raise Busy if a process has it.
+
+    What a local run had not delivered is delivered with it; with a server, where that may take
+    long, resume and sync do it.
+    """
+    content = outbox.read(record.outbox)
+    here = content.is_of(lives.owner(record.tags))
+    if here and not record.remote:
+        store.recovered(record.id, replay(store, record, ("KILLED", end)))
+    elif not (here and content.status):
+        with locked(record) if here else nullcontext():
+            run = store.client.get_run(record.id)
+            same = all(
+                run.data.tags.get(k) == record.tags.get(k)
+                for k in (names.PROCESS, names.LIFE, names.HEARTBEAT)
+            )
+            if not same or run.info.status != "RUNNING":
+                return  # it lives after all, or another process has taken it
+            for key, value in _dead(record).items():
+                store.client.set_tag(record.id, key, value)
+            end = max(end, int(record.start_time * 1000))
+            store.client.set_terminated(record.id, "KILLED", end)
+
+
+def _dead(record: RunRecord) -> dict[str, str]:
+    # A sweep has a command of its own.
+    again = record.tags.get(names.RESUME) or f"waymark resume {record.id}"
+    return {names.REASON: "its process is gone", names.RESUME: again}
+
+
+def replay(store: RunStore, record: RunRecord, default: tuple[str, int]) -> str:
+    """Deliver all that stands in the outbox of a run that no process trains.
+
+    Returns what the store will never take of it, or another process's run does not need, in
+    words. `default` is the status (and when, ms) of a run that did not live to record one.
+    Raises Busy if a process has the run, Deleted if it was deleted, and what MLflow raises.
+    """
+    with locked(record):
+        content = outbox.read(record.outbox)
+        delivery = Delivery(store, record, content, new=False)
+        box = Outbox(record.outbox)
+        try:
+            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+            delivery.learned = lambda: _complete(record.folder / HISTORY, delivery)
+            if not content.status:  # it did not live to record its end
+                content.status = default
+                if default[0] == "KILLED":
+                    content.tags |= _dead(record)
+                    box.append("tags", _dead(record))
+                box.append("status", content.status)
+            born = content.birth.tags if content.birth else {}
+            lasting = {
+                k: text
+                for k, text in born.items()
+                if k not in (names.PROCESS, names.LIFE, names.FROM_STEP)
+            }
+            delivery.tags = {**lasting, **content.tags}
+            delivery.deliver()
+            settled(box, delivery.info, delivery.close(*content.status))
+            return refusals(delivery)
+        finally:
+            box.close()
+
+
+def _complete(path: Path, delivery: Delivery) -> None:
+    """Put what MLflow has into a run's history that was written without it."""
+    with suppress(OSError):
+        known = load(path.read_bytes())
+        if known and not known.whole:
+            new = path.with_name(f".{path.name}")
+            new.write_text(History(delivery.points).over(known).dump(), encoding="utf-8")
+            os.replace(new, path)
+
+
+def settle(store: RunStore, record: RunRecord) -> None:
+    """Deliver what an ended run's outbox holds, and keep no spool of it."""
+    if record.outbox.exists() and (record.remote or outbox.is_pending(record.outbox)):
+        end = record.status, time.time_ns() // 1_000_000
+        store.recovered(record.id, replay(store, record, end))
+    elif record.remote and record.folder.exists():
+        delete_spool(record.folder.parent)
+
+
+def sync(store: RunStore) -> Iterator[tuple[str, bool]]:
+    """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
+
+    A run that a local database has lost is made again from its folder. Runs that a process
+    is training are left alone.
+    """
+    here = [*store.root.glob(f"artifacts/*/*/{outbox.NAME}")] if store.database else []
+    known = _ids(store) if here else {}
+    for path in sorted([*here, *store.root.glob(f"spool/*/{outbox.NAME}")]):
+        home, lost = path.parent, path in here and path.parent.name not in known
+        if not os.access(path, os.R_OK):  # another user's
+            yield f"run {home.name}: left out, {path} cannot be read (Permission denied)", True
+            continue
+        if path in here and not lost and outbox.is_delivered(path):
+            continue
+        content = outbox.read(path)
+        if content.birth is None:
+            continue
+        if known.get(home.name) == "deleted":
+            yield f"run {home.name}: left out, it was deleted and can be restored", True
+            continue
+        if lost and (content.birth.id in known or not (home / "artifacts").exists()):
+            continue  # a copy of a run's folder, or what MLflow's garbage collection left
+        if content.birth.address == store.address.key:
+            yield from _deliver(store, home, content, lost)
+        elif not content.delivered:
+            where = content.birth.address or "the store beside it"
+            yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
+    if store.server:
+        with suppress(Exception):  # what is wrong with it has been said above, if it matters
+            reap(store)
+
+
+def _deliver(
+    store: RunStore, home: Path, content: Content, lost: bool
+) -> Iterator[tuple[str, bool]]:
+    assert content.birth
+    ids = (home.name, home.parent.name) if store.database else content.ids
+    status = content.status[0] if content.status else "RUNNING"
+    record = store.offline(content.birth, ids, status, home)
+    beat = last_sign(record, 0) / 1000
+    if status == "RUNNING" and is_held(record):
+        return
+    try:
+        if content.delivered and not lost:
+            if store.client.get_run(record.id).info.status == "FINISHED":
+                delete_spool(home)  # it was finished on another machine
+            return
+        if lost:
+            record = _rebuilt(store, record, content.birth)
+        refused = replay(store, record, ("KILLED", int(beat * 1000)))
+    except Busy as error:
+        yield str(error), True
+    except Deleted as error:
+        yield f"run {record.id}: left out, {error}", True
+    except Exception as error:  # of MLflow, the network, the disk: the outbox stays
+        yield f"run {record.id}: {reason_of(error)}", False
+    else:
+        yield delivered(record.id, refused), True
+
+
+def _rebuilt(store: RunStore, record: RunRecord, birth: Birth) -> RunRecord:
+    """Make a run anew that the database has lost, and give its folder the new id."""
+    with locked(record):
+        made = store.record(store.get_or_create(birth, None, may_exist=True))
+        if made.outbox.exists():
+            raise BadInput(f"{made.folder.parent} is there already; {record.folder.parent} stays.")
+        age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
+        box = outbox.Outbox(record.outbox)
+        box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
+        box.close()
+        os.utime(record.outbox, ns=(age, age))
+        made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(record.folder.parent, made.folder.parent)
+    return made
+
+
+def _ids(store: RunStore) -> dict[str, str]:
+    """Return the ids of all runs of a local store, and whether they are active or deleted."""
+    with store.sql() as database:
+        return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))

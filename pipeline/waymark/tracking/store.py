@@ -1,0 +1,282 @@
+"""The store of runs, behind a few verbs of our own: nothing outside this package knows MLflow's."""
+
+import getpass
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import url2pathname
+
+from waymark import names
+from waymark.config.settings import BadInput
+from waymark.tracking import local_store, outbox
+from waymark.tracking.address import Address, location
+from waymark.tracking.limits import Deleted, exact, is_refusal, params, reason_of
+from waymark.tracking.outbox import Birth
+from waymark.tracking.runs import RunRecord, RunSummary
+
+ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """The database of a local store, open."""
+
+    path: Path  # which is read: a copy, where the store itself cannot be read as it lies
+    uri: str
+    store: Any  # MLflow's
+    moved_from: list[str]  # roots of a moved store that may not be written to, longest first
+    copy: tempfile.TemporaryDirectory[str] | None = None  # is gone when this object is
+
+
+class RunStore:
+    """A store of runs: a local SQLite file beside its artifacts, or whatever MLflow reaches.
+
+    A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        client: Any,
+        file: LocalFile | None,
+        read_only: bool,
+        recovered: Callable[[str, str], None],
+    ) -> None:
+        """See `opening.open_store`; `client` is MLflow's, `file` that of a local store."""
+        self.address, self.client, self.read_only = address, client, read_only
+        self.recovered = recovered
+        self._file = file
+        self.uri = file.uri if file else address.uri
+        self.root, self.database, self.server = address.root, address.database, address.server
+
+    def sql(self, patience: float = 5.0) -> AbstractContextManager[sqlite3.Connection]:
+        """Open the local database itself; commit at the end. A lock is waited for so long."""
+        assert self._file
+        return local_store.connected(self._file.path, patience=patience)
+
+    def _relocated(self, place: str) -> str:
+        """Return where artifacts lie now whose store was moved and may not be written to."""
+        for old in self._file.moved_from if self._file else ():
+            if place.startswith(f"{old}/"):
+                return location(self.root) + place[len(old) :]
+        return place
+
+    def record(self, run: Any) -> RunRecord:
+        """Return what MLflow knows of a run, and where its files lie here."""
+        info, tags = run.info, dict(run.data.tags)
+        place = self._relocated(info.artifact_uri)
+        local = next((t for t in (tags.get(names.LOCAL_ID, ""), info.run_id) if t.isalnum()), None)
+        if local is None:  # it becomes the name of a folder
+            raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
+        below = f"{info.experiment_id}/{info.run_id}/artifacts"
+        scheme, _, path = place.rpartition("://")  # a plain path is quoted as well
+        remote = self.server or scheme not in ("", "file")
+        if self.database and place.startswith("mlflow-artifacts:"):
+            folder, remote = self.root / "artifacts" / below, False
+        elif remote:
+            folder = self.root / "spool" / local / "artifacts"
+        else:
+            folder = Path(url2pathname(path))
+        start = (info.start_time or 0) / 1000
+        return RunRecord(
+            info.run_id,
+            local,
+            info.run_name,
+            info.experiment_id,
+            info.status,
+            start,
+            tags,
+            folder,
+            remote,
+        )
+
+    def offline(
+        self, birth: Birth, ids: tuple[str, str] | None, status: str, home: Path
+    ) -> RunRecord:
+        """Return what is known of a run from its outbox alone; `home` is its folder."""
+        run_id, experiment = ids or (birth.id, "")
+        return RunRecord(
+            run_id,
+            birth.id,
+            birth.name or "offline",
+            experiment,
+            status,
+            birth.start / 1000,
+            birth.tags,
+            home / "artifacts",
+            home.parent.name == "spool",
+        )
+
+    def get_or_create(self, birth: Birth | None, record: RunRecord | None, may_exist: bool) -> Any:
+        """Return MLflow's run, created where there is none.
+
+        `may_exist`: an earlier request may have created it, so it is looked for first."""
+        from mlflow.exceptions import MlflowException
+
+        if record and record.known:
+            try:
+                return self.client.get_run(record.id)
+            except MlflowException as error:
+                if birth is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        assert birth
+        if may_exist:
+            # The deleted ones too: such a run is not to be made again.
+            for made in self.search(f"tags.`{names.LOCAL_ID}` = '{birth.id}'", view=ALL):
+                return self.client.get_run(made.info.run_id)
+        tags = birth.tags | ({names.LOCAL_ID: birth.id} if self.server or may_exist else {})
+        if may_exist:  # the process that began it may be gone: it comes with the rest, and an end
+            others = (names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
+            tags = {key: text for key, text in tags.items() if key not in others}
+        experiment = self.experiment(birth.experiment)
+        try:
+            return self.client.create_run(experiment, birth.start, tags, birth.name)
+        except MlflowException as error:
+            if not is_refusal(error):
+                raise
+        # One of the tags it may be: with its own it is found, the others follow one by one.
+        first = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
+        own = {key: text for key, text in tags.items() if key in first}
+        return self.client.create_run(experiment, birth.start, own, birth.name)
+
+    def experiment(self, name: str) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                # The local store makes <mlruns>/artifacts/<experiment id>; the client alone
+                # would make ./mlruns/<experiment id>.
+                maker = self._file.store if self._file else self.client
+                made = maker.create_experiment(name)
+                if self.database:
+                    self.client.set_experiment_tag(made, names.ROOT, location(self.root))
+            except MlflowException:  # another process made it meanwhile
+                if self.client.get_experiment_by_name(name) is None:
+                    raise
+            found = self.client.get_experiment_by_name(name)
+        if found is None or found.lifecycle_stage != "active":
+            raise Deleted(f"experiment_name={name!r}: this experiment was deleted in MLflow.")
+        return str(found.experiment_id)
+
+    def artifacts(self, record: RunRecord) -> Any:
+        """Return MLflow's access to the artifacts of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        run = self.client.get_run(record.id)
+        return get_artifact_repository(run.info.artifact_uri, self.uri)
+
+    def search(
+        self,
+        query: str,
+        order: list[str] | None = None,
+        experiment: str | None = None,
+        page: int = 50,
+        view: int = ACTIVE,
+    ) -> Iterator[Any]:
+        """Yield the runs that fit a filter of MLflow's, of one experiment or of all.
+
+        `page` is how many are asked for at once; a store may give fewer. Raises BadInput for an
+        experiment that does not exist, and what MLflow raises.
+        """
+        if experiment is None:
+            ask = self.client.search_experiments
+            ids = [e.experiment_id for e in pages(lambda token: ask(view, page_token=token))]
+        else:
+            known = self.client.get_experiment_by_name(experiment)
+            if known is None or known.lifecycle_stage != "active":
+                raise BadInput(f"--experiment={experiment!r}: there is no such experiment.")
+            ids = [known.experiment_id]
+        if ids:  # else MLflow looks into its default experiment
+            yield from pages(
+                lambda token: self.client.search_runs(
+                    ids, query, view, max_results=page, order_by=order, page_token=token
+                )
+            )
+
+    def summary(self, record: RunRecord) -> RunSummary:
+        """Return what is known of a run as a whole; raise BadInput if the store does not answer."""
+        if record.known and not record.offline:
+            try:
+                return summary_of(self.client.get_run(record.id))
+            except Exception as error:  # of MLflow, the network
+                reason = reason_of(error)
+                raise BadInput(f"run {record.id}: cannot be read ({reason}).") from None
+        content = outbox.read(record.outbox)
+        last = {p.key: p.values[-1] for p in content.points if p.values}
+        settings = content.birth.params if content.birth else {}
+        return RunSummary(
+            params(settings), last, content.status[1] / 1000 if content.status else None
+        )
+
+    def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """Return step and value of each point of a metric, as MLflow orders them."""
+        points = self.client.get_metric_history(run_id, key)
+        return [(point.step, exact(point.value)) for point in points]
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run at once; raise what MLflow raises, as all that follow do."""
+        for key, text in tags.items():
+            self.client.set_tag(run_id, key, text)
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
+        """Record metrics of a run at a step."""
+        for key, value in metrics.items():
+            self.client.log_metric(run_id, key, value, step=step)
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """Return the last value of each metric of a run."""
+        return dict(self.client.get_run(run_id).data.metrics)
+
+    def log_text(self, run_id: str, text: str, name: str) -> None:
+        """Put a text among a run's artifacts."""
+        self.client.log_text(run_id, text, name)
+
+    def log_files(self, run_id: str, folder: Path) -> None:
+        """Put the files of a folder among a run's artifacts."""
+        for path in sorted(folder.iterdir()):
+            self.client.log_artifact(run_id, str(path))
+
+    def end(self, run_id: str, status: str) -> None:
+        """End a run."""
+        self.client.set_terminated(run_id, status)
+
+    def link(self, record: RunRecord) -> str:
+        """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
+        if not record.known:
+            return f"{self.address.shown}, once waymark sync has brought it there"
+        page = (
+            f"#/experiments/{record.experiment_id}/runs/{record.id}?workflowType=machine_learning"
+        )
+        if self.database:
+            return f"waymark ui, then http://127.0.0.1:5000/{page}"
+        return f"{self.address.shown}/{page}"
+
+
+def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield all that MLflow has, page by page; `ask` takes the token of a page, None first."""
+    token = None
+    while True:
+        page = ask(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def summary_of(run: Any) -> RunSummary:
+    metrics = {key: exact(value) for key, value in run.data.metrics.items()}
+    end = run.info.end_time
+    return RunSummary(dict(run.data.params), metrics, end / 1000 if end else None)
+
+
+def user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())

@@ -1,0 +1,1 @@
+"""Training: the loop, the compiled step, the test set's score, progress."""

@@ -1,0 +1,83 @@
+"""Refuse what a model or an optimizer keeps beside the state: no checkpoint would hold it."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from waymark.config.settings import BadInput
+
+PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
+
+
+class HiddenState(BadInput):
+    """Say in one sentence what a model or an optimizer keeps beside the state."""
+
+
+@contextmanager
+def refuse_variables(
+    parts: Sequence[Any], known: Callable[[], Iterable[Any]] = tuple
+) -> Iterator[None]:
+    """Raise HiddenState for a tf.Variable that is made meanwhile and is not among `known()`.
+
+    `parts` are the model and the optimizer at work, which the sentence names.
+    """
+    import tensorflow as tf
+
+    made: list[Any] = []
+
+    def creator(following: Callable[..., Any], **given: Any) -> Any:
+        made.append(given.get("name") or "Variable")  # TensorFlow may refuse to make it here
+        made[-1] = following(**given)
+        return made[-1]
+
+    def refuse_hidden(allowed: Iterable[Any]) -> None:
+        handles = {id(getattr(value, "handle", value)) for value in allowed}
+        for variable in made:
+            if id(getattr(variable, "handle", variable)) not in handles:
+                raise _refusal(parts, f"makes {_describe(variable)}") from None
+
+    try:
+        with tf.variable_creator_scope(creator):
+            yield
+    except Exception:
+        refuse_hidden(())
+        raise
+    refuse_hidden(known())
+
+
+def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature: Any) -> Any:
+    """Trace a tf.function; return the concrete one.
+
+    Raises HiddenState for a variable that it makes, or uses and is not among the `known`, for any
+    other resource, and for Python that it would call: its state is out of sight.
+    """
+    with refuse_variables(parts):
+        concrete = function.get_concrete_function(*signature)
+    handles = {id(variable.handle) for variable in known}
+    for captured in concrete.captured_inputs:
+        if captured.dtype == "resource" and id(captured) not in handles:
+            found = [each for each in concrete.graph.variables if each.handle is captured]
+            raise _refusal(parts, f"uses {_describe(found[0] if found else None)}")
+    graph = concrete.graph.as_graph_def()
+    inner = [node for body in graph.library.function for node in body.node_def]
+    calls = [node.op for node in [*graph.node, *inner] if node.op in PYTHON_OPS]
+    if calls:
+        raise _refusal(parts, f"calls Python while it computes ({calls[0]})")
+    return concrete
+
+
+def _describe(variable: Any) -> str:
+    """Return how a variable is called in a sentence."""
+    if variable is None:
+        return "a variable or table without a name"
+    name = str(getattr(variable, "name", variable))
+    return f"the variable {name.removesuffix(':0').removeprefix('while/')!r}"  # of Waymark's loop
+
+
+def _refusal(parts: Sequence[Any], what: str) -> HiddenState:
+    names = [f"{type(part).__module__}.{type(part).__qualname__}" for part in parts]
+    own = [name for name in names if not name.startswith("waymark.")] or names
+    return HiddenState(
+        f"{' or '.join(own)}: {what}, whose value is in no checkpoint; all that a model or an "
+        f"optimizer keeps must be among what its initial() or slots() returns."
+    )

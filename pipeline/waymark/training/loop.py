@@ -1,0 +1,365 @@
+"""The training loop: on the device between events, one visible function around it.
+
+The law of its order, at one step: record, evaluate, hand a copy of the state to the saver;
+a save that falls due while one is in flight waits for it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from waymark.checkpoints import State
+from waymark.config.settings import Config, Sentence
+from waymark.data.randomness import DROPOUT, random_key
+from waymark.data.sources import SMALL, Dataset, ImageSpec, batch_indices
+from waymark.models import check_outputs, forward, initial_key, scale
+from waymark.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
+from waymark.optimizers import takes_learning_rate
+from waymark.training.hidden_state import refuse_variables, trace
+from waymark.training.score import Score, Scorer
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
+
+
+class Diverged(Exception):
+    """Say at which step the loss was no longer finite."""
+
+
+class DoesNotFit(Sentence):
+    """Say which entry of a state does not fit the model and the optimizer."""
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Tell whether something done every so many steps (0: only at the end) is due now."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def initial_state(config: Config, spec: ImageSpec) -> "tuple[dict[str, tf.Tensor], list[str]]":
+    """Return a new run's state and the names in it that are the model's parameters.
+
+    Raises HiddenState for a variable that is made and not returned.
+    """
+    import tensorflow as tf
+
+    parameters: dict[str, tf.Tensor] = {}
+    slots: dict[str, tf.Tensor] = {}
+    with refuse_variables(
+        (config.model, config.optimizer), lambda: [*parameters.values(), *slots.values()]
+    ):
+        parameters |= config.model.initial(spec, initial_key(config.seed))
+        slots |= config.optimizer.slots(parameters)
+    step = {"step": tf.constant(0, tf.int64)}
+    return {**step, **parameters, **slots}, list(parameters)
+
+
+def check_state(state: Mapping[str, np.ndarray], expected: "Mapping[str, tf.Tensor]") -> None:
+    """Raise DoesNotFit for the first entry that is missing, unknown, or of another kind."""
+    for name, value in expected.items():
+        if name not in state:
+            raise DoesNotFit(f"it has no entry {name!r}")
+        want, got = (tuple(value.shape), value.dtype.name), state[name]
+        if want != (got.shape, got.dtype.name):
+            raise DoesNotFit(
+                f"its entry {name!r} is {got.dtype.name}{list(got.shape)}, "
+                f"not {want[1]}{list(want[0])}"
+            )
+    unknown = sorted(set(state) - set(expected))
+    if unknown:
+        raise DoesNotFit(f"it has an unknown entry {unknown[0]!r}")
+
+
+def train_step(
+    config: Config,
+    classes: int,
+    parameters: "Mapping[str, tf.Variable]",
+    slots: "Mapping[str, tf.Variable]",
+    images: "tf.Tensor",
+    labels: "tf.Tensor",
+    dropout: "tf.Tensor",
+    learning_rate: "tf.Tensor",
+) -> "tf.Tensor":
+    """Take one gradient step, in place; return its loss, float32 [].
+
+    `images` are float32 [batch, H, W, C] or [batch, D] in [0, 1], `labels` int32 [batch];
+    `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs for a
+    model with fewer outputs than `classes`.
+    """
+    import tensorflow as tf
+
+    values = {name: variable.read_value() for name, variable in parameters.items()}
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(values)
+        logits = forward(config.model, config.precision, values, images, dropout)
+        check_outputs(config.model, logits, classes)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+    gradients = tape.gradient(loss, values, unconnected_gradients="zero")
+    rate = {"learning_rate": learning_rate} if takes_learning_rate(config.optimizer) else {}
+    config.optimizer.apply(parameters, slots, gradients, **rate)
+    return loss
+
+
+def compile_steps(
+    config: Config,
+    data: Dataset,
+    variables: "Mapping[str, tf.Variable]",
+    parameters: "Mapping[str, tf.Variable]",
+) -> Any:
+    """Compile the loop around `train_step`: one call into TensorFlow takes many steps.
+
+    The function takes how many (int32 []), the seed (int64 []) and the learning rate
+    (float32 []), and returns the losses, float32 [steps]. Raises HiddenState, WrongOutputs.
+    """
+    import tensorflow as tf
+
+    images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
+    own = {"step", *parameters}
+    slots = {name: variable for name, variable in variables.items() if name not in own}
+
+    def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        sampling, size = config.data.sampling, config.batch_size
+        picked = batch_indices(sampling, seed, step, size, len(data.x_train))
+        return scale(tf.gather(images, picked)), tf.gather(labels, picked)
+
+    kinds = (tf.int32, tf.int64, tf.float32)
+
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], kind) for kind in kinds])
+    def run_steps(steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+        reached = variables["step"].read_value()
+
+        def body(
+            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, truth: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor]:
+            step = reached + tf.cast(i, tf.int64) + 1
+            # The next batch depends on no result, so TensorFlow makes it meanwhile.
+            following = batch(seed, step + 1)
+            dropout = random_key(seed, DROPOUT, step)
+            given = (pixels, truth, dropout, learning_rate)
+            loss = train_step(config, data.spec.classes, parameters, slots, *given)
+            return i + 1, losses.write(i, loss), *following
+
+        losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
+        loop = tf.while_loop(
+            lambda i, *_: i < steps,
+            body,
+            (tf.constant(0), losses, *batch(seed, reached + 1)),
+            parallel_iterations=1,
+        )
+        variables["step"].assign_add(tf.cast(steps, tf.int64))
+        return loop[1].stack()
+
+    return trace(run_steps, (config.model, config.optimizer), variables.values())
+
+
+class Trainer:
+    """A run's state on the device, and the compiled functions that train and score it."""
+
+    def __init__(self, config: Config, data: Dataset) -> None:
+        import tensorflow as tf
+
+        initial, names = initial_state(config, data.spec)
+        self._spec = data.spec
+        self._variables = {
+            name: tf.Variable(value, trainable=False) for name, value in initial.items()
+        }
+        self.parameters = {name: self._variables[name] for name in names}
+        self._run_steps = compile_steps(config, data, self._variables, self.parameters)
+        self.scorer = Scorer(config.model, config.precision, data)
+        self.scorer.compile(self.parameters)
+        self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
+        self._inputs = _inputs(config)
+
+    def reset(self, config: Config) -> None:
+        """Set the state to a new run's initial one; its `compilation_key` must be the same."""
+        initial, _ = initial_state(config, self._spec)
+        for name, variable in self._variables.items():
+            variable.assign(initial[name])
+        self._inputs = _inputs(config)
+
+    @property
+    def step(self) -> int:
+        return int(self._variables["step"].numpy())
+
+    def run_steps(self, steps: int) -> np.ndarray:
+        """Run `steps` steps in one call; return their losses, float32 [steps]."""
+        import tensorflow as tf
+
+        return self._run_steps(tf.constant(steps, tf.int32), *self._inputs).numpy()
+
+    def state(self) -> State:
+        """Return a copy of everything that decides the next step."""
+        return {name: np.asarray(variable.numpy()) for name, variable in self._variables.items()}
+
+    def load(self, state: State) -> None:
+        """Put a saved state in place, all or nothing; raise DoesNotFit."""
+        check_state(state, self._variables)
+        for name, variable in self._variables.items():
+            variable.assign(state[name])
+
+    def assign_parameters(self, parameters: State) -> None:
+        """Assign arrays to some parameters, by name; all else stays."""
+        for name, value in parameters.items():
+            self.parameters[name].assign(value)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the parameters' names and shapes, in the model's order."""
+        return {name: tuple(v.shape) for name, v in self.parameters.items()}
+
+    def score(self) -> Score:
+        """Score the parameters as they are on the whole test set."""
+        return self.scorer(self.parameters)
+
+
+def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
+    """Return the seed, int64 [], and the learning rate, float32 [], for the compiled function."""
+    import tensorflow as tf
+
+    optimizer = config.optimizer
+    rate = optimizer.learning_rate if takes_learning_rate(optimizer) else 0.0
+    return tf.constant(config.seed, tf.int64), tf.constant(rate, tf.float32)
+
+
+def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
+    """Return the cache key of a compiled trainer, or None if it must not be reused.
+
+    A user's own class is never reused: what it computes may depend on anything.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.config import is_op_determinism_enabled
+
+    model, optimizer = config.model, config.optimizer
+    if not all(type(part).__module__.startswith("waymark.") for part in (model, optimizer)):
+        return None
+    compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
+    return (
+        *(type(model), repr(model), type(optimizer), repr(compiled)),
+        *(data.digest, config.data.sampling, config.batch_size, config.precision),
+        *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
+        repr(tf.config.optimizer.get_experimental_options()),
+    )
+
+
+_cached_trainer: dict[Any, Trainer] = {}  # at most one
+_cache_lock = threading.Lock()
+
+
+@contextmanager
+def reuse_or_compile(
+    config: Config, data: Dataset, new: Trainer | None = None
+) -> Iterator[Trainer]:
+    """Yield a trainer in a new run's initial state, for one run alone.
+
+    It is the one that this process used last, if its key is the same, else `new`, else one that
+    is compiled now. The last one is dropped before another is compiled; a trainer is kept unless
+    the body raises.
+    """
+    key = compilation_key(config, data) if data.nbytes < SMALL else None
+    with _cache_lock:
+        trainer = _cached_trainer.pop(key, None) or new
+        _cached_trainer.clear()
+    if trainer is None:
+        trainer = Trainer(config, data)
+    else:
+        trainer.reset(config)
+    yield trainer
+    if key is not None:
+        with _cache_lock:
+            _cached_trainer.clear()
+            _cached_trainer[key] = trainer
+
+
+class ProgressReporter(Protocol):
+    """Shows how the training goes, on a terminal or in a log."""
+
+    def on_steps(self, step: int, loss: float) -> None: ...
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None: ...
+
+
+class Recorder(Protocol):
+    """Where metrics go: a step's value is recorded once, whoever asks again."""
+
+    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None: ...
+
+
+def train(
+    config: Config,
+    trainer: Trainer,
+    recorder: Recorder,
+    save: Callable[[int, State, dict[str, float], bool], None],
+    progress: ProgressReporter,
+    should_stop: Callable[[int], bool],
+) -> Score | None:
+    """Train from where the trainer is up to `config.steps`; return the last evaluation.
+
+    `save(step, state, metrics, on_schedule)` takes checkpoints every `save.every` steps and at the
+    last and, where the best is kept, at the other evaluations (not `on_schedule`);
+    `should_stop(step)` is asked after every chunk. Raises Diverged if `on_nan` is stop and a loss
+    is not finite.
+    """
+    step, last = trainer.step, config.steps
+    chunk, score, clock = 1, None, StepRate()
+    while step < last:
+        steps = min(
+            chunk, *(_steps_until(step, n, last) for n in (config.save.every, config.eval_every))
+        )
+        began = time.perf_counter()
+        losses = trainer.run_steps(steps)
+        seconds = time.perf_counter() - began
+        chunk = max(1, min(int(steps * CHUNK_SECONDS / seconds), 8 * chunk))
+        clock.add(steps, seconds)
+        first, step = step + 1, step + steps
+        _record_losses(config, recorder, first, losses)
+        progress.on_steps(step, float(losses[-1]))
+        metrics = {}
+        if due(step, config.eval_every, last):
+            score = trainer.score()
+            metrics = {f"{TEST}{name}": value for name, value in score.metrics.items()}
+            rate = {STEPS_PER_SECOND: clock.rate()}
+            recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
+            progress.on_evaluation(step, float(losses[-1]), score.accuracy)
+        on_schedule = due(step, config.save.every, last)
+        if on_schedule or (metrics and config.save.keep_best):
+            save(step, trainer.state(), metrics, on_schedule)
+        if step < last and should_stop(step):
+            break
+    return score
+
+
+def _steps_until(step: int, every: int, last: int) -> int:
+    """Return the steps from `step` to the next multiple of `every`, at most to `last`."""
+    return min(last - step, every - step % every if every else last)
+
+
+def _record_losses(config: Config, recorder: Recorder, first: int, losses: np.ndarray) -> None:
+    """Record the losses of steps from `first`; none behind a non-finite one that stops."""
+    broken = np.flatnonzero(~np.isfinite(losses))
+    stop = config.on_nan == "stop" and broken.size > 0
+    known = losses[: broken[0] + 1] if stop else losses
+    every, last = config.log_every, config.steps
+    picked = [i for i in range(len(known)) if due(first + i, every, last)]
+    recorder.record([first + i for i in picked], {TRAIN_LOSS: [float(known[i]) for i in picked]})
+    if stop:
+        step = first + int(broken[0])
+        raise Diverged(f"the loss at step {step} is {losses[broken[0]]}")
+
+
+class StepRate:
+    """Counts steps and the seconds spent in them, for a rate since the last time."""
+
+    def __init__(self) -> None:
+        self._steps, self._seconds = 0, 0.0
+
+    def add(self, steps: int, seconds: float) -> None:
+        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
+
+    def rate(self) -> float:
+        rate = self._steps / self._seconds
+        self._steps, self._seconds = 0, 0.0
+        return rate

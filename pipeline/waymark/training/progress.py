@@ -1,0 +1,108 @@
+"""Show how a run goes: a bar on a terminal, the TF1 tutorial's lines elsewhere, or nothing."""
+
+import sys
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+from waymark.table import number, rate
+
+
+class NoProgress:
+    """Show nothing."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps, self.done = steps, done
+
+    def on_steps(self, step: int, loss: float) -> None:
+        """Take note that training stands at `step`."""
+
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        """Take note of an evaluation."""
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+class LogLines(NoProgress):
+    """Print one line at each evaluation."""
+
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        # As the TF1 tutorial has it, where that shows a loss.
+        shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
+        print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
+
+
+class ProgressBar(NoProgress):
+    """Draw a bar with steps per second, loss, last accuracy and time left, at the end taken."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        super().__init__(steps, done)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        text = TextColumn("{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}")
+        left = Left(elapsed_when_finished=True)
+        self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, left)
+        self._task = self._bar.add_task(
+            "", total=steps, completed=done, rate="-", loss="-", acc="-"
+        )
+        self._bar.start()
+
+    def on_steps(self, step: int, loss: float) -> None:
+        speed = self._bar.tasks[0].speed
+        step_rate = f"{rate(speed)} steps/s" if speed else "-"
+        self._bar.update(self._task, completed=step, loss=number(loss), rate=step_rate)
+
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        self._bar.update(self._task, acc=f"{accuracy:.4f}")
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def make_progress(mode: Any, steps: int, done: int) -> NoProgress:
+    """Return what `progress=` asks for: auto, true (a bar even without a terminal), false."""
+    if mode is False:
+        return NoProgress(steps, done)
+    return (ProgressBar if mode is True or sys.stdout.isatty() else LogLines)(steps, done)
+
+
+class NoSweepProgress:
+    """Show nothing of a sweep."""
+
+    def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+        """Take note of how many of `total` trials are finished, pruned, running, failed."""
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+class SweepProgressBar(NoSweepProgress):
+    """Draw a bar with finished, running and failed trials, the best so far and time left."""
+
+    def __init__(self, total: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn as Left
+
+        text = TextColumn("{task.fields[counts]}, best {task.fields[best]}")
+        self._bar = Progress(
+            BarColumn(), MofNCompleteColumn(), text, Left(True), speed_estimate_period=600
+        )
+        self._task = self._bar.add_task("", total=total, counts="-", best="-")
+        self._bar.start()
+
+    def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        over = sum(counts.values()) - counts["running"]
+        shown = "-" if best is None else number(best)
+        self._bar.update(self._task, completed=over, total=total, counts=told or "-", best=shown)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def make_sweep_progress(mode: Any, total: int) -> NoSweepProgress:
+    """Return what `progress=` asks for during a sweep: a bar on a terminal, or nothing."""
+    bar = mode is True or (mode == "auto" and sys.stdout.isatty())
+    return SweepProgressBar(total) if bar else NoSweepProgress()

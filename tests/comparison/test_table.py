@@ -1,0 +1,86 @@
+"""What is shown: numbers keep their size, names and integers stay whole, nothing is cut in two."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from waymark.sweeps.landscape import Axis
+from waymark.sweeps.trial import VARIED_KEYS, _name
+from waymark.table import elided, number, setting, settings_apart
+
+LONG = "1.2046852412034e-05"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (float(LONG), "1.205e-05"),
+        (0.892, "0.8920"),
+        (0.0, "0.000"),
+        (1.0, "1.000"),
+        (0.001234, "0.001234"),
+        (5000.0, "5000"),
+        (123456.789, "1.235e+05"),
+        (3.4e38, "3.400e+38"),
+        (float("nan"), "nan"),
+        (float("-inf"), "-inf"),
+        (123456789, "123456789"),
+    ],
+)
+def test_a_measured_value(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+@given(st.floats(-1e308, 1e308, allow_subnormal=False))
+def test_what_is_shown_is_the_value_to_four_digits(value: float) -> None:
+    for text in (number(value), setting(repr(value))):
+        assert len(text) <= 11
+        assert float(text) == pytest.approx(value, rel=5.1e-4, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (LONG, "1.205e-05"),
+        (f"-{LONG}", "-1.205e-05"),
+        ("0.30000000000000004", "0.3"),
+        ("1234567.8", "1.235e+06"),
+        (f"[{LONG}, 2, 0.123456]", "[1.205e-05, 2, 0.1235]"),
+        ("{rate: 0.123456}", "{rate: 0.1235}"),
+        *[(same, same) for same in (
+            *("1e-09", "0.1", "1.10", "100.0", "9223372036854775807", "adam", "-", "", "True"),
+            *("12e45678", "12345678e9012", "data/0.123456.npz", "v1.23456"),
+            *("[a0.123456, 1.2.34567]",),
+        )],
+    ],
+)  # fmt: skip
+def test_a_setting(text: str, shown: str) -> None:
+    assert setting(text) == shown
+
+
+def test_different_settings_never_look_the_same() -> None:
+    texts = ["0.1234567", "0.1234568", LONG, "adam"]
+    shown = settings_apart(texts)
+    assert len(set(shown.values())) == 4
+    assert shown[LONG] == "1.204685e-05" and shown["adam"] == "adam"
+
+
+def test_no_number_is_cut_where_room_is_short() -> None:
+    name = "weight_decay=1.205e-05 learning_rate=0.001234"
+    for most in range(24, 60):
+        text = elided(name, most)
+        assert len(text) <= most
+        numbers = re.findall(r"=([^ …]*)", text)
+        assert set(numbers) <= {"1.205e-05", "0.001234", ""} and numbers[0] == "1.205e-05"
+    assert elided("a" * 30, 20) == "a" * 19 + "…"
+
+
+def test_a_picture_and_a_trial_show_numbers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    axis = Axis("optimizer.learning_rate", [LONG, "0.00031415926", "0.01"])
+    assert [axis.shown[text] for text in axis.labels] == ["1.205e-05", "0.0003142", "0.01"]
+    keys = [f"part{i}.key" for i in range(40)]
+    monkeypatch.setenv(VARIED_KEYS, json.dumps(keys))
+    words = _name([f"{key}={LONG}" for key in keys]).split()
+    assert len(words) > 10 and set(words[:-1]) == {"key=1.205e-05"} and words[-1].endswith("…")

@@ -1,0 +1,216 @@
+"""MLflow's UI shows, in a real browser, what a small sweep has recorded."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, Response, TimeoutError, expect, sync_playwright
+from waymark import __version__
+from waymark.api import run
+from waymark.execution.execute import Result
+
+REPO = Path(__file__).resolve().parents[2]
+BOUND = 60  # seconds that anything may take which is waited for
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+
+STEPS = 40  # all of them are drawn: a chart takes 320 points at most
+RATES = ["0.0003", "0.001", "0.003", "0.01"]
+RATE, LOSS, ACCURACY = "optimizer.learning_rate", "train/loss", "test/accuracy"
+
+# What Plotly has drawn: each curve's name and values; each axis of parallel coordinates.
+CURVES = """() => Object.values(Object.fromEntries(
+    [...document.querySelectorAll(".js-plotly-plot")]
+        .flatMap(plot => plot.data ?? [])
+        .filter(trace => trace.type === "scatter")
+        .map(trace => [trace.name, [trace.name, Array.from(trace.y)]])))"""
+AXES = """() => [...document.querySelectorAll(".js-plotly-plot")]
+    .flatMap(plot => plot.data ?? [])
+    .flatMap(trace => trace.dimensions ?? [])
+    .map(axis => [axis.label, Array.from(axis.values)])"""
+# How wide and high the lines are on the screen, whatever the data behind them say.
+LINES = """() => [...document.querySelectorAll(".js-plotly-plot path.js-line")]
+    .map(line => line.getBoundingClientRect())
+    .filter(box => box.width > 100 && box.height > 20).length > 0"""
+# The table of metrics is no <table>: what stands at one height is a row.
+METRICS = """() => [...document.querySelectorAll('a[href*="#/metric?"]')].map(link => {
+    const height = element => {
+        const box = element.getBoundingClientRect();
+        return (box.top + box.bottom) / 2;
+    };
+    const cells = [...document.querySelectorAll("[role=rowgroup] span")];
+    const row = cells.filter(cell => Math.abs(height(cell) - height(link)) < 9);
+    return [link.innerText, row.map(cell => cell.innerText).filter(text => text > "")];
+})"""
+
+
+@pytest.fixture
+def sweep(place: Path) -> list[Result]:
+    """Return the runs of a small sweep, the last of which learns fastest."""
+    settings = [f"steps={STEPS}", "save.every=20", "eval_every=20", "seed=0", "progress=false"]
+    settings += ["runtime.intra_op_threads=2"]
+    return [run(*settings, f"{RATE}={rate}", f"run_name=rate_{rate}") for rate in RATES]
+
+
+@pytest.fixture
+def ui(
+    place: Path,
+    sweep: list[Result],
+    start: Callable[..., "subprocess.Popen[str]"],
+    free_port: Callable[[], int],
+    answers: Callable[[str], bytes | None],
+    poll: Callable[[Callable[[], Any]], Any],
+) -> Iterator[str]:
+    """Start `waymark ui` on the sweep; yield the address that it prints."""
+    port, said = free_port(), place / "ui.out"  # a file: nobody empties a pipe meanwhile
+    with said.open("w") as out:
+        streams = {"stdout": out, "stderr": subprocess.STDOUT}
+        process = start("ui", "--port", str(port), cwd=place, start_new_session=True, **streams)
+    try:
+        poll(lambda: answers(f"http://127.0.0.1:{port}/health") == b"OK")
+        yield next(line for line in said.read_text().splitlines() if line.startswith("http"))
+        process.send_signal(signal.SIGTERM)
+        process.wait(BOUND)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(BOUND)
+
+
+@pytest.fixture
+def page(environment: dict[str, str]) -> Iterator[Page]:
+    """Yield a page of Chromium, which finds no other host and must show no error of the UI."""
+    errors: list[str] = []
+
+    def answered(response: Response) -> None:
+        # MLflow asks who the user is of a server without users, too.
+        if response.status >= 400 and not response.url.endswith("/users/current"):
+            errors.append(f"{response.status} {response.url}")
+
+    expect.set_options(timeout=BOUND * 1000)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            env=dict(environment),
+            args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+        )
+        try:
+            context = browser.new_context(viewport={"width": 1280, "height": 720})
+            context.set_default_timeout(BOUND * 1000)
+            # Else a panel to chat in opens over a quarter of the first page.
+            seen = "'mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true'"
+            context.add_init_script(f"localStorage.setItem({seen})")
+            page = context.new_page()
+            page.on("response", answered)
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            yield page
+        finally:
+            browser.close()
+    assert errors == []
+
+
+def shows(page: Page, script: str, expected: Any) -> None:
+    """Wait until a script finds on the page what is expected; else tell what it finds."""
+    same = f"expected => JSON.stringify(({script})()) === JSON.stringify(expected)"
+    with suppress(TimeoutError):
+        page.wait_for_function(same, arg=expected)
+    assert page.evaluate(script) == expected
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is on PATH")
+def test_the_ui_shows_a_sweep(
+    sweep: list[Result],
+    ui: str,
+    page: Page,
+    client: Callable[[Path], Any],
+    place: Path,
+) -> None:
+    # WAYMARK_SCREENSHOTS=benchmarks/pictures renews the README's two.
+    pictures = REPO / os.environ.get("WAYMARK_SCREENSHOTS", place)
+    store = client(place)
+    losses = [
+        [point.value for point in store.get_metric_history(result.run_id, LOSS)] for result in sweep
+    ]
+    names = [f"rate_{rate}" for rate in RATES]
+    assert [len(values) for values in losses] == [STEPS] * len(sweep)
+
+    # The table of runs, with columns for a parameter and two metrics.
+    page.goto(ui)
+    expect(page.get_by_text(f"{len(sweep)} matching runs")).to_be_visible()
+    page.get_by_label("Toggle sidebar").click()
+    page.get_by_test_id("column-selection-dropdown").filter(has_text="Columns").click()
+    for column in ["Dataset", "Source", "Models", RATE, LOSS, ACCURACY]:  # off, off, off, on ...
+        page.get_by_placeholder("Search columns").fill(column)
+        page.get_by_test_id("column-selector-tree").get_by_text(column, exact=True).click()
+    page.keyboard.press("Escape")
+    for column in [f"params.`{RATE}`", f"metrics.`{LOSS}`"]:  # as wide as what stands in it
+        page.locator(f'[col-id="{column}"] .ag-header-cell-resize').dblclick()
+    for result, name, rate, values in zip(sweep, names, RATES, losses, strict=True):
+        row = page.locator(f'[row-id="{result.run_id}"]')
+        expect(row.get_by_role("link", name=name, exact=True)).to_be_visible()
+        for column, text in [
+            (f"params.`{RATE}`", rate),
+            (f"metrics.`{LOSS}`", str(values[-1])),
+            (f"metrics.`{ACCURACY}`", str(result.trained)),
+        ]:
+            expect(row.locator(f'[col-id="{column}"]')).to_have_text(text)
+    page.mouse.move(0, 0)  # what it hovers over looks different
+    part = {"x": 0, "y": 0, "width": 1280, "height": 400}
+    page.screenshot(path=pictures / "ui_runs.png", clip=part, animations="disabled")
+
+    # Compare, for three of the four.
+    for result in sweep[1:]:
+        page.locator(f'[row-id="{result.run_id}"]').get_by_role("checkbox").first.check()
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("heading", name="Comparing 3 Runs")).to_be_visible()
+    for label, cells in [("Run Name:", names[1:]), (RATE, RATES[1:]), ("steps", [str(STEPS)] * 3)]:
+        row = page.locator("tr").filter(has=page.get_by_text(label, exact=True))
+        expect(row.locator("th, td")).to_have_text([label, *cells])
+    axes = [[RATE, [float(rate) for rate in RATES[1:]]], ["run_name", [0, 1, 2]]]
+    shows(page, AXES, [*axes, [LOSS, [values[-1] for values in losses[1:]]]])
+    expect(page.get_by_role("link", name=LOSS, exact=True)).to_be_visible()
+    shown = dict(page.evaluate(METRICS))
+    for metric, numbers in [
+        (LOSS, [values[-1] for values in losses[1:]]),
+        (ACCURACY, [result.trained for result in sweep[1:]]),
+    ]:
+        assert [float(text) for text in shown[metric]] == pytest.approx(numbers, abs=6e-4)
+    page.screenshot(path=place / "ui_parallel.png")
+
+    # Their losses in one chart, every point of them.
+    page.get_by_role("link", name=LOSS, exact=True).click()
+    shows(page, CURVES, [list(curve) for curve in zip(names[1:], losses[1:], strict=True)])
+    page.wait_for_function(LINES)
+    for name, values in zip(names[1:], losses[1:], strict=True):
+        row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
+        expect(row).to_contain_text(f"{values[-1]} (step={STEPS})")
+    page.screenshot(path=pictures / "ui_compare.png")
+
+    # One run's own pages, by the link that its end has printed.
+    page.goto(ui.partition("#")[0] + "#" + sweep[-1].link.partition("#")[2])
+    expect(page.get_by_role("heading", name=names[-1])).to_be_visible()
+    expect(page.get_by_test_id("key-value-Status")).to_contain_text("Finished")
+    for tag in [f"waymark.version: {__version__}", f"waymark.steps: {STEPS}"]:
+        expect(page.get_by_text(tag).first).to_be_visible()
+    page.get_by_role("tab", name="Model metrics").click()
+    page.get_by_placeholder("Search metric charts").fill(LOSS)
+    shows(page, CURVES, [[names[-1], losses[-1]]])
+    page.wait_for_function(LINES)
+    page.screenshot(path=place / "ui_loss.png")
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("evaluation", exact=True).click()
+    for picture in ["loss.png", "confusion_matrix.png"]:
+        page.get_by_text(picture, exact=True).click()
+        image = page.get_by_alt_text(f"evaluation/{picture}").first
+        expect(image).to_be_visible()
+        page.wait_for_function(
+            "image => image.complete && image.naturalWidth > 300", arg=image.element_handle()
+        )
+        page.screenshot(path=place / f"ui_{picture}")
