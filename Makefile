@@ -77,7 +77,7 @@ $(VENV)/locked: requirements.lock
 	@touch $@
 
 $(VENV)/installed: $(VENV)/locked pyproject.toml
-	@rm -rf $(VENV)/lib/python3*/site-packages/waymark-*.dist-info # pip cannot replace a half-written one
+	@rm -rf $(VENV)/lib/python3*/site-packages/waymark*.dist-info $(VENV)/lib/python3*/site-packages/_waymark*.pth # pip cannot replace a half-written one
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@$(PIP) check
 	@touch $@

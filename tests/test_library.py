@@ -45,8 +45,8 @@ def test_what_the_package_does_not_offer_is_an_error() -> None:
 
 def test_functions_stay_functions_whatever_is_imported() -> None:
     program = """
-import importlib, pkgutil, pipeline
-for module in pkgutil.walk_packages(waymark.__path__, "pipeline."):
+import importlib, pkgutil, waymark
+for module in pkgutil.walk_packages(waymark.__path__, "waymark."):
     if module.name != "waymark.__main__":
         importlib.import_module(module.name)
 for name in waymark.__all__:

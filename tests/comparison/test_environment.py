@@ -33,9 +33,9 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     root = tmp_path / "code"
-    (root / "pipeline").mkdir(parents=True)
-    monkeypatch.setattr(module, "FOLDER", root / "pipeline")
-    monkeypatch.setattr(repository, "FOLDER", root / "pipeline")
+    (root / "waymark").mkdir(parents=True)
+    monkeypatch.setattr(module, "FOLDER", root / "waymark")
+    monkeypatch.setattr(repository, "REPOSITORY", root)
     monkeypatch.chdir(root)
     return root
 

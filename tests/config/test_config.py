@@ -710,7 +710,8 @@ HOSTILE = [
     "pipeline", "pipeline.",
     "pipeline..models", ".pipeline", "", ".", "waymark.models.softmax",
     "waymark.models.softmax.Softmax.logits", "waymark.models.softmax.Softmax\n",
-    "pipeline.\0", "waymark.__main__.main", "waymark.config.settings.Config", "waymark.nosuch.Model",
+    "pipeline.\0", "waymark.__main__.main", "waymark.config.settings.Config",
+    "waymark.nosuch.Model", "pipeline.nosuch.Model", "pipeline.tracking.os.system",
     "waymark.tracking.store.RunStore", "waymark.data.sources.Mnist5k", "antigravity.Model",
     "waymark.data.sources.gzip.GzipFile", "waymark.npz.zipfile.ZipFile",
 ]  # fmt: skip

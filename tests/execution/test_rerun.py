@@ -906,7 +906,8 @@ def test_a_signal_reaches_the_other_process_once(
     """A terminal's Ctrl-C goes to all processes of the command; a second one would end it."""
     python = sys.executable
     (tmp_path / "parent.py").write_text(
-        f"import sys\nfrom waymark.execution import rerunning\nsys.executable = {str(child(SIGNALLED))!r}\n"
+        "import sys\nfrom waymark.execution import rerunning\n"
+        f"sys.executable = {str(child(SIGNALLED))!r}\n"
         "try:\n    rerunning._in_a_new_process(['rerun', 'a'], [], '.')\n"
         "except Exception as error:\n    print(type(error).__name__, error.status)\n"
     )
@@ -994,7 +995,7 @@ def test_the_code_moved_on(
     monkeypatch.chdir(mine)
     name, helper = "own_model_of_a_commit", "own_model_of_a_commit_helper"
     overrides = own_model(name)
-    softmax = code / "pipeline" / "models" / "softmax.py"
+    softmax = code / "pipeline" / "waymark" / "models" / "softmax.py"
     as_now = softmax.read_text()
     softmax.write_text(as_now.replace("return tf.reshape", "return 2 * tf.reshape"))
     first = commit(code, "a first \x1b[31mstate")
@@ -1037,8 +1038,8 @@ def test_the_code_moved_on(
 
     # The code as it is now is another one, which is told.
     forget(name, monkeypatch)
-    for module in (environment, repository):
-        monkeypatch.setattr(module, "FOLDER", code / "pipeline")
+    monkeypatch.setattr(environment, "FOLDER", code / "pipeline" / "waymark")
+    monkeypatch.setattr(repository, "REPOSITORY", code)
     verdict = verdict_of(main("rerun", run_id, trust), run_id, "different")
     assert verdict.partings["train/loss"].step == 1
     found = {what: (was, now) for what, was, now in verdict.differences}

@@ -355,7 +355,7 @@ for model, folder, prefix in json.load(open("runs.json")):
         assert inputs.name == "inputs:0"
         value = session.run(accuracy, {inputs: data["x"], labels: data["y"]})
         found[model] = float(value)
-assert not [name for name in sys.modules if name.startswith("pipeline")]
+assert not [name for name in sys.modules if name.startswith("waymark")]
 print(json.dumps(found))
 """
 

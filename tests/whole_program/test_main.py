@@ -751,14 +751,14 @@ def test_training_starts_from_saved_parameters(
 def test_a_users_modules_do_not_keep_the_program_from_starting(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    names = [path.stem for path in REPO.glob("pipeline/*.py")] + ["pipeline"]
+    names = [path.stem for path in REPO.glob("pipeline/waymark/*")] + ["pipeline"]
     for name in {"data", "models", "tracking", *names} - {"__init__", "__main__"}:
         (tmp_path / f"{name}.py").write_text("raise ImportError('this is the user's')")
-    script = "from waymark_start import program; program()"  # as the console script has it
+    script = "from waymark.__main__ import program; program()"  # as the console script has it
     done = subprocess.run(
         [sys.executable, "-c", script, "runs"],
         cwd=tmp_path,
-        env={**environment, "PYTHONPATH": f"{tmp_path}:{REPO}"},
+        env={**environment, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
@@ -773,25 +773,28 @@ def test_the_wheel_works_outside_the_checkout(
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "wheel", "--quiet"]
     command = [*pip, "--no-deps", "--no-build-isolation", "-w", str(built), str(REPO)]
     subprocess.run(command, check=True, capture_output=True, timeout=BOUND)
-    (wheel,) = built.glob("waymark-*.whl")
+    (wheel,) = built.glob("waymark_tf-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(unpacked)
     wanted = {str(path.relative_to(REPO)) for path in REPO.glob("conf/**/*.yaml")}
-    assert {name.removeprefix("pipeline/") for name in names if name.endswith(".yaml")} == wanted
-    modules = [*REPO.glob("pipeline/**/*.py"), *REPO.glob("hydra_plugins/*.py")]
-    modules.append(REPO / "waymark_start.py")
-    sources = {str(path.relative_to(REPO)) for path in modules}
+    assert {name.removeprefix("waymark/") for name in names if name.endswith(".yaml")} == wanted
+    sources = {str(p.relative_to(REPO / "pipeline")) for p in REPO.glob("pipeline/**/*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
-    assert {"mnist_5k.npz", "mnist_5k.txt"} <= {Path(name).name for name in names}
+    assert {"waymark/data/mnist_5k.npz", "waymark/data/mnist_5k.txt"} <= {*names}
     (entry,) = unpacked.glob("*.dist-info/entry_points.txt")
-    assert "waymark = waymark_start:program" in entry.read_text()
+    assert "waymark = waymark.__main__:program" in entry.read_text()
+    tops = {name.partition("/")[0] for name in names}
+    assert {name for name in tops if not name.endswith(".dist-info")} == {
+        "waymark",
+        "hydra_plugins",
+    }
 
     shutil.copytree(empty_store, elsewhere / "mlruns")
     outside = {**environment, "PYTHONPATH": str(unpacked)}
-    asked = [sys.executable, "-c", "import waymark.config.compose as program; print(program.CONF)"]
+    asked = [sys.executable, "-c", "from waymark.package import CONF; print(CONF)"]
     found = subprocess.run(asked, cwd=elsewhere, env=outside, capture_output=True, text=True)
-    assert found.stdout == f"{unpacked}/pipeline/waymark/conf\n"
+    assert found.stdout == f"{unpacked}/waymark/conf\n"
     done = waymark("run", "steps=20", "save.every=10", THREADS, cwd=elsewhere, env=outside)
     assert (done.returncode, done.stderr) == (0, "")
     assert "checkpoints kept      10, 20" in done.stdout

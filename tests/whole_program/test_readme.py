@@ -81,7 +81,7 @@ def test_what_is_missing_is_installed_by_the_names_of_packages() -> None:
     extras = project["optional-dependencies"]
     assert list(PACKAGES.values()) == [extras[n] for n in ("joblib", "ray", "slurm", "optuna")]
     files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
-    for folder in ("conf", "pipeline", "hydra_plugins", "tests", "benchmarks"):
+    for folder in ("conf", "pipeline", "tests", "benchmarks"):
         files += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml", ".md")]
     wrong = re.compile(r"pip install (-\S+ )*['\"]?waymark\b|['`]waymark\[")
     assert not [path for path in files if wrong.search(path.read_text(encoding="utf-8"))]

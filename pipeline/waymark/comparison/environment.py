@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from waymark.comparison.repository import git_commit, program_output
+from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.settings import FORMAT, flatten, without_password
 from waymark.package import FOLDER, __version__
 
@@ -226,12 +227,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
                 a, b = ([str(x) for x in one if x not in other] for one, other in ((a, b), (b, a)))
             if a != b:
                 found.append((key, a, b))
-    was, now = old.get("code", {}), new.get("code", {})
+    was, now = ({**each.get("code", {})} for each in (old, new))
+    if _is_renamed(was) != _is_renamed(now):  # all of Waymark's modules were: one line for them
+        for each in (was, now):
+            package = OLD_PACKAGE if _is_renamed(each) else "waymark"
+            own = [name for name in each if name.partition(".")[0] == package]
+            each |= {package: str([each.pop(name) for name in own])} if own else {}
     changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
     if was and now and changed:
         before, after = ([name for name in changed if name in side] for side in (was, now))
         found.append(("code", before, after))
     return found
+
+
+def _is_renamed(code: Mapping[str, str]) -> bool:
+    """Tell whether Waymark's modules have the names that they had before its package's."""
+    return f"{OLD_PACKAGE}.__main__" in code
 
 
 def _gpu_differences(old: Any, new: Any) -> list[Difference]:

@@ -19,9 +19,8 @@ from typing import Any
 import pydantic
 
 from waymark.comparison.repository import changes, changes_at, checkout, diffstat, git, masked_lines
-from waymark.package import FOLDER
+from waymark.package import FOLDER, REPOSITORY
 
-WAYMARKS = ("pipeline", "hydra_plugins", "tests", "benchmarks")
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
 COPIES = "own_code/copies.patch"  # among a run's artifacts
 MOST = 10 * 2**20  # bytes of all copies, and of a repository's changes
@@ -205,14 +204,14 @@ def own_files() -> dict[str, Path]:
             file = object.__getattribute__(module, "__dict__").get("__file__")
         except AttributeError:
             continue
-        if not isinstance(file, str) or name.partition(".")[0] in ("pipeline", "__mp_main__"):
+        if not isinstance(file, str) or name.partition(".")[0] in ("waymark", "__mp_main__"):
             continue
         if not _is_own_folder(os.path.dirname(file if file[:1] == "/" else os.path.abspath(file))):
             continue
         path = Path(file).resolve()
         root = _import_folder(name, path)
         installed = root and name.partition(".")[0] in _installed_in(root)
-        if not installed and path != FOLDER.parent / "waymark_start.py" and path.is_file():
+        if not installed and path.is_file():
             found[name] = path
     return dict(sorted(found.items()))
 
@@ -231,7 +230,8 @@ def _others() -> tuple[str, ...]:
     schemes = [sysconfig.get_paths(), sysconfig.get_paths(sysconfig.get_preferred_scheme("user"))]
     names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
     found = [scheme[name] for scheme in schemes for name in names]
-    found += [os.path.dirname(sys.executable), *(str(FOLDER.parent / name) for name in WAYMARKS)]
+    found += [os.path.dirname(sys.executable), str(FOLDER), str(FOLDER.parent / "hydra_plugins")]
+    found += [str(REPOSITORY / name) for name in ("tests", "benchmarks") if REPOSITORY]
     return tuple(os.path.realpath(path) + os.sep for path in found)
 
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from waymark.package import FOLDER
+from waymark.package import REPOSITORY
 
 SECRET = re.compile(
     r"(?i)(api[_-]?key|secret|token|passw(or)?d|private[_ ]key|credential)|://[^/\s:]+:[^@\s]+@"
@@ -63,8 +63,7 @@ def checkout() -> Path:
     """Return where the code stands: Waymark's own checkout, else the current folder."""
     if CHECKOUT in os.environ:
         return Path(os.environ[CHECKOUT])
-    root = FOLDER.parent
-    return root if (root / ".git").exists() else Path.cwd()
+    return REPOSITORY if REPOSITORY and (REPOSITORY / ".git").exists() else Path.cwd()
 
 
 def git(*arguments: str, at: Path | None = None, **variables: str) -> str | None:

@@ -25,9 +25,8 @@ from waymark.config.settings import (
     resolve,
 )
 from waymark.config.yaml_source import yaml_class
+from waymark.package import CONF
 
-HERE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (HERE / "conf", HERE.parent / "conf") if folder.is_dir())
 # Overrides of settings that are texts; values in which numbers are meant; and the parts of all
 # others: a text in quotes, what may be taken for a number, what stands between such.
 TEXT = re.compile(r"(\+{0,2}(?:tags(?:\.[^=]+)?|experiment_name|run_name)=)(.*)", re.DOTALL)

@@ -32,6 +32,7 @@ from waymark.config.masking import (
     with_masks,
     without_secrets,
 )
+from waymark.config.old_names import CLASSES
 from waymark.names import RESTORED_ACCURACY
 from waymark.users_code import place
 
@@ -395,13 +396,15 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     from hydra.utils import get_class
 
     def allowed(name: str) -> bool:
-        roots = ["pipeline", *(trusted or [])]
+        roots = ["waymark", *(trusted or [])]
         return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
 
     distrust = BadInput(
         f"{key}={target!r} ({source(key)}): is not part of Waymark; "
         f"if you trust its module, say so with trusted_modules=[...]."
     )
+    if target in CLASSES:  # a record's is the new one by now
+        raise BadInput(f"{key}={target!r} ({source(key)}): is now {CLASSES[target]}.")
     if not allowed(target):
         raise distrust
     log = logging.getLogger("hydra.utils")
@@ -508,6 +511,10 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
     if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
         body["tags"] = {key: str(value) for key, value in body["tags"].items()}
+    for group in GROUPS:
+        if isinstance(body.get(group), dict):
+            target = body[group].get("_target_")
+            body[group]["_target_"] = CLASSES.get(str(target), target)
     suspect = [key for key, value in flatten(body).items() if "***" in str(value)]
     masked = body.pop("masked", suspect)  # earlier versions did not tell
     if not isinstance(masked, list):

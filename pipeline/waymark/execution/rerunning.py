@@ -23,6 +23,7 @@ from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import CHECKOUT, checkout, diffstat, run_git
 from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parsed
+from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.settings import NAME, BadInput, Sentence
 from waymark.execution import new_process
 from waymark.execution.execute import run
@@ -107,7 +108,8 @@ def _in_a_new_process(
     Raises BadInput, Failed or Interrupted with what the process says.
     """
     path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
-    command = [sys.executable, "-P", "-m", "waymark", *words, "--json"]
+    old = bool(checkout) and Path(str(checkout), "hydra_plugins", "waymark.py").is_file()
+    command = [sys.executable, "-P", "-m", OLD_PACKAGE if old else "waymark", *words, "--json"]
     last = ""
 
     def tell(line: str) -> None:  # the last one may be the error
@@ -184,6 +186,8 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
             inside = (
                 Path.cwd().relative_to(main.top) if Path.cwd().is_relative_to(main.top) else Path()
             )
+            source = code / "pipeline"  # it was the package once, and the folder above the root
+            folders += [source] if (source / "waymark").is_dir() else []
             folders += [code, code / inside, *(code / folder for folder in main.folders)]
         else:
             folders.append(Path(new_process.HOME))
