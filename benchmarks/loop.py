@@ -103,7 +103,7 @@ class Loop:
             tracked if losses else silent,
             saver.save if checkpoints else silent.save,
             silent,
-            lambda step: False,
+            lambda step: None,
         )
         saver.wait()
         tracked.flush()

@@ -10,20 +10,20 @@ from benchmarks.ways import data_overrides
 
 def watch() -> None:
     """Print the marks as the parts of a run begin."""
-    from waymark.execution import execute as work
+    from waymark.execution import execute
 
-    train, whole = work.train, work.Work._train
+    train, train_and_save = execute.train, execute.train_and_save
 
     def marked(*arguments: object) -> object:
         mark("loop")
         return train(*arguments)
 
-    def wholly(self: work.Work, machine: object) -> object:
-        score = whole(self, machine)  # ends when the last loss and checkpoint are durable
+    def wholly(*arguments: object) -> object:
+        score = train_and_save(*arguments)  # ends when the last loss and checkpoint are durable
         mark("restore")
         return score
 
-    work.train, work.Work._train = marked, wholly
+    execute.train, execute.train_and_save = marked, wholly
 
 
 def main(task: Job) -> NoReturn:

@@ -3,7 +3,7 @@
     from waymark import compare, evaluate, rerun, resume, run
 
     result = run("model=cnn", "steps=200", "progress=false")
-    print(result.run_id, result.restored)
+    print(result.run_id, result.restored_accuracy)
 
 The commands as functions; their names are looked up in `waymark.api` when they are used, so
 that importing the package costs nothing.

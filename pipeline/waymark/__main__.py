@@ -145,13 +145,12 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
     steps=N extends it; settings that would change its numbers are refused.
     """
     from waymark import api
+    from waymark.execution.ending import RerunDiverged
 
     try:
         result = api.resume(run, *overrides, allow_drift=allow_drift)
-    except api.Failed as failed:
-        if failed.verdict is None:
-            raise
-        return _verdict(failed.verdict)  # a rerun that diverged, as its original may have
+    except RerunDiverged as diverged:  # as its original may have
+        return _verdict(diverged.verdict)
     if result is None:
         print("nothing left to do")
         return 0
@@ -396,9 +395,9 @@ def _with_folder(overrides: tuple[str, ...], config_dir: str | None) -> tuple[st
 
 def _summary(result: Any) -> None:
     steps = ", ".join(str(step) for step in result.checkpoints)
-    trained = "-" if result.trained is None else f"{result.trained:.4f}"
+    trained = "-" if result.training_accuracy is None else f"{result.training_accuracy:.4f}"
     print(f"accuracy in training  {trained}")
-    print(f"accuracy restored     {result.restored:.4f}")
+    print(f"accuracy restored     {result.restored_accuracy:.4f}")
     print(f"checkpoints kept      {steps}")
     print(f"run                   {result.run_id}")
     print(f"in the UI             {result.link}")

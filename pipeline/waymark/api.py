@@ -73,7 +73,8 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
 
     Raises BadInput for an unknown run, an override that would change the numbers, or (without
     `allow_drift`) a numerical environment other than the recorded one; Failed if no published
-    checkpoint is whole or the work fails; Interrupted after a signal.
+    checkpoint is whole or the work fails (RerunDiverged, with the verdict, for a rerun whose loss
+    is not finite any more); Interrupted after a signal.
     """
     return _done(execute.resume, run, parsed(overrides), allow_drift)
 

@@ -1,7 +1,6 @@
 """What went wrong, in one line: the kind of an error, its reason, its place in the user's code."""
 
 import re
-from typing import Any
 
 from waymark.config.settings import Sentence, first_line
 from waymark.users_code import place
@@ -18,5 +17,3 @@ def explained(error: BaseException) -> str:
 
 class Failed(Sentence):
     """Say in one sentence why the work failed; the command exits 1."""
-
-    verdict: Any = None  # of a rerun that diverged, as its original may have

@@ -1239,11 +1239,11 @@ def test_seeds_and_another_rate(trained: dict[str, Any]) -> None:
     seeds, fast, again = found.rows
     assert seeds.runs == [result.run_id for result in results]
     restored = seeds.metrics["restored/accuracy"]
-    values = [result.restored for result in results]
+    values = [result.restored_accuracy for result in results]
     wide = stats.t.interval(0.95, 1, loc=np.mean(values), scale=stats.sem(values))
     expected = (np.mean(values), np.std(values, ddof=1), *wide)
     assert (restored.final, restored.std, restored.low, restored.high) == pytest.approx(expected)
-    assert fast.metrics["restored/accuracy"].final == trained["fast"].restored
+    assert fast.metrics["restored/accuracy"].final == trained["fast"].restored_accuracy
     assert seeds.states == [result.state_digest for result in results]
     # A rerun of a seed is no further sample; its state is the same.
     assert again.runs == [trained["again"].run_id]
@@ -1320,7 +1320,7 @@ def test_the_list_of_waymarks_runs(trained: dict[str, Any], main: Main) -> None:
         result = trained[name]
         run, _, model, status, steps, accuracy, _age, *can = rows[name]
         assert (run, model, status) == (result.run_id[:8], "softmax", "FINISHED")
-        assert (steps, accuracy, can) == ("20", f"{result.restored:.4f}", [])
+        assert (steps, accuracy, can) == ("20", f"{result.restored_accuracy:.4f}", [])
     dead = rows["dead"]
     assert dead[3:5] == ["KILLED", "10 of 20"]
     assert dead[5] != "-"  # the evaluation at step 10
@@ -1479,7 +1479,7 @@ def test_a_server_that_is_down(
     assert found.keys == ["batch_size"]
     for row, result in zip(found.rows, results, strict=True):
         assert (row.name[:4], row.status) == ("off-", "FINISHED")
-        assert row.metrics["restored/accuracy"].final == result.restored
+        assert row.metrics["restored/accuracy"].final == result.restored_accuracy
         assert row.states == [result.state_digest]
         assert row.seconds is not None and row.seconds > 0
     assert found.partings is not None and found.partings["train/loss"].step == 1

@@ -103,7 +103,7 @@ def test_a_hydra_application_may_run_and_evaluate(
     @hydra.main(version_base=None, config_path=str(application), config_name="app")
     def main(cfg: DictConfig) -> None:
         result = run(*SHORT, f"seed={cfg.seed}")
-        assert evaluate(result.run_id).accuracy == result.restored
+        assert evaluate(result.run_id).accuracy == result.restored_accuracy
         assert HydraConfig.get().job.name == "theirs"
         found.append((cfg.seed, configure(*SHORT).seed))
 

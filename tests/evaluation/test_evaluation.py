@@ -78,14 +78,14 @@ def test_a_run_whose_tags_were_deleted(result: Result, client: Callable[..., Any
     for tag in store.get_run(result.run_id).data.tags:
         if tag != "mlflow.runName":
             store.delete_tag(result.run_id, tag)
-    assert evaluate(result.run_id).accuracy == result.restored
+    assert evaluate(result.run_id).accuracy == result.restored_accuracy
     (result.folder.parent / "outbox.jsonl").unlink()
     with pytest.raises(
         BadInput, match=r"its tag waymark\.data_digest is gone, .* to (\w{64})\.$"
     ) as e:
         evaluate(result.run_id)
     store.set_tag(result.run_id, "waymark.data_digest", str(e.value)[-65:-1])
-    assert evaluate(result.run_id).accuracy == result.restored
+    assert evaluate(result.run_id).accuracy == result.restored_accuracy
     (result.folder / "config.yaml").unlink()
     store.set_tag(result.run_id, "waymark.version", "1")
     with pytest.raises(BadInput, match=r"of a run: No such file or directory$") as missing:

@@ -23,7 +23,8 @@ from waymark.checkpoints.store import CheckpointStore
 from waymark.config.compose import composed
 from waymark.digest import digest
 from waymark.evaluation.restore import load_data
-from waymark.execution import execute as work
+from waymark.execution import execute
+from waymark.failure import Failed
 from waymark.processes.signals import Interrupted
 from waymark.tracking.active_run import ActiveRun
 from waymark.training.loop import Trainer
@@ -84,7 +85,7 @@ def undisturbed(
             shutil.copytree(empty_store, folder / "mlruns")
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
-                result = work.run(composed([*overrides, *data, "progress=false"]))
+                result = execute.run(composed([*overrides, *data, "progress=false"]))
             found[key] = end(folder, result.run_id)
         return found[key]
 
@@ -137,7 +138,7 @@ def test_the_program_in_pieces_of_any_sizes(
             "waymark.execution.execute.make_progress", lambda *_, target=target: stop_at(target)
         )
         with pytest.raises(Interrupted):
-            work.resume("latest", {}) if run_id else work.run(resolved)
+            execute.resume("latest", {}) if run_id else execute.run(resolved)
         (folder,) = place.glob("mlruns/artifacts/1/*")
         run_id = folder.name
         now = end(place, run_id)
@@ -147,7 +148,7 @@ def test_the_program_in_pieces_of_any_sizes(
         assert losses == expected.points["train/loss"][: len(losses)]
     monkeypatch.undo()
     monkeypatch.chdir(place)
-    assert work.resume(run_id, {"progress": False}) is not None
+    assert execute.resume(run_id, {"progress": False}) is not None
     assert end(place, run_id) == expected
 
 
@@ -244,8 +245,8 @@ POINTS: dict[str, tuple[Any, str, int, Any]] = {
     "between payload and manifest": (store, "replace_file", 2, None),
     "between manifest and state file": (CheckpointStore, "_retain", 3, None),
     "inside retention": (CheckpointStore, "_remove", 1, manifest_alone),
-    "after the last checkpoint": (work.Work, "_conclude", 1, None),
-    "after restoring": (work.Work, "_report", 1, None),
+    "after the last checkpoint": (execute, "restore_and_evaluate", 1, None),
+    "after restoring": (execute, "_write_report", 1, None),
 }
 
 
@@ -277,7 +278,7 @@ def test_killed_at_a_named_point(
         dying.setattr(owner, "real_write", getattr(owner, "write", None), raising=False)
         dying.setattr(owner, name, after(getattr(owner, name), count, half))
         with pytest.raises(Killed):
-            work.run(composed([*overrides, *data, "progress=false"]))
+            execute.run(composed([*overrides, *data, "progress=false"]))
     # A real kill takes the sending thread along, and with it its hold on the run.
     started[0]._patience.set()
     started[0]._wake.set()
@@ -305,8 +306,8 @@ def test_a_run_that_saved_nothing_starts_again(
         raise RuntimeError("no more power\nhere")
 
     monkeypatch.setattr("waymark.execution.execute.train", crash)
-    with pytest.raises(work.Failed, match=r"RuntimeError: no more power \(.*\); to go on: "):
-        work.run(composed([*overrides, *data]))
+    with pytest.raises(Failed, match=r"RuntimeError: no more power \(.*\); to go on: "):
+        execute.run(composed([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")
     run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(folder.name)
     assert run.info.status == "FAILED"
@@ -325,7 +326,7 @@ def test_a_run_that_saved_nothing_starts_again(
 
 @pytest.fixture
 def finished(place: Path, data: list[str]) -> str:
-    return work.run(composed([*SHORT, *data, "progress=false"])).run_id
+    return execute.run(composed([*SHORT, *data, "progress=false"])).run_id
 
 
 def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main: Main) -> None:
@@ -399,7 +400,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
     place: Path, data: list[str], main: Main, undisturbed: Callable[..., End], save: str
 ) -> None:
     overrides = [*SHORT, f"save={save}"]
-    run_id = work.run(composed([*overrides, *data, "progress=false"])).run_id
+    run_id = execute.run(composed([*overrides, *data, "progress=false"])).run_id
     folder = place / f"mlruns/artifacts/1/{run_id}/artifacts/checkpoints"
     names = {"ckpt": "model_ckpt-40.data-00000-of-00001", "npz": "weights-40.npz"}
     path = folder / names[save]

@@ -179,7 +179,7 @@ from types import SimpleNamespace
 import numpy as np
 from mlflow.tracking import MlflowClient
 import waymark.execution.execute
-from waymark.execution import execute as work
+from waymark.execution import execute
 from waymark.config.compose import composed
 from waymark.training.progress import NoProgress
 from waymark.tracking.active_run import create_run
@@ -201,7 +201,7 @@ overrides = sys.argv[1:]
 settings = composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
-ids = {"whole": work.run(composed([*overrides, "run_name=whole"])).run_id}
+ids = {"whole": execute.run(composed([*overrides, "run_name=whole"])).run_id}
 tracking = open_store(None)
 made = {name: create_run(tracking, settings, {"waymark.version": "test"}, data)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
@@ -218,7 +218,7 @@ for name, run in made.items():
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
 waymark.execution.execute.make_progress = lambda *_: KillAt(0, 0)
-work.run(composed([*overrides, "run_name=training"]))
+execute.run(composed([*overrides, "run_name=training"]))
 """
 
 ENDS = {name: name for name in ("FINISHED", "FAILED", "KILLED")}

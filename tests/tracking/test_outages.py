@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
-from waymark.execution import execute as work
-from waymark.execution import execute as work_module
+from waymark.execution import execute
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.delivery import Delivery
 from waymark.tracking.finder import find
@@ -134,7 +133,7 @@ def undisturbed(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = work.run(composed([*SHORT, f"data.path={small}"]))
+        result = execute.run(composed([*SHORT, f"data.path={small}"]))
     return points(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"), result.run_id), (
         result.state_digest
     )
@@ -372,7 +371,7 @@ def test_offline_interrupted_and_resumed_offline(
         raise RuntimeError("no more power")
 
     with monkeypatch.context() as broken:
-        broken.setattr(work.Work, "_conclude", crash)
+        broken.setattr(execute, "restore_and_evaluate", crash)
         failed = main("run", *short, "tracking.flush_seconds=0.2", store)
     assert failed.returncode == 1
     local = failed.stdout.split()[1]
@@ -454,11 +453,9 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
     run_id = run.info.run_id
     assert done.returncode == 0
     if case != "finished":
-        work.open_store(uri).artifacts(work.find(open_store(uri), run_id)).delete_artifacts(
-            "history.json"
-        )
+        open_store(uri).artifacts(find(open_store(uri), run_id)).delete_artifacts("history.json")
     over, drawn = threading.Event(), []
-    train, learn = work_module.train, Delivery.drop_already_logged
+    train, learn = execute.train, Delivery.drop_already_logged
 
     def trained(*arguments: Any, **named: Any) -> Any:
         try:
@@ -477,11 +474,11 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
         drawn.append(set(losses))
         draw(path, losses, accuracies)
 
-    draw = work_module.plots.loss_curve
+    draw = execute.plots.loss_curve
     with monkeypatch.context() as slow:
-        slow.setattr(work_module, "train", trained)
+        slow.setattr(execute, "train", trained)
         slow.setattr(Delivery, "drop_already_logged", late)
-        slow.setattr(work_module.plots, "loss_curve", curve)
+        slow.setattr(execute.plots, "loss_curve", curve)
         seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
         assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
     every = set(range(1, 51))

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
-from waymark.execution import execute as work
+from waymark.execution import execute
 from waymark.processes.signals import Interrupted
 from waymark.tracking import outbox
 from waymark.tracking.active_run import create_run
@@ -83,10 +83,10 @@ def kept(
         # The runs' process is one that is gone: its pid belongs to this one now.
         gone = {**this_process(), "started": 1.0}
         patch.setattr("waymark.tracking.active_run.this_process", lambda: gone)
-        kept.ids["whole"] = work.run(composed([*overrides, "run_name=whole"])).run_id
+        kept.ids["whole"] = execute.run(composed([*overrides, "run_name=whole"])).run_id
         patch.setattr("waymark.execution.execute.make_progress", lambda *_: stop_at(23))
         with pytest.raises(Interrupted):
-            work.run(composed([*overrides, "run_name=training"]))
+            execute.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = find(open_store(None), "training").id
         settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
         failed = create_run(open_store(None), settings, {"waymark.version": "1"}, DATA)

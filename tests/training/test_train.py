@@ -525,11 +525,10 @@ class Fake:
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         self.events.append(("shown evaluated", step, accuracy))
 
-    def stopping(self, step: int) -> bool:
+    def stopping(self, step: int) -> None:
         self.events.append(("asked", step))
-        return False
 
-    def train(self, stopping: Callable[[int], bool] | None = None, **given: Any) -> Score | None:
+    def train(self, stopping: Callable[[int], Any] | None = None, **given: Any) -> Score | None:
         values = {"steps": 20, "save_every": 0, "eval_every": 0, "log_every": 1, "on_nan": "stop"}
         values |= given
         save = {"every": values.pop("save_every"), "keep_best": values.pop("keep_best", None)}
@@ -537,7 +536,8 @@ class Fake:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module.time, "perf_counter", lambda: self.now)
             trainer: Any = self
-            return train(settings, trainer, self, self.save, self, stopping or self.stopping)  # type: ignore[arg-type]
+            score, _ = train(settings, trainer, self, self.save, self, stopping or self.stopping)  # type: ignore[arg-type]
+            return score
 
     def at(self, *names: str) -> list[int]:
         return [event[1] for event in self.events if event[0] in names]
@@ -626,7 +626,7 @@ def test_stopping_is_asked_after_every_piece_but_the_last() -> None:
     assert fake.at("asked") == ends[:-1]
 
     fake = Fake()
-    fake.train(lambda step: step >= 30, steps=100, save_every=10, eval_every=40)
+    fake.train(lambda step: step if step >= 30 else None, steps=100, save_every=10, eval_every=40)
     assert fake.step == 30
     assert (fake.at("save"), fake.at("score")) == ([10, 20, 30], [])
 
@@ -687,7 +687,7 @@ def test_training_that_really_diverges() -> None:
     fake = Fake()
     with pytest.raises(Diverged, match=r"^the loss at step \d+ is (nan|inf)$"):
         quiet = SimpleNamespace(on_steps=lambda *_: None, on_evaluation=lambda *_: None)
-        train(given, Trainer(given, dataset()), fake, lambda *_: None, quiet, lambda step: False)
+        train(given, Trainer(given, dataset()), fake, lambda *_: None, quiet, lambda step: None)
     values = list(fake.recorded["train/loss"].values())
     assert not math.isfinite(values[-1])
     assert all(map(math.isfinite, values[:-1]))
@@ -703,7 +703,7 @@ def test_training_with_the_real_machine() -> None:
         assert on_schedule
         saved[step] = (digest(state), metrics)
 
-    score = train(given, Trainer(given, dataset()), fake, save, quiet, lambda step: False)
+    score, _ = train(given, Trainer(given, dataset()), fake, save, quiet, lambda step: None)
     other = Trainer(given, dataset())
     losses = other.run_steps(60)
     assert fake.recorded["train/loss"] == {i + 1: float(loss) for i, loss in enumerate(losses)}

@@ -13,7 +13,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from waymark.checkpoints.store import CheckpointStore
 from waymark.config.compose import composed
-from waymark.execution import execute as work
+from waymark.execution import execute
 
 Main = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -30,7 +30,7 @@ def undisturbed(
     shutil.copytree(empty_store, folder / "mlruns")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = work.run(composed([*SHORT, f"data.path={small}"]))
+        result = execute.run(composed([*SHORT, f"data.path={small}"]))
     return {"ckpt": result.state_digest, "npz": result.state_digest}
 
 

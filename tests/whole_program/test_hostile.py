@@ -554,7 +554,7 @@ def test_a_link_above_a_run_is_fine(
     monkeypatch.chdir(tmp_path)
     done = main("evaluate", "latest", "--json")
     assert done.returncode == 0, done
-    assert f"{recorded[1].restored}" in done.stdout
+    assert f"{recorded[1].restored_accuracy}" in done.stdout
 
 
 # Whatever is typed

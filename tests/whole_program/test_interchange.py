@@ -260,7 +260,7 @@ def test_plain_saver_restores_the_weights_alone(tf: Any, softmax_run: Run) -> No
         weights = session.run(v)
     pixels, onehot = arrays("test")
     hits = int(((pixels @ weights).argmax(1) == onehot.argmax(1)).sum())
-    assert hits / len(pixels) == softmax_run.result.restored
+    assert hits / len(pixels) == softmax_run.result.restored_accuracy
 
 
 def test_load_checkpoint_reads_the_whole_state(tf: Any, softmax_run: Run) -> None:
@@ -293,7 +293,7 @@ def test_the_tutorials_program_restores_all_its_variables_and_goes_on(
     done: Run = request.getfixturevalue(f"{model}_run")
     with program(model) as tutorial:
         tutorial.saver.restore(tutorial.session, str(done.prefix))
-        assert same_float32(tutorial.measure(), done.result.restored)
+        assert same_float32(tutorial.measure(), done.result.restored_accuracy)
         variables = tf.compat.v1.global_variables()
         found = {v.op.name: tutorial.session.run(v) for v in variables}
         slots = {f"{name}/{slot}" for name in SHAPES[model] for slot in ("Adam", "Adam_1")}
@@ -317,12 +317,12 @@ def test_numpy_reads_the_npz_without_pickle(npz_run: Run, softmax_run: Run) -> N
     assert softmax_run.digest_of(state)  # the format does not change a bit
     pixels, onehot = arrays("test")
     hits = int(((pixels @ state["weights"]).argmax(1) == onehot.argmax(1)).sum())
-    assert hits / len(pixels) == npz_run.result.restored
+    assert hits / len(pixels) == npz_run.result.restored_accuracy
 
 
 def test_waymark_reads_its_own_files_as_anybodys(softmax_run: Run, npz_run: Run) -> None:
     for path in (softmax_run.prefix, npz_run.checkpoints / "weights-30.npz"):
-        assert scored("softmax", path).accuracy == softmax_run.result.restored
+        assert scored("softmax", path).accuracy == softmax_run.result.restored_accuracy
 
 
 @pytest.mark.parametrize("from_meta", [False, True])
@@ -333,7 +333,7 @@ def test_waymark_itself_scores_state_and_graph_alike(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     found = evaluate_run(softmax_run.result.run_id, "latest", from_meta, {})
     assert found.step == 30
-    assert found.accuracy == softmax_run.result.restored
+    assert found.accuracy == softmax_run.result.restored_accuracy
 
 
 PLAIN = """
@@ -379,7 +379,7 @@ def test_plain_tensorflow_scores_the_graph_file_without_waymark(
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     for name, each in runs.items():
-        assert same_float32(found[name], each.result.restored)
+        assert same_float32(found[name], each.result.restored_accuracy)
 
 
 # Waymark reads what others write

@@ -44,10 +44,10 @@ def test_snippets_read_what_a_run_saved(
         exec(blocks[0] + blocks[1], names)
         deviation, accuracy = capsys.readouterr().out.split()
         assert 0.01 < float(deviation) < 1
-        assert np.float32(accuracy) == np.float32(result.restored)
+        assert np.float32(accuracy) == np.float32(result.restored_accuracy)
     else:
         exec(blocks[2], names)
-        assert np.mean(names["predictions"] == data.y_test) == result.restored
+        assert np.mean(names["predictions"] == data.y_test) == result.restored_accuracy
 
 
 def test_the_table_of_keys_is_the_configuration() -> None:

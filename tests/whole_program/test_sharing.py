@@ -49,7 +49,7 @@ PROGRAM = """
 import sys
 from waymark.api import run
 result = run(*sys.argv[1:])
-print("=>", result.state_digest, result.trained, result.restored)
+print("=>", result.state_digest, result.training_accuracy, result.restored_accuracy)
 """
 
 
@@ -86,7 +86,7 @@ def small(path: Path, seed: int) -> Path:
 
 
 def outcome(result: Result) -> tuple[str, float | None, float]:
-    return result.state_digest, result.trained, result.restored
+    return result.state_digest, result.training_accuracy, result.restored_accuracy
 
 
 def test_the_next_run_has_the_bits_of_a_fresh_process(home: Path, made: list[Trainer]) -> None:

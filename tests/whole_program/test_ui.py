@@ -158,7 +158,7 @@ def test_the_ui_shows_a_sweep(
         for column, text in [
             (f"params.`{RATE}`", rate),
             (f"metrics.`{LOSS}`", str(values[-1])),
-            (f"metrics.`{ACCURACY}`", str(result.trained)),
+            (f"metrics.`{ACCURACY}`", str(result.training_accuracy)),
         ]:
             expect(row.locator(f'[col-id="{column}"]')).to_have_text(text)
     page.mouse.move(0, 0)  # what it hovers over looks different
@@ -179,7 +179,7 @@ def test_the_ui_shows_a_sweep(
     shown = dict(page.evaluate(METRICS))
     for metric, numbers in [
         (LOSS, [values[-1] for values in losses[1:]]),
-        (ACCURACY, [result.trained for result in sweep[1:]]),
+        (ACCURACY, [result.training_accuracy for result in sweep[1:]]),
     ]:
         assert [float(text) for text in shown[metric]] == pytest.approx(numbers, abs=6e-4)
     page.screenshot(path=place / "ui_parallel.png")

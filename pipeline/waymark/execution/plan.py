@@ -1,14 +1,16 @@
-"""What a run starts from, and what a run recorded."""
+"""What a run is to do: planned new, resumed, or from a run's record; nothing is written here."""
 
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from waymark import names
 from waymark.checkpoints import State
 from waymark.checkpoints.external import read_parameters
+from waymark.checkpoints.store import CheckpointStore, Manifest
 from waymark.comparison.environment import (
     differences,
     environment,
@@ -19,24 +21,35 @@ from waymark.comparison.environment import (
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
 from waymark.config.compose import SEARCHPATH, switched
-from waymark.config.settings import BadInput, Config, Resolved, read_record, with_overrides
+from waymark.config.settings import (
+    BadInput,
+    Config,
+    Resolved,
+    from_record,
+    read_record,
+    with_overrides,
+)
 from waymark.data.sources import Dataset
+from waymark.digest import digest
 from waymark.evaluation import graph
 from waymark.evaluation.restore import (
+    load_data,
     log_parameters,
     parameter_shapes,
     refuse_foreign,
+    refuse_other_data,
 )
+from waymark.failure import Failed
 from waymark.package import __version__
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find, find_single
-from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.opening import open_store
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.hidden_state import HiddenState
 from waymark.training.loop import Trainer
-from waymark.training.runtime import start_tensorflow
+from waymark.training.pruning import Pruner
+from waymark.training.runtime import start_if_imported, start_tensorflow
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -46,14 +59,144 @@ RESUME_FIXED = (
 )
 
 
-def own_modules(config: Config) -> list[str]:
-    """Return the modules outside Waymark whose classes take part."""
-    parts = (config.model, config.data, config.optimizer, config.save)
-    modules = {type(part).__module__ for part in parts}
-    return sorted(name for name in modules if not name.startswith("waymark."))
+@dataclass(frozen=True)
+class RunPlan:
+    """All that is known of a run before it trains."""
+
+    resolved: Resolved
+    data: Dataset
+    tags: Mapping[str, str]
+    parameters: State  # float32, in place of the model's own initial ones; a new run's
+    checkpoint: tuple[Manifest, State] | None = None  # to go on from
+    original: RecordedRun | None = None  # what this rerun is to be compared with
+    pruner: Pruner | None = None  # if this is a trial of a sweep that ends hopeless ones
+    trainer: Trainer | None = None  # if there is a compiled one already
+
+    @property
+    def step(self) -> int:
+        """Return the step that the run begins at."""
+        return self.checkpoint[0].step if self.checkpoint else 0
 
 
-def prepared(config: Config, data: Dataset) -> Trainer | None:
+def plan_new(
+    resolved: Resolved,
+    original: RecordedRun | None = None,
+    tags: Mapping[str, str] | None = None,
+    pruner: Pruner | None = None,
+    compile_now: bool = True,
+) -> RunPlan:
+    """Plan a new run: load its data and initial parameters, and compile the user's own classes.
+
+    Raises BadInput for what does not fit, HiddenState.
+    """
+    config = resolved.config
+    start_if_imported(**vars(config.runtime))
+    data = load_data(config)
+    start_if_imported(**vars(config.runtime))  # by the user's own classes
+    parameters = _initial_parameters(config, data)
+    commit = git_commit()
+    all_tags = {
+        names.VERSION: __version__,
+        names.DATA_DIGEST: data.digest,
+        names.SAVE_FORMAT: resolved.choices.get("save", ""),
+        names.STEPS: str(config.steps),
+        **({names.GIT_COMMIT: commit} if commit else {}),
+        **(tags or {}),
+        **({names.INIT_DIGEST: digest(parameters)} if parameters else {}),
+        **({names.RERUN_OF: original.record.id} if original else {}),
+    }
+    trainer = _compile_own_classes(config, data) if compile_now else None
+    return RunPlan(resolved, data, all_tags, parameters, None, original, pruner, trainer)
+
+
+def plan_resume(
+    store: RunStore,
+    record: RunRecord,
+    overrides: dict[str, Any],
+    allow_drift: bool = False,
+    pruner: Pruner | None = None,
+    compile_now: bool = True,
+) -> RunPlan | None:
+    """Plan how a run goes on from its newest valid checkpoint; None if nothing is left to do.
+
+    Raises BadInput for an override, data or (without `allow_drift`) a numerical environment that
+    would change the numbers; Failed if no checkpoint is valid; HiddenState.
+    """
+    trusted = overrides.pop("trusted_modules", [])
+    path = record.folder / "config.yaml"
+    resolved = from_record(path, overrides, trusted, RESUME_FIXED, record.id)
+    config = resolved.config
+    start_if_imported(**vars(config.runtime))
+    data = load_data(config)
+    refuse_other_data(record, data)
+    start_tensorflow(**vars(config.runtime))
+    checkpoint = _newest_checkpoint(record, config)
+    reached = checkpoint[0].step if checkpoint else 0
+    if config.steps < reached:
+        raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
+    if record.status == "FINISHED" and reached == config.steps:
+        return None
+    if not allow_drift:
+        _refuse_drift(record, config)
+    parameters = {} if checkpoint else _initial_parameters(config, data)
+    if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
+        raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
+    pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
+    tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned}
+    original = _original_of(store, record)
+    trainer = _compile_own_classes(config, data) if compile_now else None
+    return RunPlan(resolved, data, tags, parameters, checkpoint, original, pruner, trainer)
+
+
+def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, State] | None:
+    """Return a run's newest valid checkpoint, None if it had none yet; raise Failed."""
+    store = CheckpointStore(record.folder / "checkpoints", config.save)
+    checkpoint, damage = store.latest_valid()
+    for line in damage:
+        print(f"waymark: {line}", file=sys.stderr)
+    if checkpoint is None and (store.steps() or record.status == "FINISHED"):
+        state = "published checkpoints, but none is whole" if store.steps() else "lost them all"
+        raise Failed(
+            f"run {record.id} has {state}; to start afresh: waymark run --config-from {record.id}"
+        )
+    return checkpoint
+
+
+def _refuse_drift(record: RunRecord, config: Config) -> None:
+    """Raise BadInput if the next steps would be computed by other means than the last ones."""
+    old = read_environment(record.folder / "environment.json")
+    drift = numerical(differences(old, environment(config.runtime.intra_op_threads)))
+    if drift:
+        raise BadInput(
+            f"run {record.id}: was trained in another numerical environment, so that its bits "
+            f"would not be repeatable ({'; '.join(map(format_difference, drift))}); "
+            f"waymark resume --allow-drift goes on all the same."
+        )
+
+
+def _original_of(store: RunStore, record: RunRecord) -> RecordedRun | None:
+    """Return what an interrupted rerun is to be compared with, if that is still there."""
+    if names.RERUN_OF not in record.tags:
+        return None
+    try:
+        return load_recorded_run(store, find(store, record.tags[names.RERUN_OF]))
+    except BadInput as error:
+        print(f"waymark: no verdict: {error}", file=sys.stderr)
+        return None
+
+
+def _initial_parameters(config: Config, data: Dataset) -> State:
+    """Return the parameters at `init_from`, {} without it; raise BadInput."""
+    if config.init_from is None:
+        return {}
+    start_tensorflow(**vars(config.runtime))
+    shapes = parameter_shapes(config, data.spec)
+    parameters = read_parameters(Path(config.init_from).expanduser(), shapes, "init_from")
+    log_parameters(parameters)
+    return parameters
+
+
+def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
     """Return a trainer of the user's own classes, with all its functions compiled.
 
     Raises HiddenState, so that it comes before a run is made; whatever else is wrong the run
@@ -74,6 +217,13 @@ def prepared(config: Config, data: Dataset) -> Trainer | None:
     return trainer
 
 
+def own_modules(config: Config) -> list[str]:
+    """Return the modules outside Waymark whose classes take part."""
+    parts = (config.model, config.data, config.optimizer, config.save)
+    modules = {type(part).__module__ for part in parts}
+    return sorted(name for name in modules if not name.startswith("waymark."))
+
+
 def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     """Return the configuration that a run was recorded with, with overrides put on top.
 
@@ -81,18 +231,15 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     """
     given = {"tracking.uri": None, **overrides}
     trusted = given.pop("trusted_modules", [])
-    tracking = open_store(given["tracking.uri"])
-    return record_of(tracking, find_single(tracking, text), given, trusted)
+    store = open_store(given["tracking.uri"])
+    return record_of(store, find_single(store, text), given, trusted)
 
 
 def record_of(
-    tracking: RunStore,
-    record: RunRecord,
-    overrides: Mapping[str, Any],
-    trusted: list[str],
+    store: RunStore, record: RunRecord, overrides: Mapping[str, Any], trusted: list[str]
 ) -> Resolved:
     """Return the configuration of a run that was found; see `recorded`."""
-    values, choices, masked = record_as_it_is(tracking, record)
+    values, choices, masked = record_as_it_is(store, record)
     members = {key: str(overrides[key]) for key in choices if key in overrides}
     aside = (*members, SEARCHPATH)
     others = {key: value for key, value in overrides.items() if key not in aside}
@@ -102,71 +249,13 @@ def record_of(
 
 
 def record_as_it_is(
-    tracking: RunStore, record: RunRecord
+    store: RunStore, record: RunRecord
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Return what `read_record` does of a run, wherever its config.yaml is."""
-    refuse_foreign(tracking, record)
+    """Return what `read_record` does of a run, wherever its config.yaml is; raise BadInput."""
+    refuse_foreign(store, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:
             folder = Path(scratch) / "run"
-            artifacts.fetch(tracking, record, "config.yaml", folder)
+            artifacts.fetch(store, record, "config.yaml", folder)
         return read_record(folder / "config.yaml")
-
-
-def refuse_drift(record: RunRecord, config: Config) -> None:
-    """Raise BadInput if the next steps would be computed by other means than the last ones."""
-    old = read_environment(record.folder / "environment.json")
-    drift = numerical(differences(old, environment(config.runtime.intra_op_threads)))
-    if drift:
-        raise BadInput(
-            f"run {record.id}: was trained in another numerical environment, so that its bits "
-            f"would not be repeatable ({'; '.join(map(format_difference, drift))}); "
-            f"waymark resume --allow-drift goes on all the same."
-        )
-
-
-def original_of(tracking: RunStore, record: RunRecord) -> RecordedRun | None:
-    """Return what an interrupted rerun is to be compared with, if that is still there."""
-    if names.RERUN_OF not in record.tags:
-        return None
-    try:
-        return load_recorded_run(tracking, find(tracking, record.tags[names.RERUN_OF]))
-    except BadInput as error:
-        print(f"waymark: no verdict: {error}", file=sys.stderr)
-        return None
-
-
-def initial_parameters(config: Config, data: Dataset) -> State | None:
-    if config.init_from is None:
-        return None
-    start_tensorflow(**vars(config.runtime))
-    shapes = parameter_shapes(config, data.spec)
-    parameters = read_parameters(Path(config.init_from).expanduser(), shapes, "init_from")
-    log_parameters(parameters)
-    return parameters
-
-
-def new_run_tags(resolved: Resolved, data: Dataset) -> dict[str, str]:
-    tags = {
-        names.VERSION: __version__,
-        names.DATA_DIGEST: data.digest,
-        names.SAVE_FORMAT: resolved.choices.get("save", ""),
-        names.STEPS: str(resolved.config.steps),
-    }
-    commit = git_commit()
-    return {**tags, names.GIT_COMMIT: commit} if commit else tags
-
-
-def fetch(tracking: RunStore, record: RunRecord) -> None:
-    """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
-    newer = artifacts.newer(tracking, record)
-    if newer or not (record.folder / "config.yaml").exists():
-        artifacts.fetch(tracking, record, "config.yaml", record.folder)
-    there = artifacts.listed(tracking, record)
-    for name in ("environment.json", HISTORY):  # there is none before the first words of a run
-        if name in there and (newer or not (record.folder / name).exists()):
-            artifacts.fetch(tracking, record, name, record.folder)
-    for name in newer:
-        if not (record.folder / name).exists():
-            artifacts.fetch(tracking, record, name, record.folder)

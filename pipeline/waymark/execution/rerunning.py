@@ -26,6 +26,7 @@ from waymark.config.compose import SEARCHPATH, parsed
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.settings import NAME, BadInput, Sentence
 from waymark.execution import new_process
+from waymark.execution.ending import RerunDiverged
 from waymark.execution.execute import run
 from waymark.execution.plan import record_as_it_is, record_of
 from waymark.failure import Failed
@@ -35,7 +36,7 @@ from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
 # What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
-FREE = (
+RERUN_OVERRIDABLE = (
     *("log_every", "eval_every", "data.path", "progress", "record.changes"),
     *("experiment_name", "run_name", "trusted_modules", SEARCHPATH),
 )
@@ -77,17 +78,16 @@ def rerun(
     resolved = record_of(tracking, record, given, trusted)
     try:
         verdict = run(resolved, original).verdict
-    except Failed as failed:
-        if failed.verdict is None:
-            raise
-        verdict = failed.verdict
+    except RerunDiverged as diverged:  # as its original may have
+        verdict = diverged.verdict
     assert verdict
     return verdict
 
 
 def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunRecord) -> None:
     """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
-    others = [k for k in given if k not in FREE and k.partition(".")[0] not in ("save", "tracking")]
+    others = [key for key in given if key not in RERUN_OVERRIDABLE]
+    others = [key for key in others if key.partition(".")[0] not in ("save", "tracking")]
     masked = record_as_it_is(tracking, record)[2] if others else []
     for key in others:
         if key == "runtime.intra_op_threads":

@@ -1,24 +1,39 @@
-"""Checkpoints are committed in the background, one at a time."""
+"""The checkpoints of a run that trains: where it begins, and commits in the background."""
 
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from waymark.checkpoints import State
 from waymark.checkpoints.retention import Save
-from waymark.checkpoints.store import CheckpointStore
+from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, replace_file
+from waymark.evaluation import graph
+from waymark.execution.plan import RunPlan
 from waymark.tracking.active_run import ActiveRun
+from waymark.tracking.history import NAME as HISTORY
+from waymark.tracking.history import load
+from waymark.training.loop import Trainer
 
 
 class Saver:
-    """Commit copies of the state in the background, one at a time, records first."""
+    """Commit copies of the state in the background, one at a time, records first.
 
-    def __init__(self, store: CheckpointStore, tracked: ActiveRun) -> None:
-        self._store, self._tracked = store, tracked
+    `before` is called before a save on or off the schedule, as `train` asks for; `graph` is the
+    file beside the checkpoints that holds the graph, if the format has one.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        run: ActiveRun,
+        graph: Path | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.store, self._run, self._graph, self._before = store, run, graph, before
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
-        self.graph: Path | None = None
         self._newest = -1  # the step handed over last
 
     def save(
@@ -27,12 +42,13 @@ class Saver:
         """Take a copy of the state; wait only for a save that is still in flight.
 
         One off the schedule only competes as the best: it is not written where it would have to be
-        removed at once.
+        removed at once. Raises CheckpointWriteError, of this save or the last one.
         """
+        self._before()
         now = time.time()
         self.wait()
         save = Save(step, now, metrics, on_schedule)
-        if self._store.would_keep(save):
+        if self.store.would_keep(save):
             self._hand_over(save, state)
 
     def stop(self, step: int, state: Callable[[], State], metrics: Mapping[str, float]) -> None:
@@ -45,7 +61,7 @@ class Saver:
     def _hand_over(self, save: Save, state: State) -> None:
         self._newest = save.step
         self._pending = self._pool.submit(self._commit, save, state)
-        if not self._store.save.asynchronous:
+        if not self.store.save.asynchronous:
             self.wait()
 
     def wait(self) -> None:
@@ -55,5 +71,51 @@ class Saver:
             pending.result()
 
     def _commit(self, save: Save, state: State) -> None:
-        manifest = self._store.commit(save, state, self.graph)
-        self._tracked.saved(save.step, manifest.digest)
+        manifest = self.store.commit(save, state, self._graph)
+        self._run.saved(save.step, manifest.digest)
+
+
+def restore_or_initialise(
+    plan: RunPlan, run: ActiveRun, trainer: Trainer, before: Callable[[], None]
+) -> Saver:
+    """Put the trainer where the run begins, and its checkpoints' folder in order.
+
+    Raises DoesNotFit for a checkpoint of another model or optimizer.
+    """
+    config, folder = plan.resolved.config, run.info.folder / "checkpoints"
+    folder.mkdir(exist_ok=True)
+    store = CheckpointStore(folder, config.save, run.changed, run.info.outbox)
+    store.parameters = list(trainer.shapes)
+    start, now = run.info.start_time, time.time()
+    graph_is_valid = False
+    if plan.checkpoint:
+        manifest, state = plan.checkpoint
+        trainer.load(state)
+        store.repair_and_prune(manifest, start, now)
+        _restore_recorded_digests(run, store)
+        with suppress(CorruptCheckpoint):
+            store.verify_graph(manifest)
+            graph_is_valid = bool(manifest.graph)
+    else:
+        store.begin(start, now)
+        trainer.assign_parameters(plan.parameters)
+    file = folder / config.save.graph if config.save.graph else None
+    if file and not graph_is_valid:
+        replace_file(file, graph.export(config, plan.data.spec, trainer.shapes))
+    return Saver(store, run, file, before)
+
+
+def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:
+    """Record the digests that only history.json or manifests hold.
+
+    The run was resumed on another machine, or killed before the outbox had them.
+    """
+    digests: dict[int, str] = {}
+    with suppress(OSError):
+        history = load((run.info.folder / HISTORY).read_bytes())
+        digests |= history.digests if history else {}
+    for step in store.steps():
+        with suppress(CorruptCheckpoint):
+            digests[step] = store.manifest(step).digest
+    for step, text in digests.items():
+        run.saved(step, text)

@@ -70,6 +70,10 @@ class GracefulShutdown:
     def __exit__(self, *_: object) -> None:
         self._handling.__exit__(None, None, None)
 
+    def signalled(self) -> bool:
+        """Tell whether a signal has come."""
+        return self.signal is not None
+
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
         if self.signal is not None:

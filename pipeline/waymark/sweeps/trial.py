@@ -28,7 +28,7 @@ from waymark.config.settings import NAME, Config, Resolved, flatten
 from waymark.digest import file_digest
 from waymark.evaluation.restore import load_data
 from waymark.execution import execute
-from waymark.execution.execute import Pruned
+from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
 from waymark.failure import Failed, explained
 from waymark.processes import process_state

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from waymark.training.score import Score, Scorer
 if TYPE_CHECKING:
     import tensorflow as tf
 
+T = TypeVar("T")
 CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
 
 
@@ -294,18 +295,20 @@ def train(
     recorder: Recorder,
     save: Callable[[int, State, dict[str, float], bool], None],
     progress: ProgressReporter,
-    should_stop: Callable[[int], bool],
-) -> Score | None:
-    """Train from where the trainer is up to `config.steps`; return the last evaluation.
+    decide: Callable[[int], T | None],
+) -> tuple[Score | None, T | None]:
+    """Train from where the trainer is up to `config.steps`, or until a decision to stop.
 
     `save(step, state, metrics, on_schedule)` takes checkpoints every `save.every` steps and at the
     last and, where the best is kept, at the other evaluations (not `on_schedule`);
-    `should_stop(step)` is asked after every chunk. Raises Diverged if `on_nan` is stop and a loss
-    is not finite.
+    `decide(step)` is asked after every chunk whether to stop; None is to go on.
+
+    Return the last evaluation and the decision, None where there was none. Raises Diverged if
+    `on_nan` is stop and a loss is not finite.
     """
     step, last = trainer.step, config.steps
-    chunk, score, clock = 1, None, StepRate()
-    while step < last:
+    chunk, score, decision, clock = 1, None, None, StepRate()
+    while step < last and decision is None:
         steps = min(
             chunk, *(_steps_until(step, n, last) for n in (config.save.every, config.eval_every))
         )
@@ -327,9 +330,8 @@ def train(
         on_schedule = due(step, config.save.every, last)
         if on_schedule or (metrics and config.save.keep_best):
             save(step, trainer.state(), metrics, on_schedule)
-        if step < last and should_stop(step):
-            break
-    return score
+        decision = decide(step) if step < last else None
+    return score, decision
 
 
 def _steps_until(step: int, every: int, last: int) -> int:

@@ -1,0 +1,125 @@
+"""How a run ends: what its body raised becomes a status in MLflow, in one place."""
+
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from waymark import names
+from waymark.checkpoints.store import CheckpointWriteError, replace_file
+from waymark.comparison.repository import masked_lines
+from waymark.comparison.rerun_report import RerunReport
+from waymark.config.masking import as_interpolation, without_secrets
+from waymark.config.settings import Resolved, Sentence
+from waymark.execution.plan import own_modules
+from waymark.failure import Failed, explained
+from waymark.processes.signals import GracefulShutdown, Interrupted
+from waymark.tracking.active_run import ActiveRun
+from waymark.tracking.history import NAME as HISTORY
+from waymark.training.loop import Diverged
+
+
+class Pruned(Exception):
+    """A trial of a sweep was ended as hopeless, with a checkpoint."""
+
+    def __init__(self, run_id: str, step: int, value: float) -> None:
+        super().__init__(f"pruned at step {step}")
+        self.run_id, self.step, self.value = run_id, step, value
+
+
+class RerunDiverged(Failed):
+    """The loss of a rerun is not finite; `verdict` tells whether its original's was not either."""
+
+    def __init__(self, sentence: str, verdict: RerunReport) -> None:
+        super().__init__(sentence)
+        self.verdict = verdict
+
+    def __reduce__(self) -> Any:
+        return RerunDiverged, (str(self), self.verdict)
+
+
+@contextmanager
+def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> Iterator[None]:
+    """Record how the body ended.
+
+    | the body                                  | status   | can be resumed |
+    |-------------------------------------------|----------|----------------|
+    | ends                                      | FINISHED | no             |
+    | raises Pruned                             | FINISHED | yes            |
+    | raises Interrupted                        | KILLED   | yes            |
+    | raises Diverged or RerunDiverged          | FAILED   | no             |
+    | raises any other Exception                | FAILED   | yes            |
+
+    Raises Failed in place of the last two (RerunDiverged stays one), and what was raised else.
+    """
+    try:
+        yield
+    except Interrupted as error:
+        print("to go on:", _resume_command(run, resolved), file=sys.stderr)
+        _end(run, stop, "KILLED", str(error), resumable=True)
+        raise
+    except Pruned as error:
+        run.tag({names.PRUNED: str(error.step)})
+        _end(run, stop, "FINISHED", str(error), resumable=True)
+        raise
+    except Exception as error:
+        resumable = not isinstance(error, Diverged | RerunDiverged)  # it would again
+        foreseen = not resumable or isinstance(error, CheckpointWriteError)
+        reason = str(error) if foreseen else explained(error).removesuffix(".")
+        if not foreseen:
+            _keep_traceback(run, error)
+        _end(run, stop, "FAILED", reason, resumable)
+        after = f"; to go on: {_resume_command(run, resolved)}" if resumable else ""
+        sentence = f"run {run.info.id} failed: {reason}{after}"
+        if isinstance(error, RerunDiverged):
+            raise RerunDiverged(sentence, error.verdict) from error
+        raise Failed(sentence) from error
+    _end(run, stop, "FINISHED")
+
+
+def _keep_traceback(run: ActiveRun, error: Exception) -> None:
+    """Put the traceback among the artifacts, lines that look like secrets masked."""
+    text = masked_lines(without_secrets("".join(traceback.format_exception(error))))
+    with suppress(OSError):
+        replace_file(run.info.folder / "traceback.txt", text.encode(errors="backslashreplace"))
+        run.changed()
+
+
+def _end(
+    run: ActiveRun, stop: GracefulShutdown, status: str, reason: str = "", resumable: bool = False
+) -> None:
+    """End the run in MLflow; wait for a server, but not long once a signal has come."""
+    run_id, folder = run.info.id, run.info.folder
+    with suppress(OSError):  # a full disk: the outbox has it all
+        run.learn(stop.signalled)
+        replace_file(folder / HISTORY, run.history.dump())
+        run.changed()
+    if reason:
+        run.tag({names.REASON: reason})
+    if resumable:
+        run.tag({names.RESUME: f"waymark resume {run_id}"})
+    undelivered = run.finish(status, stop.signalled)
+    if run.refused:
+        print(
+            Sentence(f"waymark: MLflow does not take of run {run_id}: {run.refused}"),
+            file=sys.stderr,
+        )
+    if undelivered:
+        print(
+            f"waymark: not all of run {run_id} has reached MLflow ({undelivered}); "
+            f"it is kept in {folder.parent}, and waymark sync delivers it",
+            file=sys.stderr,
+        )
+
+
+def _resume_command(run: ActiveRun, resolved: Resolved) -> str:
+    words = ["waymark", "resume", run.info.id]
+    uri = resolved.values["tracking"]["uri"]
+    if uri:
+        words.append(f"tracking.uri={as_interpolation(uri)}")
+    own = own_modules(resolved.config)
+    if own:
+        words.append(f"trusted_modules=[{','.join(own)}]")
+    return shlex.join(words)
