@@ -53,7 +53,7 @@ def first_divergences(old: History, new: History) -> tuple[dict[str, Divergence]
 
 
 def bit_pattern(value: float) -> bytes:
-    """Return what two values have in common if they are the same: of NaNs there is one."""
+    """Return the bytes of a float64; those of one NaN for every NaN."""
     return b"nan" if math.isnan(value) else struct.pack("<d", value)
 
 

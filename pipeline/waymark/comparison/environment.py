@@ -20,11 +20,11 @@ from waymark.package import FOLDER, __version__
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
 # with TF_ are Terraform's, and may be secret.)
 STEERING = (
-    *("TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
-    *("ONEDNN_DEFAULT_FPMATH_MODE", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS"),
-    *("TF_ENABLE_AUTO_MIXED_PRECISION", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE"),
+    "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
+    "ONEDNN_DEFAULT_FPMATH_MODE", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS",
+    "TF_ENABLE_AUTO_MIXED_PRECISION", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE",
     "NVIDIA_TF32_OVERRIDE",
-)
+)  # fmt: skip
 # Of a CPU's flags, those that name instructions for arithmetic (x86; ARM).
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
@@ -91,10 +91,9 @@ def _cpu() -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:  # not Linux
         names = ("machdep.cpu.brand_string", "hw.l1dcachesize", "hw.l2cachesize")
-        told = dict(
-            zip(names, (program_output("sysctl", "-n", *names) or "").splitlines(), strict=False)
-        )
-        return {**facts, "model": told.pop(names[0], platform.processor()), "caches": told}
+        lines = (program_output("sysctl", "-n", *names) or "").splitlines()
+        values = dict(zip(names, lines, strict=False))
+        return {**facts, "model": values.pop(names[0], platform.processor()), "caches": values}
     info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = info.get("flags") or info.get("Features") or ""  # on x86, on ARM
     instructions = sorted(flag for flag in flags.split() if ARITHMETIC.match(flag))
@@ -146,14 +145,11 @@ def _driver() -> str | None:
     """Return the version of NVIDIA's driver, None if nothing tells."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
-        told = re.search(r"Kernel Module\D.*?\s(\d+\.[\d.]+)\s", text)
+        match = re.search(r"Kernel Module\D.*?\s(\d+\.[\d.]+)\s", text)
     except OSError:
-        text = (
-            program_output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-            or ""
-        )
-        told = re.match(r"\s*(\d+\.[\d.]+)", text)
-    return told[1] if told else None
+        query = "--query-gpu=driver_version", "--format=csv,noheader"
+        match = re.match(r"\s*(\d+\.[\d.]+)", program_output("nvidia-smi", *query) or "")
+    return match[1] if match else None
 
 
 def fingerprint() -> dict[str, Any]:
@@ -209,24 +205,14 @@ def parse_environment(body: bytes | None) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Difference]:
     """Return what differs between two environments, what decides the bits first.
 
-    Of lists and of code only the items that differ are told. What one of the two does not
-    tell, since another version of Waymark wrote it, is left out.
+    Lists yield only their differing items. What one side lacks is ignored: another version of
+    Waymark wrote it.
     """
     found: list[Difference] = []
     for topic in (*NUMERICAL, "packages", "python", "platform", "waymark", "git_commit"):
-        if topic not in old or topic not in new:
-            continue
-        if topic == "gpus":
-            found += _gpu_differences(old[topic], new[topic])
-            continue
-        was, now = flatten({topic: old[topic]}), flatten({topic: new[topic]})
-        optional = topic in ("settings", "packages")
-        for key in sorted({*was, *now} if optional else was.keys() & now.keys()):
-            a, b = was.get(key), now.get(key)
-            if isinstance(a, list) and isinstance(b, list):
-                a, b = ([str(x) for x in one if x not in other] for one, other in ((a, b), (b, a)))
-            if a != b:
-                found.append((key, a, b))
+        if topic in old and topic in new:
+            compare = _gpu_differences if topic == "gpus" else _topic_differences
+            found += compare(topic, old[topic], new[topic])
     was, now = ({**each.get("code", {})} for each in (old, new))
     if _is_renamed(was) != _is_renamed(now):  # all of Waymark's modules were: one line for them
         for each in (was, now):
@@ -235,8 +221,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
             each |= {package: str([each.pop(name) for name in own])} if own else {}
     changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
     if was and now and changed:
-        before, after = ([name for name in changed if name in side] for side in (was, now))
-        found.append(("code", before, after))
+        found.append(("code", [x for x in changed if x in was], [x for x in changed if x in now]))
     return found
 
 
@@ -245,7 +230,24 @@ def _is_renamed(code: Mapping[str, str]) -> bool:
     return f"{OLD_PACKAGE}.__main__" in code
 
 
-def _gpu_differences(old: Any, new: Any) -> list[Difference]:
+def _topic_differences(topic: str, old: Any, new: Any) -> list[Difference]:
+    found = []
+    was, now = flatten({topic: old}), flatten({topic: new})
+    optional = topic in ("settings", "packages")  # where a key may be missing for good reason
+    for key in sorted({*was, *now} if optional else was.keys() & now.keys()):
+        a, b = was.get(key), now.get(key)
+        if isinstance(a, list) and isinstance(b, list):
+            a, b = _without(a, b), _without(b, a)
+        if a != b:
+            found.append((key, a, b))
+    return found
+
+
+def _without(items: list[Any], others: list[Any]) -> list[str]:
+    return [str(item) for item in items if item not in others]
+
+
+def _gpu_differences(topic: str, old: Any, new: Any) -> list[Difference]:
     """Return what differs between two lists of GPUs; what is unknown of one is no difference.
 
     Nothing is known of those that older versions of Waymark recorded but that they were there.
@@ -253,14 +255,14 @@ def _gpu_differences(old: Any, new: Any) -> list[Difference]:
     if not (isinstance(old, list) and isinstance(new, list)):
         return []
     if len(old) != len(new):
-        return [("gpus", _gpu_names(old), _gpu_names(new))]
+        return [(topic, _gpu_names(old), _gpu_names(new))]
     found = []
     for number, pair in enumerate(zip(old, new, strict=True)):
         was, now = (each if isinstance(each, dict) else {} for each in pair)
         for key in ("name", "compute_capability", "driver", "cuda", "cudnn"):
             a, b = was.get(key), now.get(key)
             if None not in (a, b) and a != b:
-                found.append((f"gpus.{number}.{key}", a, b))
+                found.append((f"{topic}.{number}.{key}", a, b))
     return found
 
 
@@ -278,9 +280,11 @@ def format_difference(difference: Difference, sides: tuple[str, str] = ("recorde
     """Say in one line what differs; `sides` are the words for its two sides."""
     what, recorded, now = difference
     if isinstance(recorded, list) and isinstance(now, list):
-        gone, new = ([x for x in a if x not in b] for a, b in ((recorded, now), (now, recorded)))
-        words = [(f"only {sides[0]}", gone), (f"only {sides[1]}", new)]
-        words += [("changed", [x for x in recorded if x in now])]
+        words = [
+            (f"only {sides[0]}", _without(recorded, now)),
+            (f"only {sides[1]}", _without(now, recorded)),
+            ("changed", [item for item in recorded if item in now]),
+        ]
         return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
     texts = ["not set" if value is None else str(value) for value in (recorded, now)]
     return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"

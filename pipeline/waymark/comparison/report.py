@@ -34,7 +34,7 @@ class Metric:
     high: float | None = None
     final_leads: bool = False  # no row's is better
     best_leads: bool = False
-    ties: bool = False  # its interval overlaps that of the leading row, which is another one
+    ties: bool = False  # its interval overlaps a leading row's
 
 
 @dataclass(frozen=True)
@@ -100,15 +100,16 @@ class Comparison:
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the table as it is shown: the columns' names, and each row's texts."""
         several = any(len(row.runs) > 1 for row in self.rows)
-        told = {row.status for row in self.rows} != {"FINISHED"}
-        columns = ["run", *["seeds"] * several, *["status"] * told, *self.keys, *self.metrics]
+        failed = {row.status for row in self.rows} != {"FINISHED"}
+        # A list times False is empty: that column is left out.
+        columns = ["run", *["seeds"] * several, *["status"] * failed, *self.keys, *self.metrics]
         columns += ["duration", "steps/s", "state"]
         values = {
             key: settings_apart(row.values.get(key, "-") for row in self.rows) for key in self.keys
         }
         shown = []
         for row in self.rows:
-            cells = [row.label, *[str(len(row.runs))] * several, *[row.status] * told]
+            cells = [row.label, *[str(len(row.runs))] * several, *[row.status] * failed]
             cells += [values[key][row.values.get(key, "-")] for key in self.keys]
             cells += [_cell(row, key) for key in self.metrics]
             cells.append("-" if row.seconds is None else duration(row.seconds))
@@ -135,9 +136,8 @@ class Comparison:
         for run, found in self.differences.items():
             for each in found:
                 if each[0] != "data" or len(self.data) < 2:  # told above
-                    grouped.setdefault(
-                        format_difference(each, ("in the first run", "here")), []
-                    ).append(run)
+                    line = format_difference(each, ("in the first run", "here"))
+                    grouped.setdefault(line, []).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [str(Sentence(line)) for line in lines]
 

@@ -19,11 +19,10 @@ SECRET = re.compile(
 # Variables by which git, in a hook, tells which repository called it; and those that change
 # which files it takes, or what its patches are.
 LEADING_GIT = (
-    *("GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX"),
-    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_DIFF_OPTS"),
-    *("GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS"),
-    "GIT_ICASE_PATHSPECS",
-)
+    "GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_DIFF_OPTS",
+    "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS",
+)  # fmt: skip
 
 
 PATIENCE = 10.0  # seconds that a program which only tells something may take
@@ -79,9 +78,9 @@ def git_commit() -> str | None:
 
 # Whatever the user's git is set to.
 PLAIN = (
-    *("--no-color", "--no-ext-diff", "--no-textconv", "--no-relative"),
-    *("--src-prefix=a/", "--dst-prefix=b/"),
-)
+    "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
 
 
 def changes(files: Iterable[Path] = ()) -> str | None:
@@ -131,13 +130,13 @@ def diffstat(patch: str | None, beside: str | None = None) -> str:
     Files that another patch changes in just the same way are left out.
     """
     own, other = _by_file(patch), _by_file(beside)
-    told = []
+    counts = []
     for name, lines in own.items():
         if lines != other.get(name):
             signs = [line[:1] for line in lines if not line.startswith(("+++ ", "--- "))]
-            told.append(f"{name} +{signs.count('+')} -{signs.count('-')}")
-    more = f" and {len(told) - 10} more" if len(told) > 10 else ""
-    return ", ".join(told[:10]) + more or "none"
+            counts.append(f"{name} +{signs.count('+')} -{signs.count('-')}")
+    more = f" and {len(counts) - 10} more" if len(counts) > 10 else ""
+    return ", ".join(counts[:10]) + more or "none"
 
 
 def _by_file(patch: str | None) -> dict[str, list[str]]:

@@ -85,35 +85,46 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     return replace(facts, params={**own, **steps})
 
 
-def compare_recorded(found: list[RecordedRun], facts: list[RunSummary]) -> Comparison:
-    groups = group_by_seed(found, facts)
-    params = [facts[members[0]].params for members in groups]
-    keys = [key for key in dict.fromkeys(k for p in params for k in p) if key != "run_name"]
-    keys = [k for k in keys if len({p.get(k) for p in params}) > 1]
-    keys = [k for k in keys if not _implied(k, keys, params)]
-    if any(len(members) > 1 for members in groups):
-        keys = [key for key in keys if key != "seed"]
-    rows = [_row(members, found, facts, keys) for members in groups]
+def compare_recorded(found: list[RecordedRun], summaries: list[RunSummary]) -> Comparison:
+    """Compare runs of which everything is read; `summaries` are theirs, in the same order."""
+    groups = group_by_seed(found, summaries)
+    keys = differing_keys(groups, summaries)
+    rows = [_row(members, found, summaries, keys) for members in groups]
     for i, row in enumerate(rows):  # what only their data or repetition tells apart
         if [other.label for other in rows].count(row.label) > 1:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
-    states: dict[str, list[str]] = {}
-    data: dict[str, list[str]] = {}
-    for each in found:
-        for known, tag in ((states, names.STATE_DIGEST), (data, names.DATA_DIGEST)):
-            if tag in each.record.tags:
-                known.setdefault(each.record.tags[tag], []).append(each.record.id)
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
     return Comparison(
         mark_best(rows),
         keys,
-        [runs for runs in states.values() if len(runs) > 1],
-        data,
+        [runs for runs in index_by_tag(found, names.STATE_DIGEST).values() if len(runs) > 1],
+        index_by_tag(found, names.DATA_DIGEST),
         {run: differences for run, differences in others.items() if differences},
         first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
         {each.record.id: each.record.name for each in found},
         [_curves(row, found[i]) for row, own in zip(rows, groups, strict=True) for i in own],
     )
+
+
+def index_by_tag(found: list[RecordedRun], tag: str) -> dict[str, list[str]]:
+    """Return for each value of a tag the ids of the runs that have it."""
+    index: dict[str, list[str]] = {}
+    for each in found:
+        if tag in each.record.tags:
+            index.setdefault(each.record.tags[tag], []).append(each.record.id)
+    return index
+
+
+def differing_keys(groups: list[list[int]], summaries: list[RunSummary]) -> list[str]:
+    """Return the keys of the configuration that differ between groups of runs."""
+    params = [summaries[members[0]].params for members in groups]
+    left_out = {"run_name"} | ({"seed"} if any(len(members) > 1 for members in groups) else set())
+    differing = [
+        key
+        for key in dict.fromkeys(key for known in params for key in known)
+        if key not in left_out and len({known.get(key) for known in params}) > 1
+    ]
+    return [key for key in differing if not _implied(key, differing, params)]
 
 
 def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
@@ -131,14 +142,14 @@ def _curves(row: Row, run: RecordedRun) -> Curves:
     return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
-def group_by_seed(found: list[RecordedRun], facts: list[RunSummary]) -> list[list[int]]:
+def group_by_seed(found: list[RecordedRun], summaries: list[RunSummary]) -> list[list[int]]:
     """Return the indices of the runs that make a row each: they differ only by their seeds.
 
     A second run of the same seed (a rerun, say) is no further sample: it comes into another row.
     """
     rows: dict[Any, list[int]] = {}
     seen: dict[Any, int] = {}
-    for index, (each, known) in enumerate(zip(found, facts, strict=True)):
+    for index, (each, known) in enumerate(zip(found, summaries, strict=True)):
         seed = known.params.get("seed")
         kept = {k: v for k, v in known.params.items() if k not in ("seed", "run_name")}
         same = (tuple(sorted(kept.items())), each.record.tags.get(names.DATA_DIGEST))
@@ -150,10 +161,10 @@ def group_by_seed(found: list[RecordedRun], facts: list[RunSummary]) -> list[lis
 
 
 def _row(
-    members: list[int], found: list[RecordedRun], facts: list[RunSummary], keys: list[str]
+    members: list[int], found: list[RecordedRun], summaries: list[RunSummary], keys: list[str]
 ) -> Row:
     own = [found[i] for i in members]
-    known = [facts[i] for i in members]
+    known = [summaries[i] for i in members]
     pairs = list(zip(own, known, strict=True))
     seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
     paces = [
@@ -211,9 +222,8 @@ def _metric(values: list[tuple[float, float]]) -> Metric:
         std = statistics.stdev(finals)
     except OverflowError:
         std = math.inf
-    ci_half_width = (
-        float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * std / math.sqrt(len(values))
-    )
+    t = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    ci_half_width = t * std / math.sqrt(len(values))
     return Metric(mean, best, len(values), std, mean - ci_half_width, mean + ci_half_width)
 
 
