@@ -1,6 +1,5 @@
 """Configuration: each key's bounds, the record and back, and that a record is only believed."""
 
-import contextlib
 import copy
 import math
 import random
@@ -840,8 +839,13 @@ def test_a_damaged_record_is_good_or_bad_input(
 ) -> None:
     whole = PLAIN.record().encode()
     at = int(place * len(whole))
-    with contextlib.suppress(BadInput):
-        read(whole[:at] + put + whole[at + cut :], tmp_path_factory.getbasetemp())
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        resolved = read(whole[:at] + put + whole[at + cut :], folder)
+    except BadInput as error:
+        assert "\n" not in str(error)
+    else:
+        assert read(resolved.record(), folder).config == resolved.config
 
 
 def bomb(inner: str) -> str:

@@ -445,25 +445,34 @@ def test_trials_beside_each_other_share_the_cores(
 
 
 def test_progress_is_seen_while_it_goes_on(
-    place: Path, start: Callable[..., Any], poll: Callable[..., Any], client: Open
+    place: Path,
+    main: Main,
+    client: Open,
+    poll: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the parent run, as MLflow's UI shows it, and as a bar."""
-    long = [word for word in SHORT if not word.startswith(("steps", "save.every", "progress"))]
-    command = ["run", "-m", "seed=0,1,2", *long, "steps=2000", "save.every=0", "progress=true"]
-    with start(*command, cwd=place) as process:
-        poll(lambda: begun(place))
-        seen = poll(lambda: runs(client(place))[0][0].data.metrics.get("sweep/finished", 0) > 0)
-        (parent,), children = runs(client(place))
-        out, _ = process.communicate(timeout=60)
-    assert seen and process.returncode == 0
-    if parent.info.status == "RUNNING":
-        finished = [each for each in children if each.info.status == "FINISHED"]
-        assert 1 <= parent.data.metrics["sweep/finished"] <= len(finished)
-        assert parent.data.tags["waymark.best"] in {each.info.run_id for each in finished}
-    history = client(place).get_metric_history(parent.info.run_id, "sweep/finished")
-    values = [point.value for point in history]
-    assert values == sorted(values) and values[-1] == 3
-    assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", out)
+    """In the parent run, as MLflow's UI shows it, and as a bar: each trial waits to be seen."""
+    begun, do = [], trial._done
+
+    def parent() -> Run:
+        return runs(client(place))[0][0]
+
+    def done(*arguments: Any) -> float:
+        if begun:
+            poll(lambda: parent().data.metrics.get("sweep/finished") == len(begun))
+            (first,) = (each for each in runs(client(place))[1] if each.info.run_name == "seed=0")
+            assert (parent().info.status, first.info.status) == ("RUNNING", "FINISHED")
+            assert "waymark.best" in parent().data.tags
+        begun.append(1)
+        return do(*arguments)
+
+    monkeypatch.setattr("waymark.sweeps.trial._done", done)
+    words = [word for word in SHORT if not word.startswith("progress")]
+    shown = main("run", "-m", "seed=0,1,2", *words, "progress=true")
+    assert (shown.returncode, len(begun)) == (0, 3)
+    history = client(place).get_metric_history(parent().info.run_id, "sweep/finished")
+    assert list(dict.fromkeys(point.value for point in history)) in ([1, 2, 3], [0, 1, 2, 3])
+    assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", shown.stdout)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, refuse_links
 from waymark.checkpoints.tf_bundle import check_bundle, part_key, read_bundle
 from waymark.config.compose import composed, parsed
-from waymark.config.settings import BadInput
+from waymark.config.settings import BadInput, from_record
 from waymark.evaluation import graph
 from waymark.execution.execute import Result, run
 from waymark.training.runtime import start_tensorflow
@@ -580,10 +580,15 @@ def test_any_override_is_parsed_or_refused(given: list[str]) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(typed, min_size=1, max_size=2))
 @example(["steps=" + "9" * 5000])
-def test_any_override_composes_or_is_refused(given: list[str]) -> None:
+def test_any_override_composes_or_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, given: list[str]
+) -> None:
+    """What composes is recorded so that it can be read again."""
     try:
         resolved = composed(given)
     except BadInput as error:
         assert str(error).isprintable()
     else:
-        assert resolved.config.steps >= 1
+        path = tmp_path_factory.getbasetemp() / "config.yaml"
+        path.write_text(resolved.record())
+        assert from_record(path, {}, [], ()).config == resolved.config
