@@ -24,9 +24,9 @@ from waymark.training.loop import Diverged
 class Pruned(Exception):
     """A trial of a sweep was ended as hopeless, with a checkpoint."""
 
-    def __init__(self, run_id: str, step: int, value: float) -> None:
+    def __init__(self, step: int, value: float) -> None:
         super().__init__(f"pruned at step {step}")
-        self.run_id, self.step, self.value = run_id, step, value
+        self.step, self.value = step, value
 
 
 class RerunDiverged(Failed):
@@ -42,17 +42,10 @@ class RerunDiverged(Failed):
 
 @contextmanager
 def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> Iterator[None]:
-    """Record how the body ended.
+    """Record how the body ended: FINISHED, also by Pruned; KILLED by Interrupted; else FAILED.
 
-    | the body                                  | status   | can be resumed |
-    |-------------------------------------------|----------|----------------|
-    | ends                                      | FINISHED | no             |
-    | raises Pruned                             | FINISHED | yes            |
-    | raises Interrupted                        | KILLED   | yes            |
-    | raises Diverged or RerunDiverged          | FAILED   | no             |
-    | raises any other Exception                | FAILED   | yes            |
-
-    Raises Failed in place of the last two (RerunDiverged stays one), and what was raised else.
+    All but a whole run and a loss that is not finite can be resumed. Raises Failed for what
+    FAILED, which RerunDiverged is, else what the body raised.
     """
     try:
         yield
@@ -102,10 +95,8 @@ def _end(
         run.tag({names.RESUME: f"waymark resume {run_id}"})
     undelivered = run.finish(status, stop.signalled)
     if run.refused:
-        print(
-            Sentence(f"waymark: MLflow does not take of run {run_id}: {run.refused}"),
-            file=sys.stderr,
-        )
+        text = f"waymark: MLflow does not take of run {run_id}: {run.refused}"
+        print(Sentence(text), file=sys.stderr)
     if undelivered:
         print(
             f"waymark: not all of run {run_id} has reached MLflow ({undelivered}); "

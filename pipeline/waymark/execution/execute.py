@@ -109,15 +109,11 @@ def resume(
 
 def _fetch(store: RunStore, record: RunRecord) -> None:
     """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
-    newer = artifacts.newer(store, record)
-    if newer or not (record.folder / "config.yaml").exists():
-        artifacts.fetch(store, record, "config.yaml", record.folder)
-    there = artifacts.listed(store, record)
-    for name in ("environment.json", HISTORY):  # there is none before the first words of a run
-        if name in there and (newer or not (record.folder / name).exists()):
-            artifacts.fetch(store, record, name, record.folder)
-    for name in newer:
-        if not (record.folder / name).exists():
+    newer, there = artifacts.newer(store, record), artifacts.listed(store, record)
+    # There is no environment.json, and no history, before the first words of a run.
+    small = ["config.yaml", *(name for name in ("environment.json", HISTORY) if name in there)]
+    for name in [*small, *newer]:
+        if (newer and name in small) or not (record.folder / name).exists():
             artifacts.fetch(store, record, name, record.folder)
 
 
@@ -204,7 +200,7 @@ def _publish_and_judge(pruner: Pruner | None, run: ActiveRun, step: int) -> Prun
         return None
     values = run.points[pruner.metric]
     run.tag({names.PRUNING_VALUES: json_text(pruner.values(values))})
-    return Pruned(run.info.id, step, values[step]) if pruner(step, values) else None
+    return Pruned(step, values[step]) if pruner(step, values) else None
 
 
 def restore_and_evaluate(
