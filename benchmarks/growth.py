@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.loop import Loop, Silent
-from benchmarks.ways import Target, data_overrides, report, table, take, told
+from benchmarks.ways import Target, data_overrides, measure, report, spread, table
 
 REPETITIONS = 5
 STEPS, WINDOW = 100_000, 1000
@@ -53,7 +53,7 @@ def steps(folder: Path) -> tuple[list[float], list[float]]:
 def trials(folder: Path) -> tuple[list[float], list[float]]:
     """Do a sweep; return the seconds from trial to trial of the first and of the last."""
     more = ["--folder", str(folder), "--steps", "20", "--trials", str(TRIALS)]
-    marks = take(["-m", "benchmarks.peers.waymark", *more]).marks
+    marks = measure(["-m", "benchmarks.peers.waymark", *more]).marks
     gaps = [b - a for a, b in pairwise(at for mark, at in marks if mark == "loop")]
     return gaps[5:35], gaps[-30:]
 
@@ -65,7 +65,7 @@ def command(store: Path) -> list[str]:
 
 def filled(store: Path, runs: int) -> Path:
     """Make a store of so many runs, all but one of them copies in files and database."""
-    take(command(store))
+    measure(command(store))
     with closing(sqlite3.connect(store / "mlflow.db")) as database, database:
         database.row_factory = sqlite3.Row
         (first,) = database.execute("SELECT run_uuid, artifact_uri FROM runs").fetchall()
@@ -92,21 +92,21 @@ def runs(folder: Path) -> tuple[list[float], list[float]]:
     found: list[list[float]] = [[], []]
     for _ in range(REPETITIONS):
         for seconds, store in zip(found, stores, strict=True):
-            seconds.append(take(command(store)).wall)
+            seconds.append(measure(command(store)).wall)
     return found[0], found[1]
 
 
 def main() -> None:
     found = {}
-    for measure in (steps, trials, runs):
+    for growth in (steps, trials, runs):
         with tempfile.TemporaryDirectory() as folder:
-            found[measure.__name__] = measure(Path(folder))
+            found[growth.__name__] = growth(Path(folder))
     names = {
         "steps": f"ms a step, at the start and at the end of {STEPS:,}",
         "trials": f"s from trial to trial, at the start and at the end of {TRIALS}",
         "runs": f"s of a whole command with steps=1, {RUNS[0]} and {RUNS[1]:,} runs in the store",
     }
-    rows = [[names[what], *map(told, pair)] for what, pair in found.items()]
+    rows = [[names[what], *map(spread, pair)] for what, pair in found.items()]
     targets = [Target(names[what], last, first, most=FLAT) for what, (first, last) in found.items()]
     report("growth", [table(["as it grows", "small", "large"], rows)], targets, found)
 

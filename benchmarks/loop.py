@@ -22,7 +22,7 @@ from pathlib import Path
 from waymark.tracking.active_run import create_run
 from waymark.tracking.opening import open_store
 
-from benchmarks.ways import Target, data_overrides, report, table, told
+from benchmarks.ways import Target, data_overrides, report, spread, table
 
 REPETITIONS = 5
 STEPS = {"softmax": 1000, "cnn": 100}
@@ -231,7 +231,7 @@ def main() -> None:
         for way, pairs in found.items():
             wall, cpu = ([pair[i] for pair in pairs] for i in (0, 1))
             ratio = f"{statistics.median(wall) / bare:.2f}"
-            rows.append([way, told(wall, 3), told(cpu, 3) if way != "the floor" else "", ratio])
+            rows.append([way, spread(wall, 3), spread(cpu, 3) if way != "the floor" else "", ratio])
         title = " ".join([f"{model}, {STEPS[model]} steps", *overrides])
         tables.append(table([title, "wall ms a step", "CPU ms a step", "of the bare loop"], rows))
         targets += aims(model, found)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.ways import Target, data_overrides, report, table, take, told
+from benchmarks.ways import Target, data_overrides, measure, report, spread, table
 
 REPETITIONS = 5
 WAYS = ("waymark", "all at once")
@@ -51,7 +51,7 @@ def all_at_once() -> Callable[[], object]:
     return lambda: session.run(accuracy, {inputs: x_test, labels: y_test})
 
 
-def measure(way: str) -> None:
+def measure_one(way: str) -> None:
     """Print seconds and megabytes of one way."""
     work = waymark() if way == "waymark" else all_at_once()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
@@ -66,13 +66,13 @@ def measure(way: str) -> None:
 def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if sys.argv[1:]:
-        return measure(sys.argv[1])
+        return measure_one(sys.argv[1])
     found: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for _ in range(REPETITIONS):
         for way in WAYS:
-            found[way].append(json.loads(take(["-m", "benchmarks.scoring", way]).output))
+            found[way].append(json.loads(measure(["-m", "benchmarks.scoring", way]).output))
     seconds, memory = ({way: [x[i] for x in found[way]] for way in WAYS} for i in (0, 1))
-    rows = [[way, told(seconds[way]), told(memory[way], 0)] for way in WAYS]
+    rows = [[way, spread(seconds[way]), spread(memory[way], 0)] for way in WAYS]
     targets = [
         Target(
             "CNN evaluation: all at once / waymark", *(seconds[w] for w in WAYS[::-1]), least=2.5

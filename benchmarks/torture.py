@@ -35,19 +35,18 @@ from waymark.tracking.opening import open_store
 
 from benchmarks import chaos
 from benchmarks.chaos import (
-    HOWS,
-    End,
-    Proxy,
+    DAMAGES,
     Server,
     damage_one,
-    differences,
     finish,
     left_over,
-    local_end,
-    server_end,
     start,
     waymark,
 )
+from tests.support.data import write_pictures
+from tests.support.ends import End, differences, local_end, server_end
+from tests.support.processes import StopAt
+from tests.support.proxy import Proxy
 
 LANES = 2
 BASE = ["data=arrays", "progress=false", "record.changes=false", "runtime.intra_op_threads=2"]
@@ -61,9 +60,10 @@ MODELS["cnn"] += ["batch_size=20"]
 STEPS = {"softmax": 4000, "cnn": 600}
 TINY = ["steps=60", "save.every=5", "eval_every=20", "batch_size=10"]  # for damage: later wins
 FORMATS = ("ckpt", "npz")
+NEVER = 10**9  # a step that no run reaches
 GROUPS = ("kills", "damage", "outages")
 FAULTS = [("down", "at the start"), ("down", "in the middle"), ("down", "at the end")]
-FAULTS += [("errors", ""), ("hangs", ""), ("deaf", ""), ("slow", "")]
+FAULTS += [("error", ""), ("hang", ""), ("deaf", ""), ("slow", "")]
 LASTS = {"two seconds": 2.0, "for good": float(chaos.BOUND)}
 PATIENCE = 75  # seconds that a run may take whose server is away; undisturbed it takes ten
 
@@ -80,7 +80,7 @@ class Undisturbed:
 
 
 @dataclass
-class Arena:
+class Attempts:
     """Where the attempts take place, and what came of them."""
 
     root: Path
@@ -137,13 +137,13 @@ class Arena:
             print("\nThe kills fell", ", ".join(f"{n} {at}" for at, n in self.moments.items()))
 
 
-def undisturbed(arena: Arena) -> dict[tuple[str, str], Undisturbed]:
+def undisturbed(attempts: Attempts) -> dict[tuple[str, str], Undisturbed]:
     """Run every model and format in one piece, in two lanes as the attempts will be."""
 
     def one(key: tuple[str, str]) -> Undisturbed:
-        folder = arena.root / "-".join(("undisturbed", *key))
-        shutil.copytree(arena.root / "store", folder / "mlruns")
-        process = start(folder, "run", *arena.options(*key))
+        folder = attempts.root / "-".join(("undisturbed", *key))
+        shutil.copytree(attempts.root / "store", folder / "mlruns")
+        process = start(folder, "run", *attempts.options(*key))
         run_id = process.stdout.readline().split()[1]
         moments = [time.monotonic()]
         for step in (1, STEPS[key[0]]):
@@ -165,7 +165,12 @@ def undisturbed(arena: Arena) -> dict[tuple[str, str], Undisturbed]:
 
 
 def kill(
-    arena: Arena, draw: random.Random, folder: Path, total: int, pace: Undisturbed, *arguments: str
+    attempts: Attempts,
+    draw: random.Random,
+    folder: Path,
+    total: int,
+    pace: Undisturbed,
+    *arguments: str,
 ) -> tuple[str, bool]:
     """Start a program and kill it at a moment drawn; return its first line, and if it was hit."""
     with start(folder, *arguments) as process:
@@ -189,24 +194,24 @@ def kill(
     if hit:
         now = max(seen, chaos.newest(folder))
         at = "before the first checkpoint" if now == 0 else "in training"
-        with arena.lock:
-            arena.moments[at if now < total else "after the last checkpoint"] += 1
+        with attempts.lock:
+            attempts.moments[at if now < total else "after the last checkpoint"] += 1
     return line, hit
 
 
 def killed_run(
-    arena: Arena, number: int, kills: int, server: Server, expected: dict[Any, Undisturbed]
+    attempts: Attempts, number: int, kills: int, server: Server, expected: dict[Any, Undisturbed]
 ) -> int:
     """Kill a run and its resumes so many times, resume it to its end; return the kills that hit."""
-    draw = arena.draw("kills", number)
+    draw = attempts.draw("kills", number)
     combinations = list(itertools.product(MODELS, FORMATS, ("local", "server")))
-    model, save, home = combinations[(number + arena.seed) % len(combinations)]
-    key, folder = (model, save), arena.place("kills", number)
+    model, save, home = combinations[(number + attempts.seed) % len(combinations)]
+    key, folder = (model, save), attempts.place("kills", number)
     uri = [f"tracking.uri={server.uri}"] if home == "server" else []
-    command = ["run", *arena.options(*key), *uri]
+    command = ["run", *attempts.options(*key), *uri]
     run_id, hits, wrong = "", 0, []
     for _ in range(kills):
-        line, hit = kill(arena, draw, folder, STEPS[model], expected[key], *command)
+        line, hit = kill(attempts, draw, folder, STEPS[model], expected[key], *command)
         if not run_id:
             run_id = line.split()[1] if line.startswith("run ") else ""
         if not line.startswith(("run ", "nothing left")) or not run_id:
@@ -223,26 +228,28 @@ def killed_run(
         remote = (server_end, server.uri, run_id, folder / "fetched")
         wrong += differences(expected[key].end, *(remote if uri else (local_end, folder, run_id)))
         wrong += left_over(folder)
-    arena.judge("kills", number, f"kill {model} {save} {home}", max(hits, bool(wrong)), wrong)
+    attempts.judge("kills", number, f"kill {model} {save} {home}", max(hits, bool(wrong)), wrong)
     return hits
 
 
-def kills(arena: Arena, wanted: int, server: Server, expected: dict[Any, Undisturbed]) -> None:
+def kills(
+    attempts: Attempts, wanted: int, server: Server, expected: dict[Any, Undisturbed]
+) -> None:
     """Kill until so many kills have hit, in two lanes."""
-    numbers, promised = arena.numbers(), 0
+    numbers, promised = attempts.numbers(), 0
 
     def lane() -> None:
         nonlocal promised
         while True:
-            with arena.lock:
+            with attempts.lock:
                 number = next(numbers, None)
                 if number is None or promised >= wanted:
                     return
-                few = arena.draw("number of kills", number).randint(1, 4)
-                few = few if arena.only is not None else min(few, wanted - promised)
+                few = attempts.draw("number of kills", number).randint(1, 4)
+                few = few if attempts.only is not None else min(few, wanted - promised)
                 promised += few
-            hits = killed_run(arena, number, few, server, expected)
-            with arena.lock:
+            hits = killed_run(attempts, number, few, server, expected)
+            with attempts.lock:
                 promised += hits - few
 
     with ThreadPoolExecutor(LANES) as pool:
@@ -254,7 +261,7 @@ def kills(arena: Arena, wanted: int, server: Server, expected: dict[Any, Undistu
 
 
 @dataclass(frozen=True)
-class Victim:
+class StoppedRun:
     """An interrupted run, what its checkpoints score, and how it ends undisturbed."""
 
     kind: str
@@ -264,28 +271,17 @@ class Victim:
     expected: End
 
 
-def victim(arena: Arena, model: str, save: str) -> Victim:
+def stopped_run(attempts: Attempts, model: str, save: str) -> StoppedRun:
     """Run in one piece, and once more stopped by a signal at a step drawn."""
-    from waymark.training.progress import NoProgress
-
-    class StopAt(NoProgress):
-        target = 0  # no step
-
-        def on_steps(self, step: int, loss: float) -> None:
-            if StopAt.target and step >= StopAt.target:
-                StopAt.target = 0  # a second signal would end this process
-                signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
-
-    folders = [arena.root / "-".join((name, model, save)) for name in ("whole", "victim")]
-    draw = arena.draw(f"victim {model} {save}", 0)
+    folders = [attempts.root / "-".join((name, model, save)) for name in ("whole", "stopped")]
+    draw = attempts.draw(f"victim {model} {save}", 0)
     ids = []
-    for folder, stop in zip(folders, (0, draw.randint(18, 40)), strict=True):
-        StopAt.target = stop
-        shutil.copytree(arena.root / "store", folder / "mlruns")
+    for folder, stop in zip(folders, (NEVER, draw.randint(18, 40)), strict=True):
+        shutil.copytree(attempts.root / "store", folder / "mlruns")
         os.chdir(folder)
-        with patch("waymark.execution.execute.make_progress", lambda *_: StopAt(0, 0)):
-            status, out, err = waymark("run", *arena.options(model, save), *TINY)
-        if status != (143 if stop else 0):
+        with patch("waymark.execution.execute.make_progress", lambda *_, stop=stop: StopAt(stop)):
+            status, out, err = waymark("run", *attempts.options(model, save), *TINY)
+        if status != (0 if stop == NEVER else 143):
             sys.exit(f"a run to be damaged could not be made:\n{err}")
         ids.append(out.split()[1])
     scores = {}
@@ -293,7 +289,7 @@ def victim(arena: Arena, model: str, save: str) -> Victim:
         found = json.loads(waymark("evaluate", ids[1], "--step", str(step), "--json")[1])
         scores[step] = (found["accuracy"], found["loss"])
     expected = replace(local_end(folders[0], ids[0]), files=[])  # strays may stay
-    return Victim(f"{model} {save}", folders[1], ids[1], scores, expected)
+    return StoppedRun(f"{model} {save}", folders[1], ids[1], scores, expected)
 
 
 def damage_some(draw: random.Random, how: str, folder: Path) -> list[str]:
@@ -303,10 +299,10 @@ def damage_some(draw: random.Random, how: str, folder: Path) -> list[str]:
         stems = sorted({path.name.split(".")[0] for path in folder.glob("*-*.json")})
         for stem in stems:
             path = draw.choice(sorted(folder.glob(f"{stem}.*")) or sorted(folder.iterdir()))
-            done.append(damage_one(draw, draw.choice(HOWS[:4]), path))
+            done.append(damage_one(draw, draw.choice(DAMAGES[:4]), path))
         return done
     for _ in range(draw.randint(2, 5) if how == "several" else 1):
-        way = draw.choice(HOWS) if how == "several" else how
+        way = draw.choice(DAMAGES) if how == "several" else how
         done.append(damage_one(draw, way, draw.choice(sorted(folder.iterdir()))))
     return done
 
@@ -322,36 +318,36 @@ def step_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def damaged_run(arena: Arena, number: int, prey: Victim) -> None:
+def damaged_run(attempts: Attempts, number: int, run: StoppedRun) -> None:
     """Damage a copy of a run; evaluate every checkpoint of it, then resume it."""
-    how = (*HOWS, "several", "all")[number // 4 % 8]
-    folder = arena.root / f"damage-{number}"
-    shutil.copytree(prey.folder / "mlruns", folder / "mlruns")
+    how = (*DAMAGES, "several", "all")[number // 4 % 8]
+    folder = attempts.root / f"damage-{number}"
+    shutil.copytree(run.folder / "mlruns", folder / "mlruns")
     os.chdir(folder)
-    (checkpoints,) = folder.glob(f"mlruns/artifacts/*/{prey.run_id}/artifacts/checkpoints")
+    (checkpoints,) = folder.glob(f"mlruns/artifacts/*/{run.run_id}/artifacts/checkpoints")
     before = hashes(checkpoints)
-    said = damage_some(arena.draw("damage", number), how, checkpoints)
+    said = damage_some(attempts.draw("damage", number), how, checkpoints)
     after = hashes(checkpoints)
     touched = {step_of(n) for n in {*before, *after} if before.get(n) != after.get(n)}
     published = {step_of(name) for name in after if re.fullmatch(r"\w+-\d+\.json", name)}
     whole, wrong = set(), []
-    for step in sorted(published | prey.scores.keys()):
-        fine, complaint = evaluated(prey, step, step in touched)
+    for step in sorted(published | run.scores.keys()):
+        fine, complaint = evaluated(run, step, step in touched)
         wrong += complaint
         if fine:
             whole.add(step)
-    wrong += resumed(prey, folder, published, whole)
-    kind = f"{how} {prey.kind}"
-    arena.judge("damage", number, kind, 1, wrong and [f"done: {'; '.join(said)}", *wrong])
+    wrong += resumed(run, folder, published, whole)
+    kind = f"{how} {run.kind}"
+    attempts.judge("damage", number, kind, 1, wrong and [f"done: {'; '.join(said)}", *wrong])
 
 
-def evaluated(prey: Victim, step: int, touched: bool) -> tuple[bool, list[str]]:
+def evaluated(run: StoppedRun, step: int, touched: bool) -> tuple[bool, list[str]]:
     """Evaluate a checkpoint: tell if it gave the right numbers, and what is wrong with it."""
-    status, out, err = waymark("evaluate", prey.run_id, "--step", str(step), "--json")
+    status, out, err = waymark("evaluate", run.run_id, "--step", str(step), "--json")
     if status == 0:
         try:
             found = json.loads(out)
-            right = (found["accuracy"], found["loss"]) == prey.scores.get(step)
+            right = (found["accuracy"], found["loss"]) == run.scores.get(step)
         except (ValueError, KeyError, TypeError):
             right = False
         return right, [] if right else [f"evaluate --step {step} gave wrong numbers: {out.strip()}"]
@@ -362,9 +358,9 @@ def evaluated(prey: Victim, step: int, touched: bool) -> tuple[bool, list[str]]:
     return False, [f"evaluate --step {step} of {of} checkpoint: status {status}, {out}{err}"]
 
 
-def resumed(prey: Victim, folder: Path, published: set[Any], whole: set[int]) -> list[str]:
+def resumed(run: StoppedRun, folder: Path, published: set[Any], whole: set[int]) -> list[str]:
     """Resume a damaged run; return what is wrong with how it went."""
-    status, out, err = waymark("resume", prey.run_id)
+    status, out, err = waymark("resume", run.run_id)
     wrong = [f"resume: {err}"] if "Traceback" in err else []
     if published and not whole:
         last = (err.splitlines() or [""])[-1]
@@ -376,16 +372,16 @@ def resumed(prey: Victim, folder: Path, published: set[Any], whole: set[int]) ->
     for step in published - whole:
         if step > max(whole) and f"checkpoint {step} is damaged" not in err:
             wrong.append(f"resume did not name the damaged checkpoint {step}: {err!r}")
-    found = differences(prey.expected, local_end, folder, prey.run_id)
+    found = differences(run.expected, local_end, folder, run.run_id)
     return wrong + [f"resumed, {text}" for text in found]
 
 
-def damage(arena: Arena, wanted: int) -> None:
+def damage(attempts: Attempts, wanted: int) -> None:
     """Damage copies of four interrupted runs so many times, all in this process."""
     here = Path.cwd()
-    victims = [victim(arena, *key) for key in itertools.product(MODELS, FORMATS)]
-    for number in itertools.islice(arena.numbers(), wanted):
-        damaged_run(arena, number, victims[number % len(victims)])
+    runs = [stopped_run(attempts, *key) for key in itertools.product(MODELS, FORMATS)]
+    for number in itertools.islice(attempts.numbers(), wanted):
+        damaged_run(attempts, number, runs[number % len(runs)])
     os.chdir(here)
 
 
@@ -393,27 +389,27 @@ def damage(arena: Arena, wanted: int) -> None:
 
 
 def outage(
-    arena: Arena, number: int, server: Server, proxy: Proxy, expected: dict[Any, Undisturbed]
+    attempts: Attempts, number: int, server: Server, proxy: Proxy, expected: dict[Any, Undisturbed]
 ) -> None:
     """Take the server from a run at work; bring it back, sync twice and look."""
-    draw = arena.draw("outages", number)
+    draw = attempts.draw("outages", number)
     cases = [(*fault, lasts) for lasts in LASTS for fault in FAULTS]
-    fault, when, lasts = cases[(number + arena.seed) % len(cases)]
+    fault, when, lasts = cases[(number + attempts.seed) % len(cases)]
     key = draw.choice(list(expected))
     when = when or draw.choice(["at the start", "in the middle", "at the end"])
     uri = server.uri if fault == "down" else proxy.uri
-    folder, before, wrong = arena.place("outages", number), run_ids(server.uri), []
+    folder, before, wrong = attempts.place("outages", number), run_ids(server.uri), []
 
     def begin(grace: int = 0) -> None:
-        server.kill() if fault == "down" else proxy.break_down(fault, grace)
+        server.kill() if fault == "down" else proxy.set(fault, grace)
 
     def repair() -> None:
         server.start()
-        proxy.break_down("")
+        proxy.set("pass")
 
     if when == "at the start":  # or while the run is being created
         begin(draw.choice([0, draw.randint(1, 9)]))
-    options = [*arena.options(*key), f"tracking.uri={uri}", "tracking.flush_seconds=3"]
+    options = [*attempts.options(*key), f"tracking.uri={uri}", "tracking.flush_seconds=3"]
     with start(folder, "run", *options) as process:
         limit = threading.Timer(PATIENCE, process.kill)
         limit.start()
@@ -445,7 +441,7 @@ def outage(
         wrong.append(f"MLflow holds {len(found)} runs, not one: {found}")
     if wrong:
         wrong.insert(0, f"{' '.join(key)}, {line.strip()}")
-    arena.judge("outages", number, f"{fault} {when}, {lasts}", 1, wrong)
+    attempts.judge("outages", number, f"{fault} {when}, {lasts}", 1, wrong)
 
 
 def run_ids(uri: str) -> set[str]:
@@ -467,25 +463,25 @@ def main() -> int:
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are stopped then
     root = Path(tempfile.mkdtemp(prefix="waymark-torture-"))
-    arena = Arena(root, asked.seed, asked.only)
+    attempts = Attempts(root, asked.seed, asked.only)
     chaos.clean_environment(root / "home")
-    chaos.pictures(root / "pictures.npz")
+    write_pictures(root / "pictures.npz", 2000, 100)
 
     open_store(f"sqlite:///{root}/store/mlflow.db", create=True)
-    expected = undisturbed(arena) if asked.kills or asked.outages else {}
+    expected = undisturbed(attempts) if asked.kills or asked.outages else {}
     if asked.kills:
         with Server(root / "server") as server:
-            kills(arena, asked.kills, server, expected)
+            kills(attempts, asked.kills, server, expected)
     if asked.damage:
-        damage(arena, asked.damage)
+        damage(attempts, asked.damage)
     if asked.outages:
-        with Server(root / "server-2") as server, Proxy(server.port) as proxy:
-            for number in itertools.islice(arena.numbers(), asked.outages):
-                outage(arena, number, server, proxy, expected)
-    arena.report()
-    if not arena.losses:
+        with Server(root / "server-2") as server, Proxy(server.uri) as proxy:
+            for number in itertools.islice(attempts.numbers(), asked.outages):
+                outage(attempts, number, server, proxy, expected)
+    attempts.report()
+    if not attempts.losses:
         shutil.rmtree(root)
-    return 1 if arena.losses else 0
+    return 1 if attempts.losses else 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.ways import Taken, Target, data_overrides, report, table, take, told
+from benchmarks.ways import Measurement, Target, data_overrides, measure, report, spread, table
 
 REPETITIONS, TRIALS = 5, 8
 WAYS = {
@@ -25,48 +25,48 @@ MORE = ("waymark, one process each", "waymark by joblib")
 AIMS = {"handwritten_batched": 3, "handwritten": 15, "keras_fit": 20}
 
 
-def run(way: str, folder: Path, seed: int, trials: int = TRIALS) -> list[Taken]:
+def run(way: str, folder: Path, seed: int, trials: int = TRIALS) -> list[Measurement]:
     """Do trials from a seed on; return what the processes took."""
     if way in WAYS:
         name, *options = WAYS[way]
         place = folder / way
         place.mkdir(exist_ok=True)
         more = ["--folder", str(place), "--seed", str(seed), "--trials", str(trials)]
-        return [take(["-m", f"benchmarks.peers.{name}", *options, *more])]
+        return [measure(["-m", f"benchmarks.peers.{name}", *options, *more])]
     place = folder / str(MORE.index(way))
     place.mkdir(exist_ok=True)
     uri = f"tracking.uri=sqlite:///{place}/mlflow.db"
     command, common = ["-m", "waymark", "run"], [uri, "progress=false", *data_overrides()]
     seeds = range(seed, seed + trials)
     if way == MORE[0]:
-        return [take([*command, *common, f"seed={n}"]) for n in seeds]
+        return [measure([*command, *common, f"seed={n}"]) for n in seeds]
     joblib = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    return [take([*command, "-m", *common, f"seed={','.join(map(str, seeds))}", *joblib])]
+    return [measure([*command, "-m", *common, f"seed={','.join(map(str, seeds))}", *joblib])]
 
 
-def later(taken: Taken) -> list[float]:
+def later(measured: Measurement) -> list[float]:
     """Return the seconds from the beginning of each trial's loop, but the first, to the next."""
-    loops = [at for mark, at in taken.marks if mark == "loop"]
+    loops = [at for mark, at in measured.marks if mark == "loop"]
     return [b - a for a, b in pairwise(loops[1:])]
 
 
 def main() -> None:
     every = "--all" in sys.argv
     ways = [*WAYS, *MORE] if every else [*WAYS][:2]
-    found: dict[str, list[list[Taken]]] = {way: [] for way in ways}
+    found: dict[str, list[list[Measurement]]] = {way: [] for way in ways}
     with tempfile.TemporaryDirectory() as name:
         for way in ways:
             run(way, Path(name), 10**6, 2)
         for repetition in range(REPETITIONS):
             for way in ways:
                 found[way].append(run(way, Path(name), repetition * TRIALS))
-    wall = {way: [sum(t.wall for t in takes) for takes in found[way]] for way in ways}
-    cpu = {way: [sum(t.cpu for t in takes) / TRIALS for takes in found[way]] for way in ways}
-    gaps = {way: [gap for takes in found[way] for gap in later(takes[0])] for way in ways}
+    wall = {way: [sum(t.wall for t in runs) for runs in found[way]] for way in ways}
+    cpu = {way: [sum(t.cpu for t in runs) / TRIALS for runs in found[way]] for way in ways}
+    gaps = {way: [gap for runs in found[way] for gap in later(runs[0])] for way in ways}
     rows = [
         [
-            *(way, told(wall[way]), told([60 * TRIALS / seconds for seconds in wall[way]], 1)),
-            *(told(gaps[way]) if gaps[way] else "", told(cpu[way])),
+            *(way, spread(wall[way]), spread([60 * TRIALS / seconds for seconds in wall[way]], 1)),
+            *(spread(gaps[way]) if gaps[way] else "", spread(cpu[way])),
         ]
         for way in ways
     ]

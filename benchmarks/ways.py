@@ -24,7 +24,7 @@ def data_overrides() -> list[str]:
 
 
 @dataclass(frozen=True)
-class Taken:
+class Measurement:
     """What a process took, from its start to its end."""
 
     wall: float  # seconds
@@ -40,7 +40,7 @@ class Taken:
         return times[places[trial] + 1] - times[places[trial]]
 
 
-def take(arguments: Sequence[str]) -> Taken:
+def measure(arguments: Sequence[str]) -> Measurement:
     """Run Python with these arguments to its end; exit if it fails."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         began = time.time()
@@ -56,10 +56,10 @@ def take(arguments: Sequence[str]) -> Taken:
     words = [line.split() for line in output.splitlines() if line.startswith("mark ")]
     marks = [(name, float(at) - began) for _, name, at in words]
     unit = 1e6 if sys.platform == "darwin" else 1e3  # of ru_maxrss
-    return Taken(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, marks, output)
+    return Measurement(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / unit, marks, output)
 
 
-def told(values: Sequence[float], digits: int = 2, unit: float = 1) -> str:
+def spread(values: Sequence[float], digits: int = 2, unit: float = 1) -> str:
     """Return the median of some numbers, with the smallest and the largest."""
     numbers = (statistics.median(values), min(values), max(values))
     middle, low, high = (f"{number * unit:.{digits}f}" for number in numbers)

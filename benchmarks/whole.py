@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.ways import Taken, Target, data_overrides, report, table, take, told
+from benchmarks.ways import Measurement, Target, data_overrides, measure, report, spread, table
 
 REPETITIONS = 5
 PROGRAMS = {
@@ -24,32 +24,32 @@ PROGRAMS = {
 PARTS = ("start", "loop", "restore", "leave")
 
 
-def run(program: str, folder: Path, *more: str) -> Taken:
+def run(program: str, folder: Path, *more: str) -> Measurement:
     name, *options = PROGRAMS[program]
     place = folder / program
     place.mkdir(exist_ok=True)
-    return take(["-m", f"benchmarks.peers.{name}", *options, "--folder", str(place), *more])
+    return measure(["-m", f"benchmarks.peers.{name}", *options, "--folder", str(place), *more])
 
 
-def interleaved(programs: list[str], folder: Path, *more: str) -> dict[str, list[Taken]]:
+def interleaved(programs: list[str], folder: Path, *more: str) -> dict[str, list[Measurement]]:
     """Run the programs in turn."""
-    found: dict[str, list[Taken]] = {program: [] for program in programs}
+    found: dict[str, list[Measurement]] = {program: [] for program in programs}
     for repetition in range(REPETITIONS):
         for program in programs:
             found[program].append(run(program, folder, "--seed", str(repetition), *more))
     return found
 
 
-def part(taken: Taken, name: str) -> float:
+def part(measured: Measurement, name: str) -> float:
     if name == "start":
-        return taken.marks[0][1]
-    return taken.part(name) if name in dict(taken.marks) else 0.0
+        return measured.marks[0][1]
+    return measured.part(name) if name in dict(measured.marks) else 0.0
 
 
-def row(program: str, takes: list[Taken]) -> list[str]:
-    parts = [told([part(taken, name) for taken in takes]) for name in PARTS]
-    wall, cpu = [taken.wall for taken in takes], [taken.cpu for taken in takes]
-    return [program, *parts, told(wall), told(cpu), told([taken.peak for taken in takes], 0)]
+def row(program: str, runs: list[Measurement]) -> list[str]:
+    parts = [spread([part(job, name) for job in runs]) for name in PARTS]
+    wall, cpu, peak = ([getattr(job, name) for job in runs] for name in ("wall", "cpu", "peak"))
+    return [program, *parts, spread(wall), spread(cpu), spread(peak, 0)]
 
 
 def command(*words: str) -> list[float]:
@@ -75,12 +75,12 @@ def main() -> None:
     }
     columns = ["softmax, 1000 steps", "start s", "loop s", "restore, evaluate, draw s", "leave s"]
     columns += ["whole s", "CPU s", "peak MB"]
-    rows = [row(program, takes) for program, takes in found.items()]
-    rows += [row(f"{program}, CNN, 200 steps", takes) for program, takes in large.items()]
-    times = [[what, told(seconds)] for what, seconds in quick.items()]
+    rows = [row(program, runs) for program, runs in found.items()]
+    rows += [row(f"{program}, CNN, 200 steps", runs) for program, runs in large.items()]
+    times = [[what, spread(seconds)] for what, seconds in quick.items()]
     walls = [[t.wall for t in found[program]] for program in both]
     peaks = [[t.peak for t in found[program]] for program in both]
-    peaks += [[t.peak for t in takes] for takes in large.values()]
+    peaks += [[t.peak for t in runs] for runs in large.values()]
     targets = [
         Target("whole process: waymark / reference_tf1", *walls, most=0.8),
         Target("peak memory, softmax: waymark / reference_tf1", *peaks[:2], most=0.8),
@@ -89,8 +89,8 @@ def main() -> None:
         Target("a refusal / a second", quick["a refused configuration"], [1.0], most=1.0),
     ]
     numbers = {
-        program: [{"wall": t.wall, "cpu": t.cpu, "peak": t.peak, "marks": t.marks} for t in takes]
-        for program, takes in [*found.items(), *((f"{p}, cnn", t) for p, t in large.items())]
+        program: [{"wall": t.wall, "cpu": t.cpu, "peak": t.peak, "marks": t.marks} for t in runs]
+        for program, runs in [*found.items(), *((f"{p}, cnn", t) for p, t in large.items())]
     }
     tables = [table(columns, rows), table(["command", "seconds"], times)]
     report("whole", tables, targets, numbers | quick)

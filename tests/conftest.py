@@ -1,42 +1,33 @@
 """What the whole-program tests share: the program, places to run it in, a look into MLflow."""
 
 import gc
+import hashlib
 import os
 import pickle
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import absl.logging
-import numpy as np
 import pytest
 from filelock import FileLock
 from waymark.comparison.environment import STEERING
-from waymark.processes.signals import GracefulShutdown
+from waymark.config.compose import composed
+from waymark.execution import execute
 from waymark.tracking.opening import open_store
-from waymark.training.progress import NoProgress
+
+from tests.support.data import write_pictures
+from tests.support.ends import End, local_end
+from tests.support.processes import BOUND, FOREIGN, REPO, Done, answers, free_port, poll
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
-
-REPO = Path(__file__).resolve().parent.parent
-FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")
-
-BOUND = 60  # seconds that anything may take which is waited for
-
-Done = subprocess.CompletedProcess[str]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -82,7 +73,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def once(
+def shared_once(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str, Callable[[Path], Any]], tuple[Path, Any]]:
     """Return what makes something dear in a folder, once for all workers of pytest-xdist.
@@ -92,7 +83,7 @@ def once(
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def once(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+    def shared_once(name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
         folder, told = base / name, base / f"{name}.pickle"
         with FileLock(base / f"{name}.lock"):
             if not told.exists():
@@ -102,7 +93,7 @@ def once(
                 told.write_bytes(pickle.dumps(made))
             return folder, pickle.loads(told.read_bytes())
 
-    return once
+    return shared_once
 
 
 @pytest.fixture(scope="session")
@@ -175,14 +166,36 @@ def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.fixture(scope="session")
-def empty_store(once: Callable[..., tuple[Path, Any]]) -> Path:
+def empty_store(shared_once: Callable[..., tuple[Path, Any]]) -> Path:
     """Return an `mlruns` with a store and no run: making one takes seconds, copying it none."""
 
     def make(folder: Path) -> None:
 
         open_store(f"sqlite:///{folder}/mlruns/mlflow.db", create=True)
 
-    return once("empty-store", make)[0] / "mlruns"
+    return shared_once("empty-store", make)[0] / "mlruns"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    shared_once: Callable[..., tuple[Path, Any]], empty_store: Path, small: Path
+) -> Callable[..., End]:
+    """Return what trains in one piece, on `small`, once for all tests; it tells how that ended."""
+
+    def undisturbed(*overrides: str) -> End:
+        def make(folder: Path) -> End:
+            shutil.copytree(empty_store, folder / "mlruns")
+            words = [*overrides, "data=arrays", f"data.path={small}", "progress=false"]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+                result = execute.run(composed([*dict.fromkeys(words)]))
+            return local_end(folder, result.run_id)
+
+        name = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:12]
+        return shared_once(f"undisturbed-{name}", make)[1]
+
+    return undisturbed
 
 
 @pytest.fixture
@@ -221,78 +234,8 @@ def client() -> Callable[[Path], Any]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return an npz of 200 and 60 noisy pictures, 8x8, of ten things: the CNN is quick on it."""
-    rng = np.random.default_rng(4)
-    things = rng.integers(0, 200, (10, 8, 8))
-    labels = rng.permutation(np.arange(260) % 10)
-    images = (things[labels] + rng.integers(0, 56, (260, 8, 8))).astype(np.uint8)
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    parts = {"x_train": images[:200], "y_train": labels[:200]}
-    np.savez(path, **parts, x_test=images[200:], y_test=labels[200:])
-    return path
-
-
-@pytest.fixture(scope="session")
-def poll() -> Callable[[Callable[[], Any]], Any]:
-    """Return what asks until the answer is true, and returns it."""
-
-    def poll(condition: Callable[[], Any]) -> Any:
-        end = time.monotonic() + BOUND
-        while True:
-            answer = condition()
-            if answer or time.monotonic() > end:
-                assert answer, "not within the time"
-                return answer
-            time.sleep(0.02)
-
-    return poll
-
-
-@pytest.fixture(scope="session")
-def stop_at(poll: Callable[[Callable[[], Any]], Any]) -> Callable[[int], NoProgress]:
-    """Return what makes a progress reporter that ends training at a step by a signal."""
-
-    class StopAt(NoProgress):
-        def __init__(self, target: int) -> None:
-            super().__init__(0, 0)
-            self.target = target
-
-        def on_steps(self, step: int, loss: float) -> None:
-            if step >= self.target:
-                self.target = 10**9  # a second one would end this process
-                GracefulShutdown.last_signal = None
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-                poll(
-                    lambda: GracefulShutdown.last_signal
-                )  # steps are faster than the main thread may be
-
-    return StopAt
-
-
-@pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """Return what finds a port of this machine at which nobody listens."""
-
-    def free_port() -> int:
-        with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-            return int(taken.getsockname()[1])
-
-    return free_port
-
-
-@pytest.fixture(scope="session")
-def answers() -> Callable[[str], bytes | None]:
-    """Return what reads what stands at an address, None if nobody answers there."""
-
-    def answers(address: str) -> bytes | None:
-        with (
-            suppress(urllib.error.URLError, ConnectionError),
-            urllib.request.urlopen(address, timeout=5) as answer,
-        ):
-            return bytes(answer.read())
-        return None
-
-    return answers
+    """Return an npz of 200 and 60 noisy pictures, 8x8, of ten things."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "small.npz", 200, 60)
 
 
 @pytest.fixture(scope="session")
@@ -300,9 +243,6 @@ def server(
     tmp_path_factory: pytest.TempPathFactory,
     empty_store: Path,
     environment: dict[str, str],
-    poll: Callable[[Callable[[], Any]], Any],
-    free_port: Callable[[], int],
-    answers: Callable[[str], bytes | None],
 ) -> Iterator[tuple[str, Path]]:
     """Serve MLflow with proxied artifacts; yield a URI with a password in it, and its folder."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()

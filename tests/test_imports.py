@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from waymark import names as recorded_names
 
-REPO = Path(__file__).resolve().parent.parent
+from tests.support.processes import REPO
 
 # From the lowest on: what stands here imports nothing that stands after it, however indirectly.
 ORDER = (

@@ -37,6 +37,8 @@ from waymark.config.settings import FORMAT, BadInput
 from waymark.digest import digest
 from waymark.training.runtime import start_tensorflow
 
+from tests.support.processes import Killed
+
 BEGIN = 1_700_000_000.0
 BEST = KeepBest(metric="test/accuracy", mode="max")
 both_formats = pytest.mark.parametrize("kind", [Ckpt, Npz])
@@ -366,16 +368,12 @@ def test_a_checkpoint_for_the_best_alone_goes_when_it_is_not(
 # Whatever is killed, whenever
 
 
-class Died(BaseException):
-    """The process is gone; nobody catches it."""
-
-
 @dataclass
-class Fate:
+class CrashAt:
     """Count what a process does to the disk, and end it at one of these moments.
 
     The moments: a payload is written, another file is written (both half done), a file or folder is
-    flushed, renamed, removed (not done). `lose_power` then takes away what was not flushed.
+    flushed, renamed, removed (not done). `drop_unflushed` then takes away what was not flushed.
     """
 
     moment: int
@@ -389,14 +387,14 @@ class Fate:
         return self.seen == self.moment
 
     @contextlib.contextmanager
-    def reigns(self, folder: Path) -> Iterator[None]:
-        """Let `folder` be written to under this fate."""
+    def patched(self, folder: Path) -> Iterator[None]:
+        """Let the process that writes to `folder` die at the moment."""
         self.known = {path.stat().st_ino for path in folder.iterdir()}
         replace, unlink = os.replace, Path.unlink
 
         def fsync(handle: int) -> None:  # not the real one, which is slow
             if self.due():
-                raise Died
+                raise Killed
             found = os.fstat(handle)
             if stat.S_ISDIR(found.st_mode):
                 self.renamed.clear()
@@ -405,13 +403,13 @@ class Fate:
 
         def rename(source: Path, target: Path) -> None:
             if self.due():
-                raise Died
+                raise Killed
             replace(source, target)
             self.renamed.append((Path(source), Path(target)))
 
         def remove(path: Path, missing_ok: bool = False) -> None:
             if self.due():
-                raise Died
+                raise Killed
             unlink(path, missing_ok=missing_ok)
 
         def writing(real: Callable[..., Any]) -> Callable[..., None]:
@@ -419,7 +417,7 @@ class Fate:
                 dies = self.due()
                 real(path, content[: len(content) // 2] if dies else content, **options)
                 if dies:
-                    raise Died
+                    raise Killed
 
             return write
 
@@ -432,7 +430,7 @@ class Fate:
                     for lost in files[1:]:
                         unlink(lost)
                     files[0].with_name(f"{files[0].name}.tempstate17").touch()  # TensorFlow's
-                    raise Died
+                    raise Killed
                 return files
 
             return torn
@@ -447,7 +445,7 @@ class Fate:
                 stack.enter_context(mock.patch.object(cls, "write", payload(cls.write)))
             yield
 
-    def lose_power(self, folder: Path) -> None:
+    def drop_unflushed(self, folder: Path) -> None:
         """Undo renames since the folder's last flush; empty new files that were not flushed."""
         for source, target in reversed(self.renamed):
             if target.name != "checkpoint":  # the state file is rebuilt, so it may be lost
@@ -511,20 +509,20 @@ def test_a_process_may_die_at_every_moment_of_a_commit(
     reached, moment = set(), 0
     while True:
         moment += 1
-        fate, folder = Fate(moment), tmp_path / "run"
+        crash, folder = CrashAt(moment), tmp_path / "run"
         shutil.copytree(tmp_path / "before", folder)
         store = new_store(folder, save)
         if before:
             store.repair_and_prune(store.manifest(previous), BEGIN, BEGIN)
-        with fate.reigns(folder):
+        with crash.patched(folder):
             try:
                 commit(store, rest[0])
-            except Died:
+            except Killed:
                 dead = True
             else:
                 dead = False
         if dead and power == "power loss":
-            fate.lose_power(folder)
+            crash.drop_unflushed(folder)
         left = CheckpointStore(folder, save)
         assert all(left.read(step) for step in left.steps())
         store, found = revived(folder, save)
@@ -554,13 +552,13 @@ def test_a_process_may_die_again_while_clearing_up(kind: Any, tmp_path: Path) ->
             second += 1
             folder = tmp_path / "run"
             shutil.copytree(tmp_path / "before", folder)
-            store, fate, clearing = CheckpointStore(folder, save), Fate(first), Fate(second)
+            store, crash, clearing = CheckpointStore(folder, save), CrashAt(first), CrashAt(second)
             store.repair_and_prune(store.manifest(37), BEGIN, BEGIN)
-            with fate.reigns(folder), contextlib.suppress(Died):
+            with crash.patched(folder), contextlib.suppress(Killed):
                 commit(store, SAVES[5])
-            dead = fate.seen == first
+            dead = crash.seen == first
             finished = False
-            with clearing.reigns(folder), contextlib.suppress(Died):
+            with clearing.patched(folder), contextlib.suppress(Killed):
                 revived(folder, save)
                 finished = True
             store, found = revived(folder, save)

@@ -10,9 +10,8 @@ import re
 import shutil
 import sqlite3
 import struct
-import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,18 +38,15 @@ from waymark.comparison.repository import CHECKOUT
 from waymark.comparison.runs import compare_recorded, with_current_steps
 from waymark.config.settings import BadInput
 from waymark.names import DATA_DIGEST, STATE_DIGEST, VERSION
-from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.finder import find
 from waymark.tracking.history import History
 from waymark.tracking.opening import open_store
 from waymark.tracking.runs import RunRecord, RunSummary
-from waymark.training.loop import Trainer
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import Done, Main, free_port, killed
+
 Curve = Mapping[int, float]
 
-BOUND = 60  # seconds that anything may take which is waited for
 BASE = ["runtime.intra_op_threads=2", "progress=false", "save.meta_graph=false", "steps=20"]
 BASE += ["batch_size=10", "save.every=10", "eval_every=5"]
 QUICK = settings(max_examples=40, deadline=None)
@@ -1170,36 +1166,6 @@ def test_three_hundred_runs(store: Store, main: Main) -> None:
 # Waymark's own runs
 
 
-class Killed(BaseException):
-    """What no code here catches, as none can catch SIGKILL."""
-
-
-def killed(step: int, *overrides: str) -> str:
-    """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
-    started: list[ActiveRun] = []
-    hold, run_steps = ActiveRun.__init__, Trainer.run_steps
-
-    def held(tracked: ActiveRun, *arguments: Any, **named: Any) -> None:
-        hold(tracked, *arguments, **named)
-        started.append(tracked)
-
-    def dying(trainer: Trainer, steps: int) -> Any:
-        if trainer.step >= step:
-            raise Killed
-        return run_steps(trainer, steps)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ActiveRun, "__init__", held)
-        patch.setattr(Trainer, "run_steps", dying)
-        with pytest.raises(Killed):
-            api.run(*overrides)
-    # A real kill takes the sending thread along, and with it its hold on the run.
-    started[0]._patience.set()
-    started[0]._wake.set()
-    started[0]._sender.join(BOUND)
-    return started[0].info.id
-
-
 @pytest.fixture(scope="module")
 def trained(
     tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
@@ -1460,9 +1426,7 @@ def test_a_tracking_server(
             assert "10 of 20" in line and line.endswith("resume")
 
 
-def test_a_server_that_is_down(
-    place: Path, small: Path, main: Main, free_port: Callable[[], int], monkeypatch: Any
-) -> None:
+def test_a_server_that_is_down(place: Path, small: Path, main: Main, monkeypatch: Any) -> None:
     monkeypatch.setenv(CHECKOUT, str(place))
     uri = f"http://127.0.0.1:{free_port()}"
     named = f"tracking.uri={uri}"

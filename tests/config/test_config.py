@@ -30,7 +30,8 @@ from waymark.config.settings import (
     without_password,
 )
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.support.processes import REPO
+
 PLAIN = composed([])
 RECORD = yaml.safe_load(PLAIN.record())
 

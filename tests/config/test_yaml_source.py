@@ -1,6 +1,5 @@
 """YAML files of the user's own, and records: read as YAML allows, or refused with file and line."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from hydra.core.plugins import Plugins
 from waymark.config.compose import composed, searchpath
 from waymark.config.settings import BadInput, from_record
 
-Main = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.support.processes import Main
 
 HEAD = "# @package _global_\n"
 BODY = f"{HEAD}steps: 7\ntags: {{a: é}}\n"

@@ -24,7 +24,8 @@ from waymark.data import sources as data
 from waymark.data.sources import Arrays, Dataset, FashionMnist, ImageSpec, Mnist, Mnist5k
 from waymark.digest import digest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.support.processes import REPO
+
 MNIST_NPZ = Path(os.environ.get("MNIST_NPZ", REPO.parent / "shared" / "data" / "mnist.npz"))
 needs_mnist = pytest.mark.skipif(not MNIST_NPZ.exists(), reason="MNIST_NPZ names no mnist.npz")
 needs_fashion = pytest.mark.skipif(

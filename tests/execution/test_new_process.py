@@ -24,6 +24,8 @@ from waymark.tracking.opening import open_store
 from waymark.training import runtime
 from waymark.training.runtime import NeedsNewProcess, check_tensorflow, start_tensorflow
 
+from tests.support.processes import poll
+
 tf: Any = start_tensorflow(2)
 
 WHY = "TensorFlow in this process has 1 threads."
@@ -251,7 +253,7 @@ def test_elsewhere_than_in_the_main_thread() -> None:
 
 
 def test_it_ends_with_the_process_that_began_it(
-    tmp_path: Path, environment: dict[str, str], poll: Callable[[Callable[[], Any]], Any]
+    tmp_path: Path, environment: dict[str, str]
 ) -> None:
     (tmp_path / "waiting.py").write_text(
         "import os, signal\n"

@@ -30,18 +30,12 @@ from waymark.config.settings import BadInput
 from waymark.execution import rerunning
 from waymark.failure import Failed
 from waymark.processes.signals import Interrupted
-from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.finder import find
 from waymark.tracking.history import History
 from waymark.tracking.opening import open_store
-from waymark.training.loop import Trainer
-from waymark.training.progress import NoProgress
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import BOUND, REPO, Done, Main, StopAt, killed
 
-REPO = Path(__file__).resolve().parents[2]
-BOUND = 60  # seconds that anything may take which is waited for
 BASE = ["runtime.intra_op_threads=2", "progress=false", "save.meta_graph=false"]
 SOFTMAX = [*BASE, "steps=20", "batch_size=10", "save.every=5", "eval_every=5"]
 CNN = [*BASE, "model=cnn", "steps=4", "batch_size=20", "save.every=2", "eval_every=2"]
@@ -213,40 +207,10 @@ def test_what_cannot_change_the_numbers_may_change(
     assert record["data"]["path"] == "moved.npz"
 
 
-class Killed(BaseException):
-    """What no code here catches, as none can catch SIGKILL."""
-
-
-def killed(monkeypatch: pytest.MonkeyPatch, step: int, *overrides: str) -> str:
-    """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
-    started: list[ActiveRun] = []
-    hold, run_steps = ActiveRun.__init__, Trainer.run_steps
-
-    def held(tracked: ActiveRun, *arguments: Any, **named: Any) -> None:
-        hold(tracked, *arguments, **named)
-        started.append(tracked)
-
-    def dying(trainer: Trainer, steps: int) -> Any:
-        if trainer.step >= step:
-            raise Killed
-        return run_steps(trainer, steps)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ActiveRun, "__init__", held)
-        patch.setattr(Trainer, "run_steps", dying)
-        with pytest.raises(Killed):
-            api.run(*overrides)
-    # A real kill takes the sending thread along, and with it its hold on the run.
-    started[0]._patience.set()
-    started[0]._wake.set()
-    started[0]._sender.join(BOUND)
-    return started[0].info.id
-
-
 def test_a_killed_run_as_far_as_it_went(
     place: Path, data: list[str], main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_id = killed(monkeypatch, 10, *SOFTMAX, *data)
+    run_id = killed(10, *SOFTMAX, *data)
     assert not (artifacts(run_id) / "history.json").exists()
     verdict = verdict_of(main("rerun", run_id), run_id, "identical")
     assert counts(verdict) == (10, 2, 2)
@@ -258,7 +222,7 @@ def test_a_run_that_recorded_nothing(
     place: Path, data: list[str], main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What cannot be compared is not identical."""
-    run_id = killed(monkeypatch, 0, *SOFTMAX, *data)
+    run_id = killed(0, *SOFTMAX, *data)
     done = main("rerun", run_id)
     assert done.returncode == 3
     assert done.stdout.splitlines()[1:] == [
@@ -275,7 +239,7 @@ def test_a_killed_and_resumed_run_on_one_core(
     environment: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_id = killed(monkeypatch, 2, *CNN, *data)
+    run_id = killed(2, *CNN, *data)
     assert main("resume", run_id).returncode == 0
     core = min(os.sched_getaffinity(0))
     command = ["taskset", "-c", str(core), sys.executable, "-m", "waymark", "rerun", run_id]
@@ -444,14 +408,12 @@ def test_one_pixel(place: Path, data: list[str], small: Path, main: Main) -> Non
 
 
 @pytest.fixture
-def stopped(
-    stop_at: Callable[[int], NoProgress], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[int, Callable[[], Any]], str]:
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], Any]], str]:
     """Return what does something that SIGTERM stops at a step; it returns the run's id."""
 
     def stopped(step: int, begin: Callable[[], Any]) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("waymark.execution.execute.make_progress", lambda *_: stop_at(step))
+            patch.setattr("waymark.execution.execute.make_progress", lambda *_: StopAt(step))
             with pytest.raises(Interrupted):
                 begin()
         assert runs()[0].info.status == "KILLED"

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,11 @@ from waymark.failure import Failed
 from waymark.processes.signals import Interrupted
 from waymark.tracking.active_run import ActiveRun
 from waymark.training.loop import Trainer
-from waymark.training.progress import NoProgress
 from waymark.training.runtime import start_tensorflow
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.ends import End, local_end
+from tests.support.processes import BOUND, THREADS, Killed, Main, StopAt, end_sending
 
-THREADS = "runtime.intra_op_threads=2"
-BOUND = 60  # seconds that anything may take which is waited for
 BASE = ["batch_size=10", "save.max_to_keep=3", "save.keep_every_n_hours=null", THREADS]
 SOFTMAX = [*BASE, "save=ckpt", "steps=4000", "save.every=100", "eval_every=250"]
 CNN = [*BASE, "save=npz", "steps=300", "save.every=15", "eval_every=30"]
@@ -43,53 +39,9 @@ CNN += ["model=cnn", "model.keep_prob=0.5"]
 RUNS = {"softmax": SOFTMAX, "cnn": CNN}
 
 
-@dataclass(frozen=True)
-class End:
-    """How a run ended: all of this must be the same whatever happened on the way."""
-
-    status: str
-    digest: str
-    kept: list[str]
-    points: dict[str, list[tuple[int, float]]]
-
-
-def end(folder: Path, run_id: str) -> End:
-    client = MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
-    run = client.get_run(run_id)
-    keys = set(run.data.metrics) - {"train/steps_per_second"}
-    points = {
-        key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key))
-        for key in keys
-    }
-    checkpoints = folder / "mlruns" / "artifacts" / "1" / run_id / "artifacts" / "checkpoints"
-    kept = sorted(path.name for path in checkpoints.iterdir())
-    return End(run.info.status, run.data.tags.get("waymark.state_digest", ""), kept, points)
-
-
 @pytest.fixture(scope="module")
 def data(small: Path) -> list[str]:
     return ["data=arrays", f"data.path={small}"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, data: list[str]
-) -> Callable[..., End]:
-    """Return what runs a configuration in one piece (once) and tells how it ended."""
-    found: dict[str, End] = {}
-
-    def undisturbed(*overrides: str) -> End:
-        key = " ".join(overrides)
-        if key not in found:
-            folder = tmp_path_factory.mktemp("undisturbed")
-            shutil.copytree(empty_store, folder / "mlruns")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.chdir(folder)
-                result = execute.run(composed([*overrides, *data, "progress=false"]))
-            found[key] = end(folder, result.run_id)
-        return found[key]
-
-    return undisturbed
 
 
 @pytest.mark.parametrize("model", RUNS)
@@ -121,7 +73,6 @@ def test_the_program_in_pieces_of_any_sizes(
     place: Path,
     data: list[str],
     undisturbed: Callable[..., End],
-    stop_at: Callable[[int], NoProgress],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     short = {"softmax": ["steps=400", "eval_every=150"], "cnn": ["steps=90", "eval_every=40"]}[
@@ -134,14 +85,13 @@ def test_the_program_in_pieces_of_any_sizes(
     resolved = composed([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
-        monkeypatch.setattr(
-            "waymark.execution.execute.make_progress", lambda *_, target=target: stop_at(target)
-        )
+        stop = StopAt(target)
+        monkeypatch.setattr("waymark.execution.execute.make_progress", lambda *_, stop=stop: stop)
         with pytest.raises(Interrupted):
             execute.resume("latest", {}) if run_id else execute.run(resolved)
         (folder,) = place.glob("mlruns/artifacts/1/*")
         run_id = folder.name
-        now = end(place, run_id)
+        now = local_end(place, run_id)
         assert now.status == "KILLED"
         losses = now.points["train/loss"]
         assert target <= len(losses) < total
@@ -149,7 +99,7 @@ def test_the_program_in_pieces_of_any_sizes(
     monkeypatch.undo()
     monkeypatch.chdir(place)
     assert execute.resume(run_id, {"progress": False}) is not None
-    assert end(place, run_id) == expected
+    assert local_end(place, run_id) == expected
 
 
 def killed(
@@ -199,19 +149,15 @@ def test_killed_at_any_moment_and_resumed(
     with ThreadPoolExecutor(2) as pool:
         disturbed = dict(zip(RUNS, pool.map(disturb, RUNS), strict=True))
     for model, (folder, run_id) in disturbed.items():
-        now = end(folder, run_id)
+        now = local_end(folder, run_id)
         assert now.status == "RUNNING"  # nobody could say otherwise
         monkeypatch.chdir(folder)
         done = main("resume", run_id)
         assert done.returncode == 0, done
-        assert end(folder, run_id) == undisturbed(*RUNS[model])
+        assert local_end(folder, run_id) == undisturbed(*RUNS[model])
 
 
 SHORT = [*BASE, "steps=40", "save.every=10", "eval_every=20"]
-
-
-class Killed(BaseException):
-    """What no code here catches, as none can catch SIGKILL."""
 
 
 def after(real: Any, count: int, half: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -279,15 +225,12 @@ def test_killed_at_a_named_point(
         dying.setattr(owner, name, after(getattr(owner, name), count, half))
         with pytest.raises(Killed):
             execute.run(composed([*overrides, *data, "progress=false"]))
-    # A real kill takes the sending thread along, and with it its hold on the run.
-    started[0]._patience.set()
-    started[0]._wake.set()
-    started[0]._sender.join(BOUND)
+    end_sending(started[0])
     (folder,) = place.glob("mlruns/artifacts/1/*")
-    assert end(place, folder.name).status == "RUNNING"
+    assert local_end(place, folder.name).status == "RUNNING"
     done = main("resume", folder.name)
     assert (done.returncode, done.stderr) == (0, "")
-    assert end(place, folder.name) == expected
+    assert local_end(place, folder.name) == expected
 
 
 def test_a_run_that_saved_nothing_starts_again(
@@ -321,7 +264,7 @@ def test_a_run_that_saved_nothing_starts_again(
     assert "is not what the run started from" in done.stderr
     np.savez("start.npz", weights)
     assert main("resume", folder.name).returncode == 0
-    assert end(place, folder.name) == expected
+    assert local_end(place, folder.name) == expected
 
 
 @pytest.fixture
@@ -330,13 +273,13 @@ def finished(place: Path, data: list[str]) -> str:
 
 
 def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main: Main) -> None:
-    before = end(place, finished)
+    before = local_end(place, finished)
     client = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db")
     ended = client.get_run(finished).info.end_time
     for text in (finished, "latest"):
         done = main("resume", text)
         assert (done.returncode, done.stdout, done.stderr) == (0, "nothing left to do\n", "")
-    assert end(place, finished) == before
+    assert local_end(place, finished) == before
     assert client.get_run(finished).info.end_time == ended
 
 
@@ -348,7 +291,7 @@ def test_more_steps_extend_a_run(
         done = main("resume", finished, piece)
         assert (done.returncode, done.stderr) == (0, "")
     whole = undisturbed(*SHORT, "steps=70")
-    now = end(place, finished)
+    now = local_end(place, finished)
     assert (now.status, now.digest) == (whole.status, whole.digest)
     assert now.points["train/loss"] == whole.points["train/loss"]
     # Each old end was evaluated and saved, as the end of a run is; all else is the same.
@@ -363,7 +306,7 @@ def test_more_steps_extend_a_run(
 def test_fewer_steps_and_other_data_are_refused(
     place: Path, finished: str, main: Main, small: Path
 ) -> None:
-    before = end(place, finished)
+    before = local_end(place, finished)
     fewer = main("resume", finished, "steps=39")
     assert (fewer.returncode, fewer.stdout) == (2, "")
     assert "has already reached 40" in fewer.stderr
@@ -373,20 +316,20 @@ def test_fewer_steps_and_other_data_are_refused(
     other = main("resume", finished, "steps=50", "data.path=other.npz")
     assert (other.returncode, other.stdout) == (2, "")
     assert "is not the data" in other.stderr
-    assert end(place, finished) == before
+    assert local_end(place, finished) == before
     # The same data elsewhere are the same data.
     shutil.copy(small, place / "moved.npz")
     assert main("resume", finished, "steps=50", "data.path=moved.npz").returncode == 0
 
 
 def test_what_is_kept_may_change_on_resume(place: Path, finished: str, main: Main) -> None:
-    assert end(place, finished).kept == kept_files([20, 30, 40])
+    assert local_end(place, finished).kept == kept_files([20, 30, 40])
     done = main("resume", finished, "steps=60", "save.max_to_keep=2")
     assert "checkpoints kept      50, 60\n" in done.stdout
-    assert end(place, finished).kept == kept_files([50, 60])
+    assert local_end(place, finished).kept == kept_files([50, 60])
     done = main("resume", finished, "steps=100", "save.max_to_keep=4")
     assert "checkpoints kept      70, 80, 90, 100\n" in done.stdout
-    assert end(place, finished).kept == kept_files([70, 80, 90, 100])
+    assert local_end(place, finished).kept == kept_files([70, 80, 90, 100])
 
 
 def kept_files(steps: list[int]) -> list[str]:
@@ -413,7 +356,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
     assert done.returncode == 0, done
     assert done.stderr.startswith("waymark: checkpoint 40 is damaged: ")
     whole_run = undisturbed(*overrides, "steps=50")
-    now = end(place, run_id)
+    now = local_end(place, run_id)
     assert (now.digest, now.kept) == (whole_run.digest, whole_run.kept)
     assert now.points["train/loss"] == whole_run.points["train/loss"]
 
@@ -442,8 +385,8 @@ def test_a_recorded_configuration_starts_a_new_run(place: Path, finished: str, m
         assert (done.returncode, done.stderr) == (0, "")
         run_id = done.stdout.split()[1]
         assert run_id != finished
-        digests.append(end(place, run_id).digest)
-    assert digests[0] == end(place, finished).digest != digests[1]
+        digests.append(local_end(place, run_id).digest)
+    assert digests[0] == local_end(place, finished).digest != digests[1]
     for given in ("model=cnm", "stesp=1", "steps"):
         refused = main("run", "--config-from", finished, given)
         assert (refused.returncode, refused.stdout) == (2, "")
@@ -477,7 +420,7 @@ def test_every_evaluation_competes_as_the_best_and_so_does_what_is_there_at_a_re
     folder = place / "mlruns" / "artifacts" / "1" / run_id / "artifacts" / "checkpoints"
 
     def losses() -> dict[int, float]:
-        return dict(end(place, run_id).points["test/loss"])
+        return dict(local_end(place, run_id).points["test/loss"])
 
     def kept() -> set[int]:
         return {int(path.stem.rpartition("-")[2]) for path in folder.glob("*.json")}
@@ -488,7 +431,7 @@ def test_every_evaluation_competes_as_the_best_and_so_does_what_is_there_at_a_re
     scored = json.loads(main("evaluate", run_id, "--step", "best", "--json").stdout)
     assert (scored["step"], scored["accuracy"]) == (
         best,
-        dict(end(place, run_id).points["test/accuracy"])[best],
+        dict(local_end(place, run_id).points["test/accuracy"])[best],
     )
     there = [best, 47]  # that were evaluated
     assert main("resume", run_id, "steps=60", BEST % "min", "progress=false").returncode == 0

@@ -22,7 +22,8 @@ from waymark.tracking.alive import is_alive
 from waymark.tracking.lock import last_sign
 from waymark.tracking.runs import RunRecord, RunSummary
 
-Done = subprocess.CompletedProcess[str]
+from tests.support.processes import Done, poll
+
 SMOKE = ["+experiment=smoke", "data=arrays", "batch_size=20", "record.changes=false"]
 SMOKE += ["progress=false", "runtime.intra_op_threads=2"]
 
@@ -259,7 +260,6 @@ def test_many_points_after_a_kill(
     start: Callable[..., "subprocess.Popen[str]"],
     main: Callable[..., Done],
     client: Callable[[Path], Any],
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     """Kill a run behind thousands of points; the resumed one has each of them once."""
     steps = 23_900

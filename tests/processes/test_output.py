@@ -13,7 +13,8 @@ import pytest
 from waymark import run
 from waymark.processes.output import unfailing_output
 
-Done = subprocess.CompletedProcess[str]
+from tests.support.processes import Done
+
 SMOKE = ["+experiment=smoke", "data=arrays", "batch_size=20", "record.changes=false"]
 
 

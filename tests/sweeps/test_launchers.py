@@ -12,13 +12,13 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waymark.api import run
 
-Done = subprocess.CompletedProcess[str]
+from tests.support.processes import THREADS, Done
+
 Open = Callable[[Path], MlflowClient]
 
 SHORT = ["data=arrays", "save=npz", "save.every=5", "eval_every=20", "batch_size=10"]
 OPTIMIZER = ["optimizer=sgd", "optimizer.learning_rate=0.1"]
 OWN = [*OPTIMIZER, "optimizer._target_=own.Own"]
-THREADS = "runtime.intra_op_threads=2"  # as in the tests' own process
 
 # A class of the user's, which a worker finds in the current folder; beside it lie files that say
 # which trial gets a signal at step 23: <steps>.<signal>, and then .once or .always; the signal may

@@ -5,7 +5,6 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +20,8 @@ from waymark.sweeps.trial import _pruner
 from waymark.tracking import limits
 from waymark.training.pruning import STARTUP, hopeless, judged_steps
 
-Main = Callable[..., CompletedProcess[str]]
+from tests.support.processes import Main
+
 Open = Callable[[Path], MlflowClient]
 
 SHORT = ["steps=12", "save.every=4", "eval_every=2", "progress=false", "save=npz"]

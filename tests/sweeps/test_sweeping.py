@@ -2,12 +2,9 @@
 
 import contextlib
 import csv
-import os
 import re
 import signal
 import sqlite3
-import subprocess
-import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -33,8 +30,8 @@ from waymark.sweeps.sweeping import threads_of
 from waymark.sweeps.trial import by_content, identity
 from waymark.training.progress import NoProgress, NoSweepProgress
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import Done, Main, StopAt, poll
+
 Open = Callable[[Path], MlflowClient]
 
 SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
@@ -207,31 +204,13 @@ def test_failures_stay_local(
     assert parent.data.tags["waymark.resume"] == completing
 
 
-class StopAt(NoProgress):
-    """Send this process a signal once, at step 3 of the second trial."""
-
-    trials = 0
-
-    def __init__(self, steps: int, done: int) -> None:
-        super().__init__(steps, done)
-        StopAt.trials += 1
-
-    def on_steps(self, step: int, loss: float) -> None:
-        if StopAt.trials == 2 and step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-            while GracefulShutdown.last_signal is None:  # until the main thread has seen it
-                time.sleep(0.01)
-
-
 def test_an_interrupted_sweep_is_completed_by_the_same_command(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["run", "-m", "seed=0,1,2", *SHORT, "save.every=1"]
     with monkeypatch.context() as patch:
-        patch.setattr(StopAt, "trials", 0)
-        patch.setattr(
-            "waymark.execution.execute.make_progress", lambda _, steps, done: StopAt(steps, done)
-        )
+        reporters = iter([NoProgress(0, 0), StopAt(3)])  # of the first trial and the second
+        patch.setattr("waymark.execution.execute.make_progress", lambda *_: next(reporters))
         done = main(*command)
     assert done.returncode == 143
     (parent,), children = runs(client(place))
@@ -401,7 +380,7 @@ def test_each_number_of_threads_has_a_process(
 
 
 def test_a_trial_that_another_process_trains_is_waited_for(
-    place: Path, start: Callable[..., Any], poll: Callable[..., Any], main: Main, client: Open
+    place: Path, start: Callable[..., Any], main: Main, client: Open
 ) -> None:
     """Two commands at once: what one of them is doing the other does not do again."""
     long = [word for word in SHORT if not word.startswith(("steps", "save.every"))]
@@ -445,11 +424,7 @@ def test_trials_beside_each_other_share_the_cores(
 
 
 def test_progress_is_seen_while_it_goes_on(
-    place: Path,
-    main: Main,
-    client: Open,
-    poll: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the parent run, as MLflow's UI shows it, and as a bar: each trial waits to be seen."""
     begun, do = [], trial._done
@@ -483,7 +458,6 @@ def test_one_bar_moves_as_trials_end(
     place: Path,
     main: Main,
     client: Open,
-    poll: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
 ) -> None:

@@ -32,11 +32,10 @@ from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import sync
 from waymark.tracking.store import RunStore
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import BOUND, Done, Main
+
 Process = dict[str, Any]
 
-BOUND = 60  # seconds that anything may take which is waited for
 NOW = 1_700_000_000.0
 HOUR = 3600
 
@@ -175,8 +174,6 @@ SHORT += ["eval_every=20", "batch_size=10", "progress=false", "runtime.intra_op_
 # One process leaves runs of all kinds behind, the last one in the middle of training.
 CHILD = """
 import json, os, signal, sys, time
-from types import SimpleNamespace
-import numpy as np
 from mlflow.tracking import MlflowClient
 import waymark.execution.execute
 from waymark.execution import execute
@@ -184,6 +181,7 @@ from waymark.config.compose import composed
 from waymark.training.progress import NoProgress
 from waymark.tracking.active_run import create_run
 from waymark.tracking.opening import open_store
+from tests.support.data import POINTS
 
 class KillAt(NoProgress):
     def on_steps(self, step, loss):
@@ -199,11 +197,9 @@ def refusing(real):
 
 overrides = sys.argv[1:]
 settings = composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
-data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
-                       digest="d" * 64, source="test")
 ids = {"whole": execute.run(composed([*overrides, "run_name=whole"])).run_id}
 tracking = open_store(None)
-made = {name: create_run(tracking, settings, {"waymark.version": "test"}, data)
+made = {name: create_run(tracking, settings, {"waymark.version": "test"}, POINTS)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
 for name, run in made.items():
     run.record([1, 2], {"train/loss": [0.5, 0.25]})
@@ -227,7 +223,7 @@ REAL = ("whole", "training")  # those that have trained
 
 
 @dataclass(frozen=True)
-class Graves:
+class DeadRuns:
     """A store that a process left when it died an hour ago, and the ids of its runs by name."""
 
     mlruns: Path
@@ -236,12 +232,12 @@ class Graves:
 
 
 @pytest.fixture(scope="module")
-def graves(
-    once: Callable[..., tuple[Path, Any]],
+def dead_runs(
+    shared_once: Callable[..., tuple[Path, Any]],
     empty_store: Path,
     small: Path,
     environment: dict[str, str],
-) -> Graves:
+) -> DeadRuns:
     def make(folder: Path) -> tuple[dict[str, str], float]:
         shutil.copytree(empty_store, folder / "mlruns")
         done = subprocess.run(
@@ -265,14 +261,14 @@ def graves(
             os.utime(path, (path.stat().st_atime, path.stat().st_mtime - HOUR))
         return {**json.loads(ids), "training": training.split()[1]}, died - HOUR
 
-    folder, (ids, died) = once("graves", make)
-    return Graves(folder / "mlruns", ids, died)
+    folder, (ids, died) = shared_once("dead-runs", make)
+    return DeadRuns(folder / "mlruns", ids, died)
 
 
 @pytest.fixture
-def here(graves: Graves, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(dead_runs: DeadRuns, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return the current folder of this test, with a copy of the store that was left."""
-    shutil.copytree(graves.mlruns, tmp_path / "mlruns")
+    shutil.copytree(dead_runs.mlruns, tmp_path / "mlruns")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -322,9 +318,9 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_any_command_finds_the_dead(
-    graves: Graves, here: Path, small: Path, main: Main, command: str
+    dead_runs: DeadRuns, here: Path, small: Path, main: Main, command: str
 ) -> None:
-    ids = graves.ids
+    ids = dead_runs.ids
     assert {name: seen(ids[name])["status"] for name in ENDS} == {
         **dict.fromkeys(ENDS, "RUNNING"),
         "whole": "FINISHED",
@@ -341,7 +337,7 @@ def test_any_command_finds_the_dead(
     assert {name: facts["status"] for name, facts in after.items()} == ENDS
     for name in ("silent", "training"):
         start, end = after[name]["times"]
-        assert max(start, int(last[name] * 1000)) <= end <= graves.died * 1000
+        assert max(start, int(last[name] * 1000)) <= end <= dead_runs.died * 1000
         tags = after[name]["tags"]
         assert tags["waymark.reason"] == "its process is gone"
         assert tags["waymark.resume"] == f"waymark resume {ids[name]}"
@@ -361,14 +357,14 @@ def test_any_command_finds_the_dead(
     assert {name: seen(run_id) for name, run_id in ids.items()} == after
 
 
-def test_a_dead_run_goes_on_as_its_tag_says(graves: Graves, here: Path, main: Main) -> None:
+def test_a_dead_run_goes_on_as_its_tag_says(dead_runs: DeadRuns, here: Path, main: Main) -> None:
     open_store(None)
-    run_id = graves.ids["training"]
+    run_id = dead_runs.ids["training"]
     words = shlex.split(seen(run_id)["tags"]["waymark.resume"])
     assert words[0] == "waymark"
     done = main(*words[1:])
     assert (done.returncode, done.stderr) == (0, ""), done
-    now, whole = seen(run_id), seen(graves.ids["whole"])
+    now, whole = seen(run_id), seen(dead_runs.ids["whole"])
     assert now["status"] == "FINISHED"
     assert now["tags"]["waymark.state_digest"] == whole["tags"]["waymark.state_digest"]
     assert (now["tags"]["waymark.reason"], now["tags"]["waymark.resume"]) == ("", "")
@@ -390,9 +386,9 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("how", ["lock", "tag", "elsewhere"])
 def test_a_run_that_another_process_has_is_left_to_it(
-    graves: Graves, here: Path, main: Main, living: Process, how: str
+    dead_runs: DeadRuns, here: Path, main: Main, living: Process, how: str
 ) -> None:
-    run_id = graves.ids["training"]
+    run_id = dead_runs.ids["training"]
     with ExitStack() as stack:
         if how == "lock":
             stack.enter_context(FileLock(home(run_id) / "lock", timeout=0))
@@ -421,9 +417,9 @@ def test_a_run_that_another_process_has_is_left_to_it(
 
 
 @pytest.mark.parametrize("key", ["boot", "pids", "host"])
-def test_the_lock_is_asked_first(graves: Graves, here: Path, key: str) -> None:
+def test_the_lock_is_asked_first(dead_runs: DeadRuns, here: Path, key: str) -> None:
     """Whatever the tag says of boot and container: who holds the lock lives, and nobody else."""
-    run_id = graves.ids["training"]
+    run_id = dead_runs.ids["training"]
     process = json.loads(mlflow().get_run(run_id).data.tags["waymark.process"])
     mlflow().set_tag(run_id, "waymark.process", json.dumps({**process, key: "other"}))
     for beat in (0, int(time.time()) + 9 * HOUR, int(time.time())):
@@ -438,8 +434,8 @@ def test_the_lock_is_asked_first(graves: Graves, here: Path, key: str) -> None:
     assert losses(seen(run_id))[-1][0] >= 23
 
 
-def test_no_clock_that_is_ahead_makes_an_end_in_the_future(graves: Graves, here: Path) -> None:
-    run_id, ahead = graves.ids["silent"], int(time.time()) + 9 * HOUR
+def test_no_clock_that_is_ahead_makes_an_end_in_the_future(dead_runs: DeadRuns, here: Path) -> None:
+    run_id, ahead = dead_runs.ids["silent"], int(time.time()) + 9 * HOUR
     mlflow().set_tag(run_id, "waymark.heartbeat", str(ahead))
     os.utime(home(run_id) / "outbox.jsonl", (ahead, ahead))
     open_store(None)
@@ -464,7 +460,7 @@ def test_a_run_that_began_in_the_future_is_not_the_latest(place: Path, main: Mai
     assert find(tracking, "latest").id == ids["future"]
 
 
-def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: Path) -> None:
+def test_of_several_at_once_one_gets_the_run(dead_runs: DeadRuns, here: Path, small: Path) -> None:
     config = composed([*SHORT, f"data.path={small}"]).config
     trackings = [open_store(None) for _ in range(4)]
     barrier = threading.Barrier(len(trackings))
@@ -472,7 +468,7 @@ def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: 
     sentences: list[str] = []
 
     def reopen(tracking: RunStore) -> None:
-        record = find(tracking, graves.ids["silent"])
+        record = find(tracking, dead_runs.ids["silent"])
         barrier.wait(BOUND)
         try:
             got.append(reopen_run(tracking, record, config))
@@ -486,7 +482,7 @@ def test_of_several_at_once_one_gets_the_run(graves: Graves, here: Path, small: 
         thread.join(BOUND)
     (one,) = got
     assert one.finish("KILLED") is None
-    run_id = graves.ids["silent"]
+    run_id = dead_runs.ids["silent"]
     assert sentences == [f"run {run_id}: another process is training it."] * 3
     assert [step for step, _ in losses(seen(run_id))] == [1, 2, 3, 4]
 
@@ -553,8 +549,8 @@ def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> No
             assert after[name]["tags"]["waymark.reason"] == "its process is gone"
 
 
-def test_a_deleted_run_is_left_alone(graves: Graves, here: Path) -> None:
-    run_id = graves.ids["silent"]
+def test_a_deleted_run_is_left_alone(dead_runs: DeadRuns, here: Path) -> None:
+    run_id = dead_runs.ids["silent"]
     mlflow().delete_run(run_id)
     before = seen(run_id)
     open_store(None)

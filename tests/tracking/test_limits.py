@@ -1,12 +1,9 @@
 """What a store will never take: written otherwise or set aside with a word; the rest arrives."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import requests
 from hypothesis import given
@@ -27,11 +24,9 @@ from waymark.tracking.recovery import sync
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
-Main = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.support.data import POINTS
+from tests.support.processes import Main, end_sending, poll
 
-DATA = SimpleNamespace(
-    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
-)
 LONG = "1" * 7000
 PARAMS = {f"model.p{i:03}": str(i) for i in range(150)} | {
     "model.layers.conv@1": "32",
@@ -82,7 +77,7 @@ def tracking(place: Path) -> RunStore:
 
 def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     resolved = composed(["runtime.intra_op_threads=2", *overrides])
-    return create_run(tracking, resolved, {"waymark.version": "test"}, DATA)
+    return create_run(tracking, resolved, {"waymark.version": "test"}, POINTS)
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, code: int, words: set[str]) -> None:
@@ -190,7 +185,6 @@ def test_what_was_deleted_is_left_out_until_it_is_restored(
     place: Path,
     server: tuple[str, Path],
     main: Main,
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     tracking = open_store(server[0] if remote else None, create=True)
     run = created(tracking, "tracking.flush_seconds=9999", f"experiment_name={what}-{place.name}")
@@ -226,9 +220,7 @@ def killed(tracking: RunStore, monkeypatch: pytest.MonkeyPatch) -> RunRecord:
         run = created(tracking)
         for key in ("train/loss", "refused"):
             run.record([1, 2], {key: [0.5, 0.25]})
-        run._patience.set()
-        run._wake.set()
-        run._sender.join()
+        end_sending(run)
     return run.info
 
 

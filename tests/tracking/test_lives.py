@@ -3,15 +3,12 @@
 import json
 import os
 import random
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
@@ -28,14 +25,8 @@ from waymark.tracking.outbox import Content
 from waymark.tracking.recovery import sync
 from waymark.training.progress import NoProgress
 
-Main = Callable[..., "subprocess.CompletedProcess[str]"]
-Poll = Callable[[Callable[[], Any]], Any]
-
-THREADS = "runtime.intra_op_threads=2"
-BOUND = 60  # seconds that anything may take which is waited for
-DATA = SimpleNamespace(
-    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
-)
+from tests.support.data import POINTS
+from tests.support.processes import THREADS, Killed, end_sending, poll
 
 # Whose a run is.
 
@@ -165,14 +156,6 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return frozen
 
 
-def killed(run: ActiveRun) -> None:
-    """Take the sending thread along, as a kill does, and with it its hold on the run."""
-    run._patience.set()
-    run._wake.set()
-    run._sender.join(BOUND)
-    assert not run._sender.is_alive()
-
-
 def put(run: ActiveRun, *steps: int) -> None:
     """Make the checkpoints of a run those of some steps."""
     folder = run.info.folder / "checkpoints"
@@ -207,7 +190,7 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
     return {"told": told, "tags": run.data.tags, "points": points, "files": files}
 
 
-def settled(client: MlflowClient, run: ActiveRun, poll: Poll) -> dict[str, Any]:
+def settled(client: MlflowClient, run: ActiveRun) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
     poll(lambda: run._delivery.complete)
     time.sleep(0.05)
@@ -216,11 +199,11 @@ def settled(client: MlflowClient, run: ActiveRun, poll: Poll) -> dict[str, Any]:
 
 
 @pytest.fixture
-def begun(machines: list[Machine], frozen: list[Any], poll: Poll) -> ActiveRun:
+def begun(machines: list[Machine], frozen: list[Any]) -> ActiveRun:
     """Return a run of A with 5 steps and a checkpoint on the server, and 3 more not sent."""
     with machines[0].at_work():
         tracking = open_store(machines[0].uri, create=True)
-        run = create_run(tracking, composed([THREADS]), {"waymark.version": "test"}, DATA)
+        run = create_run(tracking, composed([THREADS]), {"waymark.version": "test"}, POINTS)
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
@@ -250,7 +233,7 @@ def scene(machines: list[Machine], begun: ActiveRun, server: tuple[str, Path]) -
 @pytest.mark.parametrize("how", ["sync", "late"])
 @pytest.mark.parametrize("when", ["training", "finished"])
 def test_a_former_owner_adds_what_is_missing_and_no_more(
-    when: str, how: str, scene: Scene, frozen: list[Any], poll: Poll
+    when: str, how: str, scene: Scene, frozen: list[Any]
 ) -> None:
     client, a, b, begun, run_id = scene
     other = b.resume(run_id, 5)
@@ -263,13 +246,13 @@ def test_a_former_owner_adds_what_is_missing_and_no_more(
         assert other.finish("FINISHED") is None
         before = seen(client, run_id)
     else:
-        before = settled(client, other, poll)
+        before = settled(client, other)
     assert before["told"][0] == {"training": "RUNNING", "finished": "FINISHED"}[when]
     assert (before["tags"]["waymark.life"], before["tags"]["waymark.from_step"]) == ("2", "5")
     assert "early" not in before["points"]
 
     if how == "sync":
-        killed(begun)
+        end_sending(begun)
         (line,) = a.sync()
         assert line.startswith(f"run {run_id}: delivered without ")
         assert ("1 point after step 5, status" in line) is (when == "training"), line
@@ -302,7 +285,7 @@ def test_until_the_next_owner_has_told_the_former_one_may_write(
 ) -> None:
     """A syncs before B's first sending: B then makes no point again, and all else is B's."""
     client, a, b, begun, run_id = scene
-    killed(begun)
+    end_sending(begun)
     frozen.append(None)  # nothing of B arrives
     other = b.resume(run_id, 5)
     trained(other, 6, 7)
@@ -329,14 +312,14 @@ def test_until_the_next_owner_has_told_the_former_one_may_write(
 
 @pytest.mark.parametrize("case", ["taken", "finished"])
 def test_a_resume_that_is_told_too_late_has_lost_the_run(
-    case: str, scene: Scene, frozen: list[Any], poll: Poll
+    case: str, scene: Scene, frozen: list[Any]
 ) -> None:
     """Both go on offline or at once, and one is heard first; or the first one had finished."""
     client, a, b, begun, run_id = scene
     if case == "finished":
         with suppress(OSError):
             begun._outbox.append("status", ["FINISHED", time.time_ns() // 10**6])
-    killed(begun)
+    end_sending(begun)
     frozen.append(None)
     runs = [machine.resume(run_id, 5) for machine in (a, b)[case == "finished" :]]
     loser = runs[-1]
@@ -345,7 +328,7 @@ def test_a_resume_that_is_told_too_late_has_lost_the_run(
         assert a.sync() == [f"run {run_id}: delivered"]
         before, host = seen(client, run_id), "has finished it"
     else:
-        before, host = settled(client, runs[0], poll), "went on from step 5"
+        before, host = settled(client, runs[0]), "went on from step 5"
     assert before["told"][0] == {"taken": "RUNNING", "finished": "FINISHED"}[case]
     frozen.clear()
     trained(loser, 6, 7, 8, 9)
@@ -373,7 +356,7 @@ def test_nobody_writes_to_a_run_that_was_deleted(
         frozen.clear()
         trained(begun, 9)
         assert "it was deleted there" in str(begun.finish("FINISHED"))
-    killed(begun)
+    end_sending(begun)
     if not known:
         path = begun.info.outbox
         lines = path.read_bytes().splitlines(keepends=True)
@@ -386,16 +369,16 @@ def test_nobody_writes_to_a_run_that_was_deleted(
     assert len(client.search_runs([experiment], mine, run_view_type=3)) == 1
 
 
-def test_the_dead_are_marked_by_who_is_asked_and_no_more(scene: Scene, poll: Poll) -> None:
+def test_the_dead_are_marked_by_who_is_asked_and_no_more(scene: Scene) -> None:
     """B, the owner, dies: A marks the run and leaves its own old words out; then it goes on."""
     client, a, b, begun, run_id = scene
     other = b.resume(run_id, 5)
     trained(other, 6)
     put(other, 6)
     begun._outbox.append("status", ["KILLED", 5])
-    settled(client, other, poll)
-    killed(begun)
-    killed(other)
+    settled(client, other)
+    end_sending(begun)
+    end_sending(other)
     (line,) = a.sync(alone=True)
     assert "1 point" not in line and "2 points after step 5" in line
     after = seen(client, run_id)
@@ -416,9 +399,9 @@ def test_the_dead_are_marked_by_who_is_asked_and_no_more(scene: Scene, poll: Pol
     assert seen(client, run_id) == after
 
 
-def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene, poll: Poll) -> None:
+def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene) -> None:
     client, a, b, begun, run_id = scene
-    killed(begun)
+    end_sending(begun)
     path, mine = begun.info.outbox, ("life", "from_step", "finished", "since")
     process = {k: v for k, v in begun._delivery._content.lives[0].process.items() if k not in mine}
     box = outbox.Outbox(path.with_name("old"))
@@ -432,14 +415,14 @@ def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene, poll: Po
 
     other = b.resume(run_id, 5)
     put(other, 5)
-    before = settled(client, other, poll)
+    before = settled(client, other)
     assert before["tags"]["waymark.life"] == "1"
     (line,) = a.sync()
     assert "3 points after step 5, status, tags and files" in line
     after = seen(client, run_id)
     assert after["points"].pop("early")
     assert after == before
-    killed(other)
+    end_sending(other)
 
 
 # The whole program, on both machines in turn.
@@ -449,11 +432,7 @@ SHORT += ["eval_every=10", "batch_size=10", "progress=false", "record.changes=fa
 PACE = "train/steps_per_second"
 
 
-class Killed(BaseException):
-    """Stand for a process's end that nothing in it can react to."""
-
-
-class Fate(NoProgress):
+class HangAndDie(NoProgress):
     """Let a process hang for the server's part at one step, and die at another."""
 
     def __init__(self, freeze: int, die: int, hang: Callable[[], None]) -> None:
@@ -477,9 +456,8 @@ class Story:
         frozen: list[Any],
         machines: list[Machine],
         data: list[str],
-        poll: Poll,
     ) -> None:
-        self.draw, self.frozen, self.data, self.poll = draw, frozen, data, poll
+        self.draw, self.frozen, self.data = draw, frozen, data
         self.client, self.run_id = MlflowClient(machines[0].uri), ""
         self.hanging: list[tuple[Machine, ActiveRun]] = []  # processes that are thought dead
         self.told: list[str] = []
@@ -497,17 +475,18 @@ class Story:
 
         def hung() -> None:
             if heard and not silent:
-                self.poll(lambda: made[0]._delivery.complete)
+                poll(lambda: made[0]._delivery.complete)
             self.frozen.append(None)
 
         silent = self.run_id and hang < 0 and not undisturbed  # nothing of it is ever sent
         self.frozen += [None] * bool(silent)
-        fate = Fate(10**9, 10**9, hung) if undisturbed else Fate(max(hang, 1), steps, hung)
+        moments = (10**9, 10**9) if undisturbed else (max(hang, 1), steps)
+        reporter = HangAndDie(*moments, hung)
         seconds = 30 if undisturbed else 0.2
         store = {"tracking.uri": machine.uri, "tracking.flush_seconds": seconds}
         with machine.at_work(alone=True), patch.context() as inner:
             inner.setattr(ActiveRun, "__init__", noted)
-            inner.setattr("waymark.execution.execute.make_progress", lambda *_: fate)
+            inner.setattr("waymark.execution.execute.make_progress", lambda *_: reporter)
             with suppress(Killed, BadInput, ConnectionError):
                 if self.run_id:
                     execute.resume(self.run_id, store)
@@ -520,7 +499,7 @@ class Story:
                 self.frozen.append(run)
                 self.hanging.append((machine, run))
             else:
-                killed(run)
+                end_sending(run)
         while None in self.frozen:
             self.frozen.remove(None)
 
@@ -532,7 +511,7 @@ class Story:
             self.told.append(f"{machine.name} wakes")
             with suppress(ValueError, OSError):  # it had ended, all but its sending
                 run.finish(self.draw.choice(["KILLED", "FAILED"]))
-            killed(run)
+            end_sending(run)
 
     def sync(self, machine: Machine) -> None:
         self.told.append(f"{machine.name} syncs: {machine.sync(alone=True)}")
@@ -595,12 +574,11 @@ def test_two_owners_of_one_run(
     small: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    poll: Poll,
 ) -> None:
     """Kill, resume and sync on two machines at random, processes thought dead among them."""
     name = f"experiment_name={tmp_path.name}"
     draw = random.Random(f"{seed}-{number}")
-    story = Story(draw, frozen, machines, [f"data.path={small}", name], poll)
+    story = Story(draw, frozen, machines, [f"data.path={small}", name])
     try:
         story.train(machines[0], monkeypatch)
         story.sync(machines[0])

@@ -24,8 +24,7 @@ from waymark.tracking.finder import find, select
 from waymark.tracking.local_store import is_whole
 from waymark.tracking.opening import open_store
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import Done, Main, poll
 
 SMOKE = ("run", "+experiment=smoke", "progress=false", "record.changes=false")
 TINY = ("data=arrays", "steps=4", "save.every=2", "batch_size=5", "eval_every=0")
@@ -245,7 +244,6 @@ def test_sixteen_processes_start_together(empty: Path, start: Callable[..., Any]
 def test_a_signal_in_the_first_three_seconds(
     tmp_path: Path,
     start: Callable[..., Any],
-    poll: Callable[[Callable[[], Any]], Any],
     main: Main,
     monkeypatch: pytest.MonkeyPatch,
     seed: int,

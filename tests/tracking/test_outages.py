@@ -1,20 +1,14 @@
 """A tracking server that goes away, at any time and in any way: nothing waits, nothing is lost."""
 
 import secrets
-import shutil
-import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from mlflow.tracking import MlflowClient
-from waymark.config.compose import composed
 from waymark.execution import execute
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.delivery import Delivery
@@ -25,82 +19,12 @@ from waymark.tracking.outbox import read
 from waymark.tracking.store import RunStore
 from waymark.training.progress import NoProgress
 
-Main = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.support.ends import End, points_of
+from tests.support.processes import THREADS, Main, poll
+from tests.support.proxy import Proxy
 
-THREADS = "runtime.intra_op_threads=2"
 SHORT = ["data=arrays", "save=npz", "steps=40", "save.every=5", "save.max_to_keep=2", THREADS]
 SHORT += ["eval_every=20", "batch_size=10", "progress=false", "tracking.flush_seconds=30"]
-BAD = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops"
-
-
-class Proxy:
-    """Stand between Waymark and a real server; `mode` says how it fails.
-
-    pass; refuse: nobody listens; drop: the connection is closed at once; hang: no answer ever
-    comes; error: 500; slow: each connection waits; deaf: the request arrives, its answer is lost.
-    """
-
-    def __init__(self, uri: str) -> None:
-        self._there = urlsplit(uri).port
-        self.mode = "pass"
-        self._held: list[socket.socket] = []  # all connections there were
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def set(self, mode: str) -> None:
-        if mode == "refuse":
-            with suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-        elif self.mode == "refuse":
-            self._listener = socket.create_server(("127.0.0.1", self.port))
-            threading.Thread(target=self._accept, daemon=True).start()
-        self.mode = mode
-        while self._held:  # the client keeps connections, too
-            with suppress(OSError):
-                self._held.pop().shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.set("refuse")
-
-    def _accept(self) -> None:
-        listener = self._listener
-        with suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                self._held.append(client)
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with suppress(OSError):
-            request = client.recv(1 << 16)
-            mode = self.mode
-            if mode == "hang":
-                client.recv(1)  # until the client has had enough
-            if mode == "slow":
-                time.sleep(0.3)
-            if mode == "error":
-                client.sendall(BAD)
-            if mode in ("pass", "slow", "deaf"):
-                with socket.create_connection(("127.0.0.1", self._there)) as server:
-                    server.sendall(request)
-                    to = threading.Thread(target=_pump, args=(client, server), daemon=True)
-                    to.start()
-                    if mode == "deaf":
-                        server.recv(1)
-                    else:
-                        _pump(server, client)
-        with suppress(OSError):
-            client.shutdown(socket.SHUT_RDWR)
-        client.close()
-
-
-def _pump(here: socket.socket, there: socket.socket) -> None:
-    with suppress(OSError):
-        while data := here.recv(1 << 16):
-            there.sendall(data)
 
 
 @pytest.fixture
@@ -109,9 +33,8 @@ def proxy(
 ) -> Iterator[Proxy]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
-    proxy = Proxy(server[0])
-    yield proxy
-    proxy.close()
+    with Proxy(server[0]) as proxy:
+        yield proxy
 
 
 @pytest.fixture
@@ -120,31 +43,10 @@ def short(small: Path, tmp_path: Path) -> list[str]:
     return [*SHORT, f"data.path={small}", f"experiment_name={tmp_path.name}"]
 
 
-Points = dict[str, list[tuple[int, float]]]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
-) -> tuple[Points, str]:
-    """Return the points and the digest of a run on a local store."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(empty_store, folder / "mlruns")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        result = execute.run(composed([*SHORT, f"data.path={small}"]))
-    return points(MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db"), result.run_id), (
-        result.state_digest
-    )
-
-
-def points(client: MlflowClient, run_id: str) -> Points:
-    keys = set(client.get_run(run_id).data.metrics) - {"train/steps_per_second"}
-    return {
-        key: sorted((p.step, p.value) for p in client.get_metric_history(run_id, key))
-        for key in keys
-    }
+@pytest.fixture
+def expected(undisturbed: Callable[..., End]) -> End:
+    """Return how a short run on a local store ends."""
+    return undisturbed(*SHORT)
 
 
 def the_run(uri: str, experiment: str) -> Any:
@@ -155,12 +57,13 @@ def the_run(uri: str, experiment: str) -> Any:
     return run
 
 
-def arrived(server: tuple[str, Path], experiment: str, expected: tuple[Points, str]) -> None:
+def arrived(server: tuple[str, Path], experiment: str, expected: End) -> None:
     """Check that there is one run, finished, and that it holds what it should."""
     client, run = MlflowClient(server[0]), the_run(server[0], experiment)
     assert run.info.status == "FINISHED"
     assert run.info.end_time >= run.info.start_time
-    assert (points(client, run.info.run_id), run.data.tags["waymark.state_digest"]) == expected
+    assert points_of(client, run.info.run_id) == expected.points
+    assert run.data.tags["waymark.state_digest"] == expected.digest
     assert run.data.params["steps"] == "40"
     assert len(client.get_run(run.info.run_id).inputs.dataset_inputs) == 1
     kept = [file.path for file in client.list_artifacts(run.info.run_id, "checkpoints")]
@@ -203,9 +106,8 @@ def test_gone_from_start_to_end(
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    undisturbed: tuple[Points, str],
+    expected: End,
     waited: list[float],
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
     proxy.set(mode)
@@ -228,11 +130,11 @@ def test_gone_from_start_to_end(
 
     proxy.set("pass")
     poll(lambda: main("sync", store).stdout == f"run {local}: delivered\n")
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
     assert the_run(server[0], tmp_path.name).data.tags["waymark.local_id"] == local
     again = main("sync", store)
     assert (again.returncode, again.stdout) == (0, "nothing left to deliver\n")
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
     by_local_id = main("evaluate", local, store)
     assert by_local_id.returncode == 0, by_local_id
 
@@ -267,13 +169,13 @@ def test_gone_for_a_while(
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    undisturbed: tuple[Points, str],
+    expected: End,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("waymark.execution.execute.make_progress", lambda *_: Switch(proxy, modes))
     done = main("run", *short, f"tracking.uri={proxy.uri}")
     assert (done.returncode, done.stderr) == (0, "")
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
 
 
 def test_no_checkpoint_arrives_ahead_of_its_losses(
@@ -332,7 +234,7 @@ def test_back_only_after_the_end(
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    undisturbed: tuple[Points, str],
+    expected: End,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
@@ -352,7 +254,7 @@ def test_back_only_after_the_end(
     # Resuming a finished run delivers it, too.
     again = main("resume", run_id, store)
     assert (again.returncode, again.stdout, again.stderr) == (0, "nothing left to do\n", "")
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
 
 
 def test_offline_interrupted_and_resumed_offline(
@@ -361,7 +263,7 @@ def test_offline_interrupted_and_resumed_offline(
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    undisturbed: tuple[Points, str],
+    expected: End,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = f"tracking.uri={proxy.uri}"
@@ -382,7 +284,7 @@ def test_offline_interrupted_and_resumed_offline(
     assert done.returncode == 0, done
     proxy.set("pass")
     assert main("sync", store).stdout == f"run {local}: delivered\n"
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
 
 
 def test_syncing_may_die_at_any_call(
@@ -391,7 +293,7 @@ def test_syncing_may_die_at_any_call(
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    undisturbed: tuple[Points, str],
+    expected: End,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server takes a request, and its answer is lost: the next sync makes no second run."""
@@ -412,7 +314,7 @@ def test_syncing_may_die_at_any_call(
         assert done.returncode == 1
         assert done.stdout.endswith(": Connection reset by peer\n")
     assert main("sync", store).returncode == 0
-    arrived(server, tmp_path.name, undisturbed)
+    arrived(server, tmp_path.name, expected)
 
 
 def test_runs_of_another_store_are_left_alone(

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import shutil
-import socket
 import sqlite3
 import subprocess
 import threading
@@ -20,7 +19,6 @@ from typing import Any
 from urllib.parse import quote
 from urllib.request import url2pathname
 
-import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
@@ -32,16 +30,12 @@ from waymark.tracking.address import location
 from waymark.tracking.alive import this_process
 from waymark.tracking.finder import find, select
 from waymark.tracking.opening import open_store
-from waymark.training.progress import NoProgress
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.data import POINTS
+from tests.support.processes import Done, Main, StopAt, free_port
 
 SHORT = ["data=arrays", "save=npz", "steps=40", "save.every=10", "save.max_to_keep=2"]
 SHORT += ["eval_every=20", "batch_size=10", "progress=false", "runtime.intra_op_threads=2"]
-DATA = SimpleNamespace(
-    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
-)
 
 
 class Kept:
@@ -73,7 +67,6 @@ def kept(
     tmp_path_factory: pytest.TempPathFactory,
     empty_store: Path,
     small: Path,
-    stop_at: Callable[[int], NoProgress],
 ) -> Kept:
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(empty_store, folder / "mlruns")
@@ -84,12 +77,12 @@ def kept(
         gone = {**this_process(), "started": 1.0}
         patch.setattr("waymark.tracking.active_run.this_process", lambda: gone)
         kept.ids["whole"] = execute.run(composed([*overrides, "run_name=whole"])).run_id
-        patch.setattr("waymark.execution.execute.make_progress", lambda *_: stop_at(23))
+        patch.setattr("waymark.execution.execute.make_progress", lambda *_: StopAt(23))
         with pytest.raises(Interrupted):
             execute.run(composed([*overrides, "run_name=training"]))
         kept.ids["training"] = find(open_store(None), "training").id
         settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
-        failed = create_run(open_store(None), settings, {"waymark.version": "1"}, DATA)
+        failed = create_run(open_store(None), settings, {"waymark.version": "1"}, POINTS)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
         failed.tag({"waymark.reason": "a\nb"})
         (failed.info.folder / "config.yaml").write_text("none")
@@ -849,11 +842,6 @@ SECRETS = {
     "ham#mer": "ham#",
     "slash/ed": "ash/e",
 }
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
-        return int(taken.getsockname()[1])
 
 
 @pytest.mark.parametrize("secret", SECRETS)

@@ -46,14 +46,8 @@ from waymark.tracking.parent_run import open_parent
 from waymark.tracking.recovery import reap
 from waymark.tracking.store import RunStore
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
-
-THREADS = "runtime.intra_op_threads=2"
-BOUND = 60  # seconds that anything may take which is waited for
-DATA = SimpleNamespace(
-    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
-)
+from tests.support.data import POINTS
+from tests.support.processes import BOUND, THREADS, Main, answers, free_port, poll
 
 
 def bits(points: Points) -> tuple[str, list[int], list[bytes], int]:
@@ -170,7 +164,7 @@ def tracking(place: Path) -> RunStore:
 
 def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     resolved = composed([THREADS, *overrides])
-    return create_run(tracking, resolved, {"waymark.version": "test"}, DATA)
+    return create_run(tracking, resolved, {"waymark.version": "test"}, POINTS)
 
 
 def history(tracking: RunStore, tracked: ActiveRun, key: str) -> list[tuple[int, float]]:
@@ -598,7 +592,6 @@ def test_the_remote_home_follows_the_folder(
     server: tuple[str, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     tracking = open_store(server[0], create=True)
@@ -695,9 +688,6 @@ def test_the_ui_answers_where_it_says_and_stops_when_told(
     place: Path,
     main: Callable[..., Any],
     start: Callable[..., "subprocess.Popen[str]"],
-    free_port: Callable[[], int],
-    answers: Callable[[str], bytes | None],
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> None:
     port = free_port()
     log = place / "log"  # a file: nobody empties a pipe meanwhile

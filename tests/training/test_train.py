@@ -35,10 +35,12 @@ from waymark.training.loop import (
 from waymark.training.runtime import start_tensorflow
 from waymark.training.score import Score
 
+from tests.support.data import pictures
+from tests.support.processes import REPO
+
 tf: Any = start_tensorflow(2)
 v1: Any = tf.compat.v1
 
-REPO = Path(__file__).resolve().parents[2]
 DROPOUT = ["model=cnn", "model.keep_prob=0.5"]
 VARIANTS = {
     "softmax": [],
@@ -60,12 +62,10 @@ def config(*overrides: str) -> Any:
 @cache
 def dataset(size: int = 8, count: int = 37) -> Dataset:
     """Return noisy pictures of ten things; `count` is no multiple of the batch size."""
-    rng = np.random.default_rng(4)
-    things = rng.integers(0, 200, (10, size, size, 1))
-    labels = rng.permutation(np.arange(2 * count) % 10).astype(np.int32)
-    images = (things[labels] + rng.integers(0, 56, (2 * count, size, size, 1))).astype(np.uint8)
-    return Dataset("things", "memory", images[:count], labels[:count], images[count:],
-                   labels[count:])  # fmt: skip
+    arrays = pictures(count, count, size)
+    images = {name: arrays[name][..., np.newaxis] for name in ("x_train", "x_test")}
+    labels = {name: arrays[name].astype(np.int32) for name in ("y_train", "y_test")}
+    return Dataset("things", "memory", **images, **labels)
 
 
 @cache

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import Done, Main
 
 SMALL_RUN = ["steps=4", "save.every=2", "save.max_to_keep=2", "runtime.intra_op_threads=2"]
 

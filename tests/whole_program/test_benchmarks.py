@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ways import Taken, Target, take, told
+from benchmarks.ways import Measurement, Target, measure, spread
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ def test_every_peer_trains_saves_restores_and_tracks(
     monkeypatch.delenv("MNIST_NPZ", raising=False)
     name, *options = program.split()
     more = ["--folder", str(tmp_path), "--steps", "200"]
-    taken = take(["-m", f"benchmarks.peers.{name}", *options, *more])
-    assert [mark for mark, _ in taken.marks] == ["loop", "restore", "leave"]
-    assert 0 < taken.part("loop") < taken.wall
-    said = next(line for line in taken.output.splitlines() if "restored" in line)
+    job = measure(["-m", f"benchmarks.peers.{name}", *options, *more])
+    assert [mark for mark, _ in job.marks] == ["loop", "restore", "leave"]
+    assert 0 < job.part("loop") < job.wall
+    said = next(line for line in job.output.splitlines() if "restored" in line)
     assert 0.7 < float(said.split()[-1]) < 0.95  # after 200 steps
     kept = {file.name for file in tmp_path.rglob("*") if file.suffix in (".index", ".keras")}
     assert len(kept) == 4
@@ -39,10 +39,14 @@ def test_a_ratio_is_of_medians_and_met_or_not() -> None:
     assert ratio.row() == ["a / b", "2.00 (0.67 to 9.00)", "at least 2", "yes"]
     ratio = Target("a / b", [1.2, 1.0, 9.0], [1.0, 1.0, 3.0], most=1.1)
     assert ratio.row() == ["a / b", "1.20 (0.33 to 9.00), a tie", "at most 1.1", "no"]
-    assert told([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
+    assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
 
 
 def test_a_part_lasts_until_the_next_mark_or_the_end() -> None:
     marks = [("loop", 2.0), ("restore", 5.0), ("loop", 6.0), ("leave", 6.5)]
-    taken = Taken(wall=8.0, cpu=1.0, peak=1.0, marks=marks, output="")
-    assert (taken.part("loop"), taken.part("loop", 1), taken.part("leave")) == (3.0, 0.5, 1.5)
+    job = Measurement(wall=8.0, cpu=1.0, peak=1.0, marks=marks, output="")
+    assert (job.part("loop"), job.part("loop", 1), job.part("leave")) == (
+        3.0,
+        0.5,
+        1.5,
+    )

@@ -11,15 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-Done = subprocess.CompletedProcess[str]
-Poll = Callable[[Callable[[], Any]], Any]
+from tests.support.processes import Done, free_port, poll
 
 STEPS = 12_000
 SEEDS = range(6)
@@ -64,7 +62,7 @@ class Node:
 
 @pytest.fixture
 def cluster(
-    tmp_path: Path, environment: dict[str, str], free_port: Callable[[], int], poll: Poll
+    tmp_path: Path, environment: dict[str, str]
 ) -> Iterator[tuple[str, dict[str, str], Node, Node]]:
     """Start two nodes; yield the address, what a driver needs in its environment, and both."""
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

@@ -12,26 +12,12 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.checkpoints.store import CheckpointStore
-from waymark.config.compose import composed
-from waymark.execution import execute
 
-Main = Callable[..., "subprocess.CompletedProcess[str]"]
+from tests.support.ends import End
+from tests.support.processes import Main
 
 SHORT = ["data=arrays", "model=cnn", "steps=30", "save.every=10", "eval_every=0", "batch_size=10"]
 SHORT += ["progress=false", "runtime.intra_op_threads=2"]  # 3.9 MB a checkpoint
-
-
-@pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
-) -> dict[str, str]:
-    """Return the digest of the last state in either format."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    shutil.copytree(empty_store, folder / "mlruns")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        result = execute.run(composed([*SHORT, f"data.path={small}"]))
-    return {"ckpt": result.state_digest, "npz": result.state_digest}
 
 
 @contextmanager
@@ -72,7 +58,7 @@ def goes_on(main: Main, place: Path, digest: str) -> None:
 
 @pytest.mark.parametrize("save", ["ckpt", "npz"])
 def test_a_file_that_may_not_grow(
-    save: str, place: Path, small: Path, main: Main, undisturbed: dict[str, str]
+    save: str, place: Path, small: Path, main: Main, undisturbed: Callable[..., End]
 ) -> None:
     with largest_file(2_000_000):
         done = main("run", *SHORT, f"data.path={small}", f"save={save}")
@@ -84,14 +70,14 @@ def test_a_file_that_may_not_grow(
     assert done.stderr == f"waymark: run {run.info.run_id} {end}"
     graph = {"model_ckpt.meta"} if save == "ckpt" else set()
     assert set(contents(checkpoints(place))) == graph  # nothing half-written fills the disk
-    goes_on(main, place, undisturbed[save])
+    goes_on(main, place, undisturbed(*SHORT).digest)
 
 
 def test_too_little_room_is_said_before_it_is_tried(
     place: Path,
     small: Path,
     main: Main,
-    undisturbed: dict[str, str],
+    undisturbed: Callable[..., End],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Usage(NamedTuple):
@@ -109,7 +95,7 @@ def test_too_little_room_is_said_before_it_is_tried(
     reason = run.data.tags["waymark.reason"]
     assert reason.startswith("checkpoint 20 takes 7.9 MB with its records, and the disk of ")
     assert reason.endswith("checkpoints has 5.0 MB left")
-    goes_on(main, place, undisturbed["npz"])
+    goes_on(main, place, undisturbed(*SHORT).digest)
 
 
 @pytest.fixture
@@ -131,7 +117,7 @@ def test_a_full_disk(
     small_disk: Path,
     small: Path,
     main: Main,
-    undisturbed: dict[str, str],
+    undisturbed: Callable[..., End],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(small_disk)
@@ -153,7 +139,7 @@ def test_a_full_disk(
     assert "MB left" in again.stderr
     assert contents(checkpoints(small_disk)) == before
     subprocess.run(["mount", "-o", "remount,size=60m", str(small_disk)], check=True)
-    goes_on(main, small_disk, undisturbed[save])
+    goes_on(main, small_disk, undisturbed(*SHORT).digest)
 
 
 @pytest.mark.parametrize("small_disk", ["size=60m,nr_inodes=500"], indirect=True)
@@ -163,7 +149,7 @@ def test_a_disk_that_takes_no_more_files(
     small_disk: Path,
     small: Path,
     main: Main,
-    undisturbed: dict[str, str],
+    undisturbed: Callable[..., End],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the first checkpoint on. Where some are `left` it is said before it is tried."""
@@ -198,4 +184,4 @@ def test_a_disk_that_takes_no_more_files(
     assert main("resume", run.info.run_id).returncode in (1, 2)
     shutil.rmtree(filling)
     main("sync")  # now it is recorded as well
-    goes_on(main, small_disk, undisturbed["ckpt"])
+    goes_on(main, small_disk, undisturbed(*SHORT).digest)

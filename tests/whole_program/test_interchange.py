@@ -38,7 +38,8 @@ from waymark.evaluation.restore import evaluate_files, evaluate_run
 from waymark.execution.execute import Result, run
 from waymark.training.runtime import start_tensorflow
 
-THREADS = "runtime.intra_op_threads=2"
+from tests.support.processes import THREADS
+
 SHAPES = {
     "softmax": {"weights": (784, 10)},
     "cnn": {

@@ -26,12 +26,8 @@ from PIL import Image
 from waymark import __version__
 from waymark.tracking.outbox import is_delivered
 
-Done = subprocess.CompletedProcess[str]
-Main = Callable[..., Done]
+from tests.support.processes import BOUND, REPO, THREADS, Done, Main
 
-REPO = Path(__file__).resolve().parents[2]
-THREADS = "runtime.intra_op_threads=2"
-BOUND = 60  # seconds that anything may take which is waited for
 TUTORIAL_LINE = r"Step: (\d{4}), Loss: (\d+\.\d{5}), Test_Acc: ([01]\.\d{5})"
 
 STEPS = {
@@ -96,7 +92,7 @@ def run_id(done: Done) -> str:
 
 @pytest.fixture(scope="module")
 def made(
-    once: Callable[..., tuple[Path, Any]], waymark: Callable[..., Done]
+    shared_once: Callable[..., tuple[Path, Any]], waymark: Callable[..., Done]
 ) -> tuple[Path, tuple[list[Path], list[tuple[Done, Done | None, Done | None]]]]:
     """Run every model with every save format, two at a time, in one folder that was empty.
 
@@ -123,7 +119,7 @@ def made(
             evaluated = list(pool.map(evaluate, COMBINATIONS, trained))
         return found, [(done, *more) for done, more in zip(trained, evaluated, strict=True)]
 
-    return once("recorded", make)
+    return shared_once("recorded", make)
 
 
 @pytest.fixture(scope="module")

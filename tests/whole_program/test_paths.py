@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +22,7 @@ from waymark.tracking.finder import select
 from waymark.tracking.opening import open_store
 from waymark.training.runtime import start_tensorflow
 
-Main = Callable[..., subprocess.CompletedProcess[str]]
+from tests.support.processes import Main
 
 SHORT = ["+experiment=smoke", "progress=false", "runtime.intra_op_threads=2"]
 NAMES = ["a[1]*", "back\\slash", "\udcff", "[new\nline", "{1,2}? ", "'\"#%25.", "가" * 85]

@@ -15,8 +15,7 @@ from waymark import __version__
 from waymark.api import run
 from waymark.execution.execute import Result
 
-REPO = Path(__file__).resolve().parents[2]
-BOUND = 60  # seconds that anything may take which is waited for
+from tests.support.processes import BOUND, REPO, answers, free_port, poll
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
@@ -64,9 +63,6 @@ def ui(
     place: Path,
     sweep: list[Result],
     start: Callable[..., "subprocess.Popen[str]"],
-    free_port: Callable[[], int],
-    answers: Callable[[str], bytes | None],
-    poll: Callable[[Callable[[], Any]], Any],
 ) -> Iterator[str]:
     """Start `waymark ui` on the sweep; yield the address that it prints."""
     port, said = free_port(), place / "ui.out"  # a file: nobody empties a pipe meanwhile

@@ -1,0 +1,104 @@
+"""The program in tests: how it is started, stopped, killed and waited for."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from waymark import api
+from waymark.processes.signals import GracefulShutdown
+from waymark.tracking.active_run import ActiveRun
+from waymark.training.loop import Trainer
+from waymark.training.progress import NoProgress
+
+REPO = Path(__file__).resolve().parents[2]
+BOUND = 60  # seconds that anything may take which is waited for
+THREADS = "runtime.intra_op_threads=2"  # as in the tests' own process
+FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")
+
+Done = subprocess.CompletedProcess[str]
+Main = Callable[..., Done]
+T = TypeVar("T")
+
+
+def poll(condition: Callable[[], T], bound: float = BOUND) -> T:
+    """Ask until the answer is true, and return it."""
+    end = time.monotonic() + bound
+    while not (answer := condition()):
+        assert time.monotonic() < end, "not within the time"
+        time.sleep(0.02)
+    return answer
+
+
+def free_port() -> int:
+    """Return a port of this machine at which nobody listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        return int(taken.getsockname()[1])
+
+
+def answers(address: str) -> bytes | None:
+    """Return what stands at an address, None if nobody answers there."""
+    with (
+        suppress(urllib.error.URLError, ConnectionError),
+        urllib.request.urlopen(address, timeout=5) as answer,
+    ):
+        return bytes(answer.read())
+    return None
+
+
+class StopAt(NoProgress):
+    """End training at a step by a signal, as a reporter of progress."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(0, 0)
+        self.target = target
+
+    def on_steps(self, step: int, loss: float) -> None:
+        if step >= self.target:
+            self.target = 10**9  # a second signal would end this process
+            GracefulShutdown.last_signal = None
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            poll(lambda: GracefulShutdown.last_signal)  # steps may be faster than the main thread
+
+
+def end_sending(run: ActiveRun) -> None:
+    """End the thread that sends, as a kill does, and with it this process's hold on the run."""
+    run._patience.set()
+    run._wake.set()
+    run._sender.join(BOUND)
+    assert not run._sender.is_alive()
+
+
+class Killed(BaseException):
+    """What no code here catches, as none can catch SIGKILL."""
+
+
+def killed(step: int, *overrides: str) -> str:
+    """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
+    started: list[ActiveRun] = []
+    hold, run_steps = ActiveRun.__init__, Trainer.run_steps
+
+    def held(run: ActiveRun, *arguments: Any, **named: Any) -> None:
+        hold(run, *arguments, **named)
+        started.append(run)
+
+    def dying(trainer: Trainer, steps: int) -> Any:
+        if trainer.step >= step:
+            raise Killed
+        return run_steps(trainer, steps)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ActiveRun, "__init__", held)
+        patch.setattr(Trainer, "run_steps", dying)
+        with pytest.raises(Killed):
+            api.run(*overrides)
+    end_sending(started[0])
+    return started[0].info.id
