@@ -580,6 +580,8 @@ def test_any_override_is_parsed_or_refused(given: list[str]) -> None:
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(typed, min_size=1, max_size=2))
 @example(["steps=" + "9" * 5000])
+@example(["steps=3", "run_name=a b"])
+@example(["+tags.a=1.50", "save=npz"])
 def test_any_override_composes_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, given: list[str]
 ) -> None:
