@@ -13,6 +13,7 @@ from waymark import names
 from waymark.comparison.bits import first_divergences
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
 from waymark.comparison.report import Comparison, Curves, Metric, Row
+from waymark.config.old_names import CLASSES
 from waymark.config.settings import BadInput
 from waymark.table import setting
 from waymark.tracking.finder import find_single, select
@@ -80,7 +81,9 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     """
     if names.VERSION not in record.tags:
         return facts
-    own = {k: v for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW}
+    own = {
+        k: CLASSES.get(v, v) for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW
+    }
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     return replace(facts, params={**own, **steps})
 

@@ -404,7 +404,7 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
         f"if you trust its module, say so with trusted_modules=[...]."
     )
     if target in CLASSES:  # a record's is the new one by now
-        raise BadInput(f"{key}={target!r} ({source(key)}): is now {CLASSES[target]}.")
+        raise BadInput(f"{key}={target!r} ({source(key)}): is now called {CLASSES[target]}.")
     if not allowed(target):
         raise distrust
     log = logging.getLogger("hydra.utils")
