@@ -109,7 +109,7 @@ def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
 
 
 def test_every_folder_of_the_code_is_explained() -> None:
-    named = set(first_cells(section("## The code")))
+    named = {cell.strip("`") for cell in first_cells(section("## The code"))}
     inside = [p for p in (ROOT / "pipeline").glob("*/*") if (p / "__init__.py").is_file()]
     folders = [*(ROOT / name for name in ("conf", "benchmarks", "tests", "mlruns")), *inside]
     assert {f"{folder.relative_to(ROOT)}/" for folder in folders} <= named
