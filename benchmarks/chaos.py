@@ -1,25 +1,22 @@
 """What benchmarks.torture breaks Waymark with, and how it looks at what is left.
 
-The program, in a process of its own or in this one; MLflow servers that die; files that get
-damaged.
+The program, in a process of its own or in this one; files that get damaged.
 """
 
 import contextlib
 import os
 import random
 import re
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from tests.support.processes import FOREIGN, REPO, free_port
+from tests.support.processes import FOREIGN, REPO
 
 BOUND = 120  # seconds that anything may take which is waited for
 HOMES = ("artifacts/*/*/artifacts", "spool/*/artifacts")  # of a run's files, below mlruns
@@ -81,54 +78,6 @@ def left_over(folder: Path) -> list[str]:
     paths = [*mlruns.glob("spool/*"), *mlruns.glob("outbox/*.jsonl")]
     names = sorted(path.relative_to(folder).as_posix() for path in paths)
     return [f"left over: {names}"] if names else []
-
-
-class Server:
-    """An MLflow server with proxied artifacts, which can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> "Server":
-        self.folder.mkdir()
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
-
-    def start(self) -> None:
-        """Start it unless it runs; wait until it answers."""
-        if self._process:
-            return
-        options = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db", "--workers", "1"]
-        options += ["--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "mlflow", "server", *options, "--port", str(self.port)],
-                cwd=self.folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        end = time.monotonic() + BOUND
-        while time.monotonic() < end:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.uri}/health"):
-                return
-            time.sleep(0.1)
-        self.kill()
-        raise TimeoutError(f"the MLflow server does not answer; see {self.folder / 'log'}")
-
-    def kill(self) -> None:
-        """Kill it with all its workers."""
-        process, self._process = self._process, None
-        if process:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 @contextlib.contextmanager

@@ -36,7 +36,6 @@ from waymark.tracking.opening import open_store
 from benchmarks import chaos
 from benchmarks.chaos import (
     DAMAGES,
-    Server,
     damage_one,
     finish,
     left_over,
@@ -47,6 +46,7 @@ from tests.support.data import write_pictures
 from tests.support.ends import End, differences, local_end, server_end
 from tests.support.processes import StopAt
 from tests.support.proxy import Proxy
+from tests.support.server import Server
 
 LANES = 2
 BASE = ["data=arrays", "progress=false", "record.changes=false", "runtime.intra_op_threads=2"]

@@ -6,7 +6,6 @@ import os
 import pickle
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +22,8 @@ from waymark.tracking.opening import open_store
 
 from tests.support.data import write_pictures
 from tests.support.ends import End, local_end
-from tests.support.processes import BOUND, FOREIGN, REPO, Done, answers, free_port, poll
+from tests.support.processes import FOREIGN, REPO, Done
+from tests.support.server import Server
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
 # sys.stderr, would take pytest's own file with it.
@@ -245,22 +245,8 @@ def server(
     environment: dict[str, str],
 ) -> Iterator[tuple[str, Path]]:
     """Serve MLflow with proxied artifacts; yield a URI with a password in it, and its folder."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
+    folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_store / "mlflow.db", folder / "mlflow.db")
-    options = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
-    options += ["--artifacts-destination", str(folder / "artifacts"), "--port", str(port)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", *options],
-        cwd=folder,
-        env={**environment, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        poll(lambda: answers(f"http://127.0.0.1:{port}/health"))
+    with Server(folder, environment) as server:
         # Drawn, not written here: a run records the changes of this very file.
-        yield f"http://me:{secrets.token_hex(8)}@127.0.0.1:{port}", folder
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # asked to end, it waits for what still talks to it
-        process.wait(BOUND)
+        yield f"http://me:{secrets.token_hex(8)}@127.0.0.1:{server.port}", folder

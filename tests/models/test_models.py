@@ -13,6 +13,8 @@ from waymark.models.cnn import Cnn
 from waymark.models.softmax import Softmax
 from waymark.training.runtime import start_tensorflow
 
+from tests.support.tutorial import tutorial_cnn
+
 tf: Any = start_tensorflow(2)
 v1: Any = tf.compat.v1
 
@@ -52,17 +54,6 @@ def test_softmax_is_one_matrix_product(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(logits, exact, rtol=1e-4, atol=1e-6)
     plain = images.reshape(200, -1) @ weights
     assert np.array_equal(logits.argmax(1), plain.argmax(1))
-
-
-def tutorial_cnn(images: Any, w: list[Any]) -> Any:
-    """Build the TF1 tutorial's graph: each convolution, then bias, then ReLU, and pooling last."""
-    for filters, bias in (w[0:2], w[2:4]):
-        images = v1.nn.conv2d(images, filters, strides=[1, 1, 1, 1], padding="SAME")
-        images = tf.nn.relu(tf.nn.bias_add(images, bias))
-        images = v1.nn.max_pool(images, [1, 2, 2, 1], [1, 2, 2, 1], "SAME")
-    x = tf.reshape(images, [-1, w[4].shape[0]])
-    x = tf.nn.relu(tf.matmul(x, w[4]) + w[5])
-    return tf.matmul(x, w[6]) + w[7]
 
 
 def without_rewriting() -> Any:

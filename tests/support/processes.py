@@ -26,6 +26,7 @@ FOREIGN = ("MLFLOW_", "HYDRA_", "KERAS_", "TF_", "XDG_", "PYTHON", "WAYMARK_")
 
 Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
+Open = Callable[[Path], Any]  # the fixture `client`: MLflow's, of a folder's store
 T = TypeVar("T")
 
 

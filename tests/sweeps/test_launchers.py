@@ -12,9 +12,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waymark.api import run
 
-from tests.support.processes import THREADS, Done
-
-Open = Callable[[Path], MlflowClient]
+from tests.support.processes import THREADS, Done, Open
 
 SHORT = ["data=arrays", "save=npz", "save.every=5", "eval_every=20", "batch_size=10"]
 OPTIMIZER = ["optimizer=sgd", "optimizer.learning_rate=0.1"]

@@ -3,7 +3,6 @@
 import itertools
 import json
 import statistics
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +19,7 @@ from waymark.sweeps.trial import _pruner
 from waymark.tracking import limits
 from waymark.training.pruning import STARTUP, hopeless, judged_steps
 
-from tests.support.processes import Main
-
-Open = Callable[[Path], MlflowClient]
+from tests.support.processes import Main, Open
 
 SHORT = ["steps=12", "save.every=4", "eval_every=2", "progress=false", "save=npz"]
 SHORT += ["runtime.intra_op_threads=2", "optimizer=sgd"]

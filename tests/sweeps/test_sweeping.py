@@ -30,9 +30,7 @@ from waymark.sweeps.sweeping import threads_of
 from waymark.sweeps.trial import by_content, identity
 from waymark.training.progress import NoProgress, NoSweepProgress
 
-from tests.support.processes import Done, Main, StopAt, poll
-
-Open = Callable[[Path], MlflowClient]
+from tests.support.processes import Done, Main, Open, StopAt, poll
 
 SHORT = ["steps=6", "save.every=3", "eval_every=3", "progress=false"]
 SHORT += ["runtime.intra_op_threads=2", "save=npz"]

@@ -37,6 +37,7 @@ from waymark.training.score import Score
 
 from tests.support.data import pictures
 from tests.support.processes import REPO
+from tests.support.tutorial import tutorial_cnn
 
 tf: Any = start_tensorflow(2)
 v1: Any = tf.compat.v1
@@ -127,13 +128,8 @@ def tutorial_softmax(inputs: Any, w: list[Any]) -> Any:
     return tf.matmul(inputs, w[0])
 
 
-def tutorial_cnn(inputs: Any, w: list[Any]) -> Any:
-    x = tf.reshape(inputs, [-1, 8, 8, 1])
-    for filters, bias in (w[0:2], w[2:4]):
-        x = tf.nn.relu(v1.nn.conv2d(x, filters, strides=[1, 1, 1, 1], padding="SAME") + bias)
-        x = v1.nn.max_pool(x, [1, 2, 2, 1], [1, 2, 2, 1], "SAME")
-    x = tf.nn.relu(tf.matmul(tf.reshape(x, [-1, 256]), w[4]) + w[5])
-    return tf.matmul(x, w[6]) + w[7]
+def cnn(inputs: Any, w: list[Any]) -> Any:
+    return tutorial_cnn(tf.reshape(inputs, [-1, 8, 8, 1]), w)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +137,7 @@ def tutorial_cnn(inputs: Any, w: list[Any]) -> Any:
     [
         ([], tutorial_softmax, 20),
         (["data.sampling=epoch", "seed=9223372036854775807"], tutorial_softmax, 20),
-        (["model=cnn"], tutorial_cnn, 5),
+        (["model=cnn"], cnn, 5),
     ],
     ids=["softmax", "softmax by epochs", "cnn"],
 )
