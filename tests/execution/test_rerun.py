@@ -63,19 +63,22 @@ def data(small: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def originals(
-    tmp_path_factory: pytest.TempPathFactory, empty_store: Path, small: Path
+    shared_once: Callable[..., tuple[Path, Any]], empty_store: Path, small: Path
 ) -> dict[str, Any]:
     """Return a folder with two finished runs, and their ids."""
-    folder = tmp_path_factory.mktemp("originals")
-    shutil.copytree(empty_store, folder / "mlruns")
-    found: dict[str, Any] = {"folder": folder}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv(CHECKOUT, str(folder))
-        for name, config in (("softmax", [*SOFTMAX, "save.max_to_keep=1"]), ("cnn", CNN)):
-            given = [*config, "data=arrays", f"data.path={small}", f"run_name={name}"]
-            found[name] = api.run(*given).run_id
-    return found
+
+    def make(folder: Path) -> dict[str, Any]:
+        shutil.copytree(empty_store, folder / "mlruns")
+        found: dict[str, Any] = {"folder": folder}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv(CHECKOUT, str(folder))
+            for name, config in (("softmax", [*SOFTMAX, "save.max_to_keep=1"]), ("cnn", CNN)):
+                given = [*config, "data=arrays", f"data.path={small}", f"run_name={name}"]
+                found[name] = api.run(*given).run_id
+        return found
+
+    return dict(shared_once("originals", make)[1])
 
 
 @pytest.fixture

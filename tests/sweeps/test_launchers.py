@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from waymark.api import run
 
+from tests.support.ends import End
 from tests.support.processes import THREADS, Done, Open
 
 SHORT = ["data=arrays", "save=npz", "save.every=5", "eval_every=20", "batch_size=10"]
@@ -65,7 +65,7 @@ def runs(client: MlflowClient) -> tuple[Run, dict[str, Run]]:
     return parent, children
 
 
-def whole(client: MlflowClient, sweep: list[int], short: list[str]) -> None:
+def check(client: MlflowClient, sweep: list[int], undisturbed: Callable[..., End]) -> None:
     """Check that a sweep over `steps` has all trials, whole, with the bits of runs of their own."""
     parent, children = runs(client)
     assert parent.info.status == "FINISHED"
@@ -76,15 +76,19 @@ def whole(client: MlflowClient, sweep: list[int], short: list[str]) -> None:
         assert child.info.status == "FINISHED"
         history = client.get_metric_history(child.info.run_id, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, steps + 1))
-        alone = run(*short, *OPTIMIZER, f"steps={steps}", "progress=false", THREADS)
-        assert child.data.tags["waymark.state_digest"] == alone.state_digest
+        alone = undisturbed(*SHORT, *OPTIMIZER, f"steps={steps}", THREADS)
+        assert child.data.tags["waymark.state_digest"] == alone.digest
 
 
 SUBMITIT = ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=2"]
 
 
 def test_what_is_killed_or_out_of_time_goes_on_by_submitit(
-    place: Path, waymark: Callable[..., Done], client: Open, short: list[str]
+    place: Path,
+    waymark: Callable[..., Done],
+    client: Open,
+    short: list[str],
+    undisturbed: Callable[..., End],
 ) -> None:
     (place / "61.SIGKILL.once").touch()
     (place / "62.SIGUSR2.once").touch()  # as Slurm tells that a job's time is up
@@ -92,12 +96,16 @@ def test_what_is_killed_or_out_of_time_goes_on_by_submitit(
     assert done.returncode == 0, done
     assert {path.name for path in place.iterdir()} == {"mlruns", "own.py", "__pycache__"}
     assert runs(client(place))[0].data.tags["waymark.threads"] == "2"
-    whole(client(place), [60, 61, 62], short)
+    check(client(place), [60, 61, 62], undisturbed)
 
 
 @pytest.mark.cluster
 def test_what_kills_itself_each_time_spares_the_others(
-    place: Path, waymark: Callable[..., Done], client: Open, short: list[str]
+    place: Path,
+    waymark: Callable[..., Done],
+    client: Open,
+    short: list[str],
+    undisturbed: Callable[..., End],
 ) -> None:
     command = ["run", "-m", "steps=60,61,62", *short, *OWN, *SUBMITIT]
     (place / "61.SIGKILL.always").touch()
@@ -112,11 +120,15 @@ def test_what_kills_itself_each_time_spares_the_others(
     done = waymark(*command, cwd=place, bound=240)
     assert done.returncode == 0, done
     assert {name: each.info.run_id for name, each in runs(client(place))[1].items()} == ids
-    whole(client(place), [60, 61, 62], short)
+    check(client(place), [60, 61, 62], undisturbed)
 
 
 def test_what_kills_a_worker_of_joblib_costs_no_trial(
-    place: Path, waymark: Callable[..., Done], client: Open, short: list[str]
+    place: Path,
+    waymark: Callable[..., Done],
+    client: Open,
+    short: list[str],
+    undisturbed: Callable[..., End],
 ) -> None:
     command = [
         "run",
@@ -134,11 +146,15 @@ def test_what_kills_a_worker_of_joblib_costs_no_trial(
     children = runs(client(place))[1].values()
     processes = {json.loads(each.data.tags["waymark.process"])["pid"] for each in children}
     assert len(processes) >= 2
-    whole(client(place), [60, 61, 62, 63, 64, 65], short)
+    check(client(place), [60, 61, 62, 63, 64, 65], undisturbed)
 
 
 def test_a_killed_sweep_of_joblib_is_completed_by_the_same_command(
-    place: Path, waymark: Callable[..., Done], client: Open, short: list[str]
+    place: Path,
+    waymark: Callable[..., Done],
+    client: Open,
+    short: list[str],
+    undisturbed: Callable[..., End],
 ) -> None:
     """At once: its workers are still there, in the middle of trials."""
     command = ["run", "-m", "steps=60,61,62,63", *short, *OWN, THREADS]
@@ -147,7 +163,7 @@ def test_a_killed_sweep_of_joblib_is_completed_by_the_same_command(
     assert waymark(*command, cwd=place, stdout=subprocess.DEVNULL).returncode == -9
     done = waymark(*command, cwd=place)
     assert done.returncode == 0, done
-    whole(client(place), [60, 61, 62, 63], short)
+    check(client(place), [60, 61, 62, 63], undisturbed)
 
 
 # What Slurm's commands do, on this machine and at once.
@@ -180,6 +196,7 @@ def test_slurm_gets_an_array_of_jobs(
     waymark: Callable[..., Done],
     client: Open,
     short: list[str],
+    undisturbed: Callable[..., End],
     environment: dict[str, str],
 ) -> None:
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("sacct", SACCT)):
@@ -201,4 +218,4 @@ def test_slurm_gets_an_array_of_jobs(
     assert flags["output"] == f"{folder}/%A_%a/%A_%a_0_log.out"
     last = script.rstrip().splitlines()[-1]
     assert re.search(rf"^srun .* {re.escape(sys.executable)} -u -m submitit\.core\._submit ", last)
-    whole(client(place), [60, 61], short)
+    check(client(place), [60, 61], undisturbed)

@@ -330,29 +330,20 @@ print(*results(sys.argv[1]), sep="\\n")
 
 
 def test_processes_and_cores_make_no_difference(tmp_path: Path) -> None:
-    """Run the same here, in a new process, and in one confined to one core; two threads each."""
+    """Run the same here and in a new process, confined to one core; with two threads each."""
     data, path = dataset(28, 200), str(tmp_path / "things.npz")
     names = ("x_train", "y_train", "x_test", "y_test")
     np.savez(path, **{name: getattr(data, name) for name in names})  # type: ignore[arg-type]
     program = [sys.executable, "-c", PROGRAM, path]
     taskset = shutil.which("taskset")
-    one_core = (
-        [taskset, "-c", str(min(os.sched_getaffinity(0))), *program]
-        if taskset and hasattr(os, "sched_getaffinity")
-        else None
-    )
-    running = [
-        subprocess.Popen(c, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for c in (program, one_core)
-        if c
-    ]
-    expected = results(path)
-    for process in running:
+    if taskset and hasattr(os, "sched_getaffinity"):
+        program = [taskset, "-c", str(min(os.sched_getaffinity(0))), *program]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(program, cwd=REPO, text=True, **pipes) as process:
+        expected = results(path)
         output, errors = process.communicate()
-        assert process.returncode == 0, errors
-        assert output.splitlines() == expected
-    if one_core is None:
-        pytest.skip("two processes agree; taskset, to confine one to a core, is missing")
+    assert process.returncode == 0, errors
+    assert output.splitlines() == expected
 
 
 # Strict restoring

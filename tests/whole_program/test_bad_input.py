@@ -389,9 +389,7 @@ def test_a_checkpoint_that_does_not_fit_the_model(
 def test_the_program_itself_refuses_in_one_line(
     tmp_path: Path, waymark: Callable[..., Done]
 ) -> None:
-    rows = {"stesp=3": ["nearest is steps"], "--no-such-flag": ["--no-such-flag"]}
-    for line, words in rows.items():
-        one_line(waymark("run", line, cwd=tmp_path), words)
+    one_line(waymark("run", "stesp=3", cwd=tmp_path), ["nearest is steps"])
     assert list(tmp_path.iterdir()) == []
 
 

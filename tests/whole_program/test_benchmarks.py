@@ -6,10 +6,15 @@ import pytest
 
 from benchmarks.ways import Measurement, Target, measure, spread
 
+MORE = ("keras_fit", "handwritten", "handwritten --batched")
+
 
 @pytest.mark.parametrize(
     "program",
-    ["reference_tf1", "keras_fit", "handwritten", "handwritten --batched", "waymark"],
+    [
+        *("reference_tf1", "waymark"),
+        *(pytest.param(each, marks=pytest.mark.long) for each in MORE),
+    ],
 )
 def test_every_peer_trains_saves_restores_and_tracks(
     program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

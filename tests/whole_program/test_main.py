@@ -628,12 +628,10 @@ LONG = ["model=cnn", "steps=900", "save.every=50", "eval_every=50", "batch_size=
 
 def test_signals_stop_a_run_that_can_go_on(
     place: Path,
-    empty_store: Path,
     start: Callable[..., "subprocess.Popen[str]"],
     main: Main,
     client: Callable[[Path], MlflowClient],
     small: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     long = [*LONG, "data=arrays", f"data.path={small}"]
     before, key = 50, ""
@@ -666,15 +664,8 @@ def test_signals_stop_a_run_that_can_go_on(
     assert again.data.tags.get("waymark.reason", "") == ""
     # The resume point off the cadence went when the next regular checkpoint came.
     assert "checkpoints kept      600, 650, 700, 750, 800, 850, 900" in done.stdout
-
-    undisturbed = place / "undisturbed"
-    shutil.copytree(empty_store, undisturbed / "mlruns")
-    monkeypatch.chdir(undisturbed)
-    whole = run_id(main("run", *long))
-    expected = client(undisturbed).get_run(whole).data.tags["waymark.state_digest"]
-    assert again.data.tags["waymark.state_digest"] == expected
-    losses = client(undisturbed).get_metric_history(whole, "train/loss")
-    assert sorted((p.step, p.value) for p in points) == sorted((p.step, p.value) for p in losses)
+    # That they are those of a run in one piece is checked where resuming is.
+    assert sorted(point.step for point in points) == [*range(1, 901)]
 
 
 ENDLESS = """
