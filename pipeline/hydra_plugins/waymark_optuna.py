@@ -65,7 +65,7 @@ class OptunaSweeper(Sweeper):
     def _launch(
         self, trials: Sequence[Any], jobs: Sequence[Sequence[str]], first: int
     ) -> Sequence[JobReturn]:
-        from waymark.tracking.alive import this_process
+        from waymark.tracking.liveness import this_process
 
         for trial in trials:
             trial.set_user_attr(PROCESS, this_process())
@@ -113,7 +113,7 @@ def distribution(item: Override) -> Any:
 def _take_up(study: Any) -> int:
     """Propose again what has not come to an end; return how many trials have."""
     from optuna.trial import TrialState
-    from waymark.tracking.alive import is_alive, this_process
+    from waymark.tracking.liveness import is_alive, this_process
 
     over = [t for t in study.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     known = [trial.params for trial in over]

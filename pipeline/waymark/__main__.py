@@ -328,7 +328,7 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
     tracking = _store(overrides)
     if tracking.database is None:
-        print(f"the UI of this store is at {tracking.address.shown}")
+        print(f"the UI of this store is at {tracking.address.display_uri}")
         return 0
     _check_free(host, port)
     newest = select(tracking, None, None, None, 1)

@@ -5,7 +5,7 @@ The names stand in recorded runs, so none of them ever changes.
 
 from typing import Literal
 
-# Tags of a run: which process owns it (see `tracking.lives`), and whether it still lives.
+# Tags of a run: which process owns it (see `tracking.ownership`), and whether it still lives.
 PROCESS = "waymark.process"  # JSON: what names the process
 LIFE = "waymark.life"  # how many processes have trained the run
 FROM_STEP = "waymark.from_step"  # the step from which the owner went on
@@ -39,7 +39,7 @@ THREADS = "waymark.threads"  # of each trial
 BEST_TRIAL = "waymark.best"  # the id of the best trial's run
 VARIED = "waymark.varied"  # JSON: the keys that are varied
 # Of an experiment.
-ROOT = "waymark.root"  # the folder below which its artifacts lie
+ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
 
 # Metrics: what was measured on, a slash, what was measured.
 TEST, RESTORED, BEST, PROGRESS = "test/", "restored/", "best/", "sweep/"

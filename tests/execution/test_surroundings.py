@@ -18,8 +18,8 @@ import yaml
 from waymark import BadInput, Failed, listing, run, table
 from waymark.checkpoints.retention import Policy, Save, initial_retention, record_save
 from waymark.execution import new_process
-from waymark.tracking.alive import is_alive
-from waymark.tracking.lock import last_sign
+from waymark.tracking.liveness import is_alive
+from waymark.tracking.lock import last_activity_ms
 from waymark.tracking.runs import RunRecord, RunSummary
 
 from tests.support.processes import Done, poll
@@ -235,7 +235,13 @@ def test_daylight_saving_moves_no_time(
         state = initial_retention(moment - 7200, policy)
         for step in range(1, 25):
             state = record_save(state, Save(step, moment - 7200 + 600 * step), policy)
-        return beats, age, table.age(age), last_sign(record, now + 99) - now * 1000, state.hourly
+        return (
+            beats,
+            age,
+            table.age(age),
+            last_activity_ms(record, now + 99) - now * 1000,
+            state.hourly,
+        )
 
     assert around(moment) == around(moment - 7 * 86400)
     assert around(moment)[:3] == ([True, False, False, True, False], 5400, "1 h 30 min")

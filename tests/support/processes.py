@@ -72,8 +72,8 @@ class StopAt(NoProgress):
 
 def end_sending(run: ActiveRun) -> None:
     """End the thread that sends, as a kill does, and with it this process's hold on the run."""
-    run._patience.set()
-    run._wake.set()
+    run._sender.give_up.set()
+    run._sender.work_available.set()
     run._sender.join(BOUND)
     assert not run._sender.is_alive()
 

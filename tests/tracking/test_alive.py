@@ -24,10 +24,10 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
 from waymark.config.settings import BadInput
-from waymark.tracking import alive, outbox
+from waymark.tracking import liveness, outbox
 from waymark.tracking.active_run import ActiveRun, reopen_run
-from waymark.tracking.alive import is_alive, this_process
 from waymark.tracking.finder import find
+from waymark.tracking.liveness import is_alive, this_process
 from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import sync
 from waymark.tracking.store import RunStore
@@ -46,7 +46,7 @@ HOUR = 3600
 def system(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Ask Linux's /proc, then what is asked where there is none."""
     if request.param == "psutil":
-        monkeypatch.setattr(alive, "Path", lambda text: tmp_path / text.lstrip("/"))
+        monkeypatch.setattr(liveness, "Path", lambda text: tmp_path / text.lstrip("/"))
     return str(request.param)
 
 
@@ -101,12 +101,12 @@ def test_a_programs_name_may_hold_anything(tmp_path: Path, name: str) -> None:
     ("age", "expected"),
     [
         (0, True),
-        (alive.BOUND - 0.001, True),
-        (alive.BOUND + 0.001, False),
+        (liveness.DEAD_AFTER_S - 0.001, True),
+        (liveness.DEAD_AFTER_S + 0.001, False),
         (10 * HOUR, False),
         (NOW, False),  # none at all
-        (-alive.HEARTBEAT_S + 0.001, True),  # by a clock that is a little ahead
-        (-alive.HEARTBEAT_S - 0.001, False),  # from the future: no sign of life
+        (-liveness.HEARTBEAT_S + 0.001, True),  # by a clock that is a little ahead
+        (-liveness.HEARTBEAT_S - 0.001, False),  # from the future: no sign of life
         (-1e12, False),
         (-math.inf, False),
         (math.inf, False),
@@ -116,7 +116,7 @@ def test_a_programs_name_may_hold_anything(tmp_path: Path, name: str) -> None:
 def test_elsewhere_only_the_age_of_its_heartbeat_counts(
     monkeypatch: pytest.MonkeyPatch, age: float, expected: bool
 ) -> None:
-    monkeypatch.setattr(alive.time, "time", lambda: NOW)
+    monkeypatch.setattr(liveness.time, "time", lambda: NOW)
     own = this_process()
     for other in ("elsewhere", None, 5, [own["host"]]):
         assert is_alive({**own, "host": other}, NOW - age) is expected
@@ -210,7 +210,7 @@ for run in made.values():
 MlflowClient.log_batch = refusing(MlflowClient.log_batch)
 for name, run in made.items():
     run.record([2, 3, 4], {"train/loss": [9.0, 0.125, float("nan")]})
-    run.tag({"colour": "red"})
+    run.set_tags({"colour": "red"})
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
 waymark.execution.execute.make_progress = lambda *_: KillAt(0, 0)
@@ -408,7 +408,7 @@ def test_a_run_that_another_process_has_is_left_to_it(
         files.setdefault(str(home(run_id) / "lock"), b"")
         assert tree(home(run_id)) == files
         if how == "elsewhere":  # until that is silent for long
-            beat = str(int(time.time()) - alive.BOUND - 1)
+            beat = str(int(time.time()) - liveness.DEAD_AFTER_S - 1)
             mlflow().set_tag(run_id, "waymark.heartbeat", beat)
     if how != "tag":
         done = main("resume", run_id)
@@ -445,7 +445,11 @@ def test_no_clock_that_is_ahead_makes_an_end_in_the_future(dead_runs: DeadRuns, 
 
 def test_a_run_that_began_in_the_future_is_not_the_latest(place: Path, main: Main) -> None:
     client, ids = mlflow(), {}
-    for name, start in {"past": -HOUR, "ahead": alive.BOUND - 60, "future": 10**9}.items():
+    for name, start in {
+        "past": -HOUR,
+        "ahead": liveness.DEAD_AFTER_S - 60,
+        "future": 10**9,
+    }.items():
         made = client.create_run("0", int((time.time() + start) * 1000), {"waymark.version": "1"})
         client.set_terminated(made.info.run_id)
         ids[name] = made.info.run_id
@@ -491,7 +495,10 @@ def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> No
     """Rows: which process, which heartbeat, the status before; what is expected after."""
     now = time.time()
     gone, other = {**living, "started": 1.0}, {**living, "host": "elsewhere"}
-    fresh, old = str(int(now) - alive.BOUND + 60), str(int(now) - alive.BOUND - 60)
+    fresh, old = (
+        str(int(now) - liveness.DEAD_AFTER_S + 60),
+        str(int(now) - liveness.DEAD_AFTER_S - 60),
+    )
     alone, dead = "RUNNING", "KILLED"
     rows: dict[str, tuple[Any, str | None, str, str]] = {
         "foreign": (None, None, alone, alone),

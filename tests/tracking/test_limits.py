@@ -17,9 +17,9 @@ from mlflow.utils.validation import _validate_param
 from waymark.config.compose import composed
 from waymark.tracking import limits
 from waymark.tracking.active_run import ActiveRun, create_run
-from waymark.tracking.lives import Life
 from waymark.tracking.opening import open_store
-from waymark.tracking.outbox import Birth, read
+from waymark.tracking.outbox import RunCreation, read
+from waymark.tracking.ownership import Life
 from waymark.tracking.recovery import sync
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -124,14 +124,14 @@ def test_a_refused_word_keeps_nothing_else_from_arriving(
     tracking: RunStore, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the run's own process, and by sync, where the store was out of reach before."""
-    real = Birth
+    real = RunCreation
     tags = {"note": "mine", "refused": "x", "long": LONG}
 
-    def birth(**named: Any) -> Birth:
+    def birth(**named: Any) -> RunCreation:
         named |= {"params": {**named["params"], **PARAMS}, "tags": {**named["tags"], **tags}}
         return real(**named)
 
-    monkeypatch.setattr("waymark.tracking.active_run.Birth", birth)
+    monkeypatch.setattr("waymark.tracking.active_run.RunCreation", birth)
     refusing(monkeypatch, INVALID_PARAMETER_VALUE, {"refused"})
     for outage in (False, True):
         with monkeypatch.context() as patch:
@@ -256,7 +256,7 @@ def test_what_is_left_out_of_a_killed_run_is_told(
     if what is refused:
         refusing(monkeypatch, INVALID_PARAMETER_VALUE, {"refused"})
     else:
-        monkeypatch.setattr("waymark.tracking.alive.BOUND", -1)
+        monkeypatch.setattr("waymark.tracking.liveness.DEAD_AFTER_S", -1)
     line = f"run {killed.id}: {what(tracking.client, killed)}\n"
     done = main("sync")
     assert (done.returncode, done.stdout, done.stderr) == (0, line, "")
@@ -302,7 +302,7 @@ def test_a_file_that_is_refused_keeps_no_other_from_arriving(
         for end in ("npz", "json"):
             (folder / "checkpoints" / f"weights-{step}.{end}").write_text("{}")
     (folder / "config.yaml").write_text("steps: 2")
-    run.changed()
+    run.mark_artifacts_dirty()
     assert run.finish("KILLED") is None
     assert run.refused.startswith("the file checkpoints/weights-1.npz (413 ")
     client = MlflowClient(server[0])

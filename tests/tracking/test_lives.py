@@ -14,14 +14,14 @@ from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
 from waymark.config.settings import BadInput
 from waymark.execution import execute
-from waymark.tracking import active_run, alive, lives, outbox
+from waymark.tracking import active_run, liveness, outbox, ownership
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
-from waymark.tracking.alive import this_process
 from waymark.tracking.delivery import Delivery
 from waymark.tracking.finder import find
-from waymark.tracking.lives import Life
+from waymark.tracking.liveness import this_process
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import Content
+from waymark.tracking.ownership import Life
 from waymark.tracking.recovery import sync
 from waymark.training.progress import NoProgress
 
@@ -89,14 +89,14 @@ def test_who_may_write(name: str, tmp_path: Path) -> None:
     assert content.may_write(owner) is expected
     read = outbox.read(box.path)
     assert (read.lives, read.before) == (content.lives, content.before)
-    again = lives.owner(owner.tags(), owner.finished)
+    again = ownership.owner(owner.tags(), owner.finished)
     assert read.may_write(again) is expected
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9" * 5000, "²", "[" * 5000, "null"])
 def test_tags_that_tell_of_no_life_are_nobodys(text: str) -> None:
     tags = {"waymark.process": text, "waymark.life": text, "waymark.from_step": text}
-    assert lives.owner(tags) == Life()
+    assert ownership.owner(tags) == Life()
 
 
 # Two machines, one server.
@@ -119,7 +119,7 @@ class Machine:
             patch.chdir(self.folder)
             patch.setattr(active_run, "this_process", lambda: process)
             if alone:
-                patch.setattr(alive, "BOUND", -alive.HEARTBEAT_S)
+                patch.setattr(liveness, "DEAD_AFTER_S", -liveness.HEARTBEAT_S)
             yield
 
     def sync(self, alone: bool = False) -> list[str]:
@@ -148,7 +148,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     real = Delivery.deliver
 
     def deliver(delivery: Delivery) -> None:
-        if any(run is None or run._delivery is delivery for run in frozen):
+        if any(run is None or run._sender.delivery is delivery for run in frozen):
             raise ConnectionError("frozen")
         real(delivery)
 
@@ -165,7 +165,7 @@ def put(run: ActiveRun, *steps: int) -> None:
     for step in steps:
         for end in ("npz", "json"):
             (folder / f"weights-{step}.{end}").write_text(f"{step} of {run.info.folder}")
-    run.changed()
+    run.mark_artifacts_dirty()
 
 
 def trained(run: ActiveRun, *steps: int) -> None:
@@ -192,9 +192,9 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
 def settled(client: MlflowClient, run: ActiveRun) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
-    poll(lambda: run._delivery.complete)
+    poll(lambda: run._sender.delivery.complete)
     time.sleep(0.05)
-    poll(lambda: run._delivery.complete)
+    poll(lambda: run._sender.delivery.complete)
     return seen(client, run.info.id)
 
 
@@ -207,12 +207,12 @@ def begun(machines: list[Machine], frozen: list[Any]) -> ActiveRun:
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
-    poll(lambda: run._delivery.complete)
+    poll(lambda: run._sender.delivery.complete)
     frozen.append(run)
     trained(run, 6, 7, 8)
     run.record([4], {"early": [0.5]})
     put(run, 7)
-    run.tag({"waymark.colour": "A"})
+    run.set_tags({"waymark.colour": "A"})
     return run
 
 
@@ -239,7 +239,7 @@ def test_a_former_owner_adds_what_is_missing_and_no_more(
     other = b.resume(run_id, 5)
     trained(other, 6, 7)
     put(other, 6)
-    other.tag({"waymark.colour": "B"})
+    other.set_tags({"waymark.colour": "B"})
     if when == "finished":
         trained(other, 8, 9, 10)
         put(other, 10)
@@ -333,7 +333,7 @@ def test_a_resume_that_is_told_too_late_has_lost_the_run(
     frozen.clear()
     trained(loser, 6, 7, 8, 9)
     put(loser, 9)
-    loser.tag({"waymark.colour": "lost"})
+    loser.set_tags({"waymark.colour": "lost"})
     assert loser.finish("KILLED") is None
     assert f"status, tags and files (a process on A {host})" in loser.refused
     assert seen(client, run_id) == before
@@ -403,9 +403,11 @@ def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene) -> None:
     client, a, b, begun, run_id = scene
     end_sending(begun)
     path, mine = begun.info.outbox, ("life", "from_step", "finished", "since")
-    process = {k: v for k, v in begun._delivery._content.lives[0].process.items() if k not in mine}
+    process = {
+        k: v for k, v in begun._sender.delivery._content.lives[0].process.items() if k not in mine
+    }
     box = outbox.Outbox(path.with_name("old"))
-    for kind, value in list(outbox._lines(path)):
+    for kind, value in list(outbox._entries(path.read_bytes())):
         box.append(kind, process if kind == "begun" else value)
     box.close()
     os.replace(box.path, path)
@@ -475,7 +477,7 @@ class Story:
 
         def hung() -> None:
             if heard and not silent:
-                poll(lambda: made[0]._delivery.complete)
+                poll(lambda: made[0]._sender.delivery.complete)
             self.frozen.append(None)
 
         silent = self.run_id and hang < 0 and not undisturbed  # nothing of it is ever sent
@@ -519,16 +521,16 @@ class Story:
     def check(self, before: dict[str, Any], step: Callable[[], None], host: str) -> None:
         """Take a step; if another machine has the run, nothing but missing points is new."""
         step()
-        after, owner = seen(self.client, self.run_id), lives.owner(before["tags"])
+        after, owner = seen(self.client, self.run_id), ownership.owner(before["tags"])
         for points in after["points"].values():
             assert len({point[0] for point in points}) == len(points)
         for key, points in before["points"].items():
             assert set(points) <= set(after["points"][key])
         if before["told"][0] == "FINISHED":
             assert after == before
-        elif lives.owner(after["tags"]) != owner:  # a resume that was not heard of before
-            assert lives.owner(after["tags"]).number > owner.number
-            assert lives.owner(after["tags"]).process["host"] == host
+        elif ownership.owner(after["tags"]) != owner:  # a resume that was not heard of before
+            assert ownership.owner(after["tags"]).number > owner.number
+            assert ownership.owner(after["tags"]).process["host"] == host
         elif owner.process["host"] != host:
             assert after["files"] == before["files"]
             assert after["told"][0] in (before["told"][0], "KILLED")  # which is right of the dead

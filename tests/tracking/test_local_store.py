@@ -196,7 +196,7 @@ def test_which_stores_are_unusable(place: Path, state: str) -> None:
 def test_an_unusable_store_is_kept_under_another_name(
     place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_store, "REST", 0.2)
+    monkeypatch.setattr(local_store, "QUIET_S", 0.2)
     sql(DATABASE, CUT, NO_DEFAULT, "DROP TABLE metrics")
     before = DATABASE.read_bytes()
     done = main("runs")
@@ -221,7 +221,7 @@ def test_a_store_that_another_program_is_making_is_waited_for(
 
     def sleep(seconds: float) -> None:
         monkeypatch.setattr(local_store.time, "sleep", real)
-        monkeypatch.setattr(local_store, "REST", 0)
+        monkeypatch.setattr(local_store, "QUIET_S", 0)
         shutil.copy(whole, DATABASE)
 
     monkeypatch.setattr(local_store.time, "sleep", sleep)

@@ -119,7 +119,7 @@ def test_gone_from_start_to_end(
     assert done.stderr.startswith(f"waymark: not all of run {local} has reached MLflow (")
     assert done.stderr.endswith(", and waymark sync delivers it\n")
     assert done.stderr.count("\n") == 1
-    assert read(tmp_path / "mlruns" / "spool" / local / "outbox.jsonl").birth.id == local
+    assert read(tmp_path / "mlruns" / "spool" / local / "outbox.jsonl").creation.id == local
 
     evaluated = main("evaluate", local[:8], "--step", "35", store)
     assert (evaluated.returncode, evaluated.stdout[:9]) == (0, "accuracy ")

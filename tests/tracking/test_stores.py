@@ -27,8 +27,8 @@ from waymark.processes.signals import Interrupted
 from waymark.tracking import outbox
 from waymark.tracking.active_run import create_run
 from waymark.tracking.address import location
-from waymark.tracking.alive import this_process
 from waymark.tracking.finder import find, select
+from waymark.tracking.liveness import this_process
 from waymark.tracking.opening import open_store
 
 from tests.support.data import POINTS
@@ -84,7 +84,7 @@ def kept(
         settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
         failed = create_run(open_store(None), settings, {"waymark.version": "1"}, POINTS)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
-        failed.tag({"waymark.reason": "a\nb"})
+        failed.set_tags({"waymark.reason": "a\nb"})
         (failed.info.folder / "config.yaml").write_text("none")
         assert failed.finish("FAILED") is None
         kept.ids["failed"] = failed.info.id
@@ -568,9 +568,9 @@ def stray(here: Path, kept: Kept) -> Path:
 def test_what_is_no_outbox_tells_of_no_run(tmp_path: Path, name: str) -> None:
     path = tmp_path / "outbox.jsonl"
     path.write_bytes(NO_BIRTH[name])
-    assert outbox.read(path).birth is None
+    assert outbox.read(path).creation is None
     path.write_bytes(NO_BIRTH[name] + b"\n" + line("run", BIRTH))  # costs only itself
-    assert outbox.read(path).birth == outbox.Birth(**BIRTH)
+    assert outbox.read(path).creation == outbox.RunCreation(**BIRTH)
 
 
 def test_what_is_no_outbox_makes_no_run(
@@ -877,6 +877,6 @@ def test_no_password_in_a_query_is_said(place: Path, main: Main) -> None:
 
 def test_the_record_of_a_birth_is_what_this_file_says(kept: Kept) -> None:
     (path,) = kept.mlruns.glob(f"artifacts/*/{kept.ids['whole']}/outbox.jsonl")
-    birth = outbox.read(path).birth
+    birth = outbox.read(path).creation
     assert birth
     assert set(asdict(birth)) == set(BIRTH)

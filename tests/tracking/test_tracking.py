@@ -43,7 +43,7 @@ from waymark.tracking.history import foreign
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import Content, Outbox, Points, is_pending, read
 from waymark.tracking.parent_run import open_parent
-from waymark.tracking.recovery import reap
+from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.store import RunStore
 
 from tests.support.data import POINTS
@@ -306,7 +306,7 @@ def test_every_list_is_read_to_its_last_page(tracking: RunStore, pages_of_one: N
         tracking.client.set_tag(one.id, "waymark.heartbeat", "0")
         tracking.client.update_run(one.id, status="RUNNING")
         one.outbox.unlink()
-    reap(tracking)
+    mark_dead_runs_killed(tracking)
     assert {find(tracking, one).status for one in ids} == {"KILLED"}
 
 
@@ -605,7 +605,7 @@ def test_the_remote_home_follows_the_folder(
             (folder / name).write_text(text)
 
     def there(*names: str) -> None:
-        tracked.changed()
+        tracked.mark_artifacts_dirty()
         poll(lambda: remote_files(client, run_id) == set(names))
 
     one = ("checkpoints/w-1.npz", "checkpoints/w-1.json")
@@ -623,7 +623,7 @@ def test_the_remote_home_follows_the_folder(
         broken.setattr(MlflowArtifactsRepository, "delete_artifacts", refuse)
         (folder / "checkpoints/w-2.npz").unlink()
         (folder / "checkpoints/w-2.json").unlink()
-        tracked.changed()
+        tracked.mark_artifacts_dirty()
         poll(lambda: REFUSED)
     poll(lambda: remote_files(client, run_id) == {"config.yaml"})
     put("same size", "checkpoints/w-3.npz", "checkpoints/w-3.json")
@@ -633,7 +633,7 @@ def test_the_remote_home_follows_the_folder(
     # A file of the same name and size, which another process has written: it is sent again.
     again = reopen_run(tracking, find(tracking, run_id), composed([THREADS]).config)
     put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
-    again.changed()
+    again.mark_artifacts_dirty()
     assert again.finish("FINISHED") is None
     for name in ("checkpoints/w-3.npz", "checkpoints/w-3.json"):
         assert Path(client.download_artifacts(run_id, name)).read_text() == "SAME SIZE"
@@ -727,10 +727,10 @@ def test_the_mirror_removes_only_what_waymark_can_have_written(tmp_path: Path) -
         delete_artifacts=deleted.append,
     )
     delivery: Any = object.__new__(Delivery)
-    delivery._there, delivery._opened = None, 0
+    delivery._remote_files, delivery._opened = None, 0
     delivery.info = SimpleNamespace(folder=tmp_path)
     delivery._store = SimpleNamespace(artifacts=lambda info: repository)
-    delivery.owner, delivery._look = None, lambda: None
+    delivery.owner, delivery._fetch_run = None, lambda: None
     delivery._mirror({})
     assert sorted(deleted) == sorted(f"checkpoints/{name}" for name in gone)
     assert deleted[0] == "checkpoints/weights-20.json"

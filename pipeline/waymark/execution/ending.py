@@ -54,7 +54,7 @@ def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> 
         _end(run, stop, "KILLED", str(error), resumable=True)
         raise
     except Pruned as error:
-        run.tag({names.PRUNED: str(error.step)})
+        run.set_tags({names.PRUNED: str(error.step)})
         _end(run, stop, "FINISHED", str(error), resumable=True)
         raise
     except Exception as error:
@@ -77,7 +77,7 @@ def _keep_traceback(run: ActiveRun, error: Exception) -> None:
     text = masked_lines(without_secrets("".join(traceback.format_exception(error))))
     with suppress(OSError):
         replace_file(run.info.folder / "traceback.txt", text.encode(errors="backslashreplace"))
-        run.changed()
+        run.mark_artifacts_dirty()
 
 
 def _end(
@@ -86,13 +86,13 @@ def _end(
     """End the run in MLflow; wait for a server, but not long once a signal has come."""
     run_id, folder = run.info.id, run.info.folder
     with suppress(OSError):  # a full disk: the outbox has it all
-        run.learn(stop.signalled)
+        run.wait_for_earlier_history(stop.signalled)
         replace_file(folder / HISTORY, run.history.dump())
-        run.changed()
+        run.mark_artifacts_dirty()
     if reason:
-        run.tag({names.REASON: reason})
+        run.set_tags({names.REASON: reason})
     if resumable:
-        run.tag({names.RESUME: f"waymark resume {run_id}"})
+        run.set_tags({names.RESUME: f"waymark resume {run_id}"})
     undelivered = run.finish(status, stop.signalled)
     if run.refused:
         text = f"waymark: MLflow does not take of run {run_id}: {run.refused}"

@@ -38,7 +38,7 @@ class RecordedEnvironment:
             (folder / name).parent.mkdir(exist_ok=True)
             replace_file(folder / name, patch.encode(errors="surrogateescape"))
         replace_file(folder / "environment.json", json_text(self.facts, indent=1))
-        self._run.changed()
+        self._run.mark_artifacts_dirty()
 
     def _all_facts(self) -> dict[str, Any]:
         own = self.own_code

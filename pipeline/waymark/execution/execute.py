@@ -26,7 +26,7 @@ from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.finder import find_single
 from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.opening import open_store
-from waymark.tracking.recovery import settle
+from waymark.tracking.recovery import deliver_ended_run
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.loop import Diverged, Trainer, reuse_or_compile, train
@@ -99,11 +99,11 @@ def resume(
             _fetch(store, record)
         plan = plan_resume(store, record, given, allow_drift, pruner, compile_now=began is None)
         if plan is None:
-            settle(store, record)
+            deliver_ended_run(store, record)
             return None
         active = reopen_run(store, record, plan.resolved.config, plan.step)
         replace_file(record.folder / "config.yaml", plan.resolved.record())
-        active.tag(plan.tags)
+        active.set_tags(plan.tags)
         return _execute_to_the_end(plan, store, active, stop, began)
 
 
@@ -140,7 +140,7 @@ def execute(plan: RunPlan, store: RunStore, run: ActiveRun, stop: GracefulShutdo
     """
     config = plan.resolved.config
     start_tensorflow(**vars(config.runtime))
-    run.wait(CONNECT_GRACE_S)  # a server has had the time of TensorFlow's start as well
+    run.wait_for_creation(CONNECT_GRACE_S)
     print(Sentence(f"run {run.info.id} ({run.info.name})"), flush=True)
     with record_environment(run, config) as environment:
         stop.check()
@@ -199,7 +199,7 @@ def _publish_and_judge(pruner: Pruner | None, run: ActiveRun, step: int) -> Prun
     if not pruner or step not in pruner.steps:
         return None
     values = run.points[pruner.metric]
-    run.tag({names.PRUNING_VALUES: json_text(pruner.values(values))})
+    run.set_tags({names.PRUNING_VALUES: json_text(pruner.values(values))})
     return Pruned(step, values[step]) if pruner(step, values) else None
 
 
@@ -227,8 +227,8 @@ def restore_and_evaluate(
     score = score_state(fresh, plan.data, state, trainer.restored_scorer)
     restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
     run.record([config.steps], restored)
-    run.tag({names.STATE_DIGEST: manifest.digest})
-    run.learn(stop.signalled)
+    run.set_tags({names.STATE_DIGEST: manifest.digest})
+    run.wait_for_earlier_history(stop.signalled)
     _write_report(run, plan.data, manifest, score)
     recorded = run.points.get(names.TEST_ACCURACY, {}).get(config.steps)
     return Result(
@@ -266,7 +266,7 @@ def _write_report(run: ActiveRun, data: Dataset, manifest: Manifest, score: Scor
     for name in write:  # as new files: a copy of the store may be of hard links
         write[name](folder / f"{TEMPORARY}{name}")
         os.replace(folder / f"{TEMPORARY}{name}", folder / name)
-    run.changed()
+    run.mark_artifacts_dirty()
 
 
 def compare_with_original(
@@ -287,6 +287,6 @@ def compare_with_original(
     new = RecordedRun(run.info, run.history, facts, own.patch, own.patches())
     verdict = compare_rerun(store, plan.original, new, shapes)
     replace_file(run.info.folder / REPORT, verdict.dump())
-    run.changed()
-    run.tag({names.VERDICT: "identical" if verdict.identical else "different"})
+    run.mark_artifacts_dirty()
+    run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
     return verdict

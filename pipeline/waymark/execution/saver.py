@@ -72,7 +72,7 @@ class Saver:
 
     def _commit(self, save: Save, state: State) -> None:
         manifest = self.store.commit(save, state, self._graph)
-        self._run.saved(save.step, manifest.digest)
+        self._run.record_checkpoint_digest(save.step, manifest.digest)
 
 
 def restore_or_initialise(
@@ -84,7 +84,7 @@ def restore_or_initialise(
     """
     config, folder = plan.resolved.config, run.info.folder / "checkpoints"
     folder.mkdir(exist_ok=True)
-    store = CheckpointStore(folder, config.save, run.changed, run.info.outbox)
+    store = CheckpointStore(folder, config.save, run.mark_artifacts_dirty, run.info.outbox)
     store.parameters = list(trainer.shapes)
     start, now = run.info.start_time, time.time()
     graph_is_valid = False
@@ -118,4 +118,4 @@ def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:
         with suppress(CorruptCheckpoint):
             digests[step] = store.manifest(step).digest
     for step, text in digests.items():
-        run.saved(step, text)
+        run.record_checkpoint_digest(step, text)

@@ -39,7 +39,7 @@ from waymark.tracking.finder import select
 from waymark.tracking.limits import reason_of
 from waymark.tracking.opening import open_store
 from waymark.tracking.parent_run import open_parent, withdraw
-from waymark.tracking.recovery import reap
+from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.progress import NoSweepProgress, make_sweep_progress
@@ -213,7 +213,7 @@ class Sweep:
     def _lost(self, error: Exception) -> None:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
         self._over = None
-        reap(self.tracking)
+        mark_dead_runs_killed(self.tracking)
         if not any(self.came_to(record) for record, _ in self.members()):
             raise error
 
@@ -515,7 +515,7 @@ def conclude(sweep: Sweep, status: int = 0) -> int:
 
 def _conclude(sweep: Sweep, status: int) -> int:
     tracking, parent = sweep.tracking, sweep.parent
-    reap(tracking)  # workers may have gone with the launcher
+    mark_dead_runs_killed(tracking)  # workers may have gone with the launcher
     found = sweep.outcome()
     known = tracking.metrics(parent)
     sweep.record(found)
@@ -535,7 +535,7 @@ def _conclude(sweep: Sweep, status: int) -> int:
             print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
     tracking.log_text(parent, _csv(rows), "trials.csv")
     print(sweep.pace(found))
-    lost, where = sweep.total - len(rows), without_password(tracking.address.shown)
+    lost, where = sweep.total - len(rows), without_password(tracking.address.display_uri)
     if lost > 0 and not status:
         print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
     status = status or (1 if found.others or lost > 0 else 0)

@@ -38,7 +38,7 @@ from waymark.table import elided, setting
 from waymark.tracking.finder import find, select, tagged
 from waymark.tracking.opening import open_store
 from waymark.tracking.parent_run import record_failed_trial
-from waymark.tracking.recovery import reap
+from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.pruning import Pruner, judged_steps
@@ -136,7 +136,7 @@ def _in_a_new_process(resolved: Resolved, name: str) -> float:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return pool.submit(_done, resolved, name).result()
     except BrokenExecutor:  # the process was killed; its run tells
-        reap(open_store(resolved.config.tracking.uri))
+        mark_dead_runs_killed(open_store(resolved.config.tracking.uri))
         return math.nan
 
 
@@ -203,7 +203,7 @@ def _claimed(
         known = tagged(tracking, experiment, names.TRIAL, key)
         if not any(record.status == "RUNNING" for record, _ in known):
             return known
-        reap(tracking)
+        mark_dead_runs_killed(tracking)
         known = tagged(tracking, experiment, names.TRIAL, key)
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +12,22 @@ from typing import Any
 from waymark import names
 from waymark.config.masking import without_secrets
 from waymark.config.settings import BadInput, Resolved
-from waymark.tracking import history, lives, outbox
-from waymark.tracking.alive import this_process
-from waymark.tracking.delivery import Delivery, points_not_yet_recorded, refusals, settled
+from waymark.tracking import history, outbox, ownership
 from waymark.tracking.history import History
-from waymark.tracking.limits import SHORTER, Deleted, fitted, reason_of
-from waymark.tracking.lives import Life
-from waymark.tracking.lock import Busy, hold, is_own, may_be_alive, owner_and_heartbeat
-from waymark.tracking.outbox import Birth, Outbox, Points
-from waymark.tracking.recovery import reap
+from waymark.tracking.limits import SHORTER, Deleted, fitted, store_errors
+from waymark.tracking.liveness import this_process
+from waymark.tracking.lock import (
+    acquire_run_lock,
+    is_own,
+    may_be_alive,
+    owner_and_heartbeat,
+)
+from waymark.tracking.outbox import Outbox, Points, RunCreation
+from waymark.tracking.ownership import Life
 from waymark.tracking.runs import RunRecord
+from waymark.tracking.sender import Sender
 from waymark.tracking.store import RunStore, user_name
 
-SEND_INTERVAL_S = 1.0  # between two sendings
 FLUSH_AFTER_SIGNAL_S = 5.0  # that a run which was told to stop waits for a server
 
 
@@ -38,10 +40,10 @@ def create_run(
     """
     config = resolved.config
     shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
-    life = begun(Life(), 0)
-    birth = Birth(
+    life = new_life(Life(), 0)
+    creation = RunCreation(
         id=uuid.uuid4().hex,
-        address=store.address.key,
+        address=store.address.store_key,
         experiment=config.experiment_name,
         name=config.run_name,
         start=time.time_ns() // 1_000_000,
@@ -62,16 +64,12 @@ def create_run(
         },
     )
     if store.server:
-        record = store.offline(birth, None, "RUNNING", store.root / "spool" / birth.id)
+        record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
     else:
-        try:
-            record = store.record(store.get_or_create(birth, None, may_exist=False))
-        except Exception as error:
-            raise BadInput(
-                f"{store.address.named}: takes no new run ({reason_of(error)})."
-            ) from None
-        birth = replace(birth, id=record.id, name=record.name)
-    return ActiveRun(store, record, birth, config.tracking, life)
+        with store_errors(f"{store.address.named}: takes no new run"):
+            record = store.record(store.get_or_create(creation, None, may_exist=False))
+        creation = replace(creation, id=record.id, name=record.name)
+    return ActiveRun(store, record, creation, config.tracking, life)
 
 
 def reopen_run(store: RunStore, record: RunRecord, config: Any, from_step: int = 0) -> "ActiveRun":
@@ -86,26 +84,26 @@ def reopen_run(store: RunStore, record: RunRecord, config: Any, from_step: int =
             f"its last sign of life is {max(0, time.time() - beat):.0f} s old."
         )
     content = outbox.read(record.outbox)
-    before = lives.owner(record.tags, record.status == "FINISHED")
+    before = ownership.owner(record.tags, record.status == "FINISHED")
     if content.lives and (record.offline or not record.known or content.is_of(before)):
         before = content.lives[-1]  # of which the store may not have heard yet
-    birth = None if content.birth else _creation(store, record)
+    creation = None if content.creation else _creation(store, record)
     earlier = None
     with suppress(OSError):  # there is none before the first words of a run
         earlier = history.load((record.folder / history.NAME).read_bytes())
-    life = begun(before, from_step)
-    return ActiveRun(store, record, birth, config.tracking, life, before, earlier or History({}))
+    life = new_life(before, from_step)
+    return ActiveRun(store, record, creation, config.tracking, life, before, earlier or History({}))
 
 
-def _creation(store: RunStore, record: RunRecord) -> Birth:
+def _creation(store: RunStore, record: RunRecord) -> RunCreation:
     """Return what a run was created with, whose outbox lies on another machine."""
     experiment = store.client.get_experiment(record.experiment_id).name
     params, start = store.client.get_run(record.id).data.params, int(record.start_time * 1000)
     others = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP)
     own = {key: text for key, text in record.tags.items() if key not in others}
-    return Birth(
+    return RunCreation(
         id=record.local,
-        address=store.address.key,
+        address=store.address.store_key,
         experiment=experiment,
         name=record.name,
         start=start,
@@ -116,67 +114,49 @@ def _creation(store: RunStore, record: RunRecord) -> Birth:
 
 
 class ActiveRun:
-    """One run being trained; the training code sees record, saved, flush, tag and finish."""
+    """One run being trained, as the training code sees it: it holds no object of MLflow's."""
 
     def __init__(
         self,
         store: RunStore,
         record: RunRecord,
-        birth: Birth | None,
+        creation: RunCreation | None,
         settings: Any,
         life: Life,
         before: Life | None = None,
         earlier: History | None = None,
     ) -> None:
-        """Hold a run; `birth` is what its outbox lacks. Raise Busy if it is not free.
+        """Hold a run; `creation` is what its outbox lacks. Raise RunLocked if it is not free.
 
         `life` is this process's, `before` the one that it follows; `earlier` is what is known
         here of the run's life before, None if it has none.
         """
         new = earlier is None
-        self._store, self._settings = store, settings
         self._earlier = earlier
         self._waits = store.server and not new and record.known  # to learn what MLflow has
         self._left = float(settings.flush_seconds)  # seconds that may still be waited for it
-        self._lock = hold(record)
+        lock = acquire_run_lock(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
+        self._recorded = content.metrics()  # key -> step -> value
         self.digests = content.digests  # of the states saved, by step; also of those removed since
-        if birth:
-            content.birth = birth
-            self._outbox.append("run", asdict(birth))
+        if creation:
+            self._outbox.append("run", asdict(creation))
             if record.known:
-                self._created(record)
+                self._outbox.append("ids", [record.id, record.experiment_id])
         after = {"after": before.dump()} if before else {}
         self._outbox.append("begun", {**life.dump(), **after})
-        content.begin(life, before)
-        self._delivery = Delivery(store, record, content, new)
-        self._delivery.training = True
-        self._delivery.created = self._created
-        self._error: Exception | None = None
-        self._monitor: Any = None
-        self._wake, self._patience = threading.Event(), threading.Event()
-        self._finish: tuple[str, int] | None = None
-        self._delivered = False
-        if not (store.server or new):  # what it holds is known before the first step
-            try:
-                self._delivery.deliver()
-                if self._delivery.owner:
-                    raise Busy(f"run {record.id}: another process has taken it meanwhile.")
-            except Exception:
-                self._lock.release()
-                raise
-        self._sender = threading.Thread(target=self._sending, name="tracking", daemon=True)
+        self._sender = Sender(store, record, self._outbox, lock, new, settings.system_metrics)
         self._sender.start()
 
     @property
     def info(self) -> RunRecord:
-        return self._delivery.info
+        return self._sender.delivery.info
 
     @property
     def refused(self) -> str:
         """Return what MLflow will never take of the run, and why; nothing if it takes all."""
-        return refusals(self._delivery)
+        return self._sender.delivery.status.refused
 
     @property
     def points(self) -> dict[str, dict[int, float]]:
@@ -186,27 +166,26 @@ class ActiveRun:
     @property
     def history(self) -> History:
         """Return all that is known of the run's life, the one before this process's too."""
-        whole = self._delivery.connected or not self._waits
-        with self._delivery.mutex:
-            own = {key: dict(values) for key, values in self._delivery.points.items()}
-        return History(own, dict(self.digests), whole).over(self._earlier)
+        status = self._sender.delivery.status
+        own = {key: dict(values) for key, values in self._recorded.items()}
+        known = History(own, dict(self.digests), status.connected or not self._waits)
+        return known.over(status.learned).over(self._earlier)
 
-    def learn(self, hurry: Callable[[], bool]) -> None:
+    def wait_for_earlier_history(self, hurry: Callable[[], bool]) -> None:
         """Wait, as long as the end of a run waits, for what MLflow has of its earlier life."""
+        if self._waits:
+            self._wait(lambda: self._sender.delivery.connected, hurry)
+
+    def _wait(self, done: Callable[[], bool], hurry: Callable[[], bool]) -> None:
+        """Wait for the sender, for `tracking.flush_seconds` in all, or less in a hurry."""
         began, most = time.monotonic(), self._left
-        while self._waits and not self._delivery.connected and self._sender.is_alive():
-            past = time.monotonic() - began
-            if past > (min(FLUSH_AFTER_SIGNAL_S, most) if hurry() else most) or isinstance(
-                self._error, Deleted
-            ):
+        while self._sender.is_alive() and not (done() or isinstance(self._sender.error, Deleted)):
+            self._sender.join(0.02)
+            if time.monotonic() - began > (min(FLUSH_AFTER_SIGNAL_S, most) if hurry() else most):
                 break
-            time.sleep(0.02)
         self._left = max(0.0, most - (time.monotonic() - began))
 
-    def _created(self, record: RunRecord) -> None:
-        self._outbox.append("ids", [record.id, record.experiment_id])
-
-    def wait(self, seconds: float) -> None:
+    def wait_for_creation(self, seconds: float) -> None:
         """Wait a little for MLflow to know the run."""
         end = time.monotonic() + seconds
         while not self.info.known and time.monotonic() < end:
@@ -214,19 +193,17 @@ class ActiveRun:
 
     def record(self, steps: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
         """Record values of metrics at steps; steps that are recorded already are skipped."""
-        now = time.time_ns() // 1_000_000
-        delivery = self._delivery
+        now, learned = time.time_ns() // 1_000_000, self._sender.delivery.learned
         for key, values in metrics.items():
-            with delivery.mutex:
-                whole = Points(key, steps, values, now)
-                new = points_not_yet_recorded(whole, delivery.points.get(key, {}))
-                if new:
-                    points = Points(key, [s for s, _ in new], [v for _, v in new], now)
-                    self._outbox.add(points)
-                    delivery.points.setdefault(key, {}).update(new)
-                    delivery.waiting.append(points)
+            known = self._recorded.setdefault(key, {})
+            there = learned.get(key, {})
+            pairs = zip(steps, values, strict=True)
+            new = {step: x for step, x in pairs if step not in known and step not in there}
+            if new:
+                self._outbox.add(Points(key, list(new), list(new.values()), now))
+                known.update(new)
 
-    def saved(self, step: int, digest: str) -> None:
+    def record_checkpoint_digest(self, step: int, digest: str) -> None:
         """Record the digest of the state that a checkpoint holds: retention may remove it."""
         if self.digests.get(step) != digest:
             self._outbox.append("digest", [step, digest])
@@ -236,98 +213,35 @@ class ActiveRun:
         """Make everything recorded so far durable on this machine."""
         self._outbox.flush()
 
-    def changed(self) -> None:
+    def mark_artifacts_dirty(self) -> None:
         """Make the run's remote home, if it has one, follow its folder, in the background."""
         if self.info.remote:
-            self._delivery.changed = True
-            self._wake.set()
+            self._sender.delivery.changed = True
+            self._sender.work_available.set()
 
-    def tag(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, in the background."""
         short = {key: fitted(value, SHORTER["tags"]) for key, value in tags.items()}
-        with contextlib.suppress(OSError):  # a full disk: the reason itself may be what follows
+        try:
             self._outbox.append("tags", short)
-        with self._delivery.mutex:
-            self._delivery.tags = {**self._delivery.tags, **short}
-        self._wake.set()
+        except OSError:  # a full disk: the reason itself may be what follows
+            self._sender.delivery.set_tags(short)
+        self._sender.work_available.set()
 
     def finish(self, status: str, hurry: Callable[[], bool] = lambda: False) -> str | None:
         """Deliver what is left and end the run; return why not all could be, if so.
 
         This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry.
         """
-        if self._monitor:
-            self._monitor.finish()
         end = time.time_ns() // 1_000_000
         with contextlib.suppress(OSError):
             self._outbox.append("status", [status, end])
             self._outbox.flush()
-        self._finish = status, end
-        self._wake.set()
-        began, most = time.monotonic(), self._left
-        while self._sender.is_alive():
-            self._sender.join(0.05)
-            if time.monotonic() - began > (min(FLUSH_AFTER_SIGNAL_S, most) if hurry() else most):
-                break
-            if isinstance(self._error, Deleted):  # there is nothing to wait for
-                break
-        self._patience.set()
-        self._wake.set()
-        self._sender.join(0.5)  # all but a call that hangs ends now
-        if self._delivered:
-            return None
-        return reason_of(self._error) if self._error else "no answer in time"
-
-    def _sending(self) -> None:
-        """Send; hold the run until nothing more can be sent, or two would send at once."""
-        try:
-            self._send()
-        finally:
-            self._outbox.close()
-            self._lock.release()
-
-    def _send(self) -> None:
-        """Send what comes until the run has ended and all has arrived, or patience has."""
-        delivery, reaped = self._delivery, not self._store.server
-        while True:
-            self._wake.wait(SEND_INTERVAL_S if delivery.connected else 0)
-            self._wake.clear()
-            if self._patience.is_set():
-                return
-            finish = self._finish  # read first: what is recorded before it is then sent
-            try:
-                delivery.deliver()
-                if not reaped:
-                    reap(self._store)
-                    reaped = True
-                self._monitored()
-                self._error = None
-                if finish and delivery.complete:
-                    settled(self._outbox, self.info, delivery.close(*finish))
-                    self._delivered = True
-                    return
-            except Exception as error:  # whatever it is, training goes on and the outbox keeps
-                self._error = error
-                self._patience.wait(0.5)
-
-    def _monitored(self) -> None:
-        """Let MLflow watch the machine as long as the run is this process's."""
-        if self._monitor and self._delivery.owner:
-            self._monitor.finish()
-            self._monitor = None
-        elif self._settings.system_metrics and not (self._monitor or self._delivery.owner):
-            self._monitor = _system_metrics(self._store, self.info.id)
+        self._sender.finish(status, end)
+        self._wait(lambda: False, hurry)
+        return self._sender.close()
 
 
-def _system_metrics(store: RunStore, run_id: str) -> Any:
-    """Start MLflow's monitor of CPU and memory for a run."""
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.uri)
-    monitor.start()
-    return monitor
-
-
-def begun(before: Life, from_step: int) -> Life:
+def new_life(before: Life, from_step: int) -> Life:
     """Return the life of a run that this process begins after another one."""
-    return lives.begun(this_process(), before, from_step)
+    return ownership.new_life(this_process(), before, from_step)

@@ -22,14 +22,14 @@ class Address:
     server: bool  # MLflow's, which may be down
 
     @property
-    def shown(self) -> str:
+    def display_uri(self) -> str:
         """Return the address without password."""
         return without_password(f"sqlite:///{self.database}" if self.database else self.uri) or ""
 
     @property
-    def key(self) -> str:
+    def store_key(self) -> str:
         """Return what outboxes call the store: no user, no password; nothing for a local file."""
-        return "" if self.database else re.sub(r"://\S*@", "://", self.shown)
+        return "" if self.database else re.sub(r"://\S*@", "://", self.display_uri)
 
 
 def resolve_address(uri: str | None) -> Address:

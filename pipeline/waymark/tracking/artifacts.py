@@ -7,20 +7,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from waymark.config.settings import BadInput
-from waymark.tracking.limits import reason_of
+from waymark.tracking.limits import store_errors
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
 
 def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
     """Bring an artifact of a remote run below `target`; it is there whole or not at all."""
-    try:
+    with store_errors(f"run {record.id}: {name} cannot be fetched"):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             os.replace(store.client.download_artifacts(record.id, name, scratch), target / name)
-    except Exception as error:  # of MLflow, the network, the disk
-        reason = reason_of(error)
-        raise BadInput(f"run {record.id}: {name} cannot be fetched ({reason}).") from None
 
 
 def newer(store: RunStore, record: RunRecord) -> list[str]:
@@ -47,11 +44,8 @@ def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
 
 def listed(store: RunStore, record: RunRecord, folder: str | None = None) -> list[str]:
     """Return the names in a folder of a run's remote home; raise BadInput without an answer."""
-    try:
+    with store_errors(f"run {record.id}: its files cannot be listed"):
         return [file.path for file in store.client.list_artifacts(record.id, folder)]
-    except Exception as error:  # of MLflow, the network
-        reason = reason_of(error)
-        raise BadInput(f"run {record.id}: its files cannot be listed ({reason}).") from None
 
 
 def read(store: RunStore, record: RunRecord, name: str, there: bool = False) -> bytes | None:
@@ -73,3 +67,19 @@ def _newest(names: list[str]) -> int:
     """Return the highest step that a manifest among some files is for, -1 if there is none."""
     found = [re.search(r"-(\d{1,19})\.json$", name) for name in names]
     return max((int(match[1]) for match in found if match), default=-1)
+
+
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return size and change time (ns) of each file below a folder, but temporary ones.
+
+    JSON files are listed first, payload second, so that no manifest is listed without its payload.
+    """
+    found = {}
+    for describing in (True, False):
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):
+                wanted = not path.name.startswith(".") and (path.suffix == ".json") is describing
+                if wanted and path.is_file():
+                    facts = path.stat()
+                    found[path.relative_to(folder).as_posix()] = (facts.st_size, facts.st_mtime_ns)
+    return found

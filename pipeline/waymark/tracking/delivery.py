@@ -4,68 +4,102 @@ import contextlib
 import math
 import os
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
-from waymark.tracking import lives
-from waymark.tracking.alive import HEARTBEAT_S
+from waymark.tracking import ownership
+from waymark.tracking.artifacts import list_files
+from waymark.tracking.history import History
 from waymark.tracking.limits import (
     SHORTER,
     TAG,
     Deleted,
-    exact,
     fitted,
     is_refusal,
     params,
     reason_of,
     requests,
+    restore_infinity,
 )
-from waymark.tracking.lives import Life
-from waymark.tracking.outbox import Birth, Content, Outbox, Points
+from waymark.tracking.liveness import HEARTBEAT_S
+from waymark.tracking.outbox import OutboxReader, Points, RunCreation
+from waymark.tracking.ownership import Life
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
-DELETING = ".gone-"
 # A checkpoint's file as Waymark names it; what else lies there is somebody else's.
 CHECKPOINT = re.compile(
     r"checkpoints/\w+-(0|[1-9][0-9]*)\.(json|npz|index|data-00000-of-00001)", re.ASCII
 )
 
 
-class Delivery:
-    """What MLflow does not have yet of one run; every step of sending it can be repeated."""
+@dataclass(frozen=True)
+class DeliveryStatus:
+    """What training hears of the delivery."""
 
-    def __init__(self, store: RunStore, record: RunRecord, content: Content, new: bool):
+    info: RunRecord  # as MLflow knows the run, once it does
+    connected: bool  # what MLflow held before is known
+    refused: str  # what MLflow will never take, and why; nothing if it takes all
+    learned: History | None  # of the points that MLflow held, if it was asked for them
+
+
+class Delivery:
+    """Sends what stands in a run's outbox and is not in MLflow yet; every step can be repeated.
+
+    All that it sends it reads from the outbox's file, which another process may write.
+    """
+
+    def __init__(
+        self, store: RunStore, record: RunRecord, new: bool, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Read the outbox; `tags` are sent as well, unless the outbox has others."""
         self.info = record
         self._store, self._client = store, store.client
-        self._birth, self._new, self._tried = content.birth, new, False
-        self._content = content  # whose lives tell whether the run is still this outbox's
+        self._new, self._tried = new, False
+        self._reader = OutboxReader(record.outbox)
+        self._content = self._reader.content  # whose lives tell whether the run is this outbox's
         self.owner: Life | None = None  # the one that has taken the run from this outbox
         self.left_out = 0  # points, which are the owner's to make
         self._opened = time.time_ns()
-        self.waiting = list(content.points)
-        self.tags = dict(content.tags)
+        self.unsent: list[Points] = []
+        self.tags = dict(tags or {})
         self.training = False  # this process trains the run: say so, and that it is alive
         self.changed = record.remote and not new  # files in the folder are other ones than there
         self.mutex = threading.Lock()
-        self.points: dict[str, dict[int, float]] = {}  # key -> step -> value, all recorded
-        for points in content.points:
-            self._add_points(points.key, zip(points.steps, points.values, strict=True))
+        self.learned: dict[str, dict[int, float]] = {}  # key -> step -> value, as MLflow had them
         self.connected = False
         self.created: Callable[[RunRecord], None] = lambda record: None
-        self.learned: Callable[[], None] = lambda: None  # all that MLflow has is in `points`
-        self._there: dict[str, Any] | None = None  # remote artifact -> what it was made from
-        self._beat = -math.inf
+        self._remote_files: dict[str, Any] | None = None  # artifact -> what it was made from
+        self._last_heartbeat = -math.inf
         self.refused: dict[str, str] = {}  # what the store will never take -> why
         self._withheld: dict[str, tuple[int, int]] = {}  # files that it will not -> size and time
+        self._read()
 
-    def _add_points(self, key: str, pairs: Any) -> None:
-        self.points.setdefault(key, {}).update(pairs)
+    def _read(self) -> None:
+        """Take up what was added to the outbox."""
+        with self.mutex:
+            self._reader.read()
+            content = self._content
+            self.unsent += [
+                new for p in content.points for new in p.without(self.learned.get(p.key, ()))
+            ]
+            self.tags = {**self.tags, **content.tags}
+            content.points, content.tags = [], {}
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Send tags that the disk did not take."""
+        self._read()
+        with self.mutex:
+            self.tags = {**self.tags, **tags}
+
+    @property
+    def status(self) -> DeliveryStatus:
+        learned = History(self.learned) if self.learned else None
+        return DeliveryStatus(self.info, self.connected, refusals(self), learned)
 
     def deliver(self) -> None:
         """Send what is waiting; raise Deleted for a run that was, and what MLflow raises."""
@@ -77,11 +111,12 @@ class Delivery:
             raise
 
     def _deliver(self) -> None:
+        self._read()
         if not self.connected:
-            self._connect()
-        elif self.waiting or self.tags or self.changed or self._beat_is_due():
-            run = self._look()
-            if any(step <= self._from_step for p in self.waiting for step in p.steps):
+            self._resolve_run()
+        elif self.unsent or self.tags or self.changed or self._heartbeat_is_due():
+            run = self._fetch_run()
+            if any(step <= self._from_step for p in self.unsent for step in p.steps):
                 self.drop_already_logged(run)  # a former owner may have added it meanwhile
         if self.owner:
             self._leave_to_owner(self.owner)
@@ -89,7 +124,7 @@ class Delivery:
         # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
         # which are recorded before it is published. Another machine may go on from it.
         changed, self.changed = self.changed, False
-        files = _listed(self.info.folder) if changed else {}
+        files = list_files(self.info.folder) if changed else {}
         try:
             self._send_points()
             self._send_tags()
@@ -97,23 +132,23 @@ class Delivery:
                 self._mirror(files)
         except BaseException:
             if changed:
-                self.changed, self._there = True, None
+                self.changed, self._remote_files = True, None
             raise
 
     def _check_there(self) -> None:
         """Raise Deleted if the run or its experiment was, and what MLflow raises."""
-        run = self._look()
+        run = self._fetch_run()
         if self._client.get_experiment(run.info.experiment_id).lifecycle_stage != "active":
             raise Deleted("its experiment was deleted there, and can be restored")
 
-    def _look(self) -> Any:
+    def _fetch_run(self) -> Any:
         """Return MLflow's run, and note who owns it; raise Deleted, and what MLflow raises."""
-        return self._looked_at(self._client.get_run(self.info.id))
+        return self._note_owner(self._client.get_run(self.info.id))
 
-    def _looked_at(self, run: Any) -> Any:
+    def _note_owner(self, run: Any) -> Any:
         if run.info.lifecycle_stage != "active":
             raise Deleted("it was deleted there, and can be restored")
-        owner = lives.owner(run.data.tags, run.info.status == "FINISHED")
+        owner = ownership.owner(run.data.tags, run.info.status == "FINISHED")
         self.owner = None if self._content.may_write(owner) else owner
         return run
 
@@ -126,11 +161,11 @@ class Delivery:
     def _leave_to_owner(self, owner: Life) -> None:
         """Add the points that are missing before the owner's first; leave out all else."""
         with self.mutex:
-            every, self.waiting[:] = [*self.waiting], []
+            every, self.unsent[:] = [*self.unsent], []
             for p in every:
-                early = [pair for pair in pairs_of(p) if pair[0] <= owner.from_step]
-                self.left_out += len(p.steps) - len(early)
-                self.waiting += _points(p, early)
+                late = [step for step in p.steps if step > owner.from_step]
+                self.left_out += len(late)
+                self.unsent += p.without(late)
             self.tags, self.changed = {}, False
         self._send_points()
 
@@ -159,78 +194,78 @@ class Delivery:
 
     def _send_tags(self) -> None:
         """Send a sign of life, if it is time for one, and the tags that are waiting."""
-        self._live()
+        self._send_heartbeat()
         if self.tags:
             sent = dict(self.tags)
             self._set_tags(sent)
             with self.mutex:
                 self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
 
-    def _live(self) -> None:
+    def _send_heartbeat(self) -> None:
         """Say that the run is being trained, if it is time for it."""
-        if self._beat_is_due():
+        if self._heartbeat_is_due():
             # Should another host have taken this run for dead, this says it is not.
             self._client.update_run(self.info.id, status="RUNNING")
             self._set_tags({HEARTBEAT: str(int(time.time()))})
-            self._beat = time.monotonic()
+            self._last_heartbeat = time.monotonic()
 
-    def _beat_is_due(self) -> bool:
-        return self.training and time.monotonic() - self._beat > HEARTBEAT_S
+    def _heartbeat_is_due(self) -> bool:
+        return self.training and time.monotonic() - self._last_heartbeat > HEARTBEAT_S
 
     @property
     def complete(self) -> bool:
-        return self.connected and not (self.waiting or self.tags or self.changed)
+        self._read()
+        return self.connected and not (self.unsent or self.tags or self.changed)
 
     def close(self, status: str, end: int) -> str:
         """Set the run's final status, if it is still this outbox's; return the one it has."""
-        run = self._look()
+        run = self._fetch_run()
         if self.owner:
             return str(run.info.status)
         end = max(end, int(self.info.start_time * 1000))  # the clock may have jumped back
         self._client.set_terminated(self.info.id, status, end)
         return status
 
-    def _connect(self) -> None:
+    def _resolve_run(self) -> None:
         """Find or create the run in MLflow, and own it; of one that was there, learn what it holds.
 
         The run is taken before it is looked at: what others send afterwards they leave out.
         """
-        lookup, self._tried = not self._new or self._tried, True
-        run = self._store.get_or_create(self._birth, self.info, lookup)
+        may_exist, self._tried = not self._new or self._tried, True
+        run = self._store.get_or_create(self._content.creation, self.info, may_exist)
         if run.info.run_id != self.info.id:
             self.info = self._store.record(run)
             self.created(self.info)
-        self._looked_at(run)
+        self._note_owner(run)
         if not self.owner:
             if self.training:
-                self._beat = -math.inf if lookup else time.monotonic()
-            if self._own(run):
+                self._last_heartbeat = -math.inf if may_exist else time.monotonic()
+            if self._take_ownership(run):
                 run = self._client.get_run(run.info.run_id)
-            if self._birth:
-                self._describe(self._birth, run)
+            if self._content.creation:
+                self._send_creation(self._content.creation, run)
         if self.owner or not self._new:
             self.drop_already_logged(run)
         self.connected = True
-        self.learned()
 
-    def _own(self, run: Any) -> bool:
+    def _take_ownership(self, run: Any) -> bool:
         """Make the last life that began here the run's owner; tell whether it was not."""
         if not self._content.lives:
             return False
         life = self._content.lives[-1]
-        there = lives.owner(run.data.tags)
+        there = ownership.owner(run.data.tags)
         taken = not (there.process and life.is_named_by(there))
         if taken:
             self._set_tags(life.tags())
-        self._live()
+        self._send_heartbeat()
         return taken
 
-    def _describe(self, birth: Birth, run: Any) -> None:
+    def _send_creation(self, creation: RunCreation, run: Any) -> None:
         """Record params, data set and tags that a run was made with, as far as it lacks them."""
         from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
-        there, data = run.data, birth.dataset
-        known = params(birth.params).items()
+        there, data = run.data, creation.dataset
+        known = params(creation.params).items()
         self._send("params", [Param(key, v) for key, v in known if key not in there.params])
         if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
             name, source = fitted(data["name"], 500), fitted(data["source"], 5000)
@@ -247,37 +282,34 @@ class Delivery:
                     self._check_there()
                     self._set_aside("the data set", error)
         if not there.params:  # it was just made, maybe without a tag that was refused
-            lost = {k: v for k, v in birth.tags.items() if k not in there.tags and k != HEARTBEAT}
+            lost = {
+                k: v for k, v in creation.tags.items() if k not in there.tags and k != HEARTBEAT
+            }
             with self.mutex:
                 self.tags = {**lost, **self.tags}
 
     def drop_already_logged(self, run: Any) -> None:
-        """Wait no longer to send what MLflow has already, from here or from another machine."""
+        """Remove from what is unsent every point that MLflow already has."""
         have: dict[str, dict[int, float]] = {}
         for key in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, key)
-            have[key] = {point.step: exact(point.value) for point in history}
+            have[key] = {point.step: restore_infinity(point.value) for point in history}
         with self.mutex:
-            for key, known in have.items():
-                self._add_points(key, {**known, **self.points.get(key, {})})
-            self.waiting[:] = [
-                new
-                for p in self.waiting
-                for new in _points(p, points_not_yet_recorded(p, have.get(p.key, {})))
-            ]
+            self.learned = have
+            self.unsent[:] = [new for p in self.unsent for new in p.without(have.get(p.key, ()))]
 
     def _send_points(self) -> None:
         from mlflow.entities import Metric
 
-        waiting = list(self.waiting)
+        unsent = list(self.unsent)
         flat = [
             Metric(p.key, value, p.time, step)
-            for p in waiting
+            for p in unsent
             for step, value in zip(p.steps, p.values, strict=True)
         ]
         self._send("metrics", flat)
         with self.mutex:
-            del self.waiting[: len(waiting)]
+            del self.unsent[: len(unsent)]
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
@@ -289,32 +321,34 @@ class Delivery:
     def _mirror(self, here: Mapping[str, tuple[int, int]]) -> None:
         """Make the checkpoints in the run's remote home those of the folder, and bring the rest.
 
-        `here` is what the folder held, see `_listed`. Manifests are sent last and deleted first.
+        `here` is what `list_files` returned. Manifests are sent last and deleted first.
         """
         repository = self._store.artifacts(self.info)
-        if self._there is None:
+        if self._remote_files is None:
             listed = repository.list_artifacts("checkpoints")
-            self._there = {file.path: file.file_size for file in listed}
+            self._remote_files = {file.path: file.file_size for file in listed}
         describing = {name for name in here if name.endswith(".json")}
         order = sorted(here, key=lambda name: (name in describing, name))
         for name in order:
-            facts, known = here[name], self._there.get(name)
+            facts, known = here[name], self._remote_files.get(name)
             # A checkpoint's file that was here before and has the same size is the same one.
             old = "-" in name and name not in describing and facts[1] < self._opened
             if known != facts and not (old and known == facts[0]):
                 with contextlib.suppress(FileNotFoundError):  # gone again by retention
-                    if self._bring(repository, name, facts):
-                        self._there[name] = facts
-        gone = [name for name in self._there if name not in here and CHECKPOINT.fullmatch(name)]
+                    if self._upload(repository, name, facts):
+                        self._remote_files[name] = facts
+        gone = [
+            name for name in self._remote_files if name not in here and CHECKPOINT.fullmatch(name)
+        ]
         if gone:
-            self._look()
+            self._fetch_run()
         if self.owner:
             return
         for name in sorted(gone, key=lambda name: not name.endswith(".json")):
             repository.delete_artifacts(name)
-            del self._there[name]
+            del self._remote_files[name]
 
-    def _bring(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
+    def _upload(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
         """Send a file; tell whether it is there, and not one that the store will never take.
 
         Without all of its files a checkpoint has no manifest there.
@@ -324,7 +358,7 @@ class Delivery:
         if self._withheld.get(name) == facts or (name.endswith(".json") and stem in held):
             return False
         try:
-            repository.log_artifact(str(self.info.folder / name), _parent(name))
+            repository.log_artifact(str(self.info.folder / name), _folder_of(name))
         except Exception as error:
             if not is_refusal(error):
                 raise
@@ -347,60 +381,5 @@ def refusals(delivery: Delivery) -> str:
     return "; ".join(f"{what} ({why})" for what, why in sorted(refused.items()))
 
 
-def settled(box: Outbox, record: RunRecord, status: str) -> None:
-    """Note that MLflow has all; a finished run's spool is needed no longer."""
-    with contextlib.suppress(OSError):
-        box.append("delivered", None)
-    if record.remote and status == "FINISHED":
-        delete_spool(record.folder.parent)
-
-
-def delete_spool(home: Path) -> None:
-    """Remove the spool of a run whose all is elsewhere; a kill leaves all of it or none."""
-    os.rename(home, home.with_name(DELETING + home.name))
-    remove_deleted_spools(home.parent)
-
-
-def remove_deleted_spools(spool: Path) -> None:
-    """Remove what `delete_spool` was kept from removing."""
-    for gone in spool.glob(f"{DELETING}*"):
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def pairs_of(points: Points) -> list[tuple[int, float]]:
-    return [*zip(points.steps, points.values, strict=True)]
-
-
-def _points(points: Points, pairs: Sequence[tuple[int, float]]) -> list[Points]:
-    """Return those of some points that `pairs` tells, in a list; none if there are none."""
-    steps, values = [s for s, _ in pairs], [v for _, v in pairs]
-    return [Points(points.key, steps, values, points.time)] if steps else []
-
-
-def points_not_yet_recorded(points: Points, known: Mapping[int, float]) -> list[tuple[int, float]]:
-    return [(step, value) for step, value in pairs_of(points) if step not in known]
-
-
-def _listed(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return `_files`, manifests and other JSON files as they were before the rest was listed.
-
-    They describe files that were there before them.
-    """
-    describing = {name: facts for name, facts in _files(folder).items() if name.endswith(".json")}
-    others = {name: facts for name, facts in _files(folder).items() if not name.endswith(".json")}
-    return others | describing
-
-
-def _files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and time of change of each file below a folder, but temporary ones."""
-    found = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file() and not path.name.startswith("."):
-                facts = path.stat()
-                found[path.relative_to(folder).as_posix()] = (facts.st_size, facts.st_mtime_ns)
-    return found
-
-
-def _parent(name: str) -> str | None:
+def _folder_of(name: str) -> str | None:
     return os.path.dirname(name) or None

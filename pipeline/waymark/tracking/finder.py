@@ -8,10 +8,10 @@ from typing import Any
 
 from waymark import names
 from waymark.config.settings import BadInput
-from waymark.tracking import lives, outbox
-from waymark.tracking.alive import BOUND
+from waymark.tracking import outbox, ownership
 from waymark.tracking.limits import reason_of
-from waymark.tracking.recovery import reap
+from waymark.tracking.liveness import DEAD_AFTER_S
+from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore, summary_of
 
@@ -37,7 +37,7 @@ def find(store: RunStore, text: str) -> RunRecord:
     """
     try:
         if store.server:
-            reap(store)
+            mark_dead_runs_killed(store)
         found = [store.record(run) for run in _matching(store, text)]
     except Exception as error:  # whatever is wrong with the server, what is here is here
         if isinstance(error, BadInput):
@@ -45,7 +45,7 @@ def find(store: RunStore, text: str) -> RunRecord:
         if not store.server:
             reason = reason_of(error)
             raise BadInput(
-                f"RUN={text!r}: {store.address.shown} cannot be read ({reason})."
+                f"RUN={text!r}: {store.address.display_uri} cannot be read ({reason})."
             ) from None
         found, trouble = [], f"; {store.address.named}: cannot be used ({reason_of(error)})"
     else:
@@ -60,7 +60,9 @@ def find(store: RunStore, text: str) -> RunRecord:
             record for record in here if record.id.startswith(text) or record.local.startswith(text)
         ] or [record for record in here if record.name == text != "offline"]
     if not found:
-        raise BadInput(f"RUN={text!r}: there is no such run in {store.address.shown}{trouble}.")
+        raise BadInput(
+            f"RUN={text!r}: there is no such run in {store.address.display_uri}{trouble}."
+        )
     if len(found) > 1:
         ids = ", ".join(record.id[:12] for record in found[:5])
         raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
@@ -69,7 +71,7 @@ def find(store: RunStore, text: str) -> RunRecord:
     except OSError as error:  # another user's, who has closed it
         reason = f"{found[0].folder.parent}: cannot be read ({error.strerror})"
         raise BadInput(f"run {found[0].id}: {reason}.") from None
-    owner = lives.owner(found[0].tags, found[0].status == "FINISHED")
+    owner = ownership.owner(found[0].tags, found[0].status == "FINISHED")
     told = content.status if content and content.may_write(owner) else None
     # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
     return replace(found[0], status=told[0]) if told else found[0]
@@ -102,9 +104,9 @@ def _spooled(store: RunStore) -> Iterator[RunRecord]:
     """Yield the runs of this machine that are not, or not all, in the server."""
     for path in sorted(store.root.glob(f"spool/*/{outbox.NAME}")):
         content = outbox.read(path)
-        if content.birth and content.birth.address == store.address.key:
+        if content.creation and content.creation.address == store.address.store_key:
             status = content.status[0] if content.status else "RUNNING"
-            record = store.offline(content.birth, content.ids, status, path.parent)
+            record = store.offline(content.creation, content.ids, status, path.parent)
             yield replace(record, tags=record.tags | content.tags, offline=True)
 
 
@@ -129,7 +131,7 @@ def select(
         conditions.append(f"tags.{names.PARENT_RUN} = '{parent}'")
     try:
         if store.server:
-            reap(store)
+            mark_dead_runs_killed(store)
         page = min(most or 1000, 1000)
         runs = store.search(" AND ".join(conditions), NEWEST_FIRST, experiment, page)
         found = [(store.record(run), summary_of(run)) for run in islice(runs, most)]
@@ -154,4 +156,4 @@ def tagged(
 
 def _present() -> int:
     """Return the latest time (ms) that a right clock may show now, on whatever machine."""
-    return int((time.time() + BOUND) * 1000)
+    return int((time.time() + DEAD_AFTER_S) * 1000)

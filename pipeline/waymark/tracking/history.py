@@ -67,9 +67,7 @@ def history(store: RunStore, record: RunRecord) -> History:
     Raises what MLflow raises.
     """
     box = outbox.read(record.outbox)
-    own: dict[str, dict[int, float]] = {}
-    for points in box.points:
-        own.setdefault(points.key, {}).update(zip(points.steps, points.values, strict=True))
+    own = box.metrics()
     here = History(own, box.digests)
     there = load(artifacts.read(store, record, NAME))
     if record.offline or not record.remote:

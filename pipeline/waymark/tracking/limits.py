@@ -6,6 +6,7 @@ import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from waymark.config.settings import BadInput, first_line, without_password
@@ -54,7 +55,7 @@ def fitted(text: str, most: int) -> str:
     return text[: most - len(end)] + end
 
 
-def exact(value: float) -> float:
+def restore_infinity(value: float) -> float:
     """Return a value as it was recorded: MLflow gives infinity back as 1.8e308."""
     return math.copysign(math.inf, value) if abs(value) > 1e300 else value
 
@@ -77,6 +78,15 @@ def requests(kind: str, items: Sequence[Any]) -> Iterator[list[Any]]:
         size += more
     if part:
         yield part
+
+
+@contextmanager
+def store_errors(what: str) -> Iterator[None]:
+    """Turn whatever MLflow, the network or the disk raises into BadInput: `what` (reason)."""
+    try:
+        yield
+    except Exception as error:
+        raise BadInput(f"{what} ({reason_of(error)}).") from None
 
 
 def reason_of(error: BaseException) -> str:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 LOCK = "mlflow.lock"
 JOURNALS = ("-journal", "-wal", "-shm")  # of SQLite, beside its file
-PATIENCE = 300  # seconds to wait for another process that makes the store, on a slow machine
-REST = 2.0  # seconds without a change after which nobody is making a store any more
+CREATE_WAIT_S = 300  # seconds to wait for another process that makes the store, on a slow machine
+QUIET_S = 2.0  # seconds without a change after which nobody is making a store any more
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def ensure(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> Non
             with suppress(Timeout, OSError), lock.acquire(timeout=0):
                 _clean(database)
         return
-    with lock.acquire(timeout=PATIENCE):
+    with lock.acquire(timeout=CREATE_WAIT_S):
         _clean(database)
         if database.exists() and not is_whole(database):
             _retire(database)
@@ -149,7 +149,7 @@ def _unusable(database: Path) -> Path:
 
 def _retire(database: Path) -> None:
     """Give a store whose making was interrupted, and its journals, another name."""
-    while 0 <= time.time() - database.stat().st_mtime < REST:  # another program may be at it
+    while 0 <= time.time() - database.stat().st_mtime < QUIET_S:  # another program may be at it
         time.sleep(0.1)
     if is_whole(database):
         return

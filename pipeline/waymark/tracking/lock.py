@@ -9,29 +9,29 @@ from typing import Any
 
 from waymark import names
 from waymark.config.settings import BadInput
-from waymark.tracking import lives, outbox
-from waymark.tracking.alive import is_alive, this_process
+from waymark.tracking import outbox, ownership
+from waymark.tracking.liveness import is_alive, this_process
 from waymark.tracking.runs import RunRecord
 
 LOCK_WAIT_S = 0.3  # to wait for a run's lock: to ask for it is to hold it for a moment
 
 
-class Busy(BadInput):
+class RunLocked(BadInput):
     """Say that another process has a run."""
 
 
 @contextlib.contextmanager
-def locked(record: RunRecord) -> Iterator[None]:
-    """Hold a run for this process; raise Busy if another one has it."""
-    lock = hold(record)
+def run_lock(record: RunRecord) -> Iterator[None]:
+    """Hold a run for this process; raise RunLocked if another one has it."""
+    lock = acquire_run_lock(record)
     try:
         yield
     finally:
         lock.release()
 
 
-def hold(record: RunRecord, patience: float = LOCK_WAIT_S) -> Any:
-    """Hold a run until the lock that is returned is released; raise Busy as `locked` does.
+def acquire_run_lock(record: RunRecord, patience: float = LOCK_WAIT_S) -> Any:
+    """Hold a run until the lock that is returned is released; raise RunLocked as `run_lock` does.
 
     Raises BadInput if this user may not write to the run.
     """
@@ -45,7 +45,7 @@ def hold(record: RunRecord, patience: float = LOCK_WAIT_S) -> Any:
         if record.outbox.exists():
             record.outbox.open("ab").close()
     except Timeout:
-        raise Busy(f"run {record.id}: another process is training it.") from None
+        raise RunLocked(f"run {record.id}: another process is training it.") from None
     except OSError as error:
         lock.release()
         reason = f"{home}: cannot be written to ({error.strerror})"
@@ -56,15 +56,15 @@ def hold(record: RunRecord, patience: float = LOCK_WAIT_S) -> Any:
 def is_held(record: RunRecord) -> bool | None:
     """Tell whether a process has a run whose outbox is here; None if that cannot be asked."""
     try:
-        hold(record, 0).release()
-    except Busy:
+        acquire_run_lock(record, 0).release()
+    except RunLocked:
         return True
     except BadInput:  # a store that may only be read
         return None
     return False
 
 
-def this_process_text() -> str:
+def process_tag() -> str:
     """Return what names this process, as a tag."""
     return json.dumps(this_process())
 
@@ -79,14 +79,14 @@ def may_be_alive(record: RunRecord) -> bool:
     held = is_held(record) if record.outbox.exists() else None
     if held and not record.remote:
         return True
-    if held is not None and outbox.read(record.outbox).is_of(lives.owner(record.tags)):
+    if held is not None and outbox.read(record.outbox).is_of(ownership.owner(record.tags)):
         return held
     return is_own(process) or is_alive(process, beat)
 
 
 def owner_and_heartbeat(record: RunRecord) -> tuple[dict[str, Any], float]:
     """Return the process that trains a run, and its last sign of life, as far as they are told."""
-    process = dict(lives.owner(record.tags).process)
+    process = dict(ownership.owner(record.tags).process)
     try:
         beat = float(record.tags.get(names.HEARTBEAT, ""))
     except ValueError:
@@ -99,7 +99,7 @@ def is_own(process: Mapping[str, Any]) -> bool:
     return {key: process.get(key) for key in this_process()} == this_process()
 
 
-def last_sign(record: RunRecord, beat: float) -> int:
+def last_activity_ms(record: RunRecord, beat: float) -> int:
     """Return the latest time (ms) at which a run is known to have lived, by no clock ahead."""
     with contextlib.suppress(OSError):
         beat = max(beat, record.outbox.stat().st_mtime)

@@ -14,9 +14,9 @@ from waymark.config.settings import BadInput
 from waymark.processes.process_state import same_environment, set_level, set_variable
 from waymark.tracking import local_store, outbox
 from waymark.tracking.address import Address, database_uri, location, resolve_address
-from waymark.tracking.delivery import remove_deleted_spools
-from waymark.tracking.limits import reason_of
-from waymark.tracking.recovery import complain, reap
+from waymark.tracking.limits import store_errors
+from waymark.tracking.recovery import mark_dead_runs_killed, report_left_out
+from waymark.tracking.runs import remove_deleted_spools
 from waymark.tracking.store import LocalFile, RunStore
 
 LOCATION_COLUMNS = {"experiments": "artifact_location", "runs": "artifact_uri"}
@@ -26,7 +26,7 @@ def open_store(
     uri: str | None,
     create: bool = False,
     reading: bool = False,
-    recovered: Callable[[str, str], None] = complain,
+    recovered: Callable[[str, str], None] = report_left_out,
 ) -> RunStore:
     """Open the store, creating a local one if asked; raise BadInput if it cannot be used.
 
@@ -40,16 +40,14 @@ def open_store(
     if (address.database or create) and not reading:
         _check_writable(address.root)
     _mlflow_defaults()
-    try:
+    with store_errors(f"{address.named}: cannot be used"):
         file = _open_file(address.database, address, read_only) if address.database else None
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(file.uri if file else address.uri)
         store = RunStore(address, client, file, read_only, recovered)
         if not (address.server or read_only):
-            reap(store)
-    except Exception as error:
-        raise BadInput(f"{address.named}: cannot be used ({reason_of(error)}).") from None
+            mark_dead_runs_killed(store)
     if not read_only:
         remove_deleted_spools(address.root / "spool")
     return store
@@ -112,7 +110,7 @@ def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
     own = f"artifact_location = ? || experiment_id AND experiment_id NOT IN {tagged}"
     with local_store.connected(path) as database:  # writes nothing, and takes no lock, without need
         values = "SELECT DISTINCT value FROM experiment_tags WHERE key = ?"
-        roots = {value for (value,) in database.execute(values, (names.ROOT,))} - {root}
+        roots = {value for (value,) in database.execute(values, (names.ROOT_TAG,))} - {root}
         if read_only:
             return sorted(roots, key=len, reverse=True)
         for old in roots:
@@ -123,13 +121,15 @@ def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
                     (root, len(old) + 1, len(old) + 1, f"{old}/"),
                 )
             change = "UPDATE experiment_tags SET value = ? WHERE key = ? AND value = ?"
-            database.execute(change, (root, names.ROOT, old))
+            database.execute(change, (root, names.ROOT_TAG, old))
         new = f"SELECT experiment_id FROM experiments WHERE {own}"
-        for (experiment,) in database.execute(new, (f"{root}/artifacts/", names.ROOT)).fetchall():
+        for (experiment,) in database.execute(
+            new, (f"{root}/artifacts/", names.ROOT_TAG)
+        ).fetchall():
             database.execute(
                 "INSERT OR IGNORE INTO experiment_tags (key, value, experiment_id) "
                 "VALUES (?, ?, ?)",  # another process may have done so meanwhile
-                (names.ROOT, root, experiment),
+                (names.ROOT_TAG, root, experiment),
             )
     return []
 

@@ -9,7 +9,8 @@ import json
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,8 +18,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt
 
 from waymark.config.settings import settings
-from waymark.tracking import lives
-from waymark.tracking.lives import Life
+from waymark.tracking import ownership
+from waymark.tracking.ownership import Life
 
 NAME = "outbox.jsonl"
 
@@ -32,9 +33,14 @@ class Points:
     values: Sequence[float]
     time: int
 
+    def without(self, known: Collection[int]) -> "list[Points]":
+        """Return the points at other steps than those, in a list; none if there are none."""
+        new = {s: v for s, v in zip(self.steps, self.values, strict=True) if s not in known}
+        return [Points(self.key, [*new], [*new.values()], self.time)] if new else []
+
 
 @settings
-class Birth:
+class RunCreation:
     """What a run is created with; `id` is its name on this machine, for good."""
 
     id: Annotated[str, Field(pattern="^[0-9A-Za-z]+$")]  # it becomes part of a search
@@ -51,7 +57,7 @@ class Birth:
 class Content:
     """What an outbox holds."""
 
-    birth: Birth | None = None
+    creation: RunCreation | None = None
     ids: tuple[str, str] | None = None  # MLflow's: run, experiment
     points: list[Points] = field(default_factory=list)
     digests: dict[int, str] = field(default_factory=dict)  # of the states saved, by step
@@ -60,6 +66,13 @@ class Content:
     before: list[Life] = field(default_factory=list)  # the ones that they went on from
     status: tuple[str, int] | None = None  # at the end, and when (ms); None while it goes on
     delivered: bool = False
+
+    def metrics(self) -> dict[str, dict[int, float]]:
+        """Return the points as key -> step -> value."""
+        found: dict[str, dict[int, float]] = {}
+        for p in self.points:
+            found.setdefault(p.key, {}).update(zip(p.steps, p.values, strict=True))
+        return found
 
     def begin(self, life: Life, before: Life | None) -> None:
         """Begin another life of the run; the tags of one that another machine followed are old."""
@@ -114,14 +127,30 @@ class Outbox:
 
 def read(path: Path) -> Content:
     """Return what an outbox holds; nothing if there is none."""
-    content = Content()
-    for kind, value in _lines(path):
-        try:
-            _put(content, kind, value)
-        except (ValueError, TypeError, OverflowError, AttributeError):
-            continue
-        content.delivered = kind == "delivered"
-    return content
+    reader = OutboxReader(path)
+    reader.read()
+    return reader.content
+
+
+class OutboxReader:
+    """Follows an outbox that a process, maybe another one, appends to."""
+
+    def __init__(self, path: Path) -> None:
+        self.content = Content()
+        self._path, self._offset = path, 0
+
+    def read(self) -> None:
+        """Take up the entries added since; one that is not there as a whole waits."""
+        with suppress(OSError), self._path.open("rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+            last = data.rfind(b"\n") + 1
+            whole = data if any(_entries(data[last:])) else data[:last]
+            self._offset += len(whole)
+            for kind, value in _entries(whole):
+                with suppress(ValueError, TypeError, OverflowError, AttributeError):
+                    _put(self.content, kind, value)
+                    self.content.delivered = kind == "delivered"
 
 
 def is_delivered(path: Path) -> bool:
@@ -134,13 +163,6 @@ def is_delivered(path: Path) -> bool:
 def is_pending(path: Path) -> bool:
     """Tell whether something in an outbox may still be on its way to MLflow."""
     return path.exists() and not is_delivered(path)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        yield from _entries(path.read_bytes())
-    except OSError:
-        return
 
 
 def _entries(data: bytes) -> Iterator[tuple[str, Any]]:
@@ -159,10 +181,10 @@ def _entries(data: bytes) -> Iterator[tuple[str, Any]]:
 def _put(content: Content, kind: str, value: Any) -> None:
     """Take up an entry; raise ValueError or TypeError for one that no outbox holds."""
     if kind == "run":
-        birth = Birth(**value)
-        if len(birth.dataset) not in (0, 4):
+        creation = RunCreation(**value)
+        if len(creation.dataset) not in (0, 4):
             raise ValueError
-        content.birth = content.birth or birth
+        content.creation = content.creation or creation
     elif kind == "points":
         key, steps, values, at = value
         points = Points(str(key), [int(s) for s in steps], [float(v) for v in values], int(at))
@@ -182,5 +204,5 @@ def _put(content: Content, kind: str, value: Any) -> None:
         content.status = str(status), int(at)
     elif kind == "begun":
         after = value.get("after")
-        life = lives.load({key: entry for key, entry in value.items() if key != "after"})
-        content.begin(life, lives.load(after) if after else None)
+        life = ownership.load({key: entry for key, entry in value.items() if key != "after"})
+        content.begin(life, ownership.load(after) if after else None)

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from waymark import names
-from waymark.config.settings import BadInput
 from waymark.tracking.finder import tagged
-from waymark.tracking.limits import KEY, TAG, fitted, reason_of
-from waymark.tracking.lock import this_process_text
+from waymark.tracking.limits import KEY, TAG, fitted, store_errors
+from waymark.tracking.lock import process_tag
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore, user_name
 
@@ -22,11 +21,11 @@ def open_parent(
     not answer.
     """
     alive = {
-        names.PROCESS: this_process_text(),
+        names.PROCESS: process_tag(),
         names.HEARTBEAT: str(int(time.time())),
         names.REASON: "",
     }
-    try:
+    with store_errors(f"{store.address.named}: takes no sweep"):
         known = tagged(store, experiment, key, tags[key])
         if not known:
             return store.record(_made(store, experiment, name, {**tags, **alive})), None
@@ -35,8 +34,6 @@ def open_parent(
         for tag, text in {**tags, **alive}.items():
             store.client.set_tag(record.id, tag, text)
         return record, record
-    except Exception as error:  # of MLflow, the network
-        raise BadInput(f"{store.address.named}: takes no sweep ({reason_of(error)}).") from None
 
 
 def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:

@@ -1,4 +1,4 @@
-"""Runs that no process trains: their end told, what they left delivered, lost ones made again."""
+"""Mark dead runs KILLED, deliver their outboxes, recreate runs missing from the database."""
 
 import os
 import sys
@@ -9,21 +9,21 @@ from pathlib import Path
 
 from waymark import names
 from waymark.config.settings import BadInput, Sentence
-from waymark.tracking import lives, outbox
-from waymark.tracking.delivery import Delivery, delete_spool, refusals, settled
+from waymark.tracking import outbox, ownership
+from waymark.tracking.delivery import Delivery, refusals
 from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.history import History, load
 from waymark.tracking.limits import Deleted, reason_of
 from waymark.tracking.lock import (
-    Busy,
+    RunLocked,
     is_held,
-    last_sign,
-    locked,
+    last_activity_ms,
     may_be_alive,
     owner_and_heartbeat,
+    run_lock,
 )
-from waymark.tracking.outbox import Birth, Content, Outbox
-from waymark.tracking.runs import RunRecord
+from waymark.tracking.outbox import Content, Outbox, RunCreation
+from waymark.tracking.runs import RunRecord, delete_spool, mark_delivered
 from waymark.tracking.store import RunStore
 
 
@@ -32,17 +32,17 @@ def delivered(run_id: str, refused: str) -> str:
     return f"run {run_id}: delivered" + (f" without {refused}" if refused else "")
 
 
-def complain(run_id: str, refused: str) -> None:
+def report_left_out(run_id: str, refused: str) -> None:
     """Say on standard error what was left out of a run that was delivered on the way."""
     if refused:
         print(Sentence(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
 
 
-def reap(store: RunStore) -> None:
+def mark_dead_runs_killed(store: RunStore) -> None:
     """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
 
     Raises what MLflow raises. A run of another host is left alone until its last sign of
-    life is older than `alive.BOUND`.
+    life is older than `liveness.DEAD_AFTER_S`.
     """
     query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
     for run in list(store.search(query)):  # all of them first: pages count what still fits
@@ -53,21 +53,21 @@ def reap(store: RunStore) -> None:
             if store.database:
                 with store.sql(0.1) as database:  # for which MLflow would wait long
                     database.execute("BEGIN IMMEDIATE")
-            bury(store, record, last_sign(record, owner_and_heartbeat(record)[1]))
+            mark_killed(store, record, last_activity_ms(record, owner_and_heartbeat(record)[1]))
 
 
-def bury(store: RunStore, record: RunRecord, end: int) -> None:
-    """Mark KILLED a run whose process is gone; raise Busy if a process has it.
+def mark_killed(store: RunStore, record: RunRecord, end: int) -> None:
+    """Mark KILLED a run whose process is gone; raise RunLocked if a process has it.
 
     What a local run had not delivered is delivered with it; with a server, where that may take
     long, resume and sync do it.
     """
     content = outbox.read(record.outbox)
-    here = content.is_of(lives.owner(record.tags))
+    here = content.is_of(ownership.owner(record.tags))
     if here and not record.remote:
-        store.recovered(record.id, replay(store, record, ("KILLED", end)))
+        store.recovered(record.id, deliver_outbox(store, record, ("KILLED", end)))
     elif not (here and content.status):
-        with locked(record) if here else nullcontext():
+        with run_lock(record) if here else nullcontext():
             run = store.client.get_run(record.id)
             same = all(
                 run.data.tags.get(k) == record.tags.get(k)
@@ -75,67 +75,63 @@ def bury(store: RunStore, record: RunRecord, end: int) -> None:
             )
             if not same or run.info.status != "RUNNING":
                 return  # it lives after all, or another process has taken it
-            for key, value in _dead(record).items():
+            for key, value in _killed_tags(record).items():
                 store.client.set_tag(record.id, key, value)
             end = max(end, int(record.start_time * 1000))
             store.client.set_terminated(record.id, "KILLED", end)
 
 
-def _dead(record: RunRecord) -> dict[str, str]:
+def _killed_tags(record: RunRecord) -> dict[str, str]:
     # A sweep has a command of its own.
     again = record.tags.get(names.RESUME) or f"waymark resume {record.id}"
     return {names.REASON: "its process is gone", names.RESUME: again}
 
 
-def replay(store: RunStore, record: RunRecord, default: tuple[str, int]) -> str:
+def deliver_outbox(store: RunStore, record: RunRecord, default: tuple[str, int]) -> str:
     """Deliver all that stands in the outbox of a run that no process trains.
 
     Returns what the store will never take of it, or another process's run does not need, in
     words. `default` is the status (and when, ms) of a run that did not live to record one.
-    Raises Busy if a process has the run, Deleted if it was deleted, and what MLflow raises.
+    Raises RunLocked if a process has the run, Deleted if it was deleted, and what MLflow raises.
     """
-    with locked(record):
+    with run_lock(record):
         content = outbox.read(record.outbox)
-        delivery = Delivery(store, record, content, new=False)
         box = Outbox(record.outbox)
         try:
-            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
-            delivery.learned = lambda: _complete(record.folder / HISTORY, delivery)
             if not content.status:  # it did not live to record its end
                 content.status = default
                 if default[0] == "KILLED":
-                    content.tags |= _dead(record)
-                    box.append("tags", _dead(record))
+                    box.append("tags", _killed_tags(record))
                 box.append("status", content.status)
-            born = content.birth.tags if content.birth else {}
-            lasting = {
-                k: text
-                for k, text in born.items()
-                if k not in (names.PROCESS, names.LIFE, names.FROM_STEP)
-            }
-            delivery.tags = {**lasting, **content.tags}
+            first = content.creation.tags if content.creation else {}
+            owners = (names.PROCESS, names.LIFE, names.FROM_STEP)
+            lasting = {key: text for key, text in first.items() if key not in owners}
+            delivery = Delivery(store, record, False, lasting)
+            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
             delivery.deliver()
-            settled(box, delivery.info, delivery.close(*content.status))
+            known = History(content.metrics()).over(delivery.status.learned)
+            _complete_history(record.folder / HISTORY, known)
+            mark_delivered(box, delivery.info, delivery.close(*content.status))
             return refusals(delivery)
         finally:
             box.close()
 
 
-def _complete(path: Path, delivery: Delivery) -> None:
+def _complete_history(path: Path, newer: History) -> None:
     """Put what MLflow has into a run's history that was written without it."""
     with suppress(OSError):
         known = load(path.read_bytes())
         if known and not known.whole:
             new = path.with_name(f".{path.name}")
-            new.write_text(History(delivery.points).over(known).dump(), encoding="utf-8")
+            new.write_text(newer.over(known).dump(), encoding="utf-8")
             os.replace(new, path)
 
 
-def settle(store: RunStore, record: RunRecord) -> None:
+def deliver_ended_run(store: RunStore, record: RunRecord) -> None:
     """Deliver what an ended run's outbox holds, and keep no spool of it."""
     if record.outbox.exists() and (record.remote or outbox.is_pending(record.outbox)):
         end = record.status, time.time_ns() // 1_000_000
-        store.recovered(record.id, replay(store, record, end))
+        store.recovered(record.id, deliver_outbox(store, record, end))
     elif record.remote and record.folder.exists():
         delete_spool(record.folder.parent)
 
@@ -156,31 +152,31 @@ def sync(store: RunStore) -> Iterator[tuple[str, bool]]:
         if path in here and not lost and outbox.is_delivered(path):
             continue
         content = outbox.read(path)
-        if content.birth is None:
+        if content.creation is None:
             continue
         if known.get(home.name) == "deleted":
             yield f"run {home.name}: left out, it was deleted and can be restored", True
             continue
-        if lost and (content.birth.id in known or not (home / "artifacts").exists()):
+        if lost and (content.creation.id in known or not (home / "artifacts").exists()):
             continue  # a copy of a run's folder, or what MLflow's garbage collection left
-        if content.birth.address == store.address.key:
+        if content.creation.address == store.address.store_key:
             yield from _deliver(store, home, content, lost)
         elif not content.delivered:
-            where = content.birth.address or "the store beside it"
-            yield f"run {content.birth.id} belongs to {where}: give its tracking.uri", True
+            where = content.creation.address or "the store beside it"
+            yield f"run {content.creation.id} belongs to {where}: give its tracking.uri", True
     if store.server:
         with suppress(Exception):  # what is wrong with it has been said above, if it matters
-            reap(store)
+            mark_dead_runs_killed(store)
 
 
 def _deliver(
     store: RunStore, home: Path, content: Content, lost: bool
 ) -> Iterator[tuple[str, bool]]:
-    assert content.birth
+    assert content.creation
     ids = (home.name, home.parent.name) if store.database else content.ids
     status = content.status[0] if content.status else "RUNNING"
-    record = store.offline(content.birth, ids, status, home)
-    beat = last_sign(record, 0) / 1000
+    record = store.offline(content.creation, ids, status, home)
+    beat = last_activity_ms(record, 0) / 1000
     if status == "RUNNING" and is_held(record):
         return
     try:
@@ -189,9 +185,9 @@ def _deliver(
                 delete_spool(home)  # it was finished on another machine
             return
         if lost:
-            record = _rebuilt(store, record, content.birth)
-        refused = replay(store, record, ("KILLED", int(beat * 1000)))
-    except Busy as error:
+            record = _rebuilt(store, record, content.creation)
+        refused = deliver_outbox(store, record, ("KILLED", int(beat * 1000)))
+    except RunLocked as error:
         yield str(error), True
     except Deleted as error:
         yield f"run {record.id}: left out, {error}", True
@@ -201,10 +197,10 @@ def _deliver(
         yield delivered(record.id, refused), True
 
 
-def _rebuilt(store: RunStore, record: RunRecord, birth: Birth) -> RunRecord:
+def _rebuilt(store: RunStore, record: RunRecord, creation: RunCreation) -> RunRecord:
     """Make a run anew that the database has lost, and give its folder the new id."""
-    with locked(record):
-        made = store.record(store.get_or_create(birth, None, may_exist=True))
+    with run_lock(record):
+        made = store.record(store.get_or_create(creation, None, may_exist=True))
         if made.outbox.exists():
             raise BadInput(f"{made.folder.parent} is there already; {record.folder.parent} stays.")
         age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last

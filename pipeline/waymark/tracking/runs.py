@@ -1,9 +1,14 @@
 """A run as it is known here, and what is recorded of it as a whole."""
 
+import os
+import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from waymark.tracking import outbox
+
+DELETING = ".gone-"
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class RunRecord:
         """
         if key in self.tags:
             return self.tags[key]
-        birth = outbox.read(self.outbox).birth
-        return birth.tags.get(key) if birth else None
+        creation = outbox.read(self.outbox).creation
+        return creation.tags.get(key) if creation else None
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,23 @@ class RunSummary:
     params: dict[str, str]
     metrics: dict[str, float]  # the last value of each
     end: float | None  # seconds since the epoch; None while it goes on
+
+
+def mark_delivered(box: outbox.Outbox, record: RunRecord, status: str) -> None:
+    """Note that MLflow has all; a finished run's spool is needed no longer."""
+    with suppress(OSError):
+        box.append("delivered", None)
+    if record.remote and status == "FINISHED":
+        delete_spool(record.folder.parent)
+
+
+def delete_spool(home: Path) -> None:
+    """Remove the spool of a run whose all is elsewhere; a kill leaves all of it or none."""
+    os.rename(home, home.with_name(DELETING + home.name))
+    remove_deleted_spools(home.parent)
+
+
+def remove_deleted_spools(spool: Path) -> None:
+    """Remove what `delete_spool` was kept from removing."""
+    for gone in spool.glob(f"{DELETING}*"):
+        shutil.rmtree(gone, ignore_errors=True)

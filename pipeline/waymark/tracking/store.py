@@ -1,4 +1,4 @@
-"""The store of runs, behind a few verbs of our own: nothing outside this package knows MLflow's."""
+"""The store of runs, behind a few verbs of our own; MLflow's client stays in this package."""
 
 import getpass
 import os
@@ -15,8 +15,8 @@ from waymark import names
 from waymark.config.settings import BadInput
 from waymark.tracking import local_store, outbox
 from waymark.tracking.address import Address, location
-from waymark.tracking.limits import Deleted, exact, is_refusal, params, reason_of
-from waymark.tracking.outbox import Birth
+from waymark.tracking.limits import Deleted, is_refusal, params, restore_infinity, store_errors
+from waymark.tracking.outbox import RunCreation
 from waymark.tracking.runs import RunRecord, RunSummary
 
 ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
@@ -37,6 +37,8 @@ class RunStore:
     """A store of runs: a local SQLite file beside its artifacts, or whatever MLflow reaches.
 
     A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
+    Outside this package nine verbs are used: summary, metrics, metric_history, set_tags,
+    log_metrics, log_text, log_files, end and link; the others take or return what is MLflow's.
     """
 
     def __init__(
@@ -59,60 +61,45 @@ class RunStore:
         assert self._file
         return local_store.connected(self._file.path, patience=patience)
 
-    def _relocated(self, place: str) -> str:
+    def _relocate(self, artifact_uri: str) -> str:
         """Return where artifacts lie now whose store was moved and may not be written to."""
         for old in self._file.moved_from if self._file else ():
-            if place.startswith(f"{old}/"):
-                return location(self.root) + place[len(old) :]
-        return place
+            if artifact_uri.startswith(f"{old}/"):
+                return location(self.root) + artifact_uri[len(old) :]
+        return artifact_uri
 
     def record(self, run: Any) -> RunRecord:
         """Return what MLflow knows of a run, and where its files lie here."""
         info, tags = run.info, dict(run.data.tags)
-        place = self._relocated(info.artifact_uri)
+        artifact_uri = self._relocate(info.artifact_uri)
         local = next((t for t in (tags.get(names.LOCAL_ID, ""), info.run_id) if t.isalnum()), None)
         if local is None:  # it becomes the name of a folder
             raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
         below = f"{info.experiment_id}/{info.run_id}/artifacts"
-        scheme, _, path = place.rpartition("://")  # a plain path is quoted as well
+        scheme, _, path = artifact_uri.rpartition("://")  # a plain path is quoted as well
         remote = self.server or scheme not in ("", "file")
-        if self.database and place.startswith("mlflow-artifacts:"):
+        if self.database and artifact_uri.startswith("mlflow-artifacts:"):
             folder, remote = self.root / "artifacts" / below, False
         elif remote:
             folder = self.root / "spool" / local / "artifacts"
         else:
             folder = Path(url2pathname(path))
         start = (info.start_time or 0) / 1000
-        return RunRecord(
-            info.run_id,
-            local,
-            info.run_name,
-            info.experiment_id,
-            info.status,
-            start,
-            tags,
-            folder,
-            remote,
-        )
+        known = info.run_name, info.experiment_id, info.status
+        return RunRecord(info.run_id, local, *known, start, tags, folder, remote)
 
     def offline(
-        self, birth: Birth, ids: tuple[str, str] | None, status: str, home: Path
+        self, creation: RunCreation, ids: tuple[str, str] | None, status: str, home: Path
     ) -> RunRecord:
         """Return what is known of a run from its outbox alone; `home` is its folder."""
-        run_id, experiment = ids or (birth.id, "")
-        return RunRecord(
-            run_id,
-            birth.id,
-            birth.name or "offline",
-            experiment,
-            status,
-            birth.start / 1000,
-            birth.tags,
-            home / "artifacts",
-            home.parent.name == "spool",
-        )
+        run_id, experiment = ids or (creation.id, "")
+        known = creation.name or "offline", experiment, status, creation.start / 1000
+        folder, remote = home / "artifacts", home.parent.name == "spool"
+        return RunRecord(run_id, creation.id, *known, creation.tags, folder, remote)
 
-    def get_or_create(self, birth: Birth | None, record: RunRecord | None, may_exist: bool) -> Any:
+    def get_or_create(
+        self, creation: RunCreation | None, record: RunRecord | None, may_exist: bool
+    ) -> Any:
         """Return MLflow's run, created where there is none.
 
         `may_exist`: an earlier request may have created it, so it is looked for first."""
@@ -122,27 +109,27 @@ class RunStore:
             try:
                 return self.client.get_run(record.id)
             except MlflowException as error:
-                if birth is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                if creation is None or error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-        assert birth
+        assert creation
         if may_exist:
             # The deleted ones too: such a run is not to be made again.
-            for made in self.search(f"tags.`{names.LOCAL_ID}` = '{birth.id}'", view=ALL):
+            for made in self.search(f"tags.`{names.LOCAL_ID}` = '{creation.id}'", view=ALL):
                 return self.client.get_run(made.info.run_id)
-        tags = birth.tags | ({names.LOCAL_ID: birth.id} if self.server or may_exist else {})
+        tags = creation.tags | ({names.LOCAL_ID: creation.id} if self.server or may_exist else {})
         if may_exist:  # the process that began it may be gone: it comes with the rest, and an end
             others = (names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
             tags = {key: text for key, text in tags.items() if key not in others}
-        experiment = self.experiment(birth.experiment)
+        experiment = self.experiment(creation.experiment)
         try:
-            return self.client.create_run(experiment, birth.start, tags, birth.name)
+            return self.client.create_run(experiment, creation.start, tags, creation.name)
         except MlflowException as error:
             if not is_refusal(error):
                 raise
         # One of the tags it may be: with its own it is found, the others follow one by one.
         first = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
         own = {key: text for key, text in tags.items() if key in first}
-        return self.client.create_run(experiment, birth.start, own, birth.name)
+        return self.client.create_run(experiment, creation.start, own, creation.name)
 
     def experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -155,7 +142,7 @@ class RunStore:
                 maker = self._file.store if self._file else self.client
                 made = maker.create_experiment(name)
                 if self.database:
-                    self.client.set_experiment_tag(made, names.ROOT, location(self.root))
+                    self.client.set_experiment_tag(made, names.ROOT_TAG, location(self.root))
             except MlflowException:  # another process made it meanwhile
                 if self.client.get_experiment_by_name(name) is None:
                     raise
@@ -202,14 +189,11 @@ class RunStore:
     def summary(self, record: RunRecord) -> RunSummary:
         """Return what is known of a run as a whole; raise BadInput if the store does not answer."""
         if record.known and not record.offline:
-            try:
+            with store_errors(f"run {record.id}: cannot be read"):
                 return summary_of(self.client.get_run(record.id))
-            except Exception as error:  # of MLflow, the network
-                reason = reason_of(error)
-                raise BadInput(f"run {record.id}: cannot be read ({reason}).") from None
         content = outbox.read(record.outbox)
         last = {p.key: p.values[-1] for p in content.points if p.values}
-        settings = content.birth.params if content.birth else {}
+        settings = content.creation.params if content.creation else {}
         return RunSummary(
             params(settings), last, content.status[1] / 1000 if content.status else None
         )
@@ -217,7 +201,7 @@ class RunStore:
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return step and value of each point of a metric, as MLflow orders them."""
         points = self.client.get_metric_history(run_id, key)
-        return [(point.step, exact(point.value)) for point in points]
+        return [(point.step, restore_infinity(point.value)) for point in points]
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run at once; raise what MLflow raises, as all that follow do."""
@@ -249,13 +233,13 @@ class RunStore:
     def link(self, record: RunRecord) -> str:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
         if not record.known:
-            return f"{self.address.shown}, once waymark sync has brought it there"
+            return f"{self.address.display_uri}, once waymark sync has brought it there"
         page = (
             f"#/experiments/{record.experiment_id}/runs/{record.id}?workflowType=machine_learning"
         )
         if self.database:
             return f"waymark ui, then http://127.0.0.1:5000/{page}"
-        return f"{self.address.shown}/{page}"
+        return f"{self.address.display_uri}/{page}"
 
 
 def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
@@ -270,7 +254,7 @@ def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def summary_of(run: Any) -> RunSummary:
-    metrics = {key: exact(value) for key, value in run.data.metrics.items()}
+    metrics = {key: restore_infinity(value) for key, value in run.data.metrics.items()}
     end = run.info.end_time
     return RunSummary(dict(run.data.params), metrics, end / 1000 if end else None)
 

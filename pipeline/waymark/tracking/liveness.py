@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT_S = 30  # seconds between two signs of life of a run
-BOUND = 300  # seconds without one after which a run of another host or container counts as dead
+DEAD_AFTER_S = 300  # seconds without one after which a run of another machine counts as dead
 
 
 def this_process() -> dict[str, Any]:
@@ -28,7 +28,7 @@ def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
     """
     here = {"host": platform.node(), "boot": _boot(), "pids": process.get("pids") and _pids()}
     if any(process.get(key) != value for key, value in here.items()):
-        return -HEARTBEAT_S <= time.time() - heartbeat < BOUND
+        return -HEARTBEAT_S <= time.time() - heartbeat < DEAD_AFTER_S
     pid, started = process.get("pid"), process.get("started")
     if type(pid) is not int or started is None:
         return False

@@ -45,7 +45,7 @@ class Life:
         return {**self.process, **own}
 
 
-def begun(process: Mapping[str, Any], after: Life, from_step: int) -> Life:
+def new_life(process: Mapping[str, Any], after: Life, from_step: int) -> Life:
     """Return the life that a process begins after another one."""
     return Life(after.number + 1, from_step, {**process, SINCE: time.time_ns()})
 
