@@ -22,6 +22,8 @@ from waymark.comparison.repository import changes, git_commit
 from waymark.config.settings import FORMAT
 from waymark.training.runtime import start_tensorflow
 
+from tests.support.processes import git
+
 tf: Any = start_tensorflow(2)
 
 
@@ -40,14 +42,6 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=me", "-c", "user.email=me@example.org"]
-    done = subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
 def checkout(folder: Path, text: str = "one\n") -> str:
     """Make a checkout with one committed file, model.py; return the commit."""
     folder.mkdir(exist_ok=True)
@@ -55,7 +49,7 @@ def checkout(folder: Path, text: str = "one\n") -> str:
     git(folder, "init", "--quiet")
     git(folder, "add", "model.py")
     git(folder, "commit", "--quiet", "--message=first")
-    return git(folder, "rev-parse", "HEAD").strip()
+    return git(folder, "rev-parse", "HEAD")
 
 
 # environment.json

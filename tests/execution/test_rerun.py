@@ -34,7 +34,7 @@ from waymark.tracking.finder import find
 from waymark.tracking.history import History
 from waymark.tracking.opening import open_store
 
-from tests.support.processes import BOUND, REPO, Done, Main, StopAt, killed
+from tests.support.processes import BOUND, REPO, Done, Main, StopAt, git, killed
 
 BASE = ["runtime.intra_op_threads=2", "progress=false", "save.meta_graph=false"]
 SOFTMAX = [*BASE, "steps=20", "batch_size=10", "save.every=5", "eval_every=5"]
@@ -896,14 +896,6 @@ def test_a_signal_reaches_the_other_process_once(
 
 
 # The recorded commit
-
-
-def git(folder: Path, *arguments: str) -> str:
-    who = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "commit.gpgsign=false"]
-    done = subprocess.run(
-        ["git", "-C", str(folder), *who, *arguments], capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
 
 
 def commit(folder: Path, message: str = "a commit") -> str:

@@ -14,10 +14,15 @@ from typing import Any, TypeVar
 
 import pytest
 from waymark import api
+from waymark.config.compose import composed
+from waymark.names import VERSION
 from waymark.processes.signals import GracefulShutdown
-from waymark.tracking.active_run import ActiveRun
+from waymark.tracking.active_run import ActiveRun, create_run
+from waymark.tracking.store import RunStore
 from waymark.training.loop import Trainer
 from waymark.training.progress import NoProgress
+
+from tests.support.data import POINTS
 
 REPO = Path(__file__).resolve().parents[2]
 BOUND = 60  # seconds that anything may take which is waited for
@@ -28,6 +33,13 @@ Done = subprocess.CompletedProcess[str]
 Main = Callable[..., Done]
 Open = Callable[[Path], Any]  # the fixture `client`: MLflow's, of a folder's store
 T = TypeVar("T")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Run git in a folder, as somebody who may commit; return what it prints, stripped."""
+    who = ["-c", "user.name=me", "-c", "user.email=me@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", "-C", str(folder), *who, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def poll(condition: Callable[[], T], bound: float = BOUND) -> T:
@@ -68,6 +80,11 @@ class StopAt(NoProgress):
             GracefulShutdown.last_signal = None
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             poll(lambda: GracefulShutdown.last_signal)  # steps may be faster than the main thread
+
+
+def created(tracking: RunStore, *overrides: str) -> ActiveRun:
+    """Begin the record of a run that trains nothing."""
+    return create_run(tracking, composed([THREADS, *overrides]), {VERSION: "test"}, POINTS)
 
 
 def end_sending(run: ActiveRun) -> None:

@@ -14,9 +14,7 @@ from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_param
-from waymark.config.compose import composed
 from waymark.tracking import limits
-from waymark.tracking.active_run import ActiveRun, create_run
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import RunCreation, read
 from waymark.tracking.ownership import Life
@@ -24,8 +22,7 @@ from waymark.tracking.recovery import sync
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
-from tests.support.data import POINTS
-from tests.support.processes import Main, end_sending, poll
+from tests.support.processes import Main, created, end_sending, poll
 
 LONG = "1" * 7000
 PARAMS = {f"model.p{i:03}": str(i) for i in range(150)} | {
@@ -68,16 +65,6 @@ def test_a_request_is_never_too_large() -> None:
     assert [item for part in parts for item in part] == many
     assert max(len(part) * 6 * 6200 for part in parts) < 1_000_000
     assert [len(p) for p in limits.requests("params", [Param("k", "v")] * 250)] == [100, 100, 50]
-
-
-@pytest.fixture
-def tracking(place: Path) -> RunStore:
-    return open_store(None, create=True)
-
-
-def created(tracking: RunStore, *overrides: str) -> ActiveRun:
-    resolved = composed(["runtime.intra_op_threads=2", *overrides])
-    return create_run(tracking, resolved, {"waymark.version": "test"}, POINTS)
 
 
 def refusing(monkeypatch: pytest.MonkeyPatch, code: int, words: set[str]) -> None:

@@ -36,7 +36,7 @@ from waymark.config.settings import BadInput
 from waymark.execution.execute import run
 from waymark.listing import recent
 from waymark.tracking import artifacts
-from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
+from waymark.tracking.active_run import ActiveRun, reopen_run
 from waymark.tracking.delivery import Delivery
 from waymark.tracking.finder import find, select
 from waymark.tracking.history import foreign
@@ -46,8 +46,7 @@ from waymark.tracking.parent_run import open_parent
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.store import RunStore
 
-from tests.support.data import POINTS
-from tests.support.processes import BOUND, THREADS, Main, answers, free_port, poll
+from tests.support.processes import BOUND, THREADS, Main, answers, created, free_port, poll
 
 
 def bits(points: Points) -> tuple[str, list[int], list[bytes], int]:
@@ -155,16 +154,6 @@ def test_an_outbox_that_is_not_there_is_empty(tmp_path: Path) -> None:
 
 
 # One run on a store of SQLite.
-
-
-@pytest.fixture
-def tracking(place: Path) -> RunStore:
-    return open_store(None, create=True)
-
-
-def created(tracking: RunStore, *overrides: str) -> ActiveRun:
-    resolved = composed([THREADS, *overrides])
-    return create_run(tracking, resolved, {"waymark.version": "test"}, POINTS)
 
 
 def history(tracking: RunStore, tracked: ActiveRun, key: str) -> list[tuple[int, float]]:
