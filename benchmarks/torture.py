@@ -274,7 +274,7 @@ class StoppedRun:
 def stopped_run(attempts: Attempts, model: str, save: str) -> StoppedRun:
     """Run in one piece, and once more stopped by a signal at a step drawn."""
     folders = [attempts.root / "-".join((name, model, save)) for name in ("whole", "stopped")]
-    draw = attempts.draw(f"victim {model} {save}", 0)
+    draw = attempts.draw(f"stopped {model} {save}", 0)
     ids = []
     for folder, stop in zip(folders, (NEVER, draw.randint(18, 40)), strict=True):
         shutil.copytree(attempts.root / "store", folder / "mlruns")

@@ -495,15 +495,15 @@ def clean(store: CheckpointStore, newest: int) -> None:
         ("kill", 0, BEST),
     ],
 )
-@pytest.mark.parametrize("victim", [0, 2, 3, 4, 5])
+@pytest.mark.parametrize("interrupted", [0, 2, 3, 4, 5])
 def test_a_process_may_die_at_every_moment_of_a_commit(
-    kind: Any, power: str, max_to_keep: int, best: KeepBest | None, victim: int, tmp_path: Path
+    kind: Any, power: str, max_to_keep: int, best: KeepBest | None, interrupted: int, tmp_path: Path
 ) -> None:
     """Where the best is kept, the saves off the cadence are made for that: each is the best."""
     save = save_format(kind, max_to_keep=max_to_keep, keep_best=best)
     complete = filled(tmp_path / "whole", save, SAVES)
     assert complete.steps() == [10, 20, 30, 40, 50][-max_to_keep:]
-    before, rest = SAVES[:victim], SAVES[victim:]
+    before, rest = SAVES[:interrupted], SAVES[interrupted:]
     filled(tmp_path / "before", save, before)
     previous, now = (before[-1][0] if before else 0), rest[0][0]
     reached, moment = set(), 0
