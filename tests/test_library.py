@@ -13,7 +13,7 @@ import waymark
 import yaml
 from waymark import BadInput, api, configure, evaluate, rerun, resume, run
 from waymark.config.compose import composed, described
-from waymark.config.settings import GROUPS
+from waymark.config.schema import GROUPS
 from waymark.models.cnn import Cnn
 
 PAGE = Path(__file__).parent.parent / "LIBRARY.md"

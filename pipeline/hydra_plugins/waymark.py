@@ -61,7 +61,7 @@ class GridSweeper(BasicSweeper):
     """Hydra's sweeper; it composes, to say why it is not legal, what could not be composed."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        from waymark.config.settings import masked
+        from waymark.config.masking import masked
 
         # The file multirun.yaml gets it; the launcher has the true one.
         self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))

@@ -79,7 +79,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     try:
         main(job)()
     except hydra_errors() as error:
-        from waymark.config.settings import BadInput
+        from waymark.errors import BadInput
 
         raise BadInput(refusal(error, list(arguments))) from None
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
@@ -111,7 +111,7 @@ def _check_flags(arguments: list[str]) -> Any:
     """Return what Hydra makes of its flags; refuse in one sentence what it refuses in a page."""
     from hydra._internal.utils import get_args_parser
 
-    from waymark.config.settings import BadInput
+    from waymark.errors import BadInput
 
     def refuse(message: str) -> NoReturn:
         raise BadInput(f"{message} (waymark run --hydra-help lists the flags).")
@@ -213,7 +213,8 @@ def evaluate(
     `waymark evaluate --checkpoint PATH model=... data=...` for any files.
     """
     from waymark import api
-    from waymark.config.settings import BadInput, json_text
+    from waymark.config.values import json_text
+    from waymark.errors import BadInput
     from waymark.table import number
 
     if not checkpoint and (not arguments or "=" in arguments[0]):
@@ -255,7 +256,7 @@ def compare(
     """
     from waymark import api
     from waymark.comparison.report import plot_path
-    from waymark.config.settings import BadInput
+    from waymark.errors import BadInput
 
     named = [text for text in runs if not text.startswith("tracking.uri=")]
     uri = next((text.partition("=")[2] for text in runs if text not in named), None)
@@ -352,7 +353,7 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
 def _check_free(host: str, port: int) -> None:
     """Raise BadInput if nothing can listen at an address, as where another program does."""
-    from waymark.config.settings import BadInput
+    from waymark.errors import BadInput
 
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -377,7 +378,7 @@ def _store(overrides: tuple[str, ...], **options: Any) -> Any:
 def _store_uri(overrides: tuple[str, ...]) -> Any:
     """Return tracking.uri, the only override of some commands; raise BadInput for others."""
     from waymark.config.compose import parsed
-    from waymark.config.settings import BadInput
+    from waymark.errors import BadInput
 
     given = parsed(overrides)
     unknown = sorted(set(given) - {"tracking.uri"})
@@ -404,7 +405,7 @@ def _summary(result: Any) -> None:
 
 
 def _verdict(verdict: Any, as_json: bool = False) -> int:
-    from waymark.config.settings import Sentence
+    from waymark.errors import Sentence
 
     if as_json:
         print(verdict.dump(indent=None))
@@ -416,8 +417,7 @@ def _verdict(verdict: Any, as_json: bool = False) -> int:
 
 def _guarded(work: Any) -> int:
     """Do a command's work; turn what can go wrong into one line and an exit status."""
-    from waymark.config.settings import BadInput
-    from waymark.failure import explained
+    from waymark.errors import BadInput, explained
 
     try:
         return int(work() or 0)

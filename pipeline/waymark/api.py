@@ -10,13 +10,13 @@ from waymark.comparison.report import Comparison
 from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
 from waymark.config.compose import composed, described, parsed
-from waymark.config.settings import BadInput, Config
+from waymark.config.schema import Config
+from waymark.errors import BadInput, Failed
 from waymark.evaluation import restore as evaluation
 from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, new_process, rerunning
 from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
-from waymark.failure import Failed
 from waymark.processes.process_state import taken_back
 from waymark.training.runtime import NeedsNewProcess
 

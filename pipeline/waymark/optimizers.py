@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 
 if TYPE_CHECKING:
     import tensorflow as tf

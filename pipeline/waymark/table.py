@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from waymark.config.settings import Sentence
+from waymark.errors import Sentence
 
 # A number with a point or an exponent, on its own or in a list.
 FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")

@@ -33,8 +33,9 @@ from waymark.checkpoints.retention import (
     initial_retention,
 )
 from waymark.checkpoints.store import CheckpointStore, CheckpointWriteError, CorruptCheckpoint
-from waymark.config.settings import FORMAT, BadInput
+from waymark.config.schema import FORMAT
 from waymark.digest import digest
+from waymark.errors import BadInput
 from waymark.training.runtime import start_tensorflow
 
 from tests.support.processes import Killed

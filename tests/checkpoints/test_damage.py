@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput, from_record
+from waymark.config.record import from_record
 from waymark.digest import digest
+from waymark.errors import BadInput
 from waymark.evaluation import restore as work
 from waymark.execution.execute import run
 from waymark.tracking.opening import open_store

@@ -36,7 +36,7 @@ from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.report import Comparison, Metric, Row
 from waymark.comparison.repository import CHECKOUT
 from waymark.comparison.runs import compare_recorded, with_current_steps
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.names import DATA_DIGEST, STATE_DIGEST, VERSION
 from waymark.tracking.finder import find
 from waymark.tracking.history import History

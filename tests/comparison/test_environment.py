@@ -19,7 +19,7 @@ from waymark.comparison import own_code, repository
 from waymark.comparison.environment import differences, environment, numerical
 from waymark.comparison.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
 from waymark.comparison.repository import changes, git_commit
-from waymark.config.settings import FORMAT
+from waymark.config.schema import FORMAT
 from waymark.training.runtime import start_tensorflow
 
 from tests.support.processes import git

@@ -19,16 +19,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from waymark.config import compose
 from waymark.config.compose import PACKAGES, as_written, composed, parsed
-from waymark.config.settings import (
-    FORMAT,
-    GROUPS,
-    BadInput,
-    Resolved,
-    flatten,
-    from_record,
-    resolve,
-    without_password,
-)
+from waymark.config.masking import without_password
+from waymark.config.record import from_record
+from waymark.config.resolve import Resolved, resolve
+from waymark.config.schema import FORMAT, GROUPS
+from waymark.config.values import flatten
+from waymark.errors import BadInput
 
 from tests.support.processes import REPO
 
@@ -424,7 +420,7 @@ def test_a_tags_name_is_what_mlflow_takes(key: str) -> None:
 MINE = """
     import os
     from gzip import GzipFile
-    from waymark.config.settings import settings
+    from waymark.config.schema import settings
     from pydantic import PositiveInt
 
     @settings
@@ -710,7 +706,7 @@ HOSTILE = [
     "pipeline", "pipeline.",
     "pipeline..models", ".pipeline", "", ".", "waymark.models.softmax",
     "waymark.models.softmax.Softmax.logits", "waymark.models.softmax.Softmax\n",
-    "pipeline.\0", "waymark.__main__.main", "waymark.config.settings.Config",
+    "pipeline.\0", "waymark.__main__.main", "waymark.config.schema.Config",
     "waymark.nosuch.Model", "pipeline.nosuch.Model", "pipeline.tracking.os.system",
     "waymark.tracking.store.RunStore", "waymark.data.sources.Mnist5k", "antigravity.Model",
     "waymark.data.sources.gzip.GzipFile", "waymark.npz.zipfile.ZipFile",
@@ -888,7 +884,8 @@ def test_a_yaml_bomb_is_bad_input_at_once(inner: str, tmp_path: Path) -> None:
     program = textwrap.dedent(f"""
         import resource
         from pathlib import Path
-        from waymark.config.settings import BadInput, from_record
+        from waymark.config.record import from_record
+        from waymark.errors import BadInput
         resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
         resource.setrlimit(resource.RLIMIT_CPU, (2, 2))
         try:

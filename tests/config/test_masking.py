@@ -13,12 +13,16 @@ from typing import Any
 import pytest
 import yaml
 from omegaconf import OmegaConf
-from waymark import api
+from waymark import api, errors
 from waymark.config import masking
 from waymark.config.compose import CONF, Composer, composed, described, parsed
+from waymark.config.masking import without_password
 from waymark.config.own_hydra import load
-from waymark.config.settings import BadInput, Resolved, flatten, from_record, without_password
+from waymark.config.record import from_record
+from waymark.config.resolve import Resolved
+from waymark.config.values import flatten
 from waymark.config.yaml_source import yaml_class
+from waymark.errors import BadInput
 from waymark.execution.plan import RESUME_FIXED
 from waymark.sweeps.trial import identity
 
@@ -48,7 +52,7 @@ BASE = composed([])
 def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in VARIABLES.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(masking, "_known", {})
+    monkeypatch.setattr(errors, "_known", {})
     monkeypatch.setattr(masking, "_settings", {})
 
 
@@ -228,7 +232,7 @@ def test_what_is_wrong_is_told_without_the_secret(override: str) -> None:
 
 
 def test_messages_of_others_are_without_secrets_too() -> None:
-    from waymark.config.settings import first_line
+    from waymark.errors import first_line
 
     composed(["init_from=${oc.env:HUB_TOKEN}/${oc.env:A_SECRET}"])
     error = OSError("no such file: hunter2/e; hunter2")

@@ -9,7 +9,8 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
 from waymark.config.compose import composed, searchpath
-from waymark.config.settings import BadInput, from_record
+from waymark.config.record import from_record
+from waymark.errors import BadInput
 
 from tests.support.processes import Main
 

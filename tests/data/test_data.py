@@ -19,10 +19,10 @@ import yaml
 from hydra.utils import get_class
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from waymark.config.settings import BadInput
 from waymark.data import sources as data
 from waymark.data.sources import Arrays, Dataset, FashionMnist, ImageSpec, Mnist, Mnist5k
 from waymark.digest import digest
+from waymark.errors import BadInput
 
 from tests.support.processes import REPO
 

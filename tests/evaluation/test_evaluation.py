@@ -9,7 +9,7 @@ from waymark.api import evaluate, rerun
 from waymark.api import resume as resume_run
 from waymark.checkpoints.store import CorruptCheckpoint
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.evaluation.restore import evaluate_run
 from waymark.execution.execute import Result, resume, run
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from waymark.checkpoints.ckpt import Ckpt
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
 from waymark.data.sources import Dataset, ImageSpec
+from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.training.runtime import start_tensorflow
 

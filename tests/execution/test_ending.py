@@ -10,8 +10,8 @@ import pytest
 from waymark.checkpoints.store import CheckpointWriteError
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.compose import composed
+from waymark.errors import Failed
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
-from waymark.failure import Failed
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.training.loop import Diverged
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.execution.execute import run
 from waymark.execution.plan import plan_new, plan_resume
 from waymark.tracking.finder import find

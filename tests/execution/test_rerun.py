@@ -26,9 +26,8 @@ from waymark.comparison.bits import ArrayDifference, Divergence
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import CHECKOUT, changes, diffstat, git_commit
 from waymark.comparison.rerun_report import RerunReport, compare_rerun, load
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput, Failed
 from waymark.execution import rerunning
-from waymark.failure import Failed
 from waymark.processes.signals import Interrupted
 from waymark.tracking.finder import find
 from waymark.tracking.history import History

@@ -21,9 +21,9 @@ from waymark.checkpoints.npz import Npz
 from waymark.checkpoints.store import CheckpointStore
 from waymark.config.compose import composed
 from waymark.digest import digest
+from waymark.errors import Failed
 from waymark.evaluation.restore import load_data
 from waymark.execution import execute
-from waymark.failure import Failed
 from waymark.processes.signals import Interrupted
 from waymark.tracking.active_run import ActiveRun
 from waymark.training.loop import Trainer

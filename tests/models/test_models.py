@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from waymark.config.settings import BadInput
 from waymark.data.randomness import DROPOUT, random_key
 from waymark.data.sources import ImageSpec
+from waymark.errors import BadInput
 from waymark.models import forward, initial_key, scale, truncated_normal
 from waymark.models.cnn import Cnn
 from waymark.models.softmax import Softmax

@@ -23,7 +23,8 @@ from mlflow.tracking import MlflowClient
 from waymark.api import run
 from waymark.config import compose
 from waymark.config.compose import CONF, Composer, composed, hydra_errors
-from waymark.config.settings import BadInput, Resolved
+from waymark.config.resolve import Resolved
+from waymark.errors import BadInput
 from waymark.processes.signals import GracefulShutdown
 from waymark.sweeps import sweeping, trial
 from waymark.sweeps.sweeping import threads_of

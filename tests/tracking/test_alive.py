@@ -23,7 +23,7 @@ import pytest
 from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import liveness, outbox
 from waymark.tracking.active_run import ActiveRun, reopen_run
 from waymark.tracking.finder import find

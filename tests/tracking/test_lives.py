@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.execution import execute
 from waymark.tracking import active_run, liveness, outbox, ownership
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import local_store
 from waymark.tracking.finder import find, select
 from waymark.tracking.local_store import is_whole

@@ -32,7 +32,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from waymark.api import compare
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.execution.execute import run
 from waymark.listing import recent
 from waymark.tracking import artifacts

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from waymark.config.compose import composed
-from waymark.config.settings import recorded_model
+from waymark.config.record import recorded_model
 from waymark.data.sources import Dataset
 from waymark.evaluation import graph
 from waymark.models.softmax import Softmax

@@ -179,7 +179,7 @@ def test_a_bad_configuration_is_refused_in_one_line(nowhere: Path, main: Main, l
 
 def test_every_bounded_key_has_a_row() -> None:
     """A key that is added to conf/ must be added to the table above."""
-    from waymark.config.settings import flatten
+    from waymark.config.values import flatten
 
     keys = set()
     for choice in (["model=cnn"], ["optimizer=sgd"], ["save=npz"]):

@@ -21,7 +21,8 @@ from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, refuse_links
 from waymark.checkpoints.tf_bundle import check_bundle, part_key, read_bundle
 from waymark.config.compose import composed, parsed
-from waymark.config.settings import BadInput, from_record
+from waymark.config.record import from_record
+from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.execution.execute import Result, run
 from waymark.training.runtime import start_tensorflow

@@ -32,8 +32,8 @@ from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore
 from waymark.comparison.recorded_run import load_parameters
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
 from waymark.data.sources import Dataset, Mnist5k
+from waymark.errors import BadInput
 from waymark.evaluation.restore import evaluate_files, evaluate_run
 from waymark.execution.execute import Result, run
 from waymark.training.runtime import start_tensorflow

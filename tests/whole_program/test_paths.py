@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from waymark.checkpoints.external import read_parameters
 from waymark.checkpoints.tf_bundle import read_bundle
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking.finder import select
 from waymark.tracking.opening import open_store
 from waymark.training.runtime import start_tensorflow

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from waymark.api import Failed, configure, run
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 from waymark.digest import digest
 from waymark.evaluation.restore import load_data
 from waymark.execution.execute import Result

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from waymark.checkpoints.retention import KeepBest, Policy
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 
 State = dict[str, np.ndarray]
 

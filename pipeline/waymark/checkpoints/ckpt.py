@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from waymark.checkpoints import SaveFormat, State
 from waymark.checkpoints.tf_bundle import read_bundle
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 
 
 @settings

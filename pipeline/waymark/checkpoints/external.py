@@ -17,8 +17,8 @@ import numpy as np
 from waymark.checkpoints import State
 from waymark.checkpoints.store import CorruptCheckpoint, read_manifest
 from waymark.checkpoints.tf_bundle import first_format, read_bundle
-from waymark.config.settings import BadInput, first_line
 from waymark.digest import digest
+from waymark.errors import BadInput, first_line
 from waymark.npz import PickledObjects, read_npz
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}

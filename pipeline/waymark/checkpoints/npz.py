@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from waymark.checkpoints import SaveFormat, State
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 from waymark.npz import read_npz
 
 

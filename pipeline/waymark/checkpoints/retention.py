@@ -12,7 +12,7 @@ from ctypes import c_float
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 from waymark.names import KeepBestMetric
 
 

@@ -33,8 +33,10 @@ from waymark.checkpoints.retention import (
     record_save,
     resume_retention,
 )
-from waymark.config.settings import FORMAT, BadInput, Sentence, check_format, first_line
+from waymark.config.record import check_format
+from waymark.config.schema import FORMAT
 from waymark.digest import digest
+from waymark.errors import BadInput, Sentence, first_line
 
 TEMPORARY = ".tmp-"
 DISK_RESERVE = 4_000_000  # bytes that a checkpoint leaves free for the run's records

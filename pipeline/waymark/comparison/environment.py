@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from waymark.comparison.repository import git_commit, program_output
+from waymark.config.masking import without_password
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
-from waymark.config.settings import FORMAT, flatten, without_password
+from waymark.config.schema import FORMAT
+from waymark.config.values import flatten
 from waymark.package import FOLDER, __version__
 
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from waymark.config.settings import Sentence
+from waymark.errors import Sentence
 from waymark.table import elided
 
 

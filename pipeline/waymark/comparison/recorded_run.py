@@ -14,7 +14,7 @@ from waymark.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_l
 from waymark.comparison.environment import Difference, differences, parse_environment
 from waymark.comparison.own_code import own_facts, patch_name
 from waymark.comparison.repository import diffstat
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import artifacts
 from waymark.tracking.history import History, history
 from waymark.tracking.limits import reason_of

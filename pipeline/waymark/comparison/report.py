@@ -14,7 +14,8 @@ from waymark.checkpoints.store import TEMPORARY, replace_file
 from waymark.comparison import plots
 from waymark.comparison.bits import Divergence, exact
 from waymark.comparison.environment import format_difference
-from waymark.config.settings import BadInput, Sentence, first_line, json_text
+from waymark.config.values import json_text
+from waymark.errors import BadInput, Sentence, first_line
 from waymark.table import duration, format_table, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies

@@ -17,7 +17,8 @@ from waymark.comparison.bits import (
 )
 from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
-from waymark.config.settings import BadInput, json_text
+from waymark.config.values import json_text
+from waymark.errors import BadInput
 from waymark.table import number
 from waymark.tracking.store import RunStore
 

@@ -14,7 +14,7 @@ from waymark.comparison.bits import first_divergences
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
 from waymark.comparison.report import Comparison, Curves, Metric, Row
 from waymark.config.old_names import CLASSES
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.table import setting
 from waymark.tracking.finder import find_single, select
 from waymark.tracking.history import foreign, is_timing

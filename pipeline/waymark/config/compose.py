@@ -13,18 +13,13 @@ from typing import Any
 import yaml
 
 from waymark.config import masking
+from waymark.config.masking import masked
 from waymark.config.own_hydra import load, own_singletons
-from waymark.config.settings import (
-    GROUPS,
-    BadInput,
-    Config,
-    Resolved,
-    flatten,
-    masked,
-    nearest,
-    resolve,
-)
+from waymark.config.resolve import Resolved, resolve
+from waymark.config.schema import GROUPS, Config
+from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import yaml_class
+from waymark.errors import BadInput
 from waymark.package import CONF
 
 # Overrides of settings that are texts; values in which numbers are meant; and the parts of all

@@ -12,6 +12,7 @@ from copy import deepcopy
 from typing import Any
 
 from waymark.config.own_hydra import own_resolvers
+from waymark.errors import remember_secret
 
 PARTS = (
     *("TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
@@ -19,9 +20,7 @@ PARTS = (
 )
 ENDS = ("_PASS", "_PWD", "_KEY")
 MASK = re.compile(r"\*\*\*\(([^()]*)\)")
-SHORTEST = 4  # characters of a secret that is looked for in error messages
 
-_known: dict[str, str] = {}  # texts with a secret in them that this process has read -> masked
 _settings: dict[tuple[str, str], str] = {}  # key and text of what was handed out -> masked
 
 
@@ -34,11 +33,11 @@ class Secret(str):
     def __new__(cls, value: Any, shown: str) -> "Secret":
         self = super().__new__(cls, value if isinstance(value, str) else json.dumps(value))
         self.value, self.shown = value, shown
-        _remember(str(self), shown)
+        remember_secret(str(self), shown)
         before, _, rest = shown.partition("***(")
         name, _, after = rest.partition(")")
         if "***(" not in after:
-            _remember(self[len(before) : len(self) - len(after)], f"***({name})")
+            remember_secret(self[len(before) : len(self) - len(after)], f"***({name})")
         return self
 
     def __getnewargs__(self) -> tuple[Any, Any]:  # type: ignore[override]
@@ -56,16 +55,6 @@ def is_secret(name: str) -> bool:
     """Tell whether the name of an environment variable says that its value is secret."""
     name = name.upper()
     return name.endswith(ENDS) or any(part in name for part in PARTS)
-
-
-def without_secrets(text: str) -> str:
-    """Return a message with the secrets masked that this process has read.
-
-    For messages alone: in a setting, a mask stands only where the secret was put.
-    """
-    for known in sorted(_known, key=len, reverse=True):
-        text = text.replace(known, _known[known])
-    return text
 
 
 def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -159,7 +148,7 @@ def _watch(read: set[str], masking: bool) -> None:
         if not (is_secret(str(key)) and key in os.environ):
             return oc.env(key, *default)
         read.add(key)
-        _remember(os.environ[key], f"***({key})")
+        remember_secret(os.environ[key], f"***({key})")
         return f"***({key})" if masking else os.environ[key]
 
     def decode(text: str | None, _parent_: Any, _node_: Any) -> Any:
@@ -170,6 +159,29 @@ def _watch(read: set[str], masking: bool) -> None:
     OmegaConf.register_new_resolver("oc.decode", decode, replace=True)
 
 
-def _remember(text: str, mask: str) -> None:
-    if len(text) >= SHORTEST and text != mask:
-        _known[text] = mask
+def without_password(uri: str | None) -> str | None:
+    """Return a URI with the password in it, if any, replaced by asterisks.
+
+    What stands for a variable's value (`***(NAME)`) stays.
+    """
+    if uri is None:
+        return None
+
+    def mask(match: re.Match[str]) -> str:
+        known = "".join(mask[0] for mask in MASK.finditer(match["password"]))
+        return f"{match['before']}{known or '***'}{match['after']}"
+
+    names = "password|passwd|pwd|token|secret"
+    query = rf"(?i)(?P<before>[?&](?:{names})=)(?P<password>[^&\s]*)(?P<after>)"
+    user = rf"(?P<before>://[^/@:?]*:)(?!{MASK.pattern}@)(?P<password>\S*)(?P<after>@)"
+    return re.sub(user, mask, re.sub(query, mask, uri))
+
+
+def masked(values: Any) -> Any:
+    """Return nested values with secrets, and passwords in URIs, masked."""
+
+    def mask(value: Any) -> Any:
+        shown = value.shown if isinstance(value, Secret) else value
+        return without_password(shown) if isinstance(shown, str) else shown
+
+    return mapped(values, mask)

@@ -1,5 +1,6 @@
 """The YAML files that Hydra composes: read as YAML allows, or refused with file and line."""
 
+import codecs
 import os
 from functools import cache
 from pathlib import Path
@@ -7,7 +8,34 @@ from typing import Any
 
 import yaml
 
-from waymark.config.settings import MISSING, BadInput, decoded, yaml_problem
+from waymark.errors import BadInput, first_line
+
+MISSING = "??? in "  # and a file of the user's: a value that is to be given
+
+
+def decoded(body: bytes) -> str:
+    """Return the text of a YAML file, which is UTF-8 unless it has a byte order mark.
+
+    Raises ValueError that begins with the line.
+    """
+    wide = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    encoding = "UTF-16" if wide else "UTF-8"
+    try:
+        text = body.removeprefix(codecs.BOM_UTF8).decode(encoding)
+    except UnicodeDecodeError as error:
+        line = body[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line}: is not {encoding}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def yaml_problem(error: Exception, text: str) -> str:
+    """Say in which line YAML found what wrong with a text."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    at = mark.index if mark else getattr(error, "position", 0)
+    context = getattr(error, "context", None) or "while"
+    told = [] if context.startswith("while") else [context]
+    told += filter(None, (getattr(error, name, None) for name in ("problem", "reason")))
+    return f"line {text.count(chr(10), 0, at) + 1}: {' '.join(told) or first_line(error)}"
 
 
 def read_yaml(path: str) -> tuple[str, dict[str, Any]]:

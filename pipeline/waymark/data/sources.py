@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from waymark.config.settings import BadInput, settings
+from waymark.config.schema import settings
 from waymark.data.randomness import SAMPLING, random_key
 from waymark.digest import SETTLED, digest
+from waymark.errors import BadInput
 from waymark.npz import read_npz
 
 if TYPE_CHECKING:

@@ -13,8 +13,11 @@ from waymark.checkpoints import State
 from waymark.checkpoints.external import find_bundle, read_parameters
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
 from waymark.config.compose import SEARCHPATH
-from waymark.config.settings import BadInput, Config, Resolved, from_record
+from waymark.config.record import from_record
+from waymark.config.resolve import Resolved
+from waymark.config.schema import Config
 from waymark.data.sources import Dataset, ImageSpec
+from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.names import DATA_DIGEST, TEST_ACCURACY, VERSION
 from waymark.tracking import artifacts

@@ -11,10 +11,10 @@ from waymark import names
 from waymark.checkpoints.store import CheckpointWriteError, replace_file
 from waymark.comparison.repository import masked_lines
 from waymark.comparison.rerun_report import RerunReport
-from waymark.config.masking import as_interpolation, without_secrets
-from waymark.config.settings import Resolved, Sentence
+from waymark.config.masking import as_interpolation
+from waymark.config.resolve import Resolved
+from waymark.errors import Failed, Sentence, explained, without_secrets
 from waymark.execution.plan import own_modules
-from waymark.failure import Failed, explained
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.history import NAME as HISTORY

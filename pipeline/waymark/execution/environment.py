@@ -9,7 +9,8 @@ from waymark.checkpoints.store import replace_file
 from waymark.comparison.environment import differences, environment, has_bfloat16, read_environment
 from waymark.comparison.own_code import OwnCode
 from waymark.comparison.repository import diffstat
-from waymark.config.settings import Config, json_text
+from waymark.config.schema import Config
+from waymark.config.values import json_text
 from waymark.execution.plan import own_modules
 from waymark.tracking.active_run import ActiveRun
 

@@ -12,8 +12,11 @@ from waymark.comparison import plots
 from waymark.comparison.recorded_run import RecordedRun
 from waymark.comparison.rerun_report import NAME as REPORT
 from waymark.comparison.rerun_report import RerunReport, compare_rerun
-from waymark.config.settings import Resolved, Sentence, json_text, recorded_model
+from waymark.config.record import recorded_model
+from waymark.config.resolve import Resolved
+from waymark.config.values import json_text
 from waymark.data.sources import Dataset
+from waymark.errors import Sentence
 from waymark.evaluation.restore import refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.environment import RecordedEnvironment, record_environment

@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from waymark.config.settings import BadInput, first_line
-from waymark.failure import Failed
+from waymark.errors import BadInput, Failed, first_line
 from waymark.package import FOLDER
 from waymark.processes import process_state
 from waymark.processes.signals import SIGNALS, Interrupted, handling

@@ -21,16 +21,12 @@ from waymark.comparison.environment import (
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
 from waymark.config.compose import SEARCHPATH, switched
-from waymark.config.settings import (
-    BadInput,
-    Config,
-    Resolved,
-    from_record,
-    read_record,
-    with_overrides,
-)
+from waymark.config.record import from_record, read_record, with_overrides
+from waymark.config.resolve import Resolved
+from waymark.config.schema import Config
 from waymark.data.sources import Dataset
 from waymark.digest import digest
+from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph
 from waymark.evaluation.restore import (
     load_data,
@@ -39,7 +35,6 @@ from waymark.evaluation.restore import (
     refuse_foreign,
     refuse_other_data,
 )
-from waymark.failure import Failed
 from waymark.package import __version__
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find, find_single

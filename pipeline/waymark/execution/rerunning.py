@@ -24,12 +24,12 @@ from waymark.comparison.repository import CHECKOUT, checkout, diffstat, run_git
 from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parsed
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
-from waymark.config.settings import NAME, BadInput, Sentence
+from waymark.config.schema import NAME
+from waymark.errors import BadInput, Failed, Sentence
 from waymark.execution import new_process
 from waymark.execution.ending import RerunDiverged
 from waymark.execution.execute import run
 from waymark.execution.plan import record_as_it_is, record_of
-from waymark.failure import Failed
 from waymark.tracking.finder import find_single
 from waymark.tracking.opening import open_store
 from waymark.tracking.runs import RunRecord

@@ -14,8 +14,8 @@ a key in training, None otherwise.
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from waymark.config.settings import Sentence
 from waymark.data.randomness import INITIAL, random_key
+from waymark.errors import Sentence
 from waymark.users_code import defined
 
 if TYPE_CHECKING:

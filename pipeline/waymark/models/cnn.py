@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, PositiveFloat
 
-from waymark.config.settings import BadInput, settings
+from waymark.config.schema import settings
 from waymark.data.sources import ImageSpec
+from waymark.errors import BadInput
 from waymark.models import truncated_normal
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
 
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 from waymark.data.sources import ImageSpec
 from waymark.models import truncated_normal
 

@@ -30,7 +30,10 @@ from waymark import names
 from waymark.comparison.report import Comparison
 from waymark.comparison.runs import compare_found
 from waymark.config.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
-from waymark.config.settings import BadInput, Resolved, Sentence, flatten, without_password
+from waymark.config.masking import without_password
+from waymark.config.resolve import Resolved
+from waymark.config.values import flatten
+from waymark.errors import BadInput, Sentence
 from waymark.processes.signals import handling
 from waymark.sweeps import trial
 from waymark.sweeps.landscape import Point, landscape

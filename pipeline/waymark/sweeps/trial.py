@@ -24,13 +24,15 @@ from waymark.checkpoints.external import files_of
 from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import plain
 from waymark.config.compose import resolved as checked
-from waymark.config.settings import NAME, Config, Resolved, flatten
+from waymark.config.resolve import Resolved
+from waymark.config.schema import NAME, Config
+from waymark.config.values import flatten
 from waymark.digest import file_digest
+from waymark.errors import Failed, explained
 from waymark.evaluation.restore import load_data
 from waymark.execution import execute
 from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
-from waymark.failure import Failed, explained
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown, Interrupted

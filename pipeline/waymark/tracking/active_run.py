@@ -10,8 +10,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from waymark import names
-from waymark.config.masking import without_secrets
-from waymark.config.settings import BadInput, Resolved
+from waymark.config.resolve import Resolved
+from waymark.errors import BadInput, without_secrets
 from waymark.tracking import history, outbox, ownership
 from waymark.tracking.history import History
 from waymark.tracking.limits import SHORTER, Deleted, fitted, store_errors

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
-from waymark.config.settings import BadInput, without_password
+from waymark.config.masking import without_password
+from waymark.errors import BadInput
 
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 

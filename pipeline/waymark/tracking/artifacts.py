@@ -6,7 +6,7 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking.limits import store_errors
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore

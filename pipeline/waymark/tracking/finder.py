@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 from waymark import names
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import outbox, ownership
 from waymark.tracking.limits import reason_of
 from waymark.tracking.liveness import DEAD_AFTER_S

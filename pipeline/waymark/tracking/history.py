@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from waymark.config.settings import FORMAT, json_text
+from waymark.config.schema import FORMAT
+from waymark.config.values import json_text
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.tracking import artifacts, outbox
 from waymark.tracking.runs import RunRecord

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from waymark.config.settings import BadInput, first_line, without_password
+from waymark.config.masking import without_password
+from waymark.errors import BadInput, first_line
 from waymark.tracking.local_store import other_version
 
 KEY, PARAM, TAG = 250, 6000, 8000  # characters of a name, of a param's value, of a tag's

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from waymark import names
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import outbox, ownership
 from waymark.tracking.liveness import is_alive, this_process
 from waymark.tracking.runs import RunRecord

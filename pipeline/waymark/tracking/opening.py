@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.processes.process_state import same_environment, set_level, set_variable
 from waymark.tracking import local_store, outbox
 from waymark.tracking.address import Address, database_uri, location, resolve_address

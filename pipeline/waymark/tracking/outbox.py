@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from waymark.config.settings import settings
+from waymark.config.schema import settings
 from waymark.tracking import ownership
 from waymark.tracking.ownership import Life
 

@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from waymark import names
-from waymark.config.settings import BadInput, Sentence
+from waymark.errors import BadInput, Sentence
 from waymark.tracking import outbox, ownership
 from waymark.tracking.delivery import Delivery, refusals
 from waymark.tracking.history import NAME as HISTORY

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.request import url2pathname
 
 from waymark import names
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.tracking import local_store, outbox
 from waymark.tracking.address import Address, location
 from waymark.tracking.limits import Deleted, is_refusal, params, restore_infinity, store_errors

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 
 PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
 

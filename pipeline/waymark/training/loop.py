@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from waymark.checkpoints import State
-from waymark.config.settings import Config, Sentence
+from waymark.config.schema import Config
 from waymark.data.randomness import DROPOUT, random_key
 from waymark.data.sources import SMALL, Dataset, ImageSpec, batch_indices
+from waymark.errors import Sentence
 from waymark.models import check_outputs, forward, initial_key, scale
 from waymark.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate

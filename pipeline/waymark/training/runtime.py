@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from waymark.config.settings import BadInput
+from waymark.errors import BadInput
 from waymark.processes import process_state
 from waymark.processes.process_state import same_environment, set_variable
 

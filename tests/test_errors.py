@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waymark import failure
+from waymark import errors
 from waymark.comparison.environment import has_bfloat16
 from waymark.config.compose import composed
-from waymark.config.settings import BadInput, first_line
+from waymark.errors import BadInput, first_line
 
 GRAPH = """Graph execution error:
 
@@ -43,7 +43,7 @@ KERAS = """Exception encountered when calling Dense.call().
 
 Arguments received by Dense.call():
   • inputs=tf.Tensor(shape=(10, 784), dtype=float32)"""
-PLACES = {"user": "/home/me", "waymark": Path(failure.__file__).parent}
+PLACES = {"user": "/home/me", "waymark": Path(errors.__file__).parent}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ PLACES = {"user": "/home/me", "waymark": Path(failure.__file__).parent}
 )
 def test_the_reason_is_told_not_the_heading(text: str, reason: str) -> None:
     error = ValueError(text.format(**PLACES) if "{user}" in text else text)
-    assert failure.explained(error).removeprefix("ValueError: ") == reason
+    assert errors.explained(error).removeprefix("ValueError: ") == reason
     assert reason.startswith(first_line(error))
 
 

@@ -1,0 +1,201 @@
+"""A run's config.yaml: read, checked, and with overrides on top."""
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from waymark.config.masking import MASK, Secret, as_interpolation, masked
+from waymark.config.old_names import CLASSES
+from waymark.config.resolve import Resolved, build_group, resolve
+from waymark.config.schema import FORMAT, GROUPS, LABELS
+from waymark.config.values import flatten, json_text, nearest
+from waymark.config.yaml_source import decoded, yaml_problem
+from waymark.errors import BadInput, first_line
+from waymark.names import RESTORED_ACCURACY
+
+# What a command on a recorded run does not take from its record.
+NOT_NEEDED = (*LABELS, "tracking", "trusted_modules")
+
+# Keys that came later than the first records of this format, and what was done before.
+LATER = {
+    "objective": {"metric": RESTORED_ACCURACY, "mode": "max"},
+    "prune": None,
+    "rerun_finished": False,
+    "runtime.deterministic": False,
+}
+
+
+def _check_yaml(text: str) -> None:
+    """Raise ValueError for what no record needs and what takes YAML long to unfold."""
+    depth = 0
+    for event in yaml.parse(text):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > 20 or isinstance(event, yaml.AliasEvent):
+            raise ValueError("it holds an alias, or is nested too deep")
+
+
+class _Record(yaml.SafeLoader):
+    """A loader that refuses a key that stands twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                problem = f"the key {key.value} stands twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return dict(super().construct_mapping(node, deep))
+
+
+def check_format(version: object, origin: object) -> None:
+    """Raise BadInput unless `version` is a format that this Waymark reads."""
+    if type(version) is not int or not 1 <= version <= FORMAT:
+        raise BadInput(
+            f"{origin} has format {version!r}; this Waymark reads formats up to {FORMAT}."
+        )
+
+
+def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return the values and choices of a run's config.yaml, and which values are masked.
+
+    Raises BadInput for a file that is missing, damaged, or of a newer format.
+    """
+    try:
+        text = decoded(path.read_bytes())
+        _check_yaml(text)
+        body = yaml.load(text, Loader=_Record)
+        if not isinstance(body, dict):
+            raise ValueError("line 1: it holds no settings")
+        for key, value in LATER.items():
+            *parents, last = key.split(".")
+            place: Any = body
+            for parent in parents:
+                place = place.get(parent) if isinstance(place, dict) else None
+            if isinstance(place, dict):
+                place.setdefault(last, deepcopy(value))
+        version = body.pop("format")
+    except yaml.YAMLError as error:
+        raise BadInput(
+            f"{path} is not a readable record of a run: {yaml_problem(error, text)}"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        inside = isinstance(error, OSError) and error.strerror  # its text names the file again
+        reason = inside or first_line(error)
+        raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
+    check_format(version, path)
+    choices = body.pop("choices", None)
+    if not isinstance(choices, dict) or set(choices) != set(GROUPS):
+        raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
+    if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
+        body["tags"] = {key: str(value) for key, value in body["tags"].items()}
+    for group in GROUPS:
+        if isinstance(body.get(group), dict):
+            target = body[group].get("_target_")
+            body[group]["_target_"] = CLASSES.get(str(target), target)
+    suspect = [key for key, value in flatten(body).items() if "***" in str(value)]
+    masked = body.pop("masked", suspect)  # earlier versions did not tell
+    if not isinstance(masked, list):
+        raise BadInput(f"{path} is not a readable record of a run: masked is no list.")
+    return body, choices, [key for key in suspect if key in masked]
+
+
+def from_record(
+    path: Path,
+    overrides: Mapping[str, Any],
+    trusted: list[str],
+    frozen: tuple[str, ...],
+    name: str = "RUN",
+) -> Resolved:
+    """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
+
+    Raises BadInput for what `read_record` refuses, and for a record that names classes outside
+    Waymark and the trusted modules; and for overrides that change what lies under the keys in
+    `frozen` (but `data.path`, and what is masked in the record). `name` is the run's, for the
+    command that starts another one.
+    """
+    body, choices, masked = read_record(path)
+    known = {**flatten(body), **choices}
+    _check_known(overrides, known)
+    changed = {key: value for key, value in overrides.items() if value != known.get(key)}
+    free = ("data.path", *masked)
+    fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]
+    if fixed:
+        again = shlex.join(["waymark", "run", "--config-from", name, *map(_given, changed.items())])
+        raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; a new one: {again}")
+    return with_overrides(body, choices, masked, changed, trusted, f"recorded in {path}")
+
+
+def _given(setting: tuple[str, Any]) -> str:
+    """Return a setting as it is given on the command line, secrets as they are read there."""
+    key, value = setting
+    shown = masked(value)
+    text = as_interpolation(shown if isinstance(shown, str) else json_text(shown))
+    if isinstance(shown, str) and not re.fullmatch(r"[\w./-]+|\$\{oc\.env:\w+\}", text):
+        text = '"' + re.sub(r'(\\*)"', r"\1\1\"", text) + '"'
+    return f"{key}={text}"
+
+
+def recorded_model(path: Path, model: Any, trusted: list[str]) -> Any:
+    """Make the model that a run's config.yaml names anew; what is masked there comes from `model`.
+
+    Raises BadInput for what `read_record` refuses, and for a class that cannot be made.
+    """
+    values, *_ = read_record(path)
+    settings = values["model"]
+    for key, value in settings.items():
+        if "***" in str(value):
+            settings[key] = getattr(model, key, value)
+    return build_group("model", values, lambda key: f"recorded in {path}", trusted)
+
+
+def with_overrides(
+    body: dict[str, Any],
+    choices: dict[str, str],
+    masked: Collection[str],
+    overrides: Mapping[str, Any],
+    trusted: list[str],
+    origin: str,
+) -> Resolved:
+    """Return recorded values with `overrides` (dotted keys) put on top, checked; see `resolve`.
+
+    Raises BadInput for a value that is `masked` in the record and not given: what a record
+    says is never looked up in the environment, from where it could be sent away. Labels do
+    without.
+    """
+    known = flatten(body)
+    _check_known(overrides, known)
+    left = {key: known[key] for key in masked if "***" in str(known.get(key))}
+    kept = {key: Secret(value, value) for key, value in left.items() if isinstance(value, str)}
+    overrides = {**kept, **overrides}
+    missing = {
+        key: value
+        for key, value in left.items()
+        if overrides.get(key, value) == value and key.partition(".")[0] not in NOT_NEEDED
+    }
+    if missing:
+        again = shlex.join(map(_given, missing.items()))
+        unknown = any("***" in MASK.sub("", str(value)) for value in missing.values())
+        raise BadInput(
+            f"{', '.join(missing)} ({origin}): secrets are not recorded; give {again} again"
+            f"{', with what was masked by *** put in' if unknown else ''}."
+        )
+    for key, value in overrides.items():
+        *parents, last = key.split(".")
+        place = body
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    body["trusted_modules"] = trusted
+    return resolve(body, choices, lambda key: origin, trusted)
+
+
+def _check_known(overrides: Iterable[str], known: Collection[str]) -> None:
+    for key in overrides:  # `save.keep_best` is one, whether it was recorded as null or with keys
+        if key not in known and not any(name.startswith(f"{key}.") for name in known):
+            raise BadInput(f"{key}: there is no such key{nearest(key, known)}.")

@@ -1,0 +1,214 @@
+"""From plain values to a checked Config with its groups built.
+
+Nothing here imports TensorFlow or MLflow, so a bad value is refused within a second.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+import pydantic
+import yaml
+
+from waymark.config.masking import Secret, masked, remember_setting, revealed, with_masks
+from waymark.config.old_names import CLASSES
+from waymark.config.schema import FORMAT, GROUPS, LABELS, NAME, TAG, TAG_VALUE, Config
+from waymark.config.values import flatten, nearest
+from waymark.config.yaml_source import MISSING
+from waymark.errors import BadInput, first_line
+from waymark.users_code import place
+
+Source = Callable[[str], str]  # where the value of a key came from
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked configuration together with the plain values it was made from."""
+
+    config: Config
+    values: dict[str, Any]  # nested, resolved, without secrets: what is recorded
+    choices: dict[str, str]  # group -> chosen member
+    hidden: Mapping[str, Any] = field(default_factory=dict)  # dotted keys: what `values` masks
+
+    def record(self) -> str:
+        """Return the text of config.yaml: everything but secrets needed to do the run again."""
+        body = {"format": FORMAT, "choices": self.choices, **self.values}
+        if "***" in str(self.values):  # which may be a folder's name as well
+            body["masked"] = sorted(self.hidden)
+        return yaml.safe_dump(body, sort_keys=False)
+
+    def secrets(self) -> dict[str, Any]:
+        """Return the settings that are masked, as overrides that know their masks."""
+        recorded = flatten(self.values)
+        return {key: with_masks(value, recorded[key]) for key, value in self.hidden.items()}
+
+    def typed(self) -> Config:
+        """Return the configuration; should it come back, its secrets will be known again."""
+        known = flatten(self.values)
+        for key, value in self.hidden.items():
+            remember_setting(key, value, known[key])
+        return self.config
+
+    def params(self) -> dict[str, str]:
+        """Return MLflow's params: dotted keys, the chosen member for each group."""
+        flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
+        return {key: str(value) for key, value in {**flat, **self.choices}.items()}
+
+
+def resolve(
+    values: dict[str, Any],
+    choices: dict[str, str],
+    source: Source,
+    trusted: list[str] | None = None,
+) -> Resolved:
+    """Check plain values and build what their `_target_` entries name.
+
+    `source` says where a key's value came from, for error messages. `trusted` limits the classes
+    to those defined under `pipeline` and the named modules; None allows any. What is a Secret is
+    masked in what is recorded, and a label is all that is known of it.
+
+    Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
+    that cannot be used, or a text that would be an interpolation or is not UTF-8.
+    """
+    recorded = masked(values)
+    for key, value in flatten(recorded).items():
+        if value == "???" or str(value).startswith(MISSING):
+            where = str(value).removeprefix(MISSING) if value != "???" else source(key)
+            raise BadInput(f"{key} ({where}): a value is missing.")
+        if "${" in str(value):
+            raise BadInput(
+                f"{key}={value!r} ({source(key)}): holds an interpolation, which is never recorded."
+            )
+        if str(value).encode(errors="replace").decode() != str(value):
+            raise BadInput(f"{key}={value!r} ({source(key)}): is not UTF-8 and cannot be recorded.")
+    given, known = flatten(values), flatten(recorded)
+    masks = [key for key in given if isinstance(given[key], Secret) or given[key] != known[key]]
+    hidden = {key: revealed(given[key]) for key in masks}
+    values = {**values, **{key: recorded[key] for key in LABELS if key in recorded}}
+    runtime = values.get("runtime")
+    if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
+        runtime = {**runtime, "intra_op_threads": os.cpu_count() or 1}
+        values, recorded = ({**each, "runtime": runtime} for each in (values, recorded))
+    try:
+        parts = {group: build_group(group, values, source, trusted) for group in GROUPS}
+        config = _checked(Config, {**values, **parts}, "", source)
+        _check_texts(config, source)
+    except BadInput as error:
+        said = str(error)
+        for key, value in hidden.items():
+            said = said.replace(f"{key}={value!r}", f"{key}={known[key]!r}")
+        raise BadInput(said) from None
+    return Resolved(config, recorded, choices, hidden)
+
+
+def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
+    """Build a settings class, and those that its fields hold, with BadInput for a refusal."""
+    given, values = values, dict(revealed(values))
+    for name, hint in get_type_hints(kind).items():
+        secret, kinds = given.get(name), {hint, *get_args(hint)}
+        if isinstance(secret, Secret) and str not in kinds and kinds & {int, float, bool}:
+            values[name] = secret.as_number()
+        nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
+        if nested and isinstance(values.get(name), Mapping):
+            inner = f"{prefix}.{name}" if prefix else name
+            values[name] = _checked(nested[0], given[name], inner, source)
+    try:
+        return kind(**values)
+    except (pydantic.ValidationError, TypeError) as error:
+        raise BadInput(_sentence(kind, values, error, prefix, source)) from None
+
+
+def _check_texts(config: Config, source: Source) -> None:
+    """Refuse names and tags that MLflow does not take, or a terminal or shell would act on."""
+    rows = [("experiment_name", config.experiment_name, NAME)]
+    rows += [("run_name", config.run_name, NAME)] if config.run_name else []
+    for tag, value in config.tags.items():
+        rows += [(f"tags.{tag}", tag, TAG), (f"tags.{tag}", str(value), TAG_VALUE)]
+    for key, text, (allowed, longest, words) in rows:
+        if len(text) > longest or not re.fullmatch(allowed, text):
+            shown = repr(text) if len(text) < 300 else f"{text[:50]!r}..."
+            raise BadInput(f"{key}={shown} ({source(key)}): {words}, at most {longest} characters.")
+
+
+def _sentence(
+    kind: type, values: Mapping[str, Any], error: Exception, prefix: str, source: Source
+) -> str:
+    if not isinstance(error, pydantic.ValidationError):
+        return f"{prefix} ({source(prefix)}): {error}."
+    errors = error.errors(include_url=False)
+    first = errors[0]
+    place = list(first["loc"][:1])
+    if isinstance(values.get(str(place[0])), Mapping):  # then its entry is what is wrong
+        place += first["loc"][1:2]
+    key = ".".join(str(part) for part in ([prefix, *place] if prefix else place))
+    if first["type"] == "unexpected_keyword_argument":
+        return (
+            f"{key} ({source(key)}): there is no such setting{nearest(key, _fields(kind, prefix))}."
+        )
+    if first["type"].startswith("missing"):
+        return f"{key} ({source(key)}): a value is missing."
+    if first["type"] == "string_type":
+        said = "must be a text, which stands in quotes in a YAML file if it looks like a number"
+        return f"{key}={first['input']!r} ({source(key)}): {said}."
+    messages = [e["msg"] for e in errors if e["loc"][0] == first["loc"][0]]
+    said = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
+    return f"{key}={first['input']!r} ({source(key)}): {said}."
+
+
+def _fields(kind: type, prefix: str) -> list[str]:
+    names = getattr(kind, "__dataclass_fields__", {})
+    return [f"{prefix}.{name}" if prefix else name for name in names]
+
+
+def build_group(
+    group: str, values: Mapping[str, Any], source: Source, trusted: list[str] | None
+) -> Any:
+    given = values.get(group)
+    if not isinstance(given, Mapping) or not isinstance(given.get("_target_"), str):
+        raise BadInput(f"{group} ({source(group)}): must be a group of settings with a _target_.")
+    own = {key: value for key, value in given.items() if key != "_target_"}
+    special = [k for k in flatten(own) if {"_target_", "_args_", "_partial_"} & set(k.split("."))]
+    if special:
+        key = f"{group}.{special[0]}"
+        raise BadInput(f"{key} ({source(key)}): only the group's own _target_ may stand.")
+    key = f"{group}._target_"
+    cls = _locate(given["_target_"], key, source, trusted)
+    missing = [name for name in GROUPS[group] if not callable(getattr(cls, name, None))]
+    if missing:
+        raise BadInput(
+            f"{key}={given['_target_']!r} ({source(key)}): has no method {missing[0]}()."
+        )
+    return _checked(cls, own, group, source)
+
+
+def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:
+    from hydra.utils import get_class
+
+    def allowed(name: str) -> bool:
+        roots = ["waymark", *(trusted or [])]
+        return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
+
+    distrust = BadInput(
+        f"{key}={target!r} ({source(key)}): is not part of Waymark; "
+        f"if you trust its module, say so with trusted_modules=[...]."
+    )
+    if target in CLASSES:  # a record's is the new one by now
+        raise BadInput(f"{key}={target!r} ({source(key)}): is now called {CLASSES[target]}.")
+    if not allowed(target):
+        raise distrust
+    log = logging.getLogger("hydra.utils")
+    disabled, log.disabled = log.disabled, True  # it prints what is raised as well
+    try:
+        cls = get_class(target)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
+        raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
+    finally:
+        log.disabled = disabled
+    if not allowed(cls.__module__):  # a dotted name also walks through what a module imports
+        raise distrust
+    return cls

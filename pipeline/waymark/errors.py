@@ -1,0 +1,66 @@
+"""Errors that are one sentence for the user: escaped, without secrets, with their place."""
+
+import re
+
+from waymark.users_code import place
+
+SHORTEST = 4  # characters of a secret that is looked for in error messages
+
+_known: dict[str, str] = {}  # texts with a secret in them that this process has read -> masked
+
+
+def without_secrets(text: str) -> str:
+    """Return a message with the secrets masked that this process has read.
+
+    For messages alone: in a setting, a mask stands only where the secret was put.
+    """
+    for known in sorted(_known, key=len, reverse=True):
+        text = text.replace(known, _known[known])
+    return text
+
+
+def remember_secret(text: str, mask: str) -> None:
+    """Let messages of this process hold `mask` where a text stands that holds a secret."""
+    if len(text) >= SHORTEST and text != mask:
+        _known[text] = mask
+
+
+class Sentence(Exception):
+    """One sentence for the user, without secrets; what a terminal would act on is escaped."""
+
+    def __init__(self, text: str) -> None:
+        text = without_secrets(text)
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+class BadInput(Sentence):
+    """Say in one sentence what is wrong with what the user gave; the command exits 2."""
+
+
+class Failed(Sentence):
+    """Say in one sentence why the work failed; the command exits 1."""
+
+
+# What stands before the reason in errors of TensorFlow, AutoGraph and Keras, and their tracebacks.
+HEADING = re.compile(
+    r"Graph execution error:|Detected at node |<stack traces|\d+ root error"
+    r"|in user code:|Exception encountered when calling |\s"
+)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's reason, without secrets; its kind if it says nothing."""
+    text = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip()  # Keras prints in bold
+    text = re.sub(r"(?m)^ {2}(?=\(\d+\) )|^ {4}(?=\S*(Error|Exception): )", "", text)
+    lines = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    said = [line for line in lines if not HEADING.match(line)]
+    return without_secrets(re.sub(r"^\(\d+\) [A-Z_]+: +", "", (said or lines)[0]))
+
+
+def explained(error: BaseException) -> str:
+    """Return an error's kind, what it says, and the place in the user's code, if it comes there."""
+    if isinstance(error, Sentence):
+        return str(error)
+    said, kind = first_line(error), type(error).__name__
+    known = said == kind or re.match(r"\w+(Error|Exception): ", said)
+    return f"{said if known else f'{kind}: {said}'}{place(error)}"
