@@ -93,7 +93,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
         monkeypatch.setattr(ActiveRun, name, measured)
 
-    for name in ("__init__", "wait", "record", "flush", "changed", "tag"):
+    for name in ("__init__", "wait_for_creation", "record", "flush", "set_tags"):
         timed(name)
     return seconds
 

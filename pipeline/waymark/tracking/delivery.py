@@ -73,6 +73,7 @@ class Delivery:
         self.learned: dict[str, dict[int, float]] = {}  # key -> step -> value, as MLflow had them
         self.connected = False
         self.created: Callable[[RunRecord], None] = lambda record: None
+        self.on_connected: Callable[[], None] = lambda: None  # before any file is sent
         self._remote_files: dict[str, Any] | None = None  # artifact -> what it was made from
         self._last_heartbeat = -math.inf
         self.refused: dict[str, str] = {}  # what the store will never take -> why
@@ -247,6 +248,7 @@ class Delivery:
         if self.owner or not self._new:
             self.drop_already_logged(run)
         self.connected = True
+        self.on_connected()
 
     def _take_ownership(self, run: Any) -> bool:
         """Make the last life that began here the run's owner; tell whether it was not."""

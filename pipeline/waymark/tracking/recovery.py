@@ -108,9 +108,10 @@ def deliver_outbox(store: RunStore, record: RunRecord, default: tuple[str, int])
             lasting = {key: text for key, text in first.items() if key not in owners}
             delivery = Delivery(store, record, False, lasting)
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+            delivery.on_connected = lambda: _complete_history(
+                record.folder / HISTORY, History(content.metrics()).over(delivery.status.learned)
+            )
             delivery.deliver()
-            known = History(content.metrics()).over(delivery.status.learned)
-            _complete_history(record.folder / HISTORY, known)
             mark_delivered(box, delivery.info, delivery.close(*content.status))
             return refusals(delivery)
         finally:
