@@ -95,6 +95,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     for name in ("__init__", "wait_for_creation", "record", "flush", "set_tags"):
         timed(name)
+    timed("mark_artifacts_dirty")
     return seconds
 
 
