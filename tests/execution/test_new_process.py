@@ -183,7 +183,7 @@ def test_what_another_process_cannot_have_is_refused(
 
 def test_work_within_work_does_not_wait_for_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        api.running, "run", lambda resolved: GracefulShutdown().run(lambda: inner())
+        api.execute, "run", lambda resolved: GracefulShutdown().run(lambda: inner())
     )
 
     def inner() -> Any:
