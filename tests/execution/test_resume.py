@@ -132,10 +132,12 @@ def test_killed_at_any_moment_and_resumed(
     undisturbed: Callable[..., End],
     main: Main,
     monkeypatch: pytest.MonkeyPatch,
+    seed: int,
 ) -> None:
     """Kill each run twice, the second time while it is being resumed; both at once."""
-    # Far less than what is left of each run, and other moments every time.
-    waits = {model: [random.uniform(0, 0.1) for _ in range(2)] for model in RUNS}
+    # Far less than what is left of each run, and other moments for every seed.
+    draw = random.Random(seed)
+    waits = {model: [draw.uniform(0, 0.1) for _ in range(2)] for model in RUNS}
     print("seconds after the line:", waits)
 
     def disturb(model: str) -> tuple[Path, str]:
