@@ -40,9 +40,13 @@ class Adam:
     """
 
     learning_rate: PositiveFloat
+    """factor of a step, above 0"""
     beta1: Decay
+    """decay of the gradients' mean a step, from 0 to below 1"""
     beta2: Decay
+    """decay of the squared gradients' mean a step, from 0 to below 1"""
     epsilon: PositiveFloat
+    """what is added to the root of the squared gradients' mean, above 0"""
 
     def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return both moments of each parameter, zeros, and both powers of beta, float32 []."""
@@ -90,7 +94,9 @@ class Sgd:
     """Gradient descent with momentum, as `tf.compat.v1.train.MomentumOptimizer`."""
 
     learning_rate: PositiveFloat
+    """factor of a step, above 0"""
     momentum: Decay
+    """decay of the momentum a step, from 0 to below 1"""
 
     def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return the momentum of each parameter, zeros of its shape."""

@@ -24,10 +24,18 @@ class SaveFormat(ABC):
     endings: ClassVar[tuple[str, ...]] = ()
 
     every: NonNegativeInt
+    """steps between checkpoints; 0: only at the end"""
     max_to_keep: NonNegativeInt
+    """the newest so many; 0: all"""
     keep_every_n_hours: PositiveFloat | PositiveInt | None
+    """beside them one every so many hours, as `Saver` does; hours in which no process ran are not
+    made up for; null: none"""
     keep_best: KeepBest | None
+    """beside them the best of all evaluations: `{metric: test/accuracy, mode: max}`; an evaluation
+    between two saves saves as well if it is the best, and that checkpoint counts for nothing else
+    and goes when it is not"""
     asynchronous: bool
+    """write while training goes on"""
 
     @abstractmethod
     def write(self, path: Path, state: State) -> list[Path]:

@@ -17,6 +17,7 @@ class Ckpt(SaveFormat):
     endings: ClassVar[tuple[str, ...]] = (".data-00000-of-00001", ".index")
 
     meta_graph: bool
+    """whether the TF1 graph is written beside the checkpoints, for `import_meta_graph`"""
 
     @property
     def graph(self) -> str | None:

@@ -18,8 +18,12 @@ from waymark.names import KeepBestMetric
 
 @settings
 class KeepBest:
+    """By what the best checkpoint is chosen."""
+
     metric: KeepBestMetric
+    """the metric of an evaluation that is compared, `test/accuracy` for example"""
     mode: Literal["max", "min"]
+    """`max` or `min`: whether the greatest or the smallest value is the best"""
 
 
 @dataclass(frozen=True)

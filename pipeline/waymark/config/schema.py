@@ -48,52 +48,100 @@ def settings(cls: type) -> Any:
 
 @settings
 class Runtime:
+    """How TensorFlow computes."""
+
     intra_op_threads: PositiveInt
+    """the machine's cores, then recorded: the bits depend on it"""
     deterministic: bool
+    """`true` turns on TensorFlow's op determinism before its first operation; `resume`, `rerun` and
+    `evaluate` do as is recorded"""
 
 
 @settings
 class Tracking:
+    """Where MLflow's store is and how it is served."""
+
     uri: str | None
+    """`MLFLOW_TRACKING_URI`, else `sqlite:///mlruns/mlflow.db`; a file's path as it is, or
+    percent-encoded where only that exists"""
     flush_seconds: PositiveFloat
+    """how long the end of a run waits for a tracking server (after a signal at most 5)"""
     system_metrics: bool
+    """MLflow's CPU and memory curves"""
 
 
 @settings
 class Record:
+    """What is recorded beside configuration and results."""
+
     changes: bool
+    """record uncommitted changes of the code and copies of your own, lines that look like secrets
+    masked"""
 
 
 @settings
 class Objective:
+    """By what the trials of a sweep are compared."""
+
     metric: str
+    """the metric by which the best trial of a sweep is chosen"""
     mode: Literal["min", "max"]
+    """`max` or `min`: whether the greatest or the smallest value of `objective.metric` is the
+    best"""
 
 
 @settings
 class Config:
-    """Everything that decides a run; see the README's table for the meaning of each key."""
+    """Everything that decides a run. The README's table holds the same words for each field."""
 
     model: Any
+    """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
+    """see above; `data.sampling` is `replacement` (uniform draws) or `epoch` (shuffled, without)"""
     optimizer: Any
+    """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
+    model's (softmax 1e-3, cnn 1e-4) unless given"""
     save: Any
+    """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
     steps: PositiveInt
+    """the total, also of a resumed run"""
     batch_size: PositiveInt
+    """up to the size of the training set"""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
+    """of initial weights, batches, dropout; zero is a seed like any other"""
     precision: Literal["float32", "mixed_bfloat16"]
+    """or `mixed_bfloat16`: parameters and optimizer state stay float32; where the processor has no
+    instructions for it (AVX512_BF16, AMX, ARM's BF16), a line before training says that steps may
+    be slower"""
     eval_every: NonNegativeInt
+    """steps between evaluations; 0: only at the end"""
     log_every: PositiveInt
+    """steps between recorded losses"""
     on_nan: Literal["stop", "continue"]
+    """a loss that is not finite: `stop` (the run is FAILED) or `continue`"""
     init_from: str | None
+    """an npz or checkpoint whose parameters are the start"""
     runtime: Runtime
+    """how TensorFlow computes"""
     tracking: Tracking
+    """where MLflow's store is and how it is served"""
     record: Record
+    """what is recorded beside configuration and results"""
     objective: Objective
+    """by what the trials of a sweep are compared"""
     prune: Literal["median", "asha"] | None
+    """`median` or `asha`: end hopeless trials of a sweep early"""
     rerun_finished: bool
+    """do trials of a sweep that are finished again"""
     progress: Literal["auto"] | bool
+    """`auto`, `true` (a bar), `false` (neither bar nor `Step` lines; all else is printed)"""
     trusted_modules: list[str]
+    """modules of your own that `resume` and `evaluate` may import"""
     experiment_name: Annotated[str, Field(min_length=1)]
+    """name of MLflow's experiment: a text, kept as it is written, at most 250 characters, no
+    control characters, none of `` ` $ ; | & < > ``"""
     run_name: Annotated[str, Field(min_length=1)] | None
+    """name of MLflow's run, a text like `experiment_name`; null: MLflow makes one"""
     tags: dict[str, str]
+    """MLflow's tags, names and texts, kept as they are written (`+tags.version=1.10`; in a YAML
+    file what looks like a number stands in quotes, or is refused)"""

@@ -98,6 +98,7 @@ class Loader(ABC):
     """What all data sets share: how batches are drawn from the training set."""
 
     sampling: Literal["replacement", "epoch"]
+    """`replacement` (uniform draws) or `epoch` (shuffled, without)"""
 
     @abstractmethod
     def load(self) -> Dataset:
@@ -124,6 +125,7 @@ class Mnist(Loader):
     """
 
     path: str | None
+    """an npz in Keras's layout; null: Keras's cache, else its download"""
 
     def load(self) -> Dataset:
         if self.path is not None:
@@ -146,6 +148,8 @@ class FashionMnist(Loader):
     """
 
     path: str | None
+    """a folder with the four original `idx.gz` files; null: Debian's package, else Keras's cache,
+    else its download"""
 
     def load(self) -> Dataset:
         if self.path is not None:
@@ -171,6 +175,7 @@ class Arrays(Loader):
     """
 
     path: str
+    """an npz with `x_train`, `y_train`, `x_test` and `y_test`"""
 
     def load(self) -> Dataset:
         path = _expand(self.path)

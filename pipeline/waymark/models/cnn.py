@@ -27,8 +27,11 @@ class Cnn:
     """
 
     init_stddev: PositiveFloat
+    """standard deviation of the initial weights (truncated normal), above 0"""
     init_bias: float
+    """initial value of every bias"""
     keep_prob: Annotated[float, Field(gt=0, le=1)]
+    """share of the dense layer's units that dropout keeps in training, above 0, at most 1"""
 
     def check(self, spec: ImageSpec) -> None:
         """Refuse data whose images have no height and width."""

@@ -19,6 +19,7 @@ class Softmax:
     """The TF1 tutorial's first model: logits = images @ weights."""
 
     init_stddev: PositiveFloat
+    """standard deviation of the initial weights (truncated normal), above 0"""
 
     def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
         """Return `weights`, float32 [pixels, classes], truncated normal."""
