@@ -1,1 +1,6 @@
-"""Two or more recorded runs: what differs, and whether a rerun came to the same bits."""
+"""Two or more recorded runs: what differs, and whether a rerun came to the same bits.
+
+from waymark.comparison.runs import compare_runs
+
+print(compare_runs(["first", "latest"]).text())
+"""
