@@ -20,7 +20,7 @@ ORDER = (
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
     *("store", "artifacts", "history", "delivery", "recovery", "finder", "parent_run"),
-    *("sender", "active_run", "opening"),
+    *("sender", "active_run", "opening", "ui"),
 )
 CONFIG = (
     *("old_names", "own_hydra", "masking", "values", "yaml_source", "schema", "resolve", "record"),

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import waymark
 import yaml
-from waymark import BadInput, api, configure, evaluate, rerun, resume, run
+from waymark import BadInput, api, configure, evaluate, rerun, resume, run, runs, sync, ui
 from waymark.config.compose import composed, described
 from waymark.config.schema import GROUPS
 from waymark.models.cnn import Cnn
+
+from tests.support.processes import answers, free_port, poll
 
 PAGE = Path(__file__).parent.parent / "LIBRARY.md"
 SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
@@ -99,6 +101,12 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: configure("model=resnet"), "softmax"),
     (lambda: evaluate("nothing"), "'nothing'"),
     (lambda: evaluate(None, checkpoint="nothing.npz"), "nothing.npz"),
+    (lambda: evaluate("nothing", checkpoint="nothing.npz"), "one of the two"),
+    (lambda: evaluate(None), "one of the two"),
+    (lambda: evaluate(None, checkpoint="nothing.npz", step="3"), "step=3"),
+    (lambda: run("steps=3", config=configure()), "config="),
+    (lambda: run(config=configure(), config_from="nothing"), "config="),
+    (lambda: runs(tracking_uri="sqlite:///nowhere/mlflow.db"), "nowhere"),
     (lambda: resume("nothing"), "'nothing'"),
     (lambda: rerun("nothing"), "'nothing'"),
     (lambda: api.compare("nothing", "none"), "'nothing'"),
@@ -113,3 +121,15 @@ def test_refusals_are_one_sentence(number: int, place: Path) -> None:
         work()
     assert words in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_ui_is_opened_and_closed(place: Path) -> None:
+    port = free_port()
+    assert (runs(), sync()) == ([], [])
+    with ui(port=port) as opened:
+        assert opened.is_ours and opened.address.startswith(f"http://127.0.0.1:{port}/")
+        page = poll(lambda: answers(opened.address.partition("#")[0]))
+        assert b"MLflow" in page
+        with pytest.raises(BadInput, match=f"--port={port}"):
+            ui(port=port)
+    assert answers(opened.address) is None

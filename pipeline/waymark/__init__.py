@@ -23,9 +23,24 @@ if TYPE_CHECKING:
         rerun,
         resume,
         run,
+        runs,
+        sync,
+        ui,
     )
 
-__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+__all__ = [
+    "BadInput",
+    "Failed",
+    "compare",
+    "configure",
+    "evaluate",
+    "rerun",
+    "resume",
+    "run",
+    "runs",
+    "sync",
+    "ui",
+]
 
 
 def __getattr__(name: str) -> Any:

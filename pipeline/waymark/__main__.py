@@ -5,8 +5,6 @@ import contextlib
 import gc
 import os
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from typing import Any, NoReturn
@@ -278,12 +276,12 @@ def compare(
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 def runs(overrides: tuple[str, ...], limit: int) -> int:
     """List the runs that were started last, and whether they can be resumed."""
-    from waymark.listing import recent
+    from waymark import api
     from waymark.table import age, format_table
 
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
-    for run in recent(_store_uri(overrides), limit):
+    for run in api.runs(limit, _store_uri(overrides)):
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         facts = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy]
         rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
@@ -300,21 +298,14 @@ def _width() -> int | None:
 @OVERRIDES
 def sync(overrides: tuple[str, ...]) -> int:
     """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
-    from waymark.tracking.recovery import delivered
-    from waymark.tracking.recovery import sync as work
+    from waymark import api
 
-    lines: list[tuple[str, bool]] = []
-
-    def recovered(run_id: str, refused: str) -> None:
-        lines.append((delivered(run_id, refused), True))
-
-    tracking = _store(overrides, recovered=recovered)
-    lines += work(tracking)
-    for line, _ in lines:
-        print(line)
-    if not lines:
+    found = api.sync(_store_uri(overrides))
+    for run in found:
+        print(run.sentence)
+    if not found:
         print("nothing left to deliver")
-    return 0 if all(well for _, well in lines) else 1
+    return 0 if all(run.complete for run in found) else 1
 
 
 @cli.command()
@@ -323,56 +314,21 @@ def sync(overrides: tuple[str, ...]) -> int:
 @OVERRIDES
 def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
     """Open MLflow's UI on the runs of this folder."""
+    from waymark import api
     from waymark.processes.signals import handling
-    from waymark.tracking.finder import select
-    from waymark.tracking.opening import ui_command
 
-    tracking = _store(overrides)
-    if tracking.database is None:
-        print(f"the UI of this store is at {tracking.address.display_uri}")
-        return 0
-    _check_free(host, port)
-    newest = select(tracking, None, None, None, 1)
-    page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
-    print(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", flush=True)
-    # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
-    # of which prints a traceback.
-    server = subprocess.Popen(ui_command(tracking, host, port), start_new_session=True)
-    stopped = 0
+    opened, stopped = api.ui(host, port, _store_uri(overrides)), 0
 
     def stop(number: int, _: object) -> None:
         nonlocal stopped
         stopped = 128 + number
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(server.pid, signal.SIGTERM)
+        opened.stop()
 
     with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
-        status = server.wait()
+        there = "" if opened.is_ours else "the UI of this store is at "
+        print(f"{there}{opened.address}", flush=True)
+        status = opened.wait()
     return stopped or abs(status)
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raise BadInput if nothing can listen at an address, as where another program does."""
-    from waymark.errors import BadInput
-
-    try:
-        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BadInput(
-            f"--host={host} --port={port}: cannot be listened at ({reason}); "
-            f"--port takes another one."
-        ) from None
-
-
-def _store(overrides: tuple[str, ...], **options: Any) -> Any:
-    """Open the store that a command names, creating a local one."""
-    from waymark.tracking.opening import open_store
-
-    return open_store(_store_uri(overrides), create=True, **options)
 
 
 def _store_uri(overrides: tuple[str, ...]) -> Any:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,10 +18,26 @@ from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, new_process, rerunning
 from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
+from waymark.listing import ListedRun, list_runs
 from waymark.processes.process_state import taken_back
+from waymark.tracking import recovery
+from waymark.tracking.opening import open_store
+from waymark.tracking.ui import Ui, start_ui
 from waymark.training.runtime import NeedsNewProcess
 
-__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun", "resume", "run"]
+__all__ = [
+    "BadInput",
+    "Failed",
+    "compare",
+    "configure",
+    "evaluate",
+    "rerun",
+    "resume",
+    "run",
+    "runs",
+    "sync",
+    "ui",
+]
 
 T = TypeVar("T")
 
@@ -47,6 +64,14 @@ def _done(function: Callable[..., T], *arguments: Any) -> T:
             return new_process.call(str(needed), function, *arguments)
 
 
+@dataclass(frozen=True)
+class Synced:
+    """What became of a run whose records were not all in MLflow."""
+
+    sentence: str
+    complete: bool  # nothing is left that could be delivered
+
+
 def configure(*overrides: str) -> Config:
     """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
     return composed(overrides).typed()
@@ -60,6 +85,8 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
 
     Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
     """
+    if config is not None and (overrides or config_from is not None):
+        raise BadInput("run: config= is a whole configuration; give no overrides or config_from.")
     if config_from is not None:
         with taken_back():
             resolved = recorded(config_from, parsed(overrides))
@@ -113,8 +140,12 @@ def evaluate(
 
     Raises BadInput for what is not there or does not fit, CorruptCheckpoint.
     """
+    if (run is None) == (checkpoint is None):
+        raise BadInput("evaluate: give a RUN, or --checkpoint PATH, one of the two.")
     if run is None:
-        path = Path(checkpoint or "").expanduser()
+        if step != "latest":
+            raise BadInput(f"evaluate: step={step}: the files of a checkpoint are one step.")
+        path = Path(str(checkpoint)).expanduser()
         return _done(evaluation.evaluate_files, composed(overrides), path, from_meta)
     return _done(evaluation.evaluate_run, run, step, from_meta, parsed(overrides))
 
@@ -136,3 +167,38 @@ def compare(
     """
     with taken_back():
         return compare_runs(runs, tracking_uri, experiment, sweep, where)
+
+
+def runs(limit: int = 20, tracking_uri: str | None = None) -> list[ListedRun]:
+    """Return the runs that began last, the last one first, at most `limit`.
+
+    Raises BadInput if there is no store.
+    """
+    with taken_back():
+        return list_runs(tracking_uri, limit)
+
+
+def sync(tracking_uri: str | None = None) -> list[Synced]:
+    """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders.
+
+    Return what became of each run that was not whole. Raises BadInput for a store that cannot
+    be opened.
+    """
+    with taken_back():
+        found: list[Synced] = []
+
+        def delivered(run_id: str, refused: str) -> None:  # by opening the store
+            found.append(Synced(recovery.delivered(run_id, refused), True))
+
+        store = open_store(tracking_uri, create=True, recovered=delivered)
+        return found + [Synced(*each) for each in recovery.sync(store)]
+
+
+def ui(host: str = "127.0.0.1", port: int = 5000, tracking_uri: str | None = None) -> Ui:
+    """Start MLflow's UI on the runs of this folder; its `close` ends it.
+
+    A store on a server has its UI there: nothing is started. Raises BadInput for an address at
+    which nothing can listen, and for a store that cannot be opened.
+    """
+    with taken_back():
+        return start_ui(open_store(tracking_uri, create=True), host, port)

@@ -13,7 +13,7 @@ from waymark.tracking.store import RunStore
 
 
 @dataclass(frozen=True)
-class Listed:
+class ListedRun:
     """One of the recent runs."""
 
     id: str
@@ -26,14 +26,14 @@ class Listed:
     resumable: bool
 
 
-def recent(uri: str | None, most: int) -> list[Listed]:
+def list_runs(uri: str | None, most: int) -> list[ListedRun]:
     """Return the runs that began last, the last one first; raise BadInput if there is no store."""
     tracking = open_store(uri, reading=True)
     found = select(tracking, None, None, None, most)
     return [_listed(tracking, record, facts) for record, facts in found]
 
 
-def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> Listed:
+def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedRun:
     steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
     pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
     if steps != "-" and (pruned or record.status != "FINISHED"):
@@ -46,4 +46,4 @@ def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> Listed:
     resumable = stopped and (record.remote or here) and not sweep
     model = facts.params.get("model", "sweep" if sweep else "-")
     age = time.time() - record.start_time
-    return Listed(record.id, record.name, model, record.status, steps, accuracy, age, resumable)
+    return ListedRun(record.id, record.name, model, record.status, steps, accuracy, age, resumable)

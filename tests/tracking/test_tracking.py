@@ -34,7 +34,7 @@ from waymark.api import compare
 from waymark.config.compose import composed
 from waymark.errors import BadInput
 from waymark.execution.execute import run
-from waymark.listing import recent
+from waymark.listing import list_runs
 from waymark.tracking import artifacts
 from waymark.tracking.active_run import ActiveRun, reopen_run
 from waymark.tracking.delivery import Delivery
@@ -478,7 +478,7 @@ def test_a_sweep_is_no_run_of_its_own(
     assert done.stderr.endswith(f"this command completes it: {shown}\n")
     client = MlflowClient(store["uri"])
     client.set_terminated(store["sweep"], "KILLED")
-    rows = {run.id: run for run in recent(store["uri"], 20)}
+    rows = {run.id: run for run in list_runs(store["uri"], 20)}
     assert rows[store["sweep"]].model == "sweep"
     assert not any(run.resumable for run in rows.values())
 

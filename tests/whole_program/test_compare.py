@@ -276,7 +276,7 @@ def test_three_hundred_runs(store: Store, main: Main) -> None:
     rows = done.stdout.splitlines()[1:101]
     assert [line.split()[:2] for line in rows] == [[f"lr={i}", "3"] for i in range(100)]
     assert "0.2000 ±0.1000 [-0.04841, 0.4484]*" in rows[0]
-    listed = listing.recent(store.uri, 250)
+    listed = listing.list_runs(store.uri, 250)
     assert [run.id for run in listed] == ids[::-1][:250]
 
 
@@ -412,10 +412,10 @@ def test_the_list_of_waymarks_runs(trained: dict[str, Any], main: Main) -> None:
     assert diverged[3] == "FAILED"
     assert re.fullmatch(r"[1-9] of 20", diverged[4])
     assert diverged[-1] != "resume"
-    ages = [run.age for run in listing.recent(trained["uri"], 20)]
+    ages = [run.age for run in listing.list_runs(trained["uri"], 20)]
     assert ages == sorted(ages)
     assert 0 < ages[0] < 600
-    assert [run.resumable for run in listing.recent(trained["uri"], 20)] == [
+    assert [run.resumable for run in listing.list_runs(trained["uri"], 20)] == [
         name == "dead" for name in order
     ]
 
@@ -461,7 +461,7 @@ def test_how_many_are_listed(store: Store, main: Main) -> None:
         " SELECT printf('%032x', i), 'x', 'FINISHED', i, 'active', 0, 'none',"
         " '', 'LOCAL', '', '', '' FROM n"
     )
-    assert len(listing.recent(store.uri, 1001)) == 1001
+    assert len(listing.list_runs(store.uri, 1001)) == 1001
 
 
 def test_the_list_tells_how_far_a_pruned_trial_came(store: Store, main: Main) -> None:
