@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 class TrialLauncher(Launcher):
     """Hand over to the user's launcher what is not finished yet, and again what was lost."""
 
-    sweep: ClassVar[Any] = None  # the waymark.sweeps.sweeping.Sweep that this process carries out
+    sweep: ClassVar[Any] = None  # the waymark.sweeps.multirun.Sweep that this process carries out
 
     def __init__(self, **settings: Any) -> None:
         self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.launcher](
@@ -35,9 +35,9 @@ class TrialLauncher(Launcher):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def unclear(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+    def jobs_to_validate(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
         """Return the jobs, each a trial's overrides, of which no configuration could be made."""
-        return [job for job in jobs if not self.sweep.identified(self._compose, tuple(job))]
+        return [job for job in jobs if not self.sweep.identity_of(self._compose, tuple(job))]
 
     def check(self, jobs: Sequence[Sequence[str]]) -> None:
         """Raise BadInput if none of all the sweep's jobs can be done; take note how many are."""
@@ -68,6 +68,6 @@ class GridSweeper(BasicSweeper):
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        super().validate_batch_is_legal(self.launcher.unclear(batch))
+        super().validate_batch_is_legal(self.launcher.jobs_to_validate(batch))
         if self.batch_index == 1:  # the first one
             self.launcher.check([job for each in self.overrides for job in each])

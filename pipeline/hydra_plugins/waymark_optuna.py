@@ -90,7 +90,7 @@ class OptunaSweeper(Sweeper):
         if sampler.get("seed") is not None:  # or a continued study would be proposed the same
             sampler["seed"] += len(study.trials)
         study.sampler = instantiate(sampler)
-        sweep.recall()
+        sweep.load_finished()
         return study
 
 
@@ -131,9 +131,9 @@ def _take_up(study: Any) -> int:
 
 def _tell(study: Any, trial: Any, value: float) -> None:
     from optuna.trial import TrialState
-    from waymark.sweeps.trial import Hopeless
+    from waymark.sweeps.trial import PrunedObjective
 
-    if isinstance(value, Hopeless):
+    if isinstance(value, PrunedObjective):
         trial.report(value.value, value.step)
         study.tell(trial, state=TrialState.PRUNED)
     elif value != value:  # NaN: it failed, or did not record its objective

@@ -90,19 +90,19 @@ def _sweep(arguments: list[str], overrides: list[str], config_dir: str | None) -
     import hydra
 
     from waymark.config.compose import CONF
-    from waymark.sweeps import sweeping
-    from waymark.sweeps.trial import trial
+    from waymark.sweeps import multirun
+    from waymark.sweeps.trial import run_trial
 
     flags = [text for text in arguments if text not in overrides]
-    sweep = sweeping.begin(overrides, flags, config_dir)
+    sweep = multirun.prepare(overrides, flags, config_dir)
     os.environ["HYDRA_FULL_ERROR"] = "1"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
 
     def launch() -> None:
         sys.argv = ["waymark run", *arguments, *sweep.overrides]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(trial)()
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_trial)()
 
-    return sweeping.carry_out(sweep, launch)
+    return multirun.launch(sweep, launch)
 
 
 def _check_flags(arguments: list[str]) -> Any:

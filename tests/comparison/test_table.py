@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from waymark.sweeps.landscape import Axis
-from waymark.sweeps.trial import VARIED_KEYS, _name
+from waymark.sweeps.trial import VARIED_KEYS, trial_name
 from waymark.table import elided, number, setting, settings_apart
 
 LONG = "1.2046852412034e-05"
@@ -82,5 +82,5 @@ def test_a_picture_and_a_trial_show_numbers_whole(monkeypatch: pytest.MonkeyPatc
     assert [axis.shown[text] for text in axis.labels] == ["1.205e-05", "0.0003142", "0.01"]
     keys = [f"part{i}.key" for i in range(40)]
     monkeypatch.setenv(VARIED_KEYS, json.dumps(keys))
-    words = _name([f"{key}={LONG}" for key in keys]).split()
+    words = trial_name([f"{key}={LONG}" for key in keys]).split()
     assert len(words) > 10 and set(words[:-1]) == {"key=1.205e-05"} and words[-1].endswith("…")

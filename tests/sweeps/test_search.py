@@ -1,4 +1,4 @@
-"""Hopeless trials are ended early; Optuna proposes trials in a study that lasts."""
+"""PrunedObjective trials are ended early; Optuna proposes trials in a study that lasts."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from waymark.config.compose import composed
 from waymark.names import PRUNING_VALUES, TRIAL
 from waymark.sweeps.trial import _pruner
 from waymark.tracking import limits
-from waymark.training.pruning import STARTUP, hopeless, judged_steps
+from waymark.training.pruning import N_STARTUP_TRIALS, pruning_steps, should_prune
 
 from tests.support.processes import Main, Open
 
@@ -49,27 +49,27 @@ def test_median_ends_what_is_below_the_median_of_enough_others(
     step = max(own)
     there = [each[step] for each in others if step in each]
     below = max(own.values()) < statistics.median(there) if there else False
-    assert hopeless("median", step, own, others) == (len(there) >= STARTUP and below)
+    assert should_prune("median", step, own, others) == (len(there) >= N_STARTUP_TRIALS and below)
 
 
 @given(st.lists(st.floats(-1, 1), min_size=1, max_size=30))
 def test_asha_lets_the_best_third_of_those_that_have_come_go_on(come: list[float]) -> None:
     own, *others = [{3: value} for value in come]
-    ends = hopeless("asha", 3, own, others)
+    ends = should_prune("asha", 3, own, others)
     better = sum(value > come[0] for value in come)
     assert ends == (len(come) >= 3 and better >= len(come) // 3)
     # The best is never ended, and a trial that is better than another outlives it.
-    assert not hopeless("asha", 3, {3: max(come)}, [{3: value} for value in come])
+    assert not should_prune("asha", 3, {3: max(come)}, [{3: value} for value in come])
 
 
 @given(st.integers(1, 5000), st.integers(0, 700))
 def test_trials_are_judged_at_evaluations_before_the_last_step(steps: int, every: int) -> None:
     for rule in ("median", "asha"):
-        judged = judged_steps(rule, steps, every)
+        judged = pruning_steps(rule, steps, every)
         assert all(0 < step < steps and step % every == 0 for step in judged)
         assert len(judged) <= 50
         assert bool(judged) == (0 < every < steps)
-    rungs = judged_steps("asha", steps, every)
+    rungs = pruning_steps("asha", steps, every)
     assert [b / a for a, b in itertools.pairwise(rungs)] == [3.0] * (len(rungs) - 1)
 
 
@@ -134,9 +134,9 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     monkeypatch.setattr("waymark.sweeps.trial.select", lambda *_: [(record, None)])
     pruner = _pruner(tracking, composed(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
-    assert pruner._others() == [values]
+    assert pruner._other_trials() == [values]
     record.tags[PRUNING_VALUES] = '{"1": 0.5}'
-    assert pruner._others() == [{1: 0.5}]
+    assert pruner._other_trials() == [{1: 0.5}]
 
 
 def study(place: Path, parent: Run) -> Any:

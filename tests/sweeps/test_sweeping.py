@@ -26,8 +26,8 @@ from waymark.config.compose import CONF, Composer, composed, hydra_errors
 from waymark.config.resolve import Resolved
 from waymark.errors import BadInput
 from waymark.processes.signals import GracefulShutdown
-from waymark.sweeps import sweeping, trial
-from waymark.sweeps.sweeping import threads_of
+from waymark.sweeps import multirun, trial
+from waymark.sweeps.multirun import threads_of
 from waymark.sweeps.trial import by_content, identity
 from waymark.training.progress import NoProgress, NoSweepProgress
 
@@ -264,7 +264,7 @@ def test_what_a_sweep_lacks_is_named_by_its_packages(
     place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compose, "distribution", missing)
-    monkeypatch.setattr(sweeping, "find_spec", lambda name: None)
+    monkeypatch.setattr(multirun, "find_spec", lambda name: None)
     ray = "'hydra-ray-launcher~=1.2.2' 'ray>=2.50,<3' 'boto3>=1.40'"
     for choice, words, packages in (
         (f"hydra.launcher._target_={RAY}", f"={RAY!r}: is not installed", ray),
@@ -426,7 +426,7 @@ def test_progress_is_seen_while_it_goes_on(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the parent run, as MLflow's UI shows it, and as a bar: each trial waits to be seen."""
-    begun, do = [], trial._done
+    begun, do = [], trial.claim_and_run
 
     def parent() -> Run:
         return runs(client(place))[0][0]
@@ -440,7 +440,7 @@ def test_progress_is_seen_while_it_goes_on(
         begun.append(1)
         return do(*arguments)
 
-    monkeypatch.setattr("waymark.sweeps.trial._done", done)
+    monkeypatch.setattr("waymark.sweeps.trial.claim_and_run", done)
     words = [word for word in SHORT if not word.startswith("progress")]
     shown = main("run", "-m", "seed=0,1,2", *words, "progress=true")
     assert (shown.returncode, len(begun)) == (0, 3)
@@ -469,16 +469,16 @@ def test_one_bar_moves_as_trials_end(
         def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
             bars[-1].append((total, counts["finished"]))
 
-    begun, do = [], trial._done
+    begun, do = [], trial.claim_and_run
 
     def done(*arguments: Any) -> float:
         begun.append(1)
         poll(lambda: len(begun) == 1 or (bars and (2, 1) in bars[-1]))
         return do(*arguments)
 
-    monkeypatch.setattr("waymark.sweeps.sweeping.LOOK", 3600)
-    monkeypatch.setattr("waymark.sweeps.sweeping.make_sweep_progress", Shown)
-    monkeypatch.setattr("waymark.sweeps.trial._done", done)
+    monkeypatch.setattr("waymark.sweeps.sweep.POLL_INTERVAL_S", 3600)
+    monkeypatch.setattr("waymark.sweeps.sweep.make_sweep_progress", Shown)
+    monkeypatch.setattr("waymark.sweeps.trial.claim_and_run", done)
     if len(words) > 1:
         pytest.importorskip("optuna")
     assert main("run", "-m", *words, *SHORT).returncode == 0
@@ -533,7 +533,7 @@ def test_trials_that_record_elsewhere_are_missed(
     place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workers in another folder, say, with a store of their own."""
-    monkeypatch.setattr("waymark.sweeps.trial._done", lambda *_: 0.5)
+    monkeypatch.setattr("waymark.sweeps.trial.claim_and_run", lambda *_: 0.5)
     done = main("run", "-m", "seed=0,1", *SHORT)
     assert done.returncode == 1
     assert "waymark: 2 trials left no trace in " in done.stderr
@@ -549,7 +549,7 @@ def test_a_signal_that_comes_as_a_trial_ends_still_ends_the_sweep(
         GracefulShutdown.last_signal = signal.SIGTERM
         return 0.5
 
-    monkeypatch.setattr("waymark.sweeps.trial._done", done)
+    monkeypatch.setattr("waymark.sweeps.trial.claim_and_run", done)
     assert main("run", "-m", "seed=0,1", *SHORT).returncode == 143
     assert len(begun) == 1
 
@@ -560,7 +560,7 @@ def test_a_store_that_is_gone_at_the_end_is_one_sentence(
     def gone(*_: Any, **named: Any) -> None:
         raise MlflowException("API request failed: Connection refused")
 
-    monkeypatch.setattr("waymark.sweeps.sweeping.Sweep.outcome", gone)
+    monkeypatch.setattr("waymark.sweeps.sweep.Sweep.outcome", gone)
     monkeypatch.setattr("waymark.sweeps.trial.open_store", gone)
     done = main("run", "-m", "seed=0,1", *SHORT)
     assert done.returncode == 1

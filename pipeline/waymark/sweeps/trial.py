@@ -43,7 +43,7 @@ from waymark.tracking.parent_run import record_failed_trial
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
-from waymark.training.pruning import Pruner, judged_steps
+from waymark.training.pruning import Pruner, pruning_steps
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
@@ -51,25 +51,25 @@ PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK
 THREADS = "runtime.intra_op_threads"
 # What does not tell one trial from another. (The experiment does: what another one holds is
 # not looked for there.)
-ASIDE = (
+NOT_PART_OF_IDENTITY = (
     *("tracking", "record", "progress", "run_name", "tags"),
     *("trusted_modules", "objective", "prune", "rerun_finished"),
 )
-READING = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
-PAUSE = 1.0  # seconds between two looks at a trial that another process is training
+READS_FILES = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
+POLL_INTERVAL_S = 1.0  # seconds between two looks at a trial that another process is training
 
-over = threading.Event()  # a trial that this process does, or waits for, has ended
+trial_ended = threading.Event()  # a trial that this process does, or waits for, has ended
 _orphaned = threading.Event()
 in_parent = False  # this process is the sweep's own, not a launcher's worker
 
 
-class Hopeless(float):
+class PrunedObjective(float):
     """The objective of a pruned trial: NaN, with the step and the value at which it ended."""
 
     step: int
     value: float
 
-    def __new__(cls, step: int, value: float) -> "Hopeless":
+    def __new__(cls, step: int, value: float) -> "PrunedObjective":
         self = super().__new__(cls, math.nan)
         self.step, self.value = step, value
         return self
@@ -79,7 +79,7 @@ class Hopeless(float):
 
 
 @unfailing_output()
-def trial(cfg: Any) -> float:
+def run_trial(cfg: Any) -> float:
     """Do one trial of a sweep; return its objective, NaN if it has none.
 
     A trial that is finished is skipped, one that was interrupted goes on. What goes wrong is
@@ -94,7 +94,7 @@ def trial(cfg: Any) -> float:
         resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
         GracefulShutdown.last_signal = None
         apart = any(key.startswith("runtime.") for key in json.loads(os.environ[VARIED_KEYS]))
-        value = (_in_a_new_process if apart else _done)(resolved, _name(task))
+        value = (_in_a_new_process if apart else claim_and_run)(resolved, trial_name(task))
         if GracefulShutdown.last_signal is not None:  # it came too late to stop this one
             raise Interrupted(GracefulShutdown.last_signal)
         return value
@@ -106,11 +106,11 @@ def trial(cfg: Any) -> float:
         print(f"waymark: {failed}", file=sys.stderr)
     except Exception as error:
         reason = explained(error)
-        print(f"waymark: {_name(task)}: {reason}", file=sys.stderr)
+        print(f"waymark: {trial_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
-            _stillborn(plain(cfg), task, reason)
+            _record_failure(plain(cfg), task, reason)
     finally:
-        over.set()
+        trial_ended.set()
     return math.nan
 
 
@@ -123,7 +123,7 @@ def _end_with_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(PAUSE)
+            time.sleep(POLL_INTERVAL_S)
         _orphaned.set()
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -136,28 +136,28 @@ def _in_a_new_process(resolved: Resolved, name: str) -> float:
     """Do a trial in a process of its own: TensorFlow's settings are fixed in each."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(_done, resolved, name).result()
+            return pool.submit(claim_and_run, resolved, name).result()
     except BrokenExecutor:  # the process was killed; its run tells
         mark_dead_runs_killed(open_store(resolved.config.tracking.uri))
         return math.nan
 
 
-def _done(resolved: Resolved, name: str) -> float:
+def claim_and_run(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
     _end_with_parent()
     process_state.command_line = True
     tracking, key = open_store(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:
-        known = _claimed(tracking, resolved.config.experiment_name, key, name, lock)
-        return _come_to_its_end(resolved, name, tracking, key, known, lock.release)
+        known = wait_until_free(tracking, resolved.config.experiment_name, key, name, lock)
+        return run_or_resume(resolved, name, tracking, key, known, lock.release)
     finally:
         lock.release()
         if _orphaned.is_set():
             os._exit(128 + signal.SIGTERM)
 
 
-def _come_to_its_end(
+def run_or_resume(
     resolved: Resolved,
     name: str,
     tracking: RunStore,
@@ -166,7 +166,7 @@ def _come_to_its_end(
     began: Callable[[], None],
 ) -> float:
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
-    finished = [pair for pair in known if is_over(pair[0], config)]
+    finished = [pair for pair in known if is_finished(pair[0], config)]
     if finished:
         tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
         return objective(*finished[0], config.objective.metric)
@@ -187,12 +187,12 @@ def _come_to_its_end(
             named = replace(resolved, config=own, values=values)
             run_id = execute.run(named, None, tags, pruner, began).run_id
     except Pruned as pruned:
-        return Hopeless(pruned.step, pruned.value)
+        return PrunedObjective(pruned.step, pruned.value)
     record = find(tracking, run_id)
     return objective(record, tracking.summary(record), config.objective.metric)
 
 
-def _claimed(
+def wait_until_free(
     tracking: RunStore, experiment: str, key: str, name: str, lock: FileLock
 ) -> list[tuple[RunRecord, RunSummary]]:
     """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
@@ -214,10 +214,10 @@ def _claimed(
         if not told:
             print(f"{name}: another process is training run {elsewhere[0]}; waiting", flush=True)
         told = True
-        time.sleep(PAUSE)
+        time.sleep(POLL_INTERVAL_S)
 
 
-def is_over(record: RunRecord, config: Config) -> bool:
+def is_finished(record: RunRecord, config: Config) -> bool:
     """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
     over = record.status == "FINISHED" and not (record.tags.get(names.PRUNED) and not config.prune)
     return over and not config.rerun_finished
@@ -227,7 +227,7 @@ def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
     """Return what a finished trial's run achieved, NaN if it did not record that."""
     if record.tags.get(names.PRUNED):
         step = int(record.tags[names.PRUNED])
-        return Hopeless(step, _values(record).get(step, math.nan))
+        return PrunedObjective(step, judged_values(record).get(step, math.nan))
     return facts.metrics.get(metric, math.nan)
 
 
@@ -236,14 +236,14 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
         return None
     metric = f"{names.TEST}{config.objective.metric.rpartition('/')[2]}"
     sign = 1 if config.objective.mode == "max" else -1
-    steps = judged_steps(config.prune, config.steps, config.eval_every)
+    steps = pruning_steps(config.prune, config.steps, config.eval_every)
 
     def recorded(run_id: str) -> Mapping[int, float]:
         return dict(tracking.metric_history(run_id, metric))
 
     told = cache(recorded)  # by a trial that was not judged itself, and has ended
 
-    def others() -> list[Mapping[int, float]]:
+    def other_trials() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
         for record, _ in select(
             tracking, None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
@@ -251,15 +251,15 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
             if record.tags.get(names.TRIAL) == key:
                 continue
             if record.tags.get(names.PRUNING_VALUES):
-                found.append(_values(record) or recorded(record.id))
+                found.append(judged_values(record) or recorded(record.id))
             elif record.status == "FINISHED":
                 found.append(told(record.id))
         return found
 
-    return Pruner(config.prune, metric, sign, steps, others)
+    return Pruner(config.prune, metric, sign, steps, other_trials)
 
 
-def _values(record: RunRecord) -> dict[int, float]:
+def judged_values(record: RunRecord) -> dict[int, float]:
     """Return what a trial told the others: its value at each step at which it was judged.
 
     Nothing if that was too much for a tag.
@@ -278,11 +278,15 @@ def identity(resolved: Resolved) -> str:
     loaded or do not fit the model.
     """
     known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
-    values = {key: value for key, value in known.items() if key.partition(".")[0] not in ASIDE}
+    values = {
+        key: value
+        for key, value in known.items()
+        if key.partition(".")[0] not in NOT_PART_OF_IDENTITY
+    }
     values.pop("data.path", None)
     data = load_data(resolved.config).digest
     own = tuple(own_modules(resolved.config))
-    return digest_of([by_content(values), data, _surroundings(own)])
+    return digest_of([by_content(values), data, code_and_environment_digest(own)])
 
 
 def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,24 +298,24 @@ def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
     def content(key: str, value: Any) -> Any:
         if isinstance(value, list | tuple):
             return [content(key, inner) for inner in value]
-        if not isinstance(value, str) or not value or key.partition(".")[0] not in READING:
+        if not isinstance(value, str) or not value or key.partition(".")[0] not in READS_FILES:
             return value
         with suppress(OSError, ValueError, RuntimeError):  # no path, no such user, not readable
             path = Path(value).expanduser()
             files = files_of(path) if key == "init_from" else [path]
-            plain = [file for file in files if file.is_file() or _apart(file)]
+            plain = [file for file in files if file.is_file() or _is_elsewhere(file)]
             return {"content": file_digest(plain)} if plain else value
         return value
 
     return {key: content(key, value) for key, value in values.items()}
 
 
-def _apart(folder: Path) -> bool:
+def _is_elsewhere(folder: Path) -> bool:
     return folder.is_dir() and not Path.cwd().is_relative_to(folder.resolve())
 
 
 @cache
-def _surroundings(own: tuple[str, ...]) -> str:
+def code_and_environment_digest(own: tuple[str, ...]) -> str:
     """Return the digest of code and environment; the code is what this process has imported."""
     return digest_of([code(own), fingerprint()])
 
@@ -320,7 +324,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def _name(task: Sequence[str]) -> str:
+def trial_name(task: Sequence[str]) -> str:
     """Return a trial's name: what was varied, with the last part of each key."""
     varied = json.loads(os.environ[VARIED_KEYS])
     pairs = [text.lstrip("+").partition("=") for text in task]
@@ -328,9 +332,9 @@ def _name(task: Sequence[str]) -> str:
     return elided(" ".join(words), NAME[1])
 
 
-def _stillborn(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
+def _record_failure(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
     """Record a trial that failed before it had a run of its own."""
     tracking, parent = open_store(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
     own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
     tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
-    record_failed_trial(tracking, values["experiment_name"], _name(task), tags)
+    record_failed_trial(tracking, values["experiment_name"], trial_name(task), tags)

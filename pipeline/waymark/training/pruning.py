@@ -12,35 +12,37 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
-STARTUP = 5  # median: others that must have come to a step before it is judged there
-FACTOR = 3  # asha: of so many one goes on; each rung is so many times as far as the one before
+N_STARTUP_TRIALS = 5  # median: others that must have come to a step before it is judged there
+REDUCTION_FACTOR = (
+    3  # asha: of so many one goes on; each rung is so many times as far as the one before
+)
 WORST = sys.float_info.max  # what is not finite is worse than anything
-MOST = 50  # median: judged at so many evaluations of a trial at most
+MAX_JUDGED_STEPS = 50  # median: judged at so many evaluations of a trial at most
 
 Values = Mapping[int, float]  # step -> value
 
 
-def judged_steps(rule: str, steps: int, every: int) -> list[int]:
+def pruning_steps(rule: str, steps: int, every: int) -> list[int]:
     """Return the steps below `steps`, all of them evaluations, at which trials are judged."""
     evaluations = range(every, steps, every) if every else range(0)
     if rule == "median":
-        return list(evaluations)[:: max(1, -(-len(evaluations) // MOST))]
+        return list(evaluations)[:: max(1, -(-len(evaluations) // MAX_JUDGED_STEPS))]
     rungs, step = [], every
     while step in evaluations:
         rungs.append(step)
-        step *= FACTOR
+        step *= REDUCTION_FACTOR
     return rungs
 
 
-def hopeless(rule: str, step: int, own: Values, others: Sequence[Values]) -> bool:
+def should_prune(rule: str, step: int, own: Values, others: Sequence[Values]) -> bool:
     """Tell whether a trial should end at a step; a higher value is a better one."""
     there = [values[step] for values in others if step in values]
     if rule == "median":
         best = max(value for at, value in own.items() if at <= step)
-        return len(there) >= STARTUP and best < statistics.median(there)
+        return len(there) >= N_STARTUP_TRIALS and best < statistics.median(there)
     rank = sum(value > own[step] for value in there)  # how many are better
     count = len(there) + 1
-    return count >= FACTOR and rank >= count // FACTOR
+    return count >= REDUCTION_FACTOR and rank >= count // REDUCTION_FACTOR
 
 
 class Pruner:
@@ -52,11 +54,11 @@ class Pruner:
         metric: str,
         sign: int,
         steps: Sequence[int],
-        others: Callable[[], Sequence[Values]],
+        other_trials: Callable[[], Sequence[Values]],
     ) -> None:
         self.metric = metric  # of the evaluations in training
         self.steps = frozenset(steps)
-        self._rule, self._sign, self._others = rule, sign, others
+        self._rule, self._sign, self._other_trials = rule, sign, other_trials
 
     def values(self, recorded: Values) -> dict[int, float]:
         """Return what other trials need to know of this one: its value at each step judged."""
@@ -64,10 +66,10 @@ class Pruner:
 
     def __call__(self, step: int, recorded: Values) -> bool:
         """Tell whether the trial is to end at this step, given its metric's values by step."""
-        own, *others = map(self._upward, (self.values(recorded), *self._others()))
-        return hopeless(self._rule, step, own, others)
+        own, *others = map(self._to_maximize, (self.values(recorded), *self._other_trials()))
+        return should_prune(self._rule, step, own, others)
 
-    def _upward(self, values: Values) -> Values:
+    def _to_maximize(self, values: Values) -> Values:
         """Return values of which a higher one is better, all of them finite."""
         turned = {step: self._sign * value for step, value in values.items()}
         return {step: v if math.isfinite(v) else -WORST for step, v in turned.items()}

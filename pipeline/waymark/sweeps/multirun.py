@@ -1,0 +1,300 @@
+"""Sweeps: one parent run, its trials nested under it; the same command again completes it.
+
+Hydra's own sweepers and launchers do the work. Before the first trial `prepare` finds or makes the
+parent and fixes the number of threads. A plugin of ours (`hydra_plugins.waymark`) stands before
+the launcher and asks `Sweep.launch` to skip what is finished and to launch again what took its
+process with it; at the end `finish` records what came of it all.
+"""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from waymark import names
+from waymark.comparison.report import Comparison
+from waymark.comparison.runs import compare_found
+from waymark.config.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
+from waymark.config.masking import without_password
+from waymark.config.values import flatten
+from waymark.errors import BadInput, Sentence
+from waymark.processes.signals import handling
+from waymark.sweeps import trial
+from waymark.sweeps.landscape import Point, landscape
+from waymark.sweeps.sweep import Sweep
+from waymark.table import number
+from waymark.tracking.limits import reason_of
+from waymark.tracking.opening import open_store
+from waymark.tracking.parent_run import open_parent
+from waymark.tracking.recovery import mark_dead_runs_killed
+
+# What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
+# the trials' lines are not repeated here; a trial has one core.
+RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
+OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
+PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def prepare(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Sweep:
+    """Find or make the parent run of a sweep, and fix what its trials share.
+
+    A sweep is the same one if its experiment, sweeper, objective, varied keys and all that is
+    fixed are the same, whatever values it goes through. `config_dir` is a folder of the user's
+    own YAML. Raises BadInput for what Hydra does not compose, and for an objective that pruning
+    cannot follow.
+    """
+    fixed, varied = _parse(overrides)
+    try:
+        values = _composed(fixed, config_dir)
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, list(overrides))) from None
+    launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
+    _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
+    varied = sorted({*varied, *(sweeper.get("params") or {})})
+    command = shlex.join(
+        ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
+    )
+    store = open_store(values["tracking"]["uri"], create=True)
+    tags = _tags(values, varied, command)
+    parent, before = open_parent(
+        store, values["experiment_name"], ", ".join(varied), tags, names.SWEEP
+    )
+    threads = (
+        values["runtime"]["intra_op_threads"]
+        or parent.tags.get(names.THREADS)
+        or threads_of(launcher)
+    )
+    store.set_tags(parent.id, {names.THREADS: str(threads)})
+    command_id = uuid.uuid4().hex
+    variables = {
+        trial.PARENT_ID: parent.id,
+        trial.VARIED_KEYS: json.dumps(varied),
+        trial.COMMAND_ID: command_id,
+    }
+    more = _overrides(values["hydra"], variables)
+    if trial.THREADS not in varied:
+        more.append(f"{trial.THREADS}={threads}")
+    return Sweep(
+        store,
+        parent.id,
+        command_id,
+        values["objective"]["metric"],
+        values["objective"]["mode"],
+        command,
+        launcher["_target_"],
+        more,
+        values["progress"],
+        before,
+    )
+
+
+def _parse(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the overrides that all trials share, and the keys that are varied."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except hydra_errors() as error:
+        raise BadInput(refusal(error, list(overrides))) from None
+    fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+    return fixed, [item.key_or_group for item in parsed if item.is_sweep_override()]
+
+
+def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[str, str]:
+    """Return the parent's tags, by which the same command finds it again."""
+    aside = ("hydra", *trial.NOT_PART_OF_IDENTITY)
+    rest = flatten({key: value for key, value in values.items() if key not in aside})
+    del rest[trial.THREADS]
+    fixed = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
+    sweeper = values["hydra"]["sweeper"]["_target_"]
+    same = [varied, trial.by_content(fixed), sweeper, values["objective"]]
+    tags = {names.KIND: "sweep", names.SWEEP: trial.digest_of(same)}
+    return {
+        **tags,
+        names.VARIED: json.dumps(varied),
+        names.COMMAND: command,
+        names.RESUME: command,
+    }
+
+
+def _overrides(hydra: Mapping[str, Any], variables: Mapping[str, str]) -> list[str]:
+    """Return what each trial is told behind the command's own overrides."""
+    more = [f"+hydra.job.env_set.{name}='{text}'" for name, text in variables.items()]
+    more += [f"hydra.launcher._target_={PLUGIN}.TrialLauncher", "progress=false"]
+    for key, value in RAY.items() if "ray" in hydra["launcher"] else ():
+        part, _, name = key.partition(".")
+        if name not in hydra["launcher"]["ray"][part]:
+            more.append(f"+hydra.launcher.ray.{key}={value}")
+    if hydra["sweeper"]["_target_"] == GRID:
+        more.append(f"hydra.sweeper._target_={PLUGIN}.GridSweeper")
+    return more
+
+
+def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
+    import hydra
+
+    from waymark.config.compose import CONF
+
+    own = [searchpath([config_dir])] if config_dir else []
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
+
+
+def _check(
+    launcher: Mapping[str, Any], sweeper: Mapping[str, Any], metric: str, prune: str | None
+) -> None:
+    """Raise BadInput for what only a sweep can find wrong."""
+    from hydra.core.plugins import Plugins
+
+    target = str(launcher["_target_"])
+    if target not in Plugins.instance().class_name_to_class:
+        names = {choice: choice.rpartition("=")[2] for choice in PACKAGES}
+        hints = [brought_by(c) for c, name in names.items() if f".hydra_{name}_launcher." in target]
+        raise BadInput(f"hydra.launcher._target_={target!r}: is not installed{''.join(hints)}.")
+    if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
+        raise BadInput(f"hydra/sweeper=optuna: needs Optuna{brought_by('hydra/sweeper=optuna')}.")
+    if prune and metric.rpartition("/")[2] not in ("accuracy", "loss"):
+        raise BadInput(
+            f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
+            f"an accuracy or a loss is."
+        )
+
+
+def threads_of(launcher: Mapping[str, Any]) -> int:
+    """Return how many threads a trial gets, so that those beside each other share the cores."""
+    cores = os.cpu_count() or 1
+    if str(launcher["_target_"]).endswith("BasicLauncher"):
+        return cores
+    if "cpus_per_task" in launcher:  # submitit's
+        return int(launcher["cpus_per_task"] or 1)
+    if "ray" in launcher:
+        return max(1, int(launcher["ray"]["remote"].get("num_cpus") or 1))
+    beside = launcher.get("n_jobs") or -1
+    return max(1, cores // beside) if beside > 0 else 1
+
+
+def launch(sweep: Sweep, launch: Callable[[], None]) -> int:
+    """Hand a sweep over to Hydra by `launch`; return the command's exit status."""
+    from hydra_plugins.waymark import TrialLauncher
+
+    TrialLauncher.sweep, trial.in_parent = sweep, True
+    with handling((signal.SIGTERM, signal.SIGHUP), _leave):
+        try:
+            launch()
+        except KeyboardInterrupt:
+            return finish(sweep, 128 + signal.SIGINT)
+        except SystemExit as leaving:  # a signal, or Hydra has said what is wrong
+            if leaving.code == 1:
+                return _refused(sweep)
+            return finish(sweep, int(leaving.code or 0))
+        except BadInput:
+            _refused(sweep)
+            raise
+        except hydra_errors() as error:
+            _refused(sweep)
+            raise BadInput(refusal(error, sys.argv[2:])) from None
+        except Exception as error:  # the launcher could not even begin
+            print(f"waymark: {reason_of(error)}", file=sys.stderr)
+            return finish(sweep, 1)
+    return finish(sweep)
+
+
+def _refused(sweep: Sweep) -> int:
+    """Leave no trace of a sweep that was refused, unless trials had begun; return the status."""
+    with suppress(Exception):  # a store that does not answer
+        sweep.close()
+        if sweep.withdraw():
+            return 2
+    return finish(sweep, 2)
+
+
+def _leave(number: int, _: Any) -> None:
+    """End the sweep in good order, its own child processes first."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    sys.exit(128 + number)
+
+
+def finish(sweep: Sweep, status: int = 0) -> int:
+    """Record in the parent, and print, what came of a sweep; return the command's exit status.
+
+    `status` is not 0 if the sweep could not come to its end.
+    """
+    sweep.close()
+    try:
+        return _finish(sweep, status)
+    except Exception as error:  # of MLflow, the network
+        reason = reason_of(error)
+        print(f"waymark: the end of the sweep cannot be recorded ({reason})", file=sys.stderr)
+        print("to complete the sweep:", sweep.command, file=sys.stderr)
+        return status or 1
+
+
+def _finish(sweep: Sweep, status: int) -> int:
+    tracking, parent = sweep.tracking, sweep.parent
+    mark_dead_runs_killed(tracking)  # workers may have gone with the launcher
+    found = sweep.outcome()
+    known = tracking.metrics(parent)
+    sweep.record_progress(found)
+    if len(found.finished) > 1:
+        table = compare_found(tracking, found.finished)
+        new = any(sweep.belongs_to_this_command(record) for record, _ in found.finished)
+        if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
+            _log_plots(sweep, table)
+        print(table.text())
+    if found.best:
+        record, facts = found.best
+        best = f"{sweep.metric} {number(facts.metrics[sweep.metric])}"
+        print(Sentence(f"best                  {record.name} ({record.id[:8]}), {best}"))
+    rows = found.rows(sweep.metric)
+    for name, run_id, state, reason, _ in rows:
+        if state != "FINISHED":
+            print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
+    tracking.log_text(parent, _csv(rows), "trials.csv")
+    print(sweep.summary_line(found))
+    lost, where = sweep.total - len(rows), without_password(tracking.address.display_uri)
+    if lost > 0 and not status:
+        print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
+    status = status or (1 if found.others or lost > 0 else 0)
+    end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
+    tracking.end(parent, end)
+    tracking.set_tags(parent, {names.RESUME: sweep.command if status else ""})
+    if status:
+        print("to complete the sweep:", sweep.command, file=sys.stderr)
+    return status
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    out = csv.writer(text, lineterminator="\n")
+    out.writerows([("name", "run_id", "status", "reason", "objective"), *rows])
+    return text.getvalue()
+
+
+def _log_plots(sweep: Sweep, table: Comparison) -> None:
+    """Put the table and the pictures of a sweep into its parent run."""
+    points = []
+    for row in table.rows:
+        known = row.metrics.get(sweep.metric)
+        if known and all(key in row.values for key in table.keys):
+            half = None if known.high is None else known.high - known.final
+            mark = "*" if known.final_leads else "~" if known.ties else ""
+            points.append(Point([row.values[key] for key in table.keys], known.final, half, mark))
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in ("sweep.html", "curves.png"):
+            table.plot(Path(scratch) / name)
+        (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
+        if points and table.keys:
+            (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, sweep.metric))
+        sweep.tracking.log_files(sweep.parent, Path(scratch))

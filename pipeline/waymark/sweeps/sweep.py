@@ -1,0 +1,324 @@
+"""A sweep as one command carries it out: which trials are left, and what became of them all."""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from waymark import names
+from waymark.config.compose import hydra_errors
+from waymark.config.resolve import Resolved
+from waymark.errors import BadInput
+from waymark.sweeps import trial
+from waymark.table import rate
+from waymark.tracking.finder import select
+from waymark.tracking.parent_run import withdraw
+from waymark.tracking.recovery import mark_dead_runs_killed
+from waymark.tracking.runs import RunRecord, RunSummary
+from waymark.tracking.store import RunStore
+from waymark.training.progress import NoSweepProgress, make_sweep_progress
+
+MAX_ATTEMPTS = 3  # of one command at a trial that ends its process
+POLL_INTERVAL_S = 2.0  # after which the trials are looked at, unless one ends here before
+PAUSE_PER_LOOK = 5  # times as long as the last look took, at least, pass before the next one
+HEARTBEAT_INTERVAL_S = 20.0  # between two signs of life of the parent
+# Launchers whose trials see the files that this process sees.
+SAME_MACHINE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
+
+RunAndSummary = tuple[RunRecord, RunSummary]
+
+
+@dataclass
+class Sweep:
+    """A sweep that has a parent run, as one command carries it out."""
+
+    tracking: RunStore
+    parent: str
+    id: str  # of this command: the value of its trials' tag
+    metric: str  # the objective, and which way is better
+    mode: str
+    command: str  # that completes the sweep
+    launcher: str  # the class that the user chose
+    overrides: list[str]  # for each trial, behind the command's own
+    progress: Any  # what the user asked for: auto, true or false
+    before: RunRecord | None = None  # the parent as this command found it; None if it made it
+    planned: int = 0  # trials that the sweeper will hand over, as far as it has told
+    began: float = field(default_factory=time.monotonic)
+    submitted: set[str] = field(default_factory=set)  # trials handed over so far
+    repeated: int = 0  # how often a trial was handed over again, or in other words
+    already_finished: dict[str, RunAndSummary] = field(default_factory=dict)  # by trial
+    _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
+    _refused: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _finished_cache: dict[str, RunAndSummary] | None = None
+    _open: ExitStack = field(default_factory=ExitStack)  # what ends with the sweep: its bar
+
+    def unfinished(
+        self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]
+    ) -> list[int]:
+        """Return which trials are not finished yet; a job is a trial's overrides.
+
+        Of a trial that cannot be identified here, or whose runs belong to another sweep, the
+        process that does it will tell.
+        """
+        over, seen, left = self._finished(), set(), []
+        for index, job in enumerate(jobs):
+            found = self.identity_of(compose, tuple(job))
+            if found is None:
+                left.append(index)
+                continue
+            key, resolved = found
+            pair = over.get(key)
+            if pair and trial.is_finished(pair[0], resolved.config):
+                self.already_finished[key] = pair
+            elif key not in seen:  # or it is the same trial in other words
+                seen.add(key)
+                left.append(index)
+        return left
+
+    def load_finished(self) -> None:
+        """Count the trials that earlier commands finished: this one's sweeper hands over others."""
+        self.already_finished |= self._finished()
+
+    @property
+    def total(self) -> int:
+        """Return how many trials there are so far, each counted once."""
+        return len(self.submitted | self.already_finished.keys())
+
+    @property
+    def expected(self) -> int:
+        """Return how many trials there will be, as far as the sweeper has told."""
+        return max(self.total, self.planned - self.repeated)
+
+    def close(self) -> None:
+        """Let the bar come to its end."""
+        self.planned = 0  # of what was planned there is no more
+        self._open.close()
+
+    def withdraw(self) -> bool:
+        """Leave no trace of a command that has come to no trial; tell whether it has not."""
+        if any(self.belongs_to_this_command(record) for record, _ in self.members()):
+            return False
+        withdraw(self.tracking, self.parent, self.before)
+        return True
+
+    def _finished(self) -> dict[str, RunAndSummary]:
+        """Return the finished trials of this sweep as they were found before the launch."""
+        if self._finished_cache is None:
+            every = select(
+                self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+            )
+            done = [pair for pair in every if pair[0].status == "FINISHED"]
+            self._finished_cache = {
+                record.tags.get(names.TRIAL, ""): (record, facts) for record, facts in done
+            }
+        return self._finished_cache
+
+    def identity_of(
+        self, compose: Callable[..., Resolved], job: tuple[str, ...]
+    ) -> tuple[str, Resolved] | None:
+        """Return a trial's identity and configuration, None if its overrides allow none."""
+        if job not in self._keys:
+            self._keys[job] = None
+            resolved = None
+            try:
+                resolved = compose(job)
+                self._keys[job] = trial.identity(resolved), resolved
+            except BadInput as error:
+                if resolved is None or self.launcher.endswith(SAME_MACHINE):
+                    self._refused[job] = str(error)
+            except hydra_errors():
+                pass  # the sweeper says why
+        return self._keys[job]
+
+    def check(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> None:
+        """Raise BadInput if none of a sweep's trials can be done."""
+        known = [self.identity_of(compose, tuple(job)) for job in jobs]
+        reasons = [self._refused[tuple(job)] for job in jobs if tuple(job) in self._refused]
+        if len(reasons) == len(known) > 0:
+            raise BadInput(
+                reasons[0]
+                if len(set(reasons)) == 1
+                else f"none of the {len(jobs)} trials can be done; the first one: {reasons[0]}"
+            )
+
+    def launch(
+        self,
+        launch: Callable[[Sequence[Sequence[str]], int], Sequence[Any]],
+        compose: Callable[..., Resolved],
+        jobs: Sequence[Sequence[str]],
+        first: int,
+    ) -> list[Any]:
+        """Do trials by the user's launcher; return Hydra's JobReturns, in order.
+
+        A worker that is killed takes the launcher's other workers with it, or their results:
+        what is left is launched again, at last one by one, so that only the culprit is lost.
+        """
+        returns: dict[int, Any] = {}
+        left = self.unfinished(compose, jobs)
+        keys = {self._key(job) for job in jobs}
+        self.repeated += len(jobs) - len(keys - self.submitted)
+        if not self.submitted:
+            self._open.enter_context(self._report_progress())
+        self.submitted |= keys
+        for attempt in range(MAX_ATTEMPTS):
+            batches = [left] if attempt < MAX_ATTEMPTS - 1 else [[i] for i in left]
+            for batch in filter(None, batches):
+                try:
+                    done = launch([jobs[i] for i in batch], first)
+                    returns.update(zip(batch, done, strict=True))
+                except Exception as error:
+                    self._after_launcher_failure(error)
+            left = [i for i in self.unfinished(compose, jobs) if i not in returns]
+        by_trial = {self._key(jobs[index]): value for index, value in returns.items()}
+        return [
+            returns.get(index) or by_trial.get(self._key(job)) or self._skipped_return(job)
+            for index, job in enumerate(jobs)
+        ]
+
+    def _key(self, job: Sequence[str]) -> str:
+        """Return what names a trial: its identity, or its overrides where that is not known."""
+        found = self._keys.get(tuple(job))
+        return found[0] if found else " ".join(job)
+
+    def _after_launcher_failure(self, error: Exception) -> None:
+        """Note that a launcher gave up; raise what it raised if it had not even begun."""
+        self._finished_cache = None
+        mark_dead_runs_killed(self.tracking)
+        if not any(self.belongs_to_this_command(record) for record, _ in self.members()):
+            raise error
+
+    def _skipped_return(self, job: Sequence[str]) -> Any:
+        from hydra.core.utils import JobReturn, JobStatus
+
+        pair = self.already_finished.get(self._key(job))
+        value = trial.objective(*pair, self.metric) if pair else math.nan
+        return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
+
+    def summary_line(self, found: "Outcome") -> str:
+        """Say how many trials there are, and how many this command has done in a minute."""
+        counts = [f"{count} {name}" for name, count in found.counts().items() if count]
+        text = f"trials                {', '.join(counts) or 'none'}"
+        done = sum(
+            self.belongs_to_this_command(record) for record, _ in [*found.finished, *found.pruned]
+        )
+        minutes = (time.monotonic() - self.began) / 60
+        return f"{text}; {done} of them now, {rate(done / minutes)} a minute" if done else text
+
+    def belongs_to_this_command(self, record: RunRecord) -> bool:
+        """Tell whether this command came to a run last, and not another one."""
+        return record.tags.get(names.sweep_member_tag(self.parent)) == self.id
+
+    def members(self) -> list[RunAndSummary]:
+        """Return the runs of the trials that this command has come to, or finds finished."""
+        every = select(
+            self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
+        )
+        return [
+            (record, facts)
+            for record, facts in every
+            if self.belongs_to_this_command(record)
+            or (record.status == "FINISHED" and record.tags.get(names.TRIAL) in self.submitted)
+        ]
+
+    def outcome(self) -> "Outcome":
+        """Look what became of the trials: of several runs of one trial the finished one counts."""
+        order = {"FINISHED": 0, "RUNNING": 1}
+        counting = dict(self.already_finished)
+        for record, facts in self.members():
+            key = record.tags.get(names.TRIAL, record.id)
+            other = counting.get(key)
+            if other is None or order.get(record.status, 2) < order.get(other[0].status, 2):
+                counting[key] = record, facts
+        runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
+        over = [pair for pair in runs if pair[0].status == "FINISHED"]
+        finished = [pair for pair in over if not pair[0].tags.get(names.PRUNED)]
+        scored = [p for p in finished if not math.isnan(p[1].metrics.get(self.metric, math.nan))]
+        pick: Callable[..., Any] = max if self.mode == "max" else min
+        best = pick(scored, key=lambda pair: pair[1].metrics[self.metric], default=None)
+        pruned = [pair for pair in over if pair not in finished]
+        return Outcome(finished, pruned, [pair for pair in runs if pair not in over], best)
+
+    @contextmanager
+    def _report_progress(self) -> Iterator[None]:
+        """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
+        closing, bar = threading.Event(), make_sweep_progress(self.progress, self.expected)
+
+        def watch() -> None:
+            told, beat = "", time.monotonic()
+            while not closing.is_set():
+                trial.trial_ended.wait(POLL_INTERVAL_S)
+                trial.trial_ended.clear()
+                began = time.monotonic()
+                with suppress(Exception):  # a store that does not answer: the next look will tell
+                    told = self._update_progress(bar, told)
+                    if began - beat > HEARTBEAT_INTERVAL_S:
+                        self.tracking.set_tags(
+                            self.parent, {names.HEARTBEAT: str(int(time.time()))}
+                        )
+                        beat = began
+                closing.wait(PAUSE_PER_LOOK * (time.monotonic() - began))
+
+        watcher = threading.Thread(target=watch, name="sweep", daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            closing.set()
+            trial.trial_ended.set()
+            watcher.join()
+            with suppress(Exception):
+                self._update_progress(bar, "")
+            bar.close()
+
+    def _update_progress(self, bar: NoSweepProgress, told: str) -> str:
+        """Bring the bar and the parent's metrics up to date, if there is anything new."""
+        found = self.outcome()
+        counts = found.counts()
+        bar.show(self.expected, counts, found.objective(self.metric))
+        now = json.dumps([self.expected, counts, found.best and found.best[0].id])
+        if now != told:
+            self.record_progress(found)
+        return now
+
+    def record_progress(self, found: "Outcome") -> None:
+        """Put progress and the best trial so far into the parent run."""
+        counts = {**found.counts(), "trials": self.expected}
+        step = sum(found.counts().values()) - counts["running"]
+        metrics: dict[str, float] = {f"{names.PROGRESS}{k}": count for k, count in counts.items()}
+        if found.best:
+            self.tracking.set_tags(self.parent, {names.BEST_TRIAL: found.best[0].id})
+            metrics[f"{names.BEST}{self.metric}"] = found.best[1].metrics[self.metric]
+        self.tracking.log_metrics(self.parent, metrics, step)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sweep's trials: each trial's run that counts, the best of them."""
+
+    finished: list[RunAndSummary]
+    pruned: list[RunAndSummary]
+    others: list[RunAndSummary]  # failed, killed, or running
+    best: RunAndSummary | None
+
+    def counts(self) -> dict[str, int]:
+        """Return how many trials have finished, were pruned, are running, have failed."""
+        running = sum(record.status == "RUNNING" for record, _ in self.others)
+        failed = len(self.others) - running
+        over = {"finished": len(self.finished), "pruned": len(self.pruned)}
+        return {**over, "running": running, "failed": failed}
+
+    def rows(self, metric: str) -> list[tuple[str, str, str, str, float | None]]:
+        """Return name, run id, status, its reason and objective of every trial."""
+        rows = []
+        for record, facts in [*self.finished, *self.pruned, *self.others]:
+            state = "PRUNED" if (record, facts) in self.pruned else record.status
+            reason, value = record.tags.get(names.REASON, ""), facts.metrics.get(metric)
+            rows.append((record.name, record.id, state, reason, value))
+        return rows
+
+    def objective(self, metric: str) -> float | None:
+        return self.best[1].metrics[metric] if self.best else None
