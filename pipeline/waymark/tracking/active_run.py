@@ -1,6 +1,5 @@
 """A run that this process trains: what it records goes to its outbox, and from there to MLflow."""
 
-import contextlib
 import json
 import time
 import uuid
@@ -16,12 +15,7 @@ from waymark.tracking import history, outbox, ownership
 from waymark.tracking.history import History
 from waymark.tracking.limits import SHORTER, Deleted, fitted, store_errors
 from waymark.tracking.liveness import this_process
-from waymark.tracking.lock import (
-    acquire_run_lock,
-    is_own,
-    may_be_alive,
-    owner_and_heartbeat,
-)
+from waymark.tracking.lock import acquire_run_lock, is_own, may_be_alive, owner_and_heartbeat
 from waymark.tracking.outbox import Outbox, Points, RunCreation
 from waymark.tracking.ownership import Life
 from waymark.tracking.runs import RunRecord
@@ -234,7 +228,7 @@ class ActiveRun:
         This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry.
         """
         end = time.time_ns() // 1_000_000
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             self._outbox.append("status", [status, end])
             self._outbox.flush()
         self._sender.finish(status, end)

@@ -19,18 +19,12 @@ class Sender(threading.Thread):
     """Delivers a run, and holds its lock until nothing more can be sent."""
 
     def __init__(
-        self,
-        store: RunStore,
-        record: RunRecord,
-        box: Outbox,
-        lock: Any,
-        new: bool,
-        system_metrics: bool,
+        self, store: RunStore, record: RunRecord, box: Outbox, lock: Any, new: bool, monitor: bool
     ) -> None:
         """Deliver at once what a local run holds from before; raise RunLocked if it is taken."""
         super().__init__(name="tracking", daemon=True)
         self._store, self._box, self._lock = store, box, lock
-        self._system_metrics = system_metrics
+        self._system_metrics = monitor
         self._monitor: Any = None
         self.delivery = Delivery(store, record, new)
         self.delivery.training = True
