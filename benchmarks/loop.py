@@ -52,7 +52,7 @@ class Loop:
 
     def __init__(self, model: str, folder: Path, *overrides: str) -> None:
         from waymark import api
-        from waymark.config.compose import described
+        from waymark.config.compose import from_config
         from waymark.evaluation.restore import load_data
         from waymark.training.loop import Trainer
         from waymark.training.runtime import start_tensorflow
@@ -66,7 +66,7 @@ class Loop:
         self.trainer = Trainer(self.config, self.data)
         self.score = self.trainer.score()
         self.tracking = open_store(self.config.tracking.uri, create=True)
-        self.described = described(self.config)
+        self.described = from_config(self.config)
 
     def ready(self) -> None:
         """Put the trainer at a new run's start, its threads awake."""

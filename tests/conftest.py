@@ -16,7 +16,7 @@ import absl.logging
 import pytest
 from filelock import FileLock
 from waymark.comparison.environment import STEERING
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.execution import execute
 from waymark.tracking.opening import open_store
 
@@ -189,7 +189,7 @@ def undisturbed(
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
                 patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-                result = execute.run(composed([*dict.fromkeys(words)]))
+                result = execute.run(compose_config([*dict.fromkeys(words)]))
             return local_end(folder, result.run_id)
 
         name = hashlib.sha256(" ".join(overrides).encode()).hexdigest()[:12]

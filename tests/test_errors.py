@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from waymark import errors
 from waymark.comparison.environment import has_bfloat16
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput, first_line
 
 GRAPH = """Graph execution error:
@@ -60,7 +60,7 @@ PLACES = {"user": "/home/me", "waymark": Path(errors.__file__).parent}
 )
 def test_the_reason_is_told_not_the_heading(text: str, reason: str) -> None:
     error = ValueError(text.format(**PLACES) if "{user}" in text else text)
-    assert errors.explained(error).removeprefix("ValueError: ") == reason
+    assert errors.explain(error).removeprefix("ValueError: ") == reason
     assert reason.startswith(first_line(error))
 
 
@@ -161,4 +161,4 @@ def test_a_module_that_fails_when_it_is_imported(
     (tmp_path / "failing_at_once.py").write_text("x = 1\n\ny = {}['nope']\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(BadInput, match=r"KeyError: 'nope' \(.*failing_at_once\.py, line 3\)$"):
-        composed(["model._target_=failing_at_once.Model"])
+        compose_config(["model._target_=failing_at_once.Model"])

@@ -12,8 +12,8 @@ import pytest
 import waymark
 import yaml
 from waymark import BadInput, api, configure, evaluate, rerun, resume, run, runs, sync, ui
-from waymark.config.compose import composed, described
-from waymark.config.schema import GROUPS
+from waymark.config.compose import compose_config, from_config
+from waymark.config.schema import GROUP_PROTOCOLS
 from waymark.models.cnn import Cnn
 
 from tests.support.processes import answers, free_port, poll
@@ -63,8 +63,8 @@ for name in waymark.__all__:
     ids=" ".join,
 )
 def test_a_typed_configuration_is_recorded_as_its_overrides_are(overrides: list[str]) -> None:
-    whole = composed(overrides)
-    typed = described(configure(*overrides))
+    whole = compose_config(overrides)
+    typed = from_config(configure(*overrides))
     assert yaml.safe_load(typed.record()) == yaml.safe_load(whole.record())
     assert typed.config == whole.config
     assert typed.params() == whole.params()
@@ -87,8 +87,12 @@ class Mine(Cnn):  # type: ignore[misc]
 def test_a_class_of_ones_own_is_named_after_itself(place: Path) -> None:
     config = configure(*SHORT)
     mine = Mine(init_stddev=0.1, init_bias=0.1, keep_prob=1.0)
-    recorded = described(replace(config, model=mine))
-    assert recorded.choices == {**dict.fromkeys(GROUPS, ""), **recorded.choices, "model": "mine"}
+    recorded = from_config(replace(config, model=mine))
+    assert recorded.choices == {
+        **dict.fromkeys(GROUP_PROTOCOLS, ""),
+        **recorded.choices,
+        "model": "mine",
+    }
     assert recorded.values["model"]["_target_"] == f"{__name__}.Mine"
     assert recorded.values["model"]["keep_prob"] == 1.0
 

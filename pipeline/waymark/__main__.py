@@ -57,7 +57,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     import hydra
     from omegaconf import DictConfig
 
-    from waymark.config.compose import CONF, as_written, hydra_errors, refusal
+    from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
     from waymark.config.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
@@ -79,7 +79,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     except hydra_errors() as error:
         from waymark.errors import BadInput
 
-        raise BadInput(refusal(error, list(arguments))) from None
+        raise BadInput(explain_hydra_error(error, list(arguments))) from None
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)
     return max(statuses, default=0)
@@ -333,10 +333,10 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
 def _store_uri(overrides: tuple[str, ...]) -> Any:
     """Return tracking.uri, the only override of some commands; raise BadInput for others."""
-    from waymark.config.compose import parsed
+    from waymark.config.compose import parse_overrides
     from waymark.errors import BadInput
 
-    given = parsed(overrides)
+    given = parse_overrides(overrides)
     unknown = sorted(set(given) - {"tracking.uri"})
     if unknown:
         raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
@@ -373,7 +373,7 @@ def _verdict(verdict: Any, as_json: bool = False) -> int:
 
 def _guarded(work: Any) -> int:
     """Do a command's work; turn what can go wrong into one line and an exit status."""
-    from waymark.errors import BadInput, explained
+    from waymark.errors import BadInput, explain
 
     try:
         return int(work() or 0)
@@ -388,7 +388,7 @@ def _guarded(work: Any) -> int:
     except Exception as error:
         status = getattr(error, "status", 1)  # a signal's is 128 + its number
         if status == 1:
-            _complain(explained(error))
+            _complain(explain(error))
         if FULL_ERROR:
             raise
         return int(status)

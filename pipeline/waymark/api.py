@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from waymark.comparison.report import Comparison
 from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
-from waymark.config.compose import composed, described, parsed
+from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.schema import Config
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import restore as evaluation
@@ -74,7 +74,7 @@ class Synced:
 
 def configure(*overrides: str) -> Config:
     """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
-    return composed(overrides).typed()
+    return compose_config(overrides).typed()
 
 
 def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:
@@ -89,9 +89,9 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
         raise BadInput("run: config= is a whole configuration; give no overrides or config_from.")
     if config_from is not None:
         with taken_back():
-            resolved = recorded(config_from, parsed(overrides))
+            resolved = recorded(config_from, parse_overrides(overrides))
     else:
-        resolved = composed(overrides) if config is None else described(config)
+        resolved = compose_config(overrides) if config is None else from_config(config)
     return _done(execute.run, resolved)
 
 
@@ -103,7 +103,7 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
     checkpoint is whole or the work fails (RerunDiverged, with the verdict, for a rerun whose loss
     is not finite any more); Interrupted after a signal.
     """
-    return _done(execute.resume, run, parsed(overrides), allow_drift)
+    return _done(execute.resume, run, parse_overrides(overrides), allow_drift)
 
 
 def rerun(
@@ -146,8 +146,8 @@ def evaluate(
         if step != "latest":
             raise BadInput(f"evaluate: step={step}: the files of a checkpoint are one step.")
         path = Path(str(checkpoint)).expanduser()
-        return _done(evaluation.evaluate_files, composed(overrides), path, from_meta)
-    return _done(evaluation.evaluate_run, run, step, from_meta, parsed(overrides))
+        return _done(evaluation.evaluate_files, compose_config(overrides), path, from_meta)
+    return _done(evaluation.evaluate_run, run, step, from_meta, parse_overrides(overrides))
 
 
 def compare(

@@ -57,7 +57,7 @@ def first_line(error: BaseException) -> str:
     return without_secrets(re.sub(r"^\(\d+\) [A-Z_]+: +", "", (said or lines)[0]))
 
 
-def explained(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
     """Return an error's kind, what it says, and the place in the user's code, if it comes there."""
     if isinstance(error, Sentence):
         return str(error)

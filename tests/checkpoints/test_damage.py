@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.config.record import from_record
 from waymark.digest import digest
 from waymark.errors import BadInput
@@ -58,7 +58,7 @@ def recorded(
     data = ["data=arrays", f"data.path={small}", f"save={request.param}"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        result = run(composed([*SETTINGS, *data]))
+        result = run(compose_config([*SETTINGS, *data]))
         tracking = open_store(None)  # opening it takes longer than what is tested
     stem = "model_ckpt" if request.param == "ckpt" else "weights"
     made = Recorded(home, result.run_id, stem, {}, tracking)

@@ -18,17 +18,17 @@ from hydra.core.config_store import ConfigStore
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from waymark.config import compose
-from waymark.config.compose import PACKAGES, as_written, composed, parsed
+from waymark.config.compose import PACKAGES, as_written, compose_config, parse_overrides
 from waymark.config.masking import without_password
 from waymark.config.record import from_record
 from waymark.config.resolve import Resolved, resolve
-from waymark.config.schema import FORMAT, GROUPS
+from waymark.config.schema import FORMAT, GROUP_PROTOCOLS
 from waymark.config.values import flatten
 from waymark.errors import BadInput
 
 from tests.support.processes import REPO
 
-PLAIN = composed([])
+PLAIN = compose_config([])
 RECORD = yaml.safe_load(PLAIN.record())
 
 
@@ -67,7 +67,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_defaults_are_the_tutorials() -> None:
-    config, cnn = PLAIN.config, composed(["model=cnn"]).config
+    config, cnn = PLAIN.config, compose_config(["model=cnn"]).config
     assert PLAIN.choices == {
         "model": "softmax", "data": "mnist_5k", "optimizer": "adam", "save": "ckpt",
     }  # fmt: skip
@@ -92,26 +92,28 @@ def test_the_defaults_are_the_tutorials() -> None:
 
 def test_the_number_of_threads_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 13)
-    resolved = composed([])
+    resolved = compose_config([])
     assert resolved.config.runtime.intra_op_threads == 13
     assert resolved.values["runtime"]["intra_op_threads"] == 13
     assert resolved.params()["runtime.intra_op_threads"] == "13"
-    assert composed(["runtime.intra_op_threads=3"]).config.runtime.intra_op_threads == 3
+    assert compose_config(["runtime.intra_op_threads=3"]).config.runtime.intra_op_threads == 3
 
 
 @pytest.mark.parametrize("model", members("model"))
 @pytest.mark.parametrize("optimizer", members("optimizer"))
 def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
     rates = {"softmax": 1e-3, "cnn": 1e-4}
-    resolved = composed([f"optimizer={optimizer}", f"model={model}"])
+    resolved = compose_config([f"optimizer={optimizer}", f"model={model}"])
     assert resolved.config.optimizer.learning_rate == rates[model]
-    given = composed([f"optimizer={optimizer}", f"model={model}", "optimizer.learning_rate=0.5"])
+    given = compose_config(
+        [f"optimizer={optimizer}", f"model={model}", "optimizer.learning_rate=0.5"]
+    )
     assert given.config.optimizer.learning_rate == 0.5
 
 
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
-    resolved = composed([f"+experiment={experiment}"])
+    resolved = compose_config([f"+experiment={experiment}"])
     expected = {
         "tutorial_softmax_npz": {"model": "softmax", "data": "mnist", "save": "npz"},
         "tutorial_cnn_npz": {"model": "cnn", "data": "mnist", "save": "npz"},
@@ -138,25 +140,25 @@ save.meta_graph=false | data.sampling=epoch | model.init_stddev=3 | save.keep_be
                                       if o.strip()])  # fmt: skip
 def test_accepted(override: str) -> None:
     key, _, text = override.partition("=")
-    value = at(composed([override]).config, key)
+    value = at(compose_config([override]).config, key)
     assert value == yaml.safe_load(text.replace("1e-30", "1.0e-30"))
     assert isinstance(value, bool) == (text in ("true", "false"))
 
 
 def test_a_whole_number_becomes_a_float_where_one_is_wanted() -> None:
     given = ["model=cnn", "model.init_bias=0", "model.keep_prob=1", "optimizer.learning_rate=1"]
-    config = composed(given).config
+    config = compose_config(given).config
     values = (config.model.init_bias, config.model.keep_prob, config.optimizer.learning_rate)
     assert [type(value) for value in values] == [float] * 3
 
 
 def test_keep_best() -> None:
-    config = composed(["save.keep_best={metric: test/loss, mode: min}"]).config
+    config = compose_config(["save.keep_best={metric: test/loss, mode: min}"]).config
     assert asdict(config.save.keep_best) == {"metric": "test/loss", "mode": "min"}
 
 
 def test_tags() -> None:
-    config = composed(["+tags.who=me", "+tags.n=3", "+tags.Upper-case=1.5"]).config
+    config = compose_config(["+tags.who=me", "+tags.n=3", "+tags.Upper-case=1.5"]).config
     assert config.tags == {"who": "me", "n": "3", "Upper-case": "1.5"}
 
 
@@ -173,9 +175,9 @@ def test_tags() -> None:
 )
 def test_a_text_stays_as_it_is_written(value: str, text: str) -> None:
     overrides = [f"{key}={value}" for key in ("+tags.a", "run_name", "experiment_name")]
-    config = composed(overrides).config
+    config = compose_config(overrides).config
     assert (config.tags["a"], config.run_name, config.experiment_name) == (text,) * 3
-    assert parsed([f"tags.a={text}"] if value == text else []) in ({}, {"tags.a": text})
+    assert parse_overrides([f"tags.a={text}"] if value == text else []) in ({}, {"tags.a": text})
 
 
 def test_texts_of_a_sweep_and_of_a_mapping_stay_as_they_are_written() -> None:
@@ -188,7 +190,7 @@ def test_texts_of_a_sweep_and_of_a_mapping_stay_as_they_are_written() -> None:
         "optimizer.learning_rate=1e-3": "optimizer.learning_rate=1e-3",
     }.items():
         assert as_written([override, "--multirun"]) == [text, "--multirun"]
-    assert composed(["run_name=null"]).config.run_name is None
+    assert compose_config(["run_name=null"]).config.run_name is None
 
 
 def test_a_number_in_a_yaml_file_is_no_text() -> None:
@@ -232,7 +234,7 @@ def test_refused(override: str) -> None:
     key, _, text = override.partition("=")
     shown = {"null": "None", "true": "True", "1e3": "1000.0", '""': "''"}.get(text, text.strip('"'))
     with pytest.raises(BadInput) as error:
-        composed([override])
+        compose_config([override])
     said = str(error.value)
     assert said.startswith(key)
     assert shown in said
@@ -275,7 +277,7 @@ def test_refused(override: str) -> None:
 )  # fmt: skip
 def test_refused_with_words(overrides: list[str], said: str) -> None:
     with pytest.raises(BadInput, match=said) as error:
-        composed(overrides)
+        compose_config(overrides)
     assert "\n" not in str(error.value)
 
 
@@ -289,7 +291,7 @@ def test_a_launcher_is_refused_by_what_it_lacks(
     basic = {name: entry for name, entry in launchers.items() if name.startswith("basic")}
     monkeypatch.setitem(ConfigStore.instance().repo["hydra"], "launcher", basic)
     with pytest.raises(BadInput) as error:
-        composed([choice])
+        compose_config([choice])
     assert str(error.value) == f"{choice}: launchers are for sweeps (waymark run -m)."
     packages = PACKAGES[f"hydra/launcher={family}"]
 
@@ -299,7 +301,7 @@ def test_a_launcher_is_refused_by_what_it_lacks(
 
     monkeypatch.setattr(compose, "distribution", installed)
     with pytest.raises(BadInput) as error:
-        composed([choice])
+        compose_config([choice])
     words = " ".join(f"'{package}'" for package in packages)
     said = f"{choice}: there is no such choice (basic); pip install {words} brings it."
     assert str(error.value) == said
@@ -311,14 +313,14 @@ def test_a_launcher_is_refused_by_what_it_lacks(
 )
 def test_odd_overrides_are_bad_input(override: str) -> None:
     with pytest.raises(BadInput) as error:
-        composed([override])
+        compose_config([override])
     assert "\n" not in str(error.value)
 
 
 def test_a_refused_key_is_named_whatever_its_letters() -> None:
     for override, key in {"+Foo=3": "Foo", "+tags.A-b=[1]": "tags.A-b"}.items():
         with pytest.raises(BadInput) as error:
-            composed([override])
+            compose_config([override])
         assert str(error.value).startswith(key), override
 
 
@@ -366,7 +368,7 @@ def test_such_texts_are_refused_from_the_command_line() -> None:
             "tags.x='`id`' (the command line): no control characters but"}  # fmt: skip
     for override, said in rows.items():
         with pytest.raises(BadInput) as error:
-            composed([override])
+            compose_config([override])
         assert str(error.value).startswith(said)
 
 
@@ -460,7 +462,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_a_class_of_ones_own(mine: str) -> None:
     for target, depth in (("Model", 3), ("Plain", 5)):
         given = ["~model.init_stddev", f"model._target_={mine}.{target}", f"+model.depth={depth}"]
-        assert composed(given).config.model.depth == depth
+        assert compose_config(given).config.model.depth == depth
 
 
 @pytest.mark.parametrize(
@@ -481,12 +483,12 @@ def test_a_class_of_ones_own_that_cannot_be_used(
 ) -> None:
     given = ["~model.init_stddev", f"model._target_={mine}.{target}", setting]
     with pytest.raises(BadInput, match=said):
-        composed(given)
+        compose_config(given)
 
 
 def test_a_module_that_fails_without_words(mine: str) -> None:
     with pytest.raises(BadInput, match=r"^model\._target_='waymark_mine_\d+_broken\.Model' "):
-        composed([f"model._target_={mine}_broken.Model"])
+        compose_config([f"model._target_={mine}_broken.Model"])
 
 
 # The record of a run
@@ -534,13 +536,13 @@ def test_a_record_gives_the_same_configuration_again(
     assert again.record() == resolved.record()
 
 
-RECORD_CNN = composed(["model=cnn", "data=arrays", "data.path=mine.npz"])
+RECORD_CNN = compose_config(["model=cnn", "data=arrays", "data.path=mine.npz"])
 
 
 @pytest.mark.parametrize("overrides", [[], ["model=cnn", "save=npz"], ["optimizer=sgd"],
                                        ["data=fashion_mnist"], ["+experiment=smoke"]])  # fmt: skip
 def test_every_choice_goes_through_the_record(overrides: list[str], tmp_path: Path) -> None:
-    resolved = composed(overrides)
+    resolved = compose_config(overrides)
     again = read(resolved.record(), tmp_path)
     assert (again.config, again.choices) == (resolved.config, resolved.choices)
 
@@ -571,7 +573,7 @@ def test_frozen_keys_do_not_change(tmp_path: Path) -> None:
 
 def test_passwords_are_not_recorded() -> None:
     uri = "postgresql+psycopg2://user:p@ss:w0rd@host:5432/db"
-    resolved = composed([f"tracking.uri='{uri}'"])
+    resolved = compose_config([f"tracking.uri='{uri}'"])
     assert resolved.config.tracking.uri == uri
     for text in (resolved.record(), *resolved.params().values()):
         assert "w0rd" not in text
@@ -597,7 +599,7 @@ def test_without_password(uri: str | None, shown: str | None) -> None:
 
 def test_values_from_the_environment_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WAYMARK_TEST_KEY", "hunter2")
-    resolved = composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}",
+    resolved = compose_config(["+tags.key=${oc.env:WAYMARK_TEST_KEY}",
                           "run_name=by-${oc.env:WAYMARK_TEST_KEY}"])  # fmt: skip
     assert "hunter2" not in resolved.record()
     assert not any("hunter2" in value for value in resolved.params().values())
@@ -612,7 +614,7 @@ def test_values_from_the_environment_are_found(
     overrides: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WAYMARK_TEST_KEY", "hunter2")
-    resolved = composed(["+tags.key=${oc.env:WAYMARK_TEST_KEY}", *overrides])
+    resolved = compose_config(["+tags.key=${oc.env:WAYMARK_TEST_KEY}", *overrides])
     assert "hunter2" not in resolved.record()
     assert not any("hunter2" in value for value in resolved.params().values())
 
@@ -621,7 +623,7 @@ def test_values_from_the_environment_are_found(
                                             "data.path=x", "save=npz"]])  # fmt: skip
 def test_params_are_within_mlflows_limits(overrides: list[str]) -> None:
     long = ["init_from=" + "x" * 4000, "+tags.t=" + "y" * 7000]
-    resolved = composed([*overrides, *long])
+    resolved = compose_config([*overrides, *long])
     params = resolved.params()
     assert len(params) <= 100
     for key, value in params.items():
@@ -629,7 +631,7 @@ def test_params_are_within_mlflows_limits(overrides: list[str]) -> None:
         assert len(value) <= 6000
         assert set(key) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.")
     assert not any(key.startswith("tags") for key in params)
-    assert {group: params[group] for group in GROUPS} == resolved.choices
+    assert {group: params[group] for group in GROUP_PROTOCOLS} == resolved.choices
     recorded = {key for key in flatten(resolved.values) if not key.startswith("tags")}
     assert recorded <= set(params)
 

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from waymark import api, errors
 from waymark.config import masking
-from waymark.config.compose import CONF, Composer, composed, described, parsed
+from waymark.config.compose import CONF, Composer, compose_config, from_config, parse_overrides
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import load
 from waymark.config.record import from_record
@@ -45,7 +45,7 @@ VARIABLES = {
     },
     **{"ID": "2", "WHO": "max", "ONE": "e"},
 }
-BASE = composed([])
+BASE = compose_config([])
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +161,7 @@ def at(config: Any, key: str) -> Any:
 @pytest.mark.parametrize("case", PLACES)
 def test_secrets_are_masked_at_their_place(case: str) -> None:
     overrides, record, config = PLACES[case]
-    resolved = composed(overrides)
+    resolved = compose_config(overrides)
     assert recorded(resolved) == record
     assert {key: at(resolved.config, key) for key in config} == config
     masked = {key: value for key, value in record.items() if "***" in str(value)}
@@ -175,7 +175,7 @@ def test_what_a_resolver_makes_of_a_secret_is_masked() -> None:
     for name, function in {"test.half": lambda text: text[:3], "test.int": int}.items():
         OmegaConf.register_new_resolver(name, function, use_cache=True)
     try:
-        resolved = composed(['run_name="${test.half:${oc.env:HUB_TOKEN}}-x"',
+        resolved = compose_config(['run_name="${test.half:${oc.env:HUB_TOKEN}}-x"',
                              'seed="${test.int:${oc.env:N_KEY}}"'])  # fmt: skip
     finally:
         OmegaConf.clear_resolver("test.half")
@@ -207,7 +207,7 @@ def test_a_configuration_that_was_handed_out_comes_back() -> None:
     given = ["data=arrays", "data.path=${oc.env:A_SECRET}", "+tags.a=${oc.env:N_KEY}"]
     config = api.configure("init_from=${oc.env:HUB_TOKEN}/x", *given)
     assert (config.init_from, config.data.path) == ("hunter2/x", "e")
-    resolved = described(replace(config, steps=5, run_name="e"))
+    resolved = from_config(replace(config, steps=5, run_name="e"))
     body = yaml.safe_load(resolved.record())
     assert body["init_from"] == "***(HUB_TOKEN)/x"
     assert body["data"]["path"] == "***(A_SECRET)"
@@ -226,7 +226,7 @@ def test_a_configuration_that_was_handed_out_comes_back() -> None:
 ])  # fmt: skip
 def test_what_is_wrong_is_told_without_the_secret(override: str) -> None:
     with pytest.raises(BadInput) as error:
-        composed([override])
+        compose_config([override])
     said = str(error.value)
     assert not [each for each in ("hunter2", "a${b", "'e'") if each in said], said
 
@@ -234,7 +234,7 @@ def test_what_is_wrong_is_told_without_the_secret(override: str) -> None:
 def test_messages_of_others_are_without_secrets_too() -> None:
     from waymark.errors import first_line
 
-    composed(["init_from=${oc.env:HUB_TOKEN}/${oc.env:A_SECRET}"])
+    compose_config(["init_from=${oc.env:HUB_TOKEN}/${oc.env:A_SECRET}"])
     error = OSError("no such file: hunter2/e; hunter2")
     assert first_line(error) == "no such file: ***(HUB_TOKEN)/***(A_SECRET); ***(HUB_TOKEN)"
 
@@ -257,11 +257,11 @@ def test_trials_that_differ_in_a_secret_are_two(
 ) -> None:
     overrides = ['seed="${oc.decode:${oc.env:N_KEY}}"', "data=arrays", f"data.path={small}",
                  "batch_size=5", "+tags.a=${oc.env:HUB_TOKEN}"]  # fmt: skip
-    one = identity(composed(overrides))
+    one = identity(compose_config(overrides))
     monkeypatch.setenv("HUB_TOKEN", "another")
-    assert identity(composed(overrides)) == one
+    assert identity(compose_config(overrides)) == one
     monkeypatch.setenv("N_KEY", "8")
-    assert identity(composed(overrides)) != one
+    assert identity(compose_config(overrides)) != one
 
 
 # Records
@@ -269,7 +269,7 @@ def test_trials_that_differ_in_a_secret_are_two(
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    resolved = composed(["init_from=${oc.env:HUB_TOKEN}/x", "seed=${oc.env:N_KEY}",
+    resolved = compose_config(["init_from=${oc.env:HUB_TOKEN}/x", "seed=${oc.env:N_KEY}",
                          "run_name=${oc.env:A_SECRET}", "+tags.a=a***b"])  # fmt: skip
     (tmp_path / "config.yaml").write_text(resolved.record())
     return tmp_path / "config.yaml"
@@ -283,13 +283,13 @@ def test_a_record_takes_nothing_from_the_environment(path: Path) -> None:
         str(error.value)
         == f"seed, init_from (recorded in {path}): secrets are not recorded; {again}"
     )
-    given = parsed(["seed=${oc.env:N_KEY}", 'init_from="${oc.env:HUB_TOKEN}/x"'])
+    given = parse_overrides(["seed=${oc.env:N_KEY}", 'init_from="${oc.env:HUB_TOKEN}/x"'])
     for frozen in (RESUME_FIXED, ("",)):
         resolved = from_record(path, given, [], frozen)
         assert resolved.record() == path.read_text()
         assert (resolved.config.seed, resolved.config.init_from) == (7, "hunter2/x")
     with pytest.raises(BadInput, match=r"^seed \(recorded"):
-        from_record(path, parsed(["init_from=elsewhere"]), [], RESUME_FIXED)
+        from_record(path, parse_overrides(["init_from=elsewhere"]), [], RESUME_FIXED)
     with pytest.raises(BadInput, match=r"^batch_size: cannot change"):
         from_record(path, {**given, "batch_size": 5}, [], RESUME_FIXED)
     other = from_record(path, {**given, "init_from": "plain", "run_name": "new"}, [], RESUME_FIXED)
@@ -297,7 +297,8 @@ def test_a_record_takes_nothing_from_the_environment(path: Path) -> None:
 
 
 def test_an_interrupted_trial_goes_on_with_its_secrets(tmp_path: Path) -> None:
-    resolved = composed(["init_from=${oc.env:HUB_TOKEN}/x", 'seed="${oc.decode:${oc.env:N_KEY}}"',
+    resolved = compose_config(["init_from=${oc.env:HUB_TOKEN}/x",
+                         'seed="${oc.decode:${oc.env:N_KEY}}"',
                          "+tags.a=${oc.env:A_SECRET}", "tracking.uri=http://me:own@host",
                          "trusted_modules=['${oc.env:HUB_TOKEN}']"])  # fmt: skip
     (tmp_path / "config.yaml").write_text(resolved.record())
@@ -318,23 +319,23 @@ def test_records_that_were_masked_everywhere_are_read(tmp_path: Path) -> None:
     words = ("precision, model._target_ (recorded", "secrets are not recorded", "put in")
     assert not [each for each in words if each not in str(error.value)], str(error.value)
     target = "waymark.models.softmax.Softmax"
-    given = parsed(["precision=float32", f"model._target_={target}"])
+    given = parse_overrides(["precision=float32", f"model._target_={target}"])
     assert from_record(path, given, [], RESUME_FIXED).config.precision == "float32"
 
 
 def test_a_folder_with_asterisks_is_no_secret(path: Path) -> None:
-    path.write_text(composed(['init_from="a***b/***(X)"']).record())
+    path.write_text(compose_config(['init_from="a***b/***(X)"']).record())
     assert from_record(path, {}, [], RESUME_FIXED).config.init_from == "a***b/***(X)"
 
 
 def test_overrides_of_a_record_know_only_each_other() -> None:
-    assert parsed(["run_name=a-${oc.env:WHO}", 'seed="${oc.decode:${oc.env:ID}}"']) == {
+    assert parse_overrides(["run_name=a-${oc.env:WHO}", 'seed="${oc.decode:${oc.env:ID}}"']) == {
         "run_name": "a-max",
         "seed": 2,
     }
     for wrong in ("seed=${steps}", "seed=${oc.env:NO_SUCH}", "seed=${nosuch:1}"):
         with pytest.raises(BadInput, match="seed="):
-            parsed([wrong])
+            parse_overrides([wrong])
 
 
 def test_a_run_with_secrets_goes_through_all_commands(
@@ -409,7 +410,7 @@ def test_nothing_else_in_a_record_changes(seed: int) -> None:
     for _ in range(80):
         with pytest.MonkeyPatch.context() as patch:
             given, literal, again = drawn(rng, patch)
-            resolved, plain = composed(given), composed(literal)
+            resolved, plain = compose_config(given), compose_config(literal)
             records = [flatten(yaml.safe_load(each.record())) for each in (resolved, plain)]
             masked = records[0].pop("masked", [])
             records[1].pop("masked", None)

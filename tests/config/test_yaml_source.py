@@ -8,7 +8,7 @@ import pytest
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
-from waymark.config.compose import composed, searchpath
+from waymark.config.compose import compose_config, searchpath
 from waymark.config.record import from_record
 from waymark.errors import BadInput
 
@@ -59,7 +59,7 @@ def own(folder: Path, body: bytes) -> list[str]:
 
 @pytest.mark.parametrize("case", READ)
 def test_a_users_file_is_read(case: str, tmp_path: Path) -> None:
-    config = composed(own(tmp_path, READ[case])).config
+    config = compose_config(own(tmp_path, READ[case])).config
     assert (config.steps, config.tags) == (7, {"a": "é"})
 
 
@@ -68,7 +68,7 @@ def test_a_users_file_is_refused_with_its_line(case: str, tmp_path: Path, main: 
     body, words = REFUSED[case]
     chosen = own(tmp_path, body)
     with pytest.raises(BadInput) as error:
-        composed(chosen)
+        compose_config(chosen)
     said = f"{tmp_path}/experiment/own.yaml, {words}"
     assert str(error.value).startswith(said), str(error.value)
     for flags in (["-m", "seed=0,1"], []):
@@ -116,7 +116,7 @@ def test_a_sweep_reads_a_users_files_as_a_run_does(
 def test_a_users_file_that_is_for_no_group_says_so(tmp_path: Path) -> None:
     chosen = own(tmp_path, b"steps: 7\n")
     with pytest.raises(BadInput, match=r"^experiment=own: .*`# @package _global_`\.$"):
-        composed(chosen)
+        compose_config(chosen)
 
 
 def test_what_a_users_file_leaves_open_must_be_given(tmp_path: Path, main: Main) -> None:
@@ -126,15 +126,15 @@ def test_what_a_users_file_leaves_open_must_be_given(tmp_path: Path, main: Main)
     place = f"{tmp_path}/experiment/own.yaml"
     for given, key in ([], "steps"), (["steps=3"], "save.every"):
         with pytest.raises(BadInput) as error:
-            composed([*chosen, *given])
+            compose_config([*chosen, *given])
         assert str(error.value) == f"{key} ({place}): a value is missing."
-    assert composed([*chosen, "steps=3", "save.every=2"]).config.save.every == 2
-    assert composed([chosen[0], "+experiment=next", "steps=3"]).config.save.every == 5
+    assert compose_config([*chosen, "steps=3", "save.every=2"]).config.save.every == 2
+    assert compose_config([chosen[0], "+experiment=next", "steps=3"]).config.save.every == 5
     done = main("run", "--config-dir", str(tmp_path), "-m", "+experiment=own", "seed=0,1")
     assert (done.returncode, done.stderr) == (2, f"waymark: steps ({place}): a value is missing.\n")
 
 
-RECORD = composed([]).record()
+RECORD = compose_config([]).record()
 SAME = {
     "byte order mark": b"\xef\xbb\xbf" + RECORD.encode(),
     "UTF-16": RECORD.encode("utf-16"),

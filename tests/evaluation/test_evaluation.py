@@ -8,7 +8,7 @@ import pytest
 from waymark.api import evaluate, rerun
 from waymark.api import resume as resume_run
 from waymark.checkpoints.store import CorruptCheckpoint
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.evaluation.restore import evaluate_run
 from waymark.execution.execute import Result, resume, run
@@ -18,7 +18,7 @@ from waymark.execution.execute import Result, resume, run
 def result(place: Path) -> Result:
     """Return a run with checkpoints at 10, 20, 30 that were evaluated at 10, 20, 30."""
     settings = ["steps=30", "save.every=10", "eval_every=10", "save=npz", "progress=false"]
-    return run(composed(settings))
+    return run(compose_config(settings))
 
 
 def manifest(result: Result, step: int) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from waymark.checkpoints.ckpt import Ckpt
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset, ImageSpec
 from waymark.errors import BadInput
 from waymark.evaluation import graph
@@ -157,7 +157,7 @@ def test_a_tf1_programs_graph_is_scored(files: Files) -> None:
 def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Path) -> None:
     from waymark.evaluation.restore import parameter_shapes, score_parameters
 
-    resolved = composed([f"model={model}", f"precision={precision}"])
+    resolved = compose_config([f"model={model}", f"precision={precision}"])
     spec = ImageSpec((4, 4, 1), 3)
     shapes = parameter_shapes(resolved.config, spec)
     draw = np.random.default_rng(1)

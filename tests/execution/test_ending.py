@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from waymark.checkpoints.store import CheckpointWriteError
 from waymark.comparison.rerun_report import RerunReport
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import Failed
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.processes.signals import GracefulShutdown, Interrupted
@@ -67,7 +67,7 @@ def test_how_the_body_ended_becomes_a_status(
     run: Any = Run(tmp_path)
     caught: Exception | None = None
     try:
-        with recorded_end(run, composed([]), GracefulShutdown()):
+        with recorded_end(run, compose_config([]), GracefulShutdown()):
             if error:
                 raise error
     except Exception as found:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from waymark import BadInput, Failed, api, configure, evaluate, rerun, resume, run
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.execution import new_process
 from waymark.models.softmax import Softmax
 from waymark.processes import process_state
@@ -210,7 +210,7 @@ def test_a_result_and_the_state_of_the_caller(
     monkeypatch.setenv("THEIRS", "value")
     import theirs  # type: ignore[import-not-found]
 
-    resolved = composed(SHORT)
+    resolved = compose_config(SHORT)
     found = new_process.call(WHY, theirs.work, 1, resolved)
     assert found == ((1, resolved), str(tmp_path), sys.argv, "value")
     assert capfd.readouterr() == ("a line\n", "a warning\n")

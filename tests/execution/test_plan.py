@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.execution.execute import run
 from waymark.execution.plan import plan_new, plan_resume
@@ -20,7 +20,7 @@ def files(folder: Path) -> dict[Path, bytes]:
 def test_plans_write_nothing(small: Path, place: Path) -> None:
     np.savez("start.npz", np.full((64, 10), 0.125, np.float32))
     words = ["data=arrays", f"data.path={small}", "save=npz", "steps=6", "save.every=3"]
-    resolved = composed([*words, f"init_from={place}/start.npz", "progress=false"])
+    resolved = compose_config([*words, f"init_from={place}/start.npz", "progress=false"])
     before = files(place)
     plan = plan_new(resolved, tags={"waymark.trial": "t"})
     assert files(place) == before

@@ -19,7 +19,7 @@ from waymark.checkpoints import SaveFormat, store
 from waymark.checkpoints.ckpt import Ckpt
 from waymark.checkpoints.npz import Npz
 from waymark.checkpoints.store import CheckpointStore
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.digest import digest
 from waymark.errors import Failed
 from waymark.evaluation.restore import load_data
@@ -47,7 +47,7 @@ def data(small: Path) -> list[str]:
 @pytest.mark.parametrize("model", RUNS)
 def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None:
     start_tensorflow(2)
-    config = composed([*RUNS[model], *data]).config
+    config = compose_config([*RUNS[model], *data]).config
     dataset, total = load_data(config), 60
     whole = Trainer(config, dataset)
     losses = whole.run_steps(total)
@@ -82,7 +82,7 @@ def test_the_program_in_pieces_of_any_sizes(
     overrides = [*RUNS[model], *short, "save.every=25", "save.max_to_keep=0"]
     expected = undisturbed(*overrides)
     draw, total = random.Random(f"{model}'s stops"), int(short[0].partition("=")[2])
-    resolved = composed([*overrides, *data])
+    resolved = compose_config([*overrides, *data])
     run_id, stops = "", sorted(draw.sample(range(1, total - 40), 3))
     for target in stops:
         stop = StopAt(target)
@@ -226,7 +226,7 @@ def test_killed_at_a_named_point(
         dying.setattr(owner, "real_write", getattr(owner, "write", None), raising=False)
         dying.setattr(owner, name, after(getattr(owner, name), count, half))
         with pytest.raises(Killed):
-            execute.run(composed([*overrides, *data, "progress=false"]))
+            execute.run(compose_config([*overrides, *data, "progress=false"]))
     end_sending(started[0])
     (folder,) = place.glob("mlruns/artifacts/1/*")
     assert local_end(place, folder.name).status == "RUNNING"
@@ -252,7 +252,7 @@ def test_a_run_that_saved_nothing_starts_again(
 
     monkeypatch.setattr("waymark.execution.execute.train", crash)
     with pytest.raises(Failed, match=r"RuntimeError: no more power \(.*\); to go on: "):
-        execute.run(composed([*overrides, *data]))
+        execute.run(compose_config([*overrides, *data]))
     (folder,) = place.glob("mlruns/artifacts/1/*")
     run = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db").get_run(folder.name)
     assert run.info.status == "FAILED"
@@ -271,7 +271,7 @@ def test_a_run_that_saved_nothing_starts_again(
 
 @pytest.fixture
 def finished(place: Path, data: list[str]) -> str:
-    return execute.run(composed([*SHORT, *data, "progress=false"])).run_id
+    return execute.run(compose_config([*SHORT, *data, "progress=false"])).run_id
 
 
 def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main: Main) -> None:
@@ -345,7 +345,7 @@ def test_a_damaged_checkpoint_is_reported_and_the_older_one_used(
     place: Path, data: list[str], main: Main, undisturbed: Callable[..., End], save: str
 ) -> None:
     overrides = [*SHORT, f"save={save}"]
-    run_id = execute.run(composed([*overrides, *data, "progress=false"])).run_id
+    run_id = execute.run(compose_config([*overrides, *data, "progress=false"])).run_id
     folder = place / f"mlruns/artifacts/1/{run_id}/artifacts/checkpoints"
     names = {"ckpt": "model_ckpt-40.data-00000-of-00001", "npz": "weights-40.npz"}
     path = folder / names[save]

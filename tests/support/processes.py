@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import pytest
 from waymark import api
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.names import VERSION
 from waymark.processes.signals import GracefulShutdown
 from waymark.tracking.active_run import ActiveRun, create_run
@@ -84,7 +84,7 @@ class StopAt(NoProgress):
 
 def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     """Begin the record of a run that trains nothing."""
-    return create_run(tracking, composed([THREADS, *overrides]), {VERSION: "test"}, POINTS)
+    return create_run(tracking, compose_config([THREADS, *overrides]), {VERSION: "test"}, POINTS)
 
 
 def end_sending(run: ActiveRun) -> None:

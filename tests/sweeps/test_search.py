@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waymark.api import resume, run
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.names import PRUNING_VALUES, TRIAL
 from waymark.sweeps.trial import _pruner
 from waymark.tracking import limits
@@ -132,7 +132,7 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     record = SimpleNamespace(id="a", tags={PRUNING_VALUES: text, TRIAL: "other"}, status="RUNNING")
     tracking = SimpleNamespace(metric_history=lambda *_: list(values.items()))
     monkeypatch.setattr("waymark.sweeps.trial.select", lambda *_: [(record, None)])
-    pruner = _pruner(tracking, composed(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
+    pruner = _pruner(tracking, compose_config(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
     assert pruner._other_trials() == [values]
     record.tags[PRUNING_VALUES] = '{"1": 0.5}'

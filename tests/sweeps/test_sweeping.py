@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from waymark.api import run
 from waymark.config import compose
-from waymark.config.compose import CONF, Composer, composed, hydra_errors
+from waymark.config.compose import CONF, Composer, compose_config, hydra_errors
 from waymark.config.resolve import Resolved
 from waymark.errors import BadInput
 from waymark.processes.signals import GracefulShutdown
@@ -166,10 +166,10 @@ def test_a_file_counts_by_what_it_holds(place: Path) -> None:
 def test_a_trial_is_told_by_the_weights_that_it_starts_from(place: Path) -> None:
     file = f"init_from={place}/w.npz"
     np.savez(place / "w.npz", weights=np.zeros((784, 10)))
-    before = identity(composed([file]))
-    assert identity(composed([file])) == before != identity(composed([]))
+    before = identity(compose_config([file]))
+    assert identity(compose_config([file])) == before != identity(compose_config([]))
     np.savez(place / "w.npz", weights=np.ones((784, 10)))
-    assert identity(composed([file])) != before
+    assert identity(compose_config([file])) != before
 
 
 def test_failures_stay_local(
@@ -311,11 +311,11 @@ def test_only_what_is_new_is_composed_and_looked_up(
     """However many trials have finished, the rest costs what it would cost alone."""
     command = ["run", "-m", "optimizer.learning_rate=0.1,0.2", *SHORT]
     assert main(*command, "seed=0,1,2").returncode == 0
-    composed, searched = [], []
+    compose_config, searched = [], []
     compose, search = ConfigLoaderImpl.load_sweep_config, MlflowClient.search_runs
 
     def count_compose(self: Any, *arguments: Any, **named: Any) -> Any:
-        composed.append(arguments)
+        compose_config.append(arguments)
         return compose(self, *arguments, **named)
 
     def count_search(self: Any, *arguments: Any, **named: Any) -> Any:
@@ -327,12 +327,12 @@ def test_only_what_is_new_is_composed_and_looked_up(
     counts = []
     for seeds in ("0,1", "0,1,2"):
         assert main(*command, f"seed={seeds}").returncode == 0
-        counts.append((len(composed), len(searched)))
-        composed.clear(), searched.clear()
+        counts.append((len(compose_config), len(searched)))
+        compose_config.clear(), searched.clear()
     assert counts[0] == counts[1]
     assert counts[0][0] == 1
     assert main(*command, "seed=0,1,2,3").returncode == 0
-    assert len(composed) == 1 + 2  # once for all, once by Hydra for each of the new ones
+    assert len(compose_config) == 1 + 2  # once for all, once by Hydra for each of the new ones
 
 
 groups = st.sampled_from(
@@ -362,7 +362,7 @@ def test_trials_are_composed_as_hydra_composes_them(jobs: list[list[str]]) -> No
         master = hydra.compose("config", return_hydra_config=True)
         fast = Composer(GlobalHydra.instance().config_loader(), master)
         found = [outcome(fast, job) for job in jobs]
-    assert found == [outcome(lambda job: composed(job), job) for job in jobs]
+    assert found == [outcome(lambda job: compose_config(job), job) for job in jobs]
 
 
 def test_each_number_of_threads_has_a_process(

@@ -22,7 +22,7 @@ import psutil
 import pytest
 from filelock import FileLock
 from mlflow.tracking import MlflowClient
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.tracking import liveness, outbox
 from waymark.tracking.active_run import ActiveRun, reopen_run
@@ -177,7 +177,7 @@ import json, os, signal, sys, time
 from mlflow.tracking import MlflowClient
 import waymark.execution.execute
 from waymark.execution import execute
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.training.progress import NoProgress
 from waymark.tracking.active_run import create_run
 from waymark.tracking.opening import open_store
@@ -196,8 +196,8 @@ def refusing(real):
     return refuse
 
 overrides = sys.argv[1:]
-settings = composed([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
-ids = {"whole": execute.run(composed([*overrides, "run_name=whole"])).run_id}
+settings = compose_config([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
+ids = {"whole": execute.run(compose_config([*overrides, "run_name=whole"])).run_id}
 tracking = open_store(None)
 made = {name: create_run(tracking, settings, {"waymark.version": "test"}, POINTS)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
@@ -214,7 +214,7 @@ for name, run in made.items():
     run.flush() if name == "silent" else run.finish(name)
 print(json.dumps(ids), flush=True)
 waymark.execution.execute.make_progress = lambda *_: KillAt(0, 0)
-execute.run(composed([*overrides, "run_name=training"]))
+execute.run(compose_config([*overrides, "run_name=training"]))
 """
 
 ENDS = {name: name for name in ("FINISHED", "FAILED", "KILLED")}
@@ -465,7 +465,7 @@ def test_a_run_that_began_in_the_future_is_not_the_latest(place: Path, main: Mai
 
 
 def test_of_several_at_once_one_gets_the_run(dead_runs: DeadRuns, here: Path, small: Path) -> None:
-    config = composed([*SHORT, f"data.path={small}"]).config
+    config = compose_config([*SHORT, f"data.path={small}"]).config
     trackings = [open_store(None) for _ in range(4)]
     barrier = threading.Barrier(len(trackings))
     got: list[ActiveRun] = []

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from mlflow.tracking import MlflowClient
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.execution import execute
 from waymark.tracking import active_run, liveness, outbox, ownership
@@ -131,7 +131,9 @@ class Machine:
     def resume(self, run_id: str, step: int) -> ActiveRun:
         with self.at_work(alone=True):
             tracking = open_store(self.uri)
-            return reopen_run(tracking, find(tracking, run_id), composed([THREADS]).config, step)
+            return reopen_run(
+                tracking, find(tracking, run_id), compose_config([THREADS]).config, step
+            )
 
 
 @pytest.fixture
@@ -203,7 +205,7 @@ def begun(machines: list[Machine], frozen: list[Any]) -> ActiveRun:
     """Return a run of A with 5 steps and a checkpoint on the server, and 3 more not sent."""
     with machines[0].at_work():
         tracking = open_store(machines[0].uri, create=True)
-        run = create_run(tracking, composed([THREADS]), {"waymark.version": "test"}, POINTS)
+        run = create_run(tracking, compose_config([THREADS]), {"waymark.version": "test"}, POINTS)
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
@@ -494,7 +496,7 @@ class Story:
                     execute.resume(self.run_id, store)
                 else:
                     words = [f"{key}={value}" for key, value in store.items()]
-                    execute.run(composed([*SHORT, *self.data, *words]))
+                    execute.run(compose_config([*SHORT, *self.data, *words]))
         self.told.append(f"{machine.name} trains to {steps}, hangs at {hang}: {len(made)}")
         for run in made:
             if run._sender.is_alive() and None in self.frozen and self.draw.random() < 0.5:
@@ -543,7 +545,7 @@ def undisturbed(
     machine = Machine("alone", tmp_path / "alone", server[0], monkeypatch)
     with machine.at_work():
         words = [*SHORT, f"data.path={small}", f"tracking.uri={server[0]}"]
-        return seen(MlflowClient(server[0]), execute.run(composed(words)).run_id)
+        return seen(MlflowClient(server[0]), execute.run(compose_config(words)).run_id)
 
 
 def lasting(facts: dict[str, Any]) -> dict[str, Any]:

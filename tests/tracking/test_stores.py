@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 import pytest
 from mlflow.tracking import MlflowClient
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.execution import execute
 from waymark.processes.signals import Interrupted
 from waymark.tracking import outbox
@@ -76,12 +76,14 @@ def kept(
         # The runs' process is one that is gone: its pid belongs to this one now.
         gone = {**this_process(), "started": 1.0}
         patch.setattr("waymark.tracking.active_run.this_process", lambda: gone)
-        kept.ids["whole"] = execute.run(composed([*overrides, "run_name=whole"])).run_id
+        kept.ids["whole"] = execute.run(compose_config([*overrides, "run_name=whole"])).run_id
         patch.setattr("waymark.execution.execute.make_progress", lambda *_: StopAt(23))
         with pytest.raises(Interrupted):
-            execute.run(composed([*overrides, "run_name=training"]))
+            execute.run(compose_config([*overrides, "run_name=training"]))
         kept.ids["training"] = find(open_store(None), "training").id
-        settings = composed([*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"])
+        settings = compose_config(
+            [*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"]
+        )
         failed = create_run(open_store(None), settings, {"waymark.version": "1"}, POINTS)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
         failed.set_tags({"waymark.reason": "a\nb"})

@@ -31,7 +31,7 @@ from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepositor
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking import MlflowClient
 from waymark.api import compare
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.execution.execute import run
 from waymark.listing import list_runs
@@ -180,7 +180,7 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: R
     outbox = Outbox(box)
     outbox.add(Points("train/loss", [3], [0.125], 1_700_000_000_000))
     outbox.close()
-    again = reopen_run(tracking, find(tracking, tracked.info.id), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, tracked.info.id), compose_config([THREADS]).config)
     assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
     again.record([2, 3, 4], {"train/loss": [7.0, 7.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -220,7 +220,7 @@ def test_a_store_that_fails_costs_nothing(
     assert box.exists()
     record = find(tracking, tracked.info.id)
     assert is_pending(record.outbox)
-    assert reopen_run(tracking, record, composed([THREADS]).config).finish("FINISHED") is None
+    assert reopen_run(tracking, record, compose_config([THREADS]).config).finish("FINISHED") is None
     assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 2501)]
     assert find(tracking, tracked.info.id).status == "FINISHED"
     assert not is_pending(record.outbox)
@@ -286,7 +286,7 @@ def test_every_list_is_read_to_its_last_page(tracking: RunStore, pages_of_one: N
     # All that MLflow has of a run whose outbox is gone.
     assert foreign(tracking, runs[0], ["train/loss"]).metrics["train/loss"] == {1: 3, 2: 2, 3: 1}
     runs[0].outbox.unlink()
-    again = reopen_run(tracking, find(tracking, "run0"), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, "run0"), compose_config([THREADS]).config)
     assert again.points["train/loss"] == {1: 3.0, 2: 2.0, 3: 1.0}
     assert again.finish("FINISHED") is None
     # The dead ones are all marked.
@@ -301,7 +301,7 @@ def test_every_list_is_read_to_its_last_page(tracking: RunStore, pages_of_one: N
 
 def test_a_run_belongs_to_one_process(tracking: RunStore) -> None:
     tracked = created(tracking)
-    config = composed([THREADS]).config
+    config = compose_config([THREADS]).config
     with pytest.raises(BadInput, match=f"run {tracked.info.id}: another process is training it"):
         reopen_run(tracking, find(tracking, tracked.info.id), config)
     tracked.finish("KILLED")
@@ -318,7 +318,7 @@ def test_a_clock_that_jumps_back_does_no_harm(
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
     tracked.record([2, 3], {"train/loss": [0.25, 0.125]})
     assert tracked.finish("KILLED") is None
-    again = reopen_run(tracking, find(tracking, "latest"), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, "latest"), compose_config([THREADS]).config)
     assert again.info.id == tracked.info.id
     again.record([3, 4], {"train/loss": [9.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -331,7 +331,7 @@ def test_a_clock_that_jumps_back_does_no_harm(
 # What is imported is shared by the four, the store is opened by each.
 FOUR = """
 import os, sys, threading
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.tracking.active_run import create_run
 from waymark.tracking.opening import _mlflow_defaults, open_store
 from types import SimpleNamespace
@@ -340,7 +340,7 @@ import numpy as np
 _mlflow_defaults()
 import mlflow.store.tracking.sqlalchemy_store, mlflow.tracking
 
-resolved = composed(["runtime.intra_op_threads=2"])
+resolved = compose_config(["runtime.intra_op_threads=2"])
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
 
@@ -563,7 +563,9 @@ def test_a_run_moves_between_folders_through_a_server(
     local = tmp_path / "local"
     local.mkdir()
     monkeypatch.chdir(local)
-    undisturbed = run(composed([*short, "steps=12", f"tracking.uri=sqlite:///{local}/own.db"]))
+    undisturbed = run(
+        compose_config([*short, "steps=12", f"tracking.uri=sqlite:///{local}/own.db"])
+    )
     assert record.data.tags["waymark.state_digest"] == undisturbed.state_digest
 
     # Where the run began, its spool is older than what the server holds.
@@ -620,7 +622,7 @@ def test_the_remote_home_follows_the_folder(
     assert folder.exists()
 
     # A file of the same name and size, which another process has written: it is sent again.
-    again = reopen_run(tracking, find(tracking, run_id), composed([THREADS]).config)
+    again = reopen_run(tracking, find(tracking, run_id), compose_config([THREADS]).config)
     put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
     again.mark_artifacts_dirty()
     assert again.finish("FINISHED") is None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.config.record import recorded_model
 from waymark.data.sources import Dataset
 from waymark.evaluation import graph
@@ -28,7 +28,7 @@ def dataset() -> Dataset:
 
 
 def trainer(model: Any, **changed: Any) -> Trainer:
-    config = composed(["batch_size=10", "runtime.intra_op_threads=2"]).config
+    config = compose_config(["batch_size=10", "runtime.intra_op_threads=2"]).config
     return Trainer(replace(config, model=model, **changed), dataset())
 
 
@@ -193,7 +193,7 @@ def test_a_variable_made_for_the_graph_alone_is_refused() -> None:
                 return Softmax.logits(self, parameters, images, dropout)
             return Softmax.logits(self, parameters, images, dropout) + self.keep()
 
-    config, data = replace(composed([]).config, model=ForGraph()), dataset()
+    config, data = replace(compose_config([]).config, model=ForGraph()), dataset()
     shapes = trainer(config.model).shapes
     with pytest.raises(HiddenState, match="makes the variable 'moving'"):
         graph.export(config, data.spec, shapes)
@@ -206,7 +206,7 @@ def test_first_values_may_be_variables() -> None:
 
     ours, other = trainer(Variables()), trainer(Plain())
     assert np.array_equal(ours.run_steps(3), other.run_steps(3))
-    assert initial_state(replace(composed([]).config, model=Variables()), dataset().spec)[1]
+    assert initial_state(replace(compose_config([]).config, model=Variables()), dataset().spec)[1]
 
 
 MODULE = """
@@ -266,7 +266,7 @@ def test_the_refusal_comes_before_a_run(
 
 
 def test_a_model_is_made_anew_from_its_record(tmp_path: Path) -> None:
-    resolved = composed(["model=cnn"])
+    resolved = compose_config(["model=cnn"])
     path, model = tmp_path / "config.yaml", resolved.config.model
     path.write_text(resolved.record())
     again = recorded_model(path, model, [])

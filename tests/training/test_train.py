@@ -19,7 +19,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from waymark.checkpoints import State
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset, batch_indices
 from waymark.digest import digest
 from waymark.training import loop as module
@@ -57,7 +57,7 @@ variants = pytest.mark.parametrize("variant", VARIANTS)
 
 def config(*overrides: str) -> Any:
     fixed = ["batch_size=10", "runtime.intra_op_threads=2", "seed=11"]
-    return composed([*fixed, *overrides]).config
+    return compose_config([*fixed, *overrides]).config
 
 
 @cache
@@ -310,7 +310,7 @@ def results(path: str) -> list[str]:
     found = []
     for overrides, steps in (([], 30), (["model=cnn", "model.keep_prob=0.5"], 2)):
         arguments = ["data=arrays", f"data.path={path}", "seed=7", "batch_size=64", *overrides]
-        given = composed(arguments).config
+        given = compose_config(arguments).config
         ours = Trainer(given, given.data.load())
         losses = ours.run_steps(steps)
         found.append(f"{digest({**ours.state(), 'losses': losses})} {ours.score().loss!r}")
@@ -319,7 +319,7 @@ def results(path: str) -> list[str]:
 
 PROGRAM = f"""
 import sys
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.digest import digest
 from waymark.training.runtime import start_tensorflow
 from waymark.training.loop import Trainer

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 
 from tests.support.processes import Done, Main
 
@@ -183,7 +183,7 @@ def test_every_bounded_key_has_a_row() -> None:
 
     keys = set()
     for choice in (["model=cnn"], ["optimizer=sgd"], ["save=npz"]):
-        keys |= set(flatten(composed(choice).values))
+        keys |= set(flatten(compose_config(choice).values))
     rows = " ".join(CONFIGURED)
     assert [k for k in keys if not k.endswith("_target_") and f"{k}=" not in rows] == []
 
@@ -300,7 +300,7 @@ def two_runs(
     arguments = [*SMALL_RUN, "data=arrays", f"data.path={small}", "batch_size=5", "eval_every=0"]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        ids = [run(composed([*arguments, "run_name=twin"])).run_id for _ in range(2)]
+        ids = [run(compose_config([*arguments, "run_name=twin"])).run_id for _ in range(2)]
     return folder, ids[0]
 
 

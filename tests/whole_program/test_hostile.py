@@ -20,7 +20,7 @@ from waymark.checkpoints.npz import Npz
 from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, refuse_links
 from waymark.checkpoints.tf_bundle import check_bundle, part_key, read_bundle
-from waymark.config.compose import composed, parsed
+from waymark.config.compose import compose_config, parse_overrides
 from waymark.config.record import from_record
 from waymark.errors import BadInput
 from waymark.evaluation import graph
@@ -495,7 +495,7 @@ def recorded(
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         data = ["data=arrays", f"data.path={small}", "progress=false"]
-        yield folder, run(composed([*settings, *data]))
+        yield folder, run(compose_config([*settings, *data]))
 
 
 PLACES = ["checkpoints", "checkpoints/model_ckpt-2.index", "checkpoints/model_ckpt-2.json"]
@@ -573,7 +573,7 @@ typed |= st.builds(str.__add__, st.sampled_from(keys), texts | likely)
 @given(st.lists(typed, max_size=3))
 def test_any_override_is_parsed_or_refused(given: list[str]) -> None:
     try:
-        assert isinstance(parsed(given), dict)
+        assert isinstance(parse_overrides(given), dict)
     except BadInput as error:
         assert str(error).isprintable()
 
@@ -588,7 +588,7 @@ def test_any_override_composes_or_is_refused(
 ) -> None:
     """What composes is recorded so that it can be read again."""
     try:
-        resolved = composed(given)
+        resolved = compose_config(given)
     except BadInput as error:
         assert str(error).isprintable()
     else:

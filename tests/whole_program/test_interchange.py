@@ -31,7 +31,7 @@ from waymark.checkpoints.npz import Npz
 from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore
 from waymark.comparison.recorded_run import load_parameters
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset, Mnist5k
 from waymark.errors import BadInput
 from waymark.evaluation.restore import evaluate_files, evaluate_run
@@ -224,7 +224,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def waymark(home: Path, *overrides: str) -> Run:
     usual = ["progress=false", "record.changes=false", "eval_every=0", THREADS]
-    resolved = composed([*usual, *overrides])
+    resolved = compose_config([*usual, *overrides])
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(home):
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         return Run(run(resolved), resolved.config.steps)
@@ -387,7 +387,7 @@ def test_plain_tensorflow_scores_the_graph_file_without_waymark(
 
 
 def scored(model: str, path: Path, from_meta: bool = False) -> dict[str, Any]:
-    resolved = composed([f"model={model}", THREADS])
+    resolved = compose_config([f"model={model}", THREADS])
     return evaluate_files(resolved, path, from_meta)
 
 

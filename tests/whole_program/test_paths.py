@@ -16,7 +16,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from waymark.checkpoints.external import read_parameters
 from waymark.checkpoints.tf_bundle import read_bundle
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.tracking.finder import select
 from waymark.tracking.opening import open_store
@@ -39,7 +39,7 @@ def test_a_checkpoint_is_written_and_read(name: str, tmp_path: Path) -> None:
     state = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3), "step": np.array(7)}
     folder = tmp_path / name
     folder.mkdir()
-    save: Any = composed([]).config.save
+    save: Any = compose_config([]).config.save
     for path in (folder / "model_ckpt-7", tmp_path / f"{name[:50]}-7"):
         save.write(path, state)
         found = read_bundle(path)
@@ -50,7 +50,7 @@ def test_a_checkpoint_is_written_and_read(name: str, tmp_path: Path) -> None:
 def test_where_links_cannot_be_made_it_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save: Any = composed([]).config.save
+    save: Any = compose_config([]).config.save
     save.write(tmp_path / "a[1]", {"w": np.zeros(2)})
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ValueError, match="TMPDIR"):
@@ -121,7 +121,7 @@ def test_any_name_is_fine_for_stores_and_checkpoints(
     seed: int, empty_store: Path, tmp_path: Path
 ) -> None:
     state = {"weights": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    save: Any = composed([]).config.save
+    save: Any = compose_config([]).config.save
 
     @hypothesis.seed(seed)
     @settings(max_examples=200, deadline=None, database=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from waymark.config.compose import PACKAGES, composed
+from waymark.config.compose import PACKAGES, compose_config
 from waymark.data.sources import Mnist5k
 from waymark.execution.execute import Result, run
 
@@ -32,7 +32,7 @@ def test_snippets_read_what_a_run_saved(
     save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result: Result = run(composed(["progress=false", f"save={save}"]))
+    result: Result = run(compose_config(["progress=false", f"save={save}"]))
     data = Mnist5k(sampling="replacement").load()
     images = data.x_test.reshape(len(data.x_test), -1).astype(np.float32) / np.float32(255)
     names = {"images": images, "one_hot": np.eye(10, dtype=np.float32)[data.y_test]}

@@ -16,7 +16,7 @@ from waymark.config import masking
 from waymark.config.masking import masked
 from waymark.config.own_hydra import load, own_singletons
 from waymark.config.resolve import Resolved, resolve
-from waymark.config.schema import GROUPS, Config
+from waymark.config.schema import GROUP_PROTOCOLS, Config
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import yaml_class
 from waymark.errors import BadInput
@@ -75,7 +75,7 @@ def as_written(overrides: Iterable[str]) -> list[str]:
         return [written(override) for override in overrides]
 
 
-def parsed(overrides: Iterable[str]) -> dict[str, Any]:
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
@@ -105,7 +105,9 @@ def _read(given: dict[str, Any]) -> dict[str, Any]:
         return {**given, **masking.resolve(OmegaConf.create(open_))}
     except hydra_errors() as error:
         words = [f"{key}={value}" for key, value in open_.items()]
-        raise BadInput(f"{refusal(error, words)} (in {' '.join(words)[:80]!r}).") from None
+        raise BadInput(
+            f"{explain_hydra_error(error, words)} (in {' '.join(words)[:80]!r})."
+        ) from None
 
 
 def searchpath(folders: Iterable[str]) -> str:
@@ -120,13 +122,13 @@ def searchpath(folders: Iterable[str]) -> str:
     return f"{SEARCHPATH}=[{','.join(quoted)}]"
 
 
-def composed(overrides: Sequence[str]) -> Resolved:
+def compose_config(overrides: Sequence[str]) -> Resolved:
     """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
     overrides = as_written(overrides)
     try:
         cfg = load(CONF, overrides, yaml_class(CONF))
     except hydra_errors() as error:
-        raise BadInput(refusal(error, overrides)) from None
+        raise BadInput(explain_hydra_error(error, overrides)) from None
     return resolved(cfg, cfg.hydra.runtime.choices, overrides)
 
 
@@ -143,14 +145,14 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
         above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
         return "the command line" if given & {key, *above} else "conf/"
 
-    choices = {group: str(chosen.get(group)) for group in GROUPS}
+    choices = {group: str(chosen.get(group)) for group in GROUP_PROTOCOLS}
     own = _without_hydra(cfg)
     try:
         values = masking.resolve(own)
     except hydra_errors() as error:
-        raise BadInput(refusal(error, overrides)) from None
+        raise BadInput(explain_hydra_error(error, overrides)) from None
     for group, member in chosen.items():
-        if group in values and group not in GROUPS:
+        if group in values and group not in GROUP_PROTOCOLS:
             raise BadInput(
                 f"{group}={member}: the settings of this file are those of no group, "
                 f"so it has to begin with the line `# @package _global_`."
@@ -239,7 +241,7 @@ def _without_hydra(cfg: Any) -> Any:
     return OmegaConf.masked_copy(cfg, own) if "hydra" in cfg else cfg
 
 
-def switched(
+def with_group_members(
     body: Mapping[str, Any],
     choices: Mapping[str, str],
     members: Mapping[str, str],
@@ -269,7 +271,7 @@ def switched(
     return values, now
 
 
-def described(config: Config) -> Resolved:
+def from_config(config: Config) -> Resolved:
     """Return a typed configuration together with the plain values that record it.
 
     Raises BadInput for what `resolve` refuses: a Config's own types are checked only when it is
@@ -279,10 +281,10 @@ def described(config: Config) -> Resolved:
     for field in fields(config):
         value = getattr(config, field.name)
         plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        if field.name in GROUPS:
+        if field.name in GROUP_PROTOCOLS:
             plain = {"_target_": _target(value), **plain}
         values[field.name] = plain
-    choices = {group: _member(group, _target(getattr(config, group))) for group in GROUPS}
+    choices = {group: _member(group, _target(getattr(config, group))) for group in GROUP_PROTOCOLS}
     return resolve(masking.recalled(values), choices, lambda key: "the given configuration")
 
 
@@ -334,7 +336,7 @@ def brought_by(choice: str) -> str:
     return ""
 
 
-def refusal(error: Exception, arguments: list[str]) -> str:
+def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
     """Say in one sentence what Hydra refused, naming the nearest thing that exists."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import MissingMandatoryValue
@@ -360,7 +362,7 @@ def refusal(error: Exception, arguments: list[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown and unknown[1].split(".")[0] == "tags":
         return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
-    if unknown and unknown[1] not in GROUPS:
+    if unknown and unknown[1] not in GROUP_PROTOCOLS:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return "; ".join(lines[:2])
@@ -371,8 +373,8 @@ def _known_keys(arguments: list[str]) -> list[str]:
     chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
     for groups in (chosen, []):
         with contextlib.suppress(BadInput):
-            return [*GROUPS, *_defaults(groups)]
-    return list(GROUPS)
+            return [*GROUP_PROTOCOLS, *_defaults(groups)]
+    return list(GROUP_PROTOCOLS)
 
 
 def _defaults(members: list[str]) -> dict[str, Any]:
@@ -383,4 +385,4 @@ def _defaults(members: list[str]) -> dict[str, Any]:
         own = _without_hydra(load(CONF, members, yaml_class(CONF)))
         return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
     except hydra_errors() as error:
-        raise BadInput(refusal(error, members)) from None
+        raise BadInput(explain_hydra_error(error, members)) from None

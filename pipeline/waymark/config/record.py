@@ -12,9 +12,9 @@ import yaml
 from waymark.config.masking import MASK, Secret, as_interpolation, masked
 from waymark.config.old_names import CLASSES
 from waymark.config.resolve import Resolved, build_group, resolve
-from waymark.config.schema import FORMAT, GROUPS, LABELS
+from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS
 from waymark.config.values import flatten, json_text, nearest
-from waymark.config.yaml_source import decoded, yaml_problem
+from waymark.config.yaml_source import decode_yaml, yaml_problem
 from waymark.errors import BadInput, first_line
 from waymark.names import RESTORED_ACCURACY
 
@@ -22,7 +22,7 @@ from waymark.names import RESTORED_ACCURACY
 NOT_NEEDED = (*LABELS, "tracking", "trusted_modules")
 
 # Keys that came later than the first records of this format, and what was done before.
-LATER = {
+DEFAULTS_ADDED_LATER = {
     "objective": {"metric": RESTORED_ACCURACY, "mode": "max"},
     "prune": None,
     "rerun_finished": False,
@@ -67,12 +67,12 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     Raises BadInput for a file that is missing, damaged, or of a newer format.
     """
     try:
-        text = decoded(path.read_bytes())
+        text = decode_yaml(path.read_bytes())
         _check_yaml(text)
         body = yaml.load(text, Loader=_Record)
         if not isinstance(body, dict):
             raise ValueError("line 1: it holds no settings")
-        for key, value in LATER.items():
+        for key, value in DEFAULTS_ADDED_LATER.items():
             *parents, last = key.split(".")
             place: Any = body
             for parent in parents:
@@ -90,11 +90,11 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
     check_format(version, path)
     choices = body.pop("choices", None)
-    if not isinstance(choices, dict) or set(choices) != set(GROUPS):
+    if not isinstance(choices, dict) or set(choices) != set(GROUP_PROTOCOLS):
         raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
     if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
         body["tags"] = {key: str(value) for key, value in body["tags"].items()}
-    for group in GROUPS:
+    for group in GROUP_PROTOCOLS:
         if isinstance(body.get(group), dict):
             target = body[group].get("_target_")
             body[group]["_target_"] = CLASSES.get(str(target), target)

@@ -15,7 +15,7 @@ import yaml
 
 from waymark.config.masking import Secret, masked, remember_setting, revealed, with_masks
 from waymark.config.old_names import CLASSES
-from waymark.config.schema import FORMAT, GROUPS, LABELS, NAME, TAG, TAG_VALUE, Config
+from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS, NAME, TAG, TAG_VALUE, Config
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import MISSING
 from waymark.errors import BadInput, first_line
@@ -93,7 +93,7 @@ def resolve(
         runtime = {**runtime, "intra_op_threads": os.cpu_count() or 1}
         values, recorded = ({**each, "runtime": runtime} for each in (values, recorded))
     try:
-        parts = {group: build_group(group, values, source, trusted) for group in GROUPS}
+        parts = {group: build_group(group, values, source, trusted) for group in GROUP_PROTOCOLS}
         config = _checked(Config, {**values, **parts}, "", source)
         _check_texts(config, source)
     except BadInput as error:
@@ -176,7 +176,7 @@ def build_group(
         raise BadInput(f"{key} ({source(key)}): only the group's own _target_ may stand.")
     key = f"{group}._target_"
     cls = _locate(given["_target_"], key, source, trusted)
-    missing = [name for name in GROUPS[group] if not callable(getattr(cls, name, None))]
+    missing = [name for name in GROUP_PROTOCOLS[group] if not callable(getattr(cls, name, None))]
     if missing:
         raise BadInput(
             f"{key}={given['_target_']!r} ({source(key)}): has no method {missing[0]}()."

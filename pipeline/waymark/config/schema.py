@@ -11,7 +11,7 @@ FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is ref
 LABELS = ("experiment_name", "run_name", "tags")
 
 # What each group's class must offer; a user's own class needs no more than this.
-GROUPS = {
+GROUP_PROTOCOLS = {
     "model": ("initial", "logits"),
     "data": ("load",),
     "optimizer": ("slots", "apply"),
@@ -65,7 +65,7 @@ class Tracking:
     """`MLFLOW_TRACKING_URI`, else `sqlite:///mlruns/mlflow.db`; a file's path as it is, or
     percent-encoded where only that exists"""
     flush_seconds: PositiveFloat
-    """how long the end of a run waits for a tracking server (after a signal at most 5)"""
+    """seconds that the end of a run waits for a tracking server (after a signal at most 5)"""
     system_metrics: bool
     """MLflow's CPU and memory curves"""
 
@@ -97,7 +97,8 @@ class Config:
     model: Any
     """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
-    """see above; `data.sampling` is `replacement` (uniform draws) or `epoch` (shuffled, without)"""
+    """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`; `data.sampling` is `replacement` (uniform
+    draws) or `epoch` (shuffled, without)"""
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
     model's (softmax 1e-3, cnn 1e-4) unless given"""
@@ -108,7 +109,7 @@ class Config:
     batch_size: PositiveInt
     """up to the size of the training set"""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
-    """of initial weights, batches, dropout; zero is a seed like any other"""
+    """of initial weights, batches, dropout: 0 to 2^63 - 1"""
     precision: Literal["float32", "mixed_bfloat16"]
     """or `mixed_bfloat16`: parameters and optimizer state stay float32; where the processor has no
     instructions for it (AVX512_BF16, AMX, ARM's BF16), a line before training says that steps may

@@ -13,7 +13,7 @@ from waymark.errors import BadInput, first_line
 MISSING = "??? in "  # and a file of the user's: a value that is to be given
 
 
-def decoded(body: bytes) -> str:
+def decode_yaml(body: bytes) -> str:
     """Return the text of a YAML file, which is UTF-8 unless it has a byte order mark.
 
     Raises ValueError that begins with the line.
@@ -46,7 +46,7 @@ def read_yaml(path: str) -> tuple[str, dict[str, Any]]:
     from omegaconf._utils import get_yaml_loader
 
     try:
-        text = decoded(Path(path).read_bytes())
+        text = decode_yaml(Path(path).read_bytes())
     except OSError as error:
         raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
     except ValueError as error:

@@ -1,8 +1,8 @@
 """One run, from its plan to its recorded end.
 
-from waymark.config.compose import composed
+from waymark.config.compose import compose_config
 from waymark.execution.execute import resume, run
 
-result = run(composed(["steps=200", "progress=false"]))
+result = run(compose_config(["steps=200", "progress=false"]))
 resume(result.run_id, {"steps": 400})
 """

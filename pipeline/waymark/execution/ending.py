@@ -13,7 +13,7 @@ from waymark.comparison.repository import masked_lines
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.masking import as_interpolation
 from waymark.config.resolve import Resolved
-from waymark.errors import Failed, Sentence, explained, without_secrets
+from waymark.errors import Failed, Sentence, explain, without_secrets
 from waymark.execution.plan import own_modules
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.tracking.active_run import ActiveRun
@@ -60,7 +60,7 @@ def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> 
     except Exception as error:
         resumable = not isinstance(error, Diverged | RerunDiverged)  # it would again
         foreseen = not resumable or isinstance(error, CheckpointWriteError)
-        reason = str(error) if foreseen else explained(error).removesuffix(".")
+        reason = str(error) if foreseen else explain(error).removesuffix(".")
         if not foreseen:
             _keep_traceback(run, error)
         _end(run, stop, "FAILED", reason, resumable)

@@ -20,7 +20,7 @@ from waymark.comparison.environment import (
 )
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
-from waymark.config.compose import SEARCHPATH, switched
+from waymark.config.compose import SEARCHPATH, with_group_members
 from waymark.config.record import from_record, read_record, with_overrides
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
@@ -238,7 +238,7 @@ def record_of(
     members = {key: str(overrides[key]) for key in choices if key in overrides}
     aside = (*members, SEARCHPATH)
     others = {key: value for key, value in overrides.items() if key not in aside}
-    values, choices = switched(values, choices, members, overrides.get(SEARCHPATH, ()))
+    values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))
     origin = f"recorded by run {record.id}"
     return with_overrides(values, choices, masked, others, trusted, origin)
 

@@ -22,7 +22,7 @@ from waymark.comparison.own_code import (
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import CHECKOUT, checkout, diffstat, run_git
 from waymark.comparison.rerun_report import RerunReport, load
-from waymark.config.compose import SEARCHPATH, parsed
+from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.schema import NAME
 from waymark.errors import BadInput, Failed, Sentence
@@ -60,7 +60,7 @@ def rerun(
     Raises BadInput for an unknown run, an override that could change the numbers, or a record
     that is damaged; Failed and Interrupted as `run` does.
     """
-    given = {"tracking.uri": None, **parsed(overrides)}
+    given = {"tracking.uri": None, **parse_overrides(overrides)}
     trusted = given.pop("trusted_modules", [])
     tracking = open_store(given["tracking.uri"])
     record = find_single(tracking, text)

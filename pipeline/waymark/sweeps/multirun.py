@@ -25,7 +25,14 @@ from typing import Any
 from waymark import names
 from waymark.comparison.report import Comparison
 from waymark.comparison.runs import compare_found
-from waymark.config.compose import PACKAGES, brought_by, hydra_errors, plain, refusal, searchpath
+from waymark.config.compose import (
+    PACKAGES,
+    brought_by,
+    explain_hydra_error,
+    hydra_errors,
+    plain,
+    searchpath,
+)
 from waymark.config.masking import without_password
 from waymark.config.values import flatten
 from waymark.errors import BadInput, Sentence
@@ -58,7 +65,7 @@ def prepare(overrides: Sequence[str], flags: Sequence[str], config_dir: str | No
     try:
         values = _composed(fixed, config_dir)
     except hydra_errors() as error:
-        raise BadInput(refusal(error, list(overrides))) from None
+        raise BadInput(explain_hydra_error(error, list(overrides))) from None
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
     _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
     varied = sorted({*varied, *(sweeper.get("params") or {})})
@@ -106,7 +113,7 @@ def _parse(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except hydra_errors() as error:
-        raise BadInput(refusal(error, list(overrides))) from None
+        raise BadInput(explain_hydra_error(error, list(overrides))) from None
     fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
     return fixed, [item.key_or_group for item in parsed if item.is_sweep_override()]
 
@@ -203,7 +210,7 @@ def launch(sweep: Sweep, launch: Callable[[], None]) -> int:
             raise
         except hydra_errors() as error:
             _refused(sweep)
-            raise BadInput(refusal(error, sys.argv[2:])) from None
+            raise BadInput(explain_hydra_error(error, sys.argv[2:])) from None
         except Exception as error:  # the launcher could not even begin
             print(f"waymark: {reason_of(error)}", file=sys.stderr)
             return finish(sweep, 1)

@@ -28,7 +28,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
 from waymark.digest import file_digest
-from waymark.errors import Failed, explained
+from waymark.errors import Failed, explain
 from waymark.evaluation.restore import load_data
 from waymark.execution import execute
 from waymark.execution.ending import Pruned
@@ -105,7 +105,7 @@ def run_trial(cfg: Any) -> float:
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
     except Exception as error:
-        reason = explained(error)
+        reason = explain(error)
         print(f"waymark: {trial_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
             _record_failure(plain(cfg), task, reason)
