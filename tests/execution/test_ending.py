@@ -30,13 +30,13 @@ class Run:
         self.tags: dict[str, str] = {}
         self.ended: list[str] = []
 
-    def learn(self, hurry: Callable[[], bool]) -> None:
+    def wait_for_earlier_history(self, hurry: Callable[[], bool]) -> None:
         pass
 
-    def changed(self) -> None:
+    def mark_artifacts_dirty(self) -> None:
         pass
 
-    def tag(self, tags: Mapping[str, str]) -> None:
+    def set_tags(self, tags: Mapping[str, str]) -> None:
         assert not self.ended
         self.tags |= tags
 
