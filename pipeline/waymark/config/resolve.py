@@ -67,7 +67,7 @@ def resolve(
     """Check plain values and build what their `_target_` entries name.
 
     `source` says where a key's value came from, for error messages. `trusted` limits the classes
-    to those defined under `pipeline` and the named modules; None allows any. What is a Secret is
+    to those defined under `waymark` and the named modules; None allows any. What is a Secret is
     masked in what is recorded, and a label is all that is known of it.
 
     Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class

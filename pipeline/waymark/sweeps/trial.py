@@ -47,7 +47,6 @@ from waymark.training.pruning import Pruner, pruning_steps
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
-# Tags: which sweep, which trial; and MLflow's own for nesting.
 THREADS = "runtime.intra_op_threads"
 # What does not tell one trial from another. (The experiment does: what another one holds is
 # not looked for there.)
