@@ -2,7 +2,7 @@
 
 import atexit
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from benchmarks.peers import Job, job, mark
 from benchmarks.ways import data_overrides
@@ -12,18 +12,20 @@ def watch() -> None:
     """Print the marks as the parts of a run begin."""
     from waymark.execution import execute
 
-    train, train_and_save = execute.train, execute.train_and_save
+    execution = execute.RunExecution
+    train, train_and_save = execute.train, execution.train_and_save
 
     def marked(*arguments: object) -> object:
         mark("loop")
         return train(*arguments)
 
-    def wholly(*arguments: object) -> object:
+    def wholly(*arguments: Any) -> Any:
         score = train_and_save(*arguments)  # ends when the last loss and checkpoint are durable
         mark("restore")
         return score
 
-    execute.train, execute.train_and_save = marked, wholly
+    execute.train = marked
+    execution.train_and_save = wholly  # type: ignore[method-assign]
 
 
 def main(task: Job) -> NoReturn:

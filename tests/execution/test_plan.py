@@ -28,7 +28,7 @@ def test_plans_write_nothing(small: Path, place: Path) -> None:
     assert list(plan.parameters) == ["weights"]
     assert {"waymark.trial", "waymark.init_digest", "waymark.data_digest"} <= plan.tags.keys()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan.pruner = None  # type: ignore[misc]
+        plan.trainer = None  # type: ignore[misc]
 
     store, run_id = open_store(None), run(resolved).run_id
     record = find(store, run_id)

@@ -194,7 +194,7 @@ POINTS: dict[str, tuple[Any, str, int, Any]] = {
     "between payload and manifest": (store, "replace_file", 2, None),
     "between manifest and state file": (CheckpointStore, "_retain", 3, None),
     "inside retention": (CheckpointStore, "_remove", 1, manifest_alone),
-    "after the last checkpoint": (execute, "restore_and_evaluate", 1, None),
+    "after the last checkpoint": (execute.RunExecution, "restore_and_evaluate", 1, None),
     "after restoring": (execute, "_write_report", 1, None),
 }
 

@@ -63,7 +63,7 @@ def made(
 
 
 def compared(*runs: tuple[RecordedRun, RunSummary]) -> Comparison:
-    return compare_recorded([run for run, _ in runs], [facts for _, facts in runs])
+    return compare_recorded(runs)
 
 
 def number_of(run: str) -> int:

@@ -176,7 +176,7 @@ def test_what_failed_is_proposed_again(
         raise RuntimeError("the disk has gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("waymark.execution.execute.restore_and_evaluate", broken)
+        patch.setattr("waymark.execution.execute.RunExecution.restore_and_evaluate", broken)
         done = main(*SEARCH, *SPACE, "hydra.sweeper.n_trials=2")
     assert done.returncode == 1
     parent, trials = children(client(place))

@@ -274,7 +274,7 @@ def test_offline_interrupted_and_resumed_offline(
         raise RuntimeError("no more power")
 
     with monkeypatch.context() as broken:
-        broken.setattr(execute, "restore_and_evaluate", crash)
+        broken.setattr(execute.RunExecution, "restore_and_evaluate", crash)
         failed = main("run", *short, "tracking.flush_seconds=0.2", store)
     assert failed.returncode == 1
     local = failed.stdout.split()[1]

@@ -1,6 +1,5 @@
 """What a run ran on and which code it ran: environment.json and changes.patch."""
 
-import hashlib
 import json
 import os
 import platform
@@ -12,6 +11,7 @@ from importlib.metadata import distributions, version
 from pathlib import Path
 from typing import Any
 
+from waymark.checkpoints.store import file_facts
 from waymark.comparison.repository import git_commit, program_output
 from waymark.config.masking import without_password
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
@@ -165,19 +165,13 @@ def code(own: Iterable[str]) -> dict[str, str]:
 
     What a user's module imports from beside it counts as well, if it lies in the same package.
     """
-    files = {
-        ".".join(p.relative_to(FOLDER.parent).with_suffix("").parts): p
-        for p in FOLDER.rglob("*.py")
-    }
+    sources = FOLDER.rglob("*.py")
+    files = {".".join(p.relative_to(FOLDER.parent).with_suffix("").parts): p for p in sources}
     roots = {name.partition(".")[0] for name in own}
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in roots and getattr(module, "__file__", None):
             files[name] = Path(str(module.__file__))
-    found = {}
-    for name, path in sorted(files.items()):
-        if path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    return found
+    return {name: file_facts(p)["sha256"] for name, p in sorted(files.items()) if p.is_file()}
 
 
 def read_environment(path: Path) -> dict[str, Any]:

@@ -47,11 +47,8 @@ class OwnFacts:
 
     def patches(self) -> list[str]:
         """Return the names of the artifacts that hold repositories' changes, and the copies."""
-        names = [
-            patch_name(number)
-            for number, each in enumerate(self.repositories)
-            if each.changes not in (None, "none")
-        ]
+        numbered = enumerate(self.repositories)
+        names = [patch_name(n) for n, each in numbered if each.changes not in (None, "none")]
         return [*names, *[COPIES] * bool(self.copied)]
 
 
@@ -73,7 +70,6 @@ def own_facts(facts: Mapping[str, Any]) -> OwnFacts:
 
 @dataclass
 class _Repository:
-    top: Path
     name: str
     commit: str
     modules: dict[str, str]
@@ -89,7 +85,7 @@ class OwnCode:
         self._with_changes = with_changes
         self._checkout_top = top_of(checkout().resolve())
         self._checkout: dict[str, str] = {}
-        self._repositories: list[_Repository] = []
+        self._repositories: dict[Path, _Repository] = {}  # by their folders
         self._copies: dict[str, str] = {}
         self._left_out: list[str] = []
         self._known: set[str] = set()
@@ -135,8 +131,8 @@ class OwnCode:
 
     def _add_to_repository(self, top: Path, files: Mapping[str, Path]) -> bool:
         """Take in modules of a repository; tell whether it has a commit to record."""
-        known = [each for each in self._repositories if each.top == top]
-        if not known:
+        repository = self._repositories.get(top)
+        if repository is None:
             told = git("rev-parse", "--show-toplevel", "--git-common-dir", "HEAD", at=top)
             lines = (told or "").splitlines()
             if len(lines) != 3 or Path(lines[0]).resolve() != top:
@@ -144,13 +140,11 @@ class OwnCode:
             common = (top / lines[1]).resolve()  # the repository's own, of a worktree as well
             name = common.parent.name if common.name == ".git" else common.name
             patch = changes_at(top, files.values()) if self._with_changes else None
-            repository = _Repository(top, name.removesuffix(".git"), lines[2], {}, patch)
-            self._repositories.append(repository)
-        else:
-            (repository,) = known
-            if repository.patch is not None:
-                later = changes_at(top, files.values(), repository.commit, only=True)
-                repository.patch = _merged(repository.patch, later or "")
+            repository = _Repository(name.removesuffix(".git"), lines[2], {}, patch)
+            self._repositories[top] = repository
+        elif repository.patch is not None:
+            later = changes_at(top, files.values(), repository.commit, only=True)
+            repository.patch = _merged(repository.patch, later or "")
         if repository.patch is not None and len(repository.patch) > MOST:
             repository.patch = None
         repository.modules |= _relative(files, top)
@@ -164,12 +158,7 @@ class OwnCode:
             body = b"\0"
         room = MOST - sum(map(len, self._copies.values())) - len(body)
         is_text = file.suffix == ".py" and b"\0" not in body
-        if (
-            not self._with_changes
-            or room < 0
-            or not is_text
-            or not all(map(str.isidentifier, parts))
-        ):
+        if not (self._with_changes and room >= 0 and is_text and all(map(str.isidentifier, parts))):
             self._left_out.append(name)
             return
         inside = "/__init__" if file.name == "__init__.py" else ""
@@ -177,21 +166,17 @@ class OwnCode:
 
     def facts(self) -> dict[str, Any]:
         """Return what environment.json tells of it."""
-        repositories = [
-            RepositoryFacts(
-                each.name,
-                each.commit,
-                None if each.patch is None else diffstat(each.patch),
-                each.modules,
-            )
-            for each in self._repositories
-        ]
+        repositories = []
+        for each in self._repositories.values():
+            changed = None if each.patch is None else diffstat(each.patch)
+            repositories.append(RepositoryFacts(each.name, each.commit, changed, each.modules))
         copied = sorted(self._copies)
         return asdict(OwnFacts(self._checkout, repositories, copied, sorted(self._left_out)))
 
     def patches(self) -> dict[str, str]:
         """Return the patches to keep, by the names of their artifacts."""
-        found = {patch_name(n): each.patch or "" for n, each in enumerate(self._repositories)}
+        numbered = enumerate(self._repositories.values())
+        found = {patch_name(n): each.patch or "" for n, each in numbered}
         found[COPIES] = "".join(self._copies[name] for name in sorted(self._copies))
         return {name: patch for name, patch in found.items() if patch}
 
@@ -238,21 +223,15 @@ def _others() -> tuple[str, ...]:
 @cache
 def _installed_in(root: Path) -> set[str]:
     """Return the first parts of what pip has installed into a folder (`pip install --target`)."""
-    found = set()
-    for record in root.glob("*.dist-info/RECORD"):
-        for line in record.read_text(errors="replace").splitlines():
-            found.add(line.partition(",")[0].partition("/")[0].partition(".")[0])
-    return found
+    texts = (record.read_text(errors="replace") for record in root.glob("*.dist-info/RECORD"))
+    return {re.split("[,/.]", line)[0] for text in texts for line in text.splitlines()}
 
 
 def _import_folder(name: str, file: Path) -> Path | None:
     """Return the folder below which a module's name leads to its file, None if it does not."""
     parts = tuple(name.split("."))
-    place = (
-        file.parent
-        if file.name.startswith("__init__.")
-        else file.with_name(file.name.split(".")[0])
-    )
+    stem = file.name.split(".")[0]
+    place = file.parent if stem == "__init__" else file.with_name(stem)
     return place.parents[len(parts) - 1] if place.parts[-len(parts) :] == parts else None
 
 
@@ -264,25 +243,17 @@ def import_folders(modules: Mapping[str, str]) -> list[Path]:
 
 def top_of(folder: Path) -> Path | None:
     """Return the folder of the repository that a folder lies in."""
-    for each in (folder, *folder.parents):
-        if (each / ".git").exists():
-            return each
-    return None
+    return next((each for each in (folder, *folder.parents) if (each / ".git").exists()), None)
 
 
 def _relative(files: Mapping[str, Path], top: Path) -> dict[str, str]:
     return {name: file.relative_to(top).as_posix() for name, file in files.items()}
 
 
-def _sections(patch: str) -> dict[str, str]:
-    """Return what a patch says of each file, by the line that it begins with."""
-    parts = re.split(r"^(?=diff --git )", patch, flags=re.MULTILINE)
-    return {part.partition("\n")[0]: part for part in parts if part}
-
-
 def _merged(patch: str, later: str) -> str:
     """Return a patch in which the files of a later one are as that says."""
-    sections = {**_sections(patch), **_sections(later)}
+    parts = re.split(r"^(?=diff --git )", patch + later, flags=re.MULTILINE)
+    sections = {part.partition("\n")[0]: part for part in parts if part}
     return "".join(sections[header] for header in sorted(sections))  # git's order
 
 
@@ -292,8 +263,7 @@ def as_new_file(name: str, body: bytes) -> str:
     head = f"diff --git a/{name} b/{name}\nnew file mode 100644\n"
     if not text:
         return f"{head}index 0000000..e69de29\n"
-    lines = text.split("\n")
-    end = ["\\ No newline at end of file"] if lines[-1] else []
-    lines = lines if lines[-1] else lines[:-1]
+    lines = text.removesuffix("\n").split("\n")
+    end = [] if text.endswith("\n") else ["\\ No newline at end of file"]
     head += f"--- /dev/null\n+++ b/{name}\n@@ -0,0 +1,{len(lines)} @@\n"
     return head + "\n".join([*(f"+{line}" for line in lines), *end, ""])

@@ -17,7 +17,7 @@ from waymark.comparison.repository import diffstat
 from waymark.errors import BadInput
 from waymark.tracking import artifacts
 from waymark.tracking.history import History, history
-from waymark.tracking.limits import reason_of
+from waymark.tracking.limits import store_errors
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
@@ -51,10 +51,8 @@ def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
     found = {name: artifacts.read(tracking, record, name) for name in names}
     own = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
     patch = own.pop("changes.patch", None)
-    try:
+    with store_errors(f"run {record.id}: cannot be read"):
         known = history(tracking, record)
-    except Exception as error:  # of MLflow, the network
-        raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
     return RecordedRun(record, _with_manifests(known, record), facts, patch, own)
 
 
@@ -85,11 +83,10 @@ def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
         found.append(("uncommitted changes", was, now))
     found += _own_differences(old, new)
     for run in (old, new):  # was it resumed somewhere else?
+        when = f"before and after run {run.record.id} was resumed"
         for earlier in run.facts.get("earlier", []):
             for what, was, now in differences(earlier, run.facts):
-                found.append(
-                    (f"{what}, before and after run {run.record.id} was resumed", was, now)
-                )
+                found.append((f"{what}, {when}", was, now))
     return found
 
 

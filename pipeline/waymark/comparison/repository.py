@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from waymark.package import REPOSITORY
@@ -31,31 +31,19 @@ PATIENCE = 10.0  # seconds that a program which only tells something may take
 CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
 
 
-def program_output(*command: str) -> str | None:
+def program_output(*command: str, env: Mapping[str, str] | None = None) -> str | None:
     """Return what a program prints, None if it is not there, fails, or hangs."""
-    return _printed(lambda: subprocess.run(command, capture_output=True, timeout=PATIENCE))
-
-
-def _printed(run: Callable[[], "subprocess.CompletedProcess[bytes]"]) -> str | None:
     try:
-        done = run()
+        done = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=env)
     except (OSError, subprocess.TimeoutExpired):
         return None
     # A patch must come through as it is: line ends and bytes that are no UTF-8 as well.
     return done.stdout.decode(errors="surrogateescape") if done.returncode == 0 else None
 
 
-def run_git(
-    where: Path, *arguments: str, timeout: float | None = None, **variables: str
-) -> "subprocess.CompletedProcess[bytes]":
-    """Run git in a folder, with more environment variables; every call of git goes through here.
-
-    In a hook of some repository the one of the folder counts all the same. Raises what
-    `subprocess.run` does.
-    """
-    env = {k: v for k, v in os.environ.items() if k not in LEADING_GIT} | variables
-    command = ["git", "-C", str(where), *arguments]
-    return subprocess.run(command, capture_output=True, timeout=timeout, env=env)
+def git_environment(**variables: str) -> dict[str, str]:
+    """Return the environment for git, and more variables; a hook's repository does not count."""
+    return {k: v for k, v in os.environ.items() if k not in LEADING_GIT} | variables
 
 
 def checkout() -> Path:
@@ -67,8 +55,8 @@ def checkout() -> Path:
 
 def git(*arguments: str, at: Path | None = None, **variables: str) -> str | None:
     """Return what git prints in a folder, else in the code's checkout; None if it fails."""
-    where = at or checkout()
-    return _printed(lambda: run_git(where, *arguments, timeout=PATIENCE, **variables))
+    command = ("git", "-C", str(at or checkout()), *arguments)
+    return program_output(*command, env=git_environment(**variables))
 
 
 def git_commit() -> str | None:

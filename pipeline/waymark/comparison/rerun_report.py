@@ -2,19 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pydantic
 
 from waymark import names
-from waymark.comparison.bits import (
-    ArrayDifference,
-    Divergence,
-    array_difference,
-    exact,
-    first_divergences,
-)
+from waymark.comparison import bits
 from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
 from waymark.config.values import json_text
@@ -35,9 +30,9 @@ class RerunReport:
     losses: int  # compared, at steps where both runs have one; likewise:
     evaluations: int
     checkpoints: int
-    partings: dict[str, Divergence]  # metric -> where it parts first; empty if none does
+    partings: dict[str, bits.Divergence]  # metric -> where it parts first; empty if none does
     checkpoint: int | None  # the first step at which the saved states differ
-    weights: dict[str, ArrayDifference]  # by parameter, at the last step saved by both
+    weights: dict[str, bits.ArrayDifference]  # by parameter, at the last step saved by both
     accuracy: tuple[float | None, float | None]  # recorded, now
     differences: list[Difference] = field(default_factory=list)  # of data, code, environment
 
@@ -67,7 +62,7 @@ class RerunReport:
     def _partings(self) -> list[str]:
         lines = []
         for key, each in self.partings.items():
-            values = f"{exact(each.recorded)} recorded, {exact(each.now)} now"
+            values = f"{bits.exact(each.recorded)} recorded, {bits.exact(each.now)} now"
             lines.append(f"{key} parts at step {each.step}: {values}")
         if names.TRAIN_LOSS not in self.partings:
             lines.append("no loss parts")
@@ -81,14 +76,11 @@ class RerunReport:
         return lines
 
 
-VERDICT_FIELDS = pydantic.TypeAdapter(RerunReport)
-
-
 def load(text: str) -> RerunReport:
     """Return the verdict that `RerunReport.dump` wrote; raise ValueError for another text."""
     body = json.loads(text)
     del body["verdict"]
-    return VERDICT_FIELDS.validate_python(body)
+    return pydantic.TypeAdapter(RerunReport).validate_python(body)
 
 
 def compare_rerun(
@@ -98,11 +90,14 @@ def compare_rerun(
 
     `shapes` names the model's parameters, whose final values are compared if anything differs.
     """
-    parted, counts = first_divergences(old.history, new.history)
+    parted, counts = bits.first_divergences(old.history, new.history)
     saved = sorted(old.history.digests.keys() & new.history.digests.keys())
     apart = [step for step in saved if old.history.digests[step] != new.history.digests[step]]
-    different = bool(parted or apart)
-    weights = _weights(tracking, old, new, max(saved, default=None), shapes) if different else {}
+    different, weights = bool(parted or apart), {}
+    if different and saved:
+        with suppress(BadInput):  # one of the checkpoints is gone, or damaged
+            was, now = (load_parameters(tracking, r.record, saved[-1], shapes) for r in (old, new))
+            weights = {name: bits.array_difference(was[name], now[name]) for name in shapes}
     return RerunReport(
         identical=not different and bool(counts.get(names.TRAIN_LOSS) or saved),
         run_id=new.record.id,
@@ -116,20 +111,3 @@ def compare_rerun(
         accuracy=(old.accuracy, new.accuracy),
         differences=all_differences(old, new),
     )
-
-
-def _weights(
-    tracking: RunStore,
-    old: RecordedRun,
-    new: RecordedRun,
-    step: int | None,
-    shapes: Mapping[str, Any],
-) -> dict[str, ArrayDifference]:
-    """Return how far the parameters are apart at a step, if both runs still have it."""
-    if step is None:
-        return {}
-    try:
-        was, now = (load_parameters(tracking, run.record, step, shapes) for run in (old, new))
-    except BadInput:  # one of the checkpoints is gone, or damaged
-        return {}
-    return {name: array_difference(was[name], now[name]) for name in shapes}

@@ -18,10 +18,13 @@ from waymark.errors import BadInput
 from waymark.table import setting
 from waymark.tracking.finder import find_single, select
 from waymark.tracking.history import foreign, is_timing
-from waymark.tracking.limits import reason_of
+from waymark.tracking.limits import store_errors
 from waymark.tracking.opening import open_store
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
+
+Run = tuple[RecordedRun, RunSummary]
+Best = Callable[[Iterable[float]], float]  # min or max
 
 # Words in a metric's name that tell which way is better; the second ones win.
 HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
@@ -60,18 +63,15 @@ def compare_runs(
 def compare_found(tracking: RunStore, chosen: Sequence[tuple[RunRecord, RunSummary]]) -> Comparison:
     """Compare runs that were found; raise BadInput for what cannot be read."""
     with ThreadPoolExecutor(8 if tracking.server else 1) as pool:  # to wait for a server
-        records = list(pool.map(partial(_gathered, tracking), chosen))
-    return compare_recorded(records, [with_current_steps(*pair) for pair in chosen])
+        return compare_recorded(list(pool.map(partial(_load, tracking), chosen)))
 
 
-def _gathered(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> RecordedRun:
+def _load(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> Run:
     record, facts = run
     if names.VERSION in record.tags:
-        return load_recorded_run(tracking, record)
-    try:  # another program's run: there is what MLflow has
-        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}, None)
-    except Exception as error:  # of MLflow, the network
-        raise BadInput(f"run {record.id}: cannot be read ({reason_of(error)}).") from None
+        return load_recorded_run(tracking, record), with_current_steps(record, facts)
+    with store_errors(f"run {record.id}: cannot be read"):  # another program's: what MLflow has
+        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}, None), facts
 
 
 def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
@@ -81,18 +81,18 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     """
     if names.VERSION not in record.tags:
         return facts
-    own = {
-        k: CLASSES.get(v, v) for k, v in facts.params.items() if k.partition(".")[0] not in FOR_SHOW
-    }
+    params = facts.params.items()
+    own = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     return replace(facts, params={**own, **steps})
 
 
-def compare_recorded(found: list[RecordedRun], summaries: list[RunSummary]) -> Comparison:
-    """Compare runs of which everything is read; `summaries` are theirs, in the same order."""
-    groups = group_by_seed(found, summaries)
-    keys = differing_keys(groups, summaries)
-    rows = [_row(members, found, summaries, keys) for members in groups]
+def compare_recorded(runs: Sequence[Run]) -> Comparison:
+    """Compare runs of which everything is read."""
+    found = [run for run, _ in runs]
+    groups = group_by_seed(runs)
+    keys = differing_keys(groups)
+    rows = [_row(members, keys) for members in groups]
     for i, row in enumerate(rows):  # what only their data or repetition tells apart
         if [other.label for other in rows].count(row.label) > 1:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
@@ -100,12 +100,12 @@ def compare_recorded(found: list[RecordedRun], summaries: list[RunSummary]) -> C
     return Comparison(
         mark_best(rows),
         keys,
-        [runs for runs in index_by_tag(found, names.STATE_DIGEST).values() if len(runs) > 1],
+        [ids for ids in index_by_tag(found, names.STATE_DIGEST).values() if len(ids) > 1],
         index_by_tag(found, names.DATA_DIGEST),
-        {run: differences for run, differences in others.items() if differences},
+        {run_id: differences for run_id, differences in others.items() if differences},
         first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
         {each.record.id: each.record.name for each in found},
-        [_curves(row, found[i]) for row, own in zip(rows, groups, strict=True) for i in own],
+        [_curves(row, run) for row, own in zip(rows, groups, strict=True) for run, _ in own],
     )
 
 
@@ -118,9 +118,9 @@ def index_by_tag(found: list[RecordedRun], tag: str) -> dict[str, list[str]]:
     return index
 
 
-def differing_keys(groups: list[list[int]], summaries: list[RunSummary]) -> list[str]:
+def differing_keys(groups: list[list[Run]]) -> list[str]:
     """Return the keys of the configuration that differ between groups of runs."""
-    params = [summaries[members[0]].params for members in groups]
+    params = [members[0][1].params for members in groups]
     left_out = {"run_name"} | ({"seed"} if any(len(members) > 1 for members in groups) else set())
     differing = [
         key
@@ -145,51 +145,45 @@ def _curves(row: Row, run: RecordedRun) -> Curves:
     return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
-def group_by_seed(found: list[RecordedRun], summaries: list[RunSummary]) -> list[list[int]]:
-    """Return the indices of the runs that make a row each: they differ only by their seeds.
+def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs that make a row each: they differ only by their seeds.
 
     A second run of the same seed (a rerun, say) is no further sample: it comes into another row.
     """
-    rows: dict[Any, list[int]] = {}
+    rows: dict[Any, list[Run]] = {}
     seen: dict[Any, int] = {}
-    for index, (each, known) in enumerate(zip(found, summaries, strict=True)):
+    for index, (each, known) in enumerate(runs):
         seed = known.params.get("seed")
         kept = {k: v for k, v in known.params.items() if k not in ("seed", "run_name")}
         same = (tuple(sorted(kept.items())), each.record.tags.get(names.DATA_DIGEST))
         count = seen[same, seed] = seen.get((same, seed), -1) + 1
         # Without a seed nothing says what two runs of one configuration differ by.
         lonely = None if "seed" in known.params else index
-        rows.setdefault((same, count, lonely), []).append(index)
+        rows.setdefault((same, count, lonely), []).append((each, known))
     return list(rows.values())
 
 
-def _row(
-    members: list[int], found: list[RecordedRun], summaries: list[RunSummary], keys: list[str]
-) -> Row:
-    own = [found[i] for i in members]
-    known = [summaries[i] for i in members]
-    pairs = list(zip(own, known, strict=True))
-    seconds = [max(0.0, f.end - e.record.start_time) for e, f in pairs if f.end]
-    paces = [
-        f.metrics[names.STEPS_PER_SECOND] for f in known if names.STEPS_PER_SECOND in f.metrics
-    ]
+def _row(members: list[Run], keys: list[str]) -> Row:
+    records, known = [run.record for run, _ in members], [facts for _, facts in members]
+    seconds = [max(0.0, f.end - run.record.start_time) for run, f in members if f.end]
+    paces = [pace for f in known if (pace := f.metrics.get(names.STEPS_PER_SECOND)) is not None]
     metrics = {}
     for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
-        metrics[key] = _metric([_final_and_best(key, e, f) for e, f in pairs if key in f.metrics])
+        metrics[key] = _metric([_final_and_best(key, *m) for m in members if key in m[1].metrics])
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
     shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]
-    first = f"{own[0].record.name} {own[0].record.id[:8]}"
+    first = f"{records[0].name} {records[0].id[:8]}"
     return Row(
-        first if len(own) == 1 else " ".join(shared) or f"{len(own)} seeds from {first}",
-        own[0].record.name,
-        [e.record.id for e in own],
-        ", ".join(dict.fromkeys(e.record.status for e in own)),
+        first if len(members) == 1 else " ".join(shared) or f"{len(members)} seeds from {first}",
+        records[0].name,
+        [record.id for record in records],
+        ", ".join(dict.fromkeys(record.status for record in records)),
         config,
         metrics,
         statistics.mean(seconds) if seconds else None,
         statistics.mean(paces) if paces else None,
-        [e.record.tags[names.STATE_DIGEST] for e in own if names.STATE_DIGEST in e.record.tags],
-        own[0].record.tags.get(names.DATA_DIGEST),
+        [r.tags[names.STATE_DIGEST] for r in records if names.STATE_DIGEST in r.tags],
+        records[0].tags.get(names.DATA_DIGEST),
     )
 
 
@@ -201,7 +195,7 @@ def _final_and_best(key: str, run: RecordedRun, facts: RunSummary) -> tuple[floa
     return final, better(values) if better and values else final
 
 
-def _better(key: str) -> Callable[[Iterable[float]], float] | None:
+def _better(key: str) -> Best | None:
     """Return what picks the best of some values of a metric, None if its name does not tell."""
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
     words |= {word.rstrip("0123456789") for word in words}  # accuracy5
@@ -247,9 +241,7 @@ def mark_best(rows: list[Row]) -> list[Row]:
     return rows
 
 
-def best_or_none(
-    better: Callable[[Iterable[float]], float], values: Sequence[float]
-) -> float | None:
+def best_or_none(better: Best, values: Sequence[float]) -> float | None:
     """Return the best of some values; None where all are equal, and none is better."""
     known = [value for value in values if not math.isnan(value)]
     return better(known) if len(set(known)) > 1 or 0 < len(known) < len(values) else None

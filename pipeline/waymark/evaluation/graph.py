@@ -4,7 +4,7 @@ The collection `train_var` holds inputs float32 [None, pixels], labels float32 [
 and accuracy, in this order, as the TF1 tutorial's programs expect.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -146,12 +146,11 @@ def _check_operations(meta: Path, body: Any, tensors: Iterable[str]) -> None:
         if node.op in FILE_OPS:
             raise BadInput(f"{meta}: a function in it holds the file operation {node.op}.")
     nodes = {node.name: node for node in body.graph_def.node}
-    ancestors = _ancestors(nodes)
     for tensor in tensors:
-        for name in ancestors(tensor):
+        for name in _ancestors(tensor, nodes):
             if nodes[name].op in FILE_OPS:
                 raise BadInput(f"{meta}: {tensor} depends on the file operation {name}.")
-    for name in ancestors(body.saver_def.restore_op_name):
+    for name in _ancestors(body.saver_def.restore_op_name, nodes):
         if nodes[name].op == "RestoreV2":
             if not _reads(name, body.saver_def.filename_tensor_name, nodes):
                 raise BadInput(f"{meta}: {name} reads another file than the checkpoint.")
@@ -171,19 +170,13 @@ def _reads(name: str, given: str, nodes: Mapping[str, Any]) -> bool:
     return False
 
 
-def _node(tensor: str) -> str:
-    return tensor.removeprefix("^").partition(":")[0]
-
-
-def _ancestors(nodes: Mapping[str, Any]) -> Callable[[str], set[str]]:
-    def walk(tensor: str) -> set[str]:
-        found: set[str] = set()
-        todo = [_node(tensor)]
-        while todo:
-            name = todo.pop()
-            if name not in found and name in nodes:
-                found.add(name)
-                todo += [_node(source) for source in nodes[name].input]
-        return found
-
-    return walk
+def _ancestors(tensor: str, nodes: Mapping[str, Any]) -> set[str]:
+    """Return the names of the nodes that a tensor is computed from, its own among them."""
+    found: set[str] = set()
+    todo = [tensor]
+    while todo:
+        name = todo.pop().removeprefix("^").partition(":")[0]
+        if name not in found and name in nodes:
+            found.add(name)
+            todo += nodes[name].input
+    return found

@@ -177,7 +177,7 @@ def _score_step(
     store.verify_graph(manifest)
     meta = store.folder / min(manifest.graph)
     hits = graph.score(meta, store.path(step), data, config.runtime.intra_op_threads)
-    return _hits(hits, data)
+    return {"accuracy": hits / len(data.x_test), "hits": hits, "total": len(data.x_test)}
 
 
 def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
@@ -194,16 +194,12 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         if not found:
             raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
         hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)
-        return Evaluation(**_hits(hits, data), source=str(prefix))
+        total = len(data.x_test)
+        return Evaluation(hits / total, hits, total, str(prefix))
     shapes = parameter_shapes(config, data.spec)
     parameters = read_parameters(path, shapes, "--checkpoint")
     log_parameters(parameters)
     return Evaluation(**score_parameters(config, data, parameters).summary, source=str(path))
-
-
-def _hits(hits: int, data: Dataset) -> dict[str, Any]:
-    total = len(data.x_test)
-    return {"accuracy": hits / total, "hits": hits, "total": total}
 
 
 def log_parameters(parameters: State) -> None:

@@ -72,11 +72,11 @@ def run(
     of a sweep finds it hopeless, RerunDiverged, Failed otherwise.
     """
     with GracefulShutdown() as stop:
-        plan = plan_new(resolved, original, tags, pruner, compile_now=began is None)
+        plan = plan_new(resolved, original, tags, compile_now=began is None)
         store = open_store(resolved.config.tracking.uri, create=True)
         active = create_run(store, resolved, plan.tags, plan.data)
         replace_file(active.info.folder / "config.yaml", resolved.record())
-        return _execute_to_the_end(plan, store, active, stop, began)
+        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began)
 
 
 @unfailing_output()
@@ -100,14 +100,14 @@ def resume(
         refuse_foreign(store, record)
         if record.remote and not record.offline:
             _fetch(store, record)
-        plan = plan_resume(store, record, given, allow_drift, pruner, compile_now=began is None)
+        plan = plan_resume(store, record, given, allow_drift, compile_now=began is None)
         if plan is None:
             deliver_ended_run(store, record)
             return None
         active = reopen_run(store, record, plan.resolved.config, plan.step)
         replace_file(record.folder / "config.yaml", plan.resolved.record())
         active.set_tags(plan.tags)
-        return _execute_to_the_end(plan, store, active, stop, began)
+        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began)
 
 
 def _fetch(store: RunStore, record: RunRecord) -> None:
@@ -120,128 +120,131 @@ def _fetch(store: RunStore, record: RunRecord) -> None:
             artifacts.fetch(store, record, name, record.folder)
 
 
-def _execute_to_the_end(
-    plan: RunPlan,
-    store: RunStore,
-    run: ActiveRun,
-    stop: GracefulShutdown,
-    began: Callable[[], None] | None,
-) -> Result:
-    if began:
-        began()
-    stop.can_finish_gracefully = True
-    with recorded_end(run, plan.resolved, stop):
-        result = stop.run(lambda: execute(plan, store, run, stop))
-    return replace(result, link=store.link(run.info))
+@dataclass(frozen=True)
+class RunExecution:
+    """What carries out a plan in a run that is recorded; the `pruner` is a trial's."""
 
+    plan: RunPlan
+    store: RunStore
+    run: ActiveRun
+    stop: GracefulShutdown
+    pruner: Pruner | None = None
 
-def execute(plan: RunPlan, store: RunStore, run: ActiveRun, stop: GracefulShutdown) -> Result:
-    """Carry out a plan, all but the record of its end.
+    def to_recorded_end(self, began: Callable[[], None] | None) -> Result:
+        """Call `began`, execute the plan and record how it ended; raise as `recorded_end` does."""
+        if began:
+            began()
+        self.stop.can_finish_gracefully = True
+        with recorded_end(self.run, self.plan.resolved, self.stop):
+            result = self.stop.run(self.execute)
+        return replace(result, link=self.store.link(self.run.info))
 
-    Raises Interrupted, Pruned, Diverged (RerunDiverged for a rerun), CheckpointWriteError, and
-    whatever the user's own classes raise.
-    """
-    config = plan.resolved.config
-    start_tensorflow(**vars(config.runtime))
-    run.wait_for_creation(CONNECT_GRACE_S)
-    print(Sentence(f"run {run.info.id} ({run.info.name})"), flush=True)
-    with record_environment(run, config) as environment:
-        stop.check()
-        with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
-            shapes = trainer.shapes
-            saver = restore_or_initialise(plan, run, trainer, environment.refresh)
-            stop.check()
-            try:
-                trained = train_and_save(plan, run, stop, trainer, saver)
-            except Diverged as error:
-                verdict = compare_with_original(plan, store, run, environment, shapes)
-                if verdict is None:
-                    raise
-                raise RerunDiverged(str(error), verdict) from error
-            result = (  # a pruned trial's trainer is good for the next one
-                trained
-                if isinstance(trained, Pruned)
-                else restore_and_evaluate(plan, run, stop, trainer, saver, trained)
-            )
-        if isinstance(result, Pruned):
-            raise result
-        verdict = compare_with_original(plan, store, run, environment, shapes)
-    return replace(result, verdict=verdict)
+    def execute(self) -> Result:
+        """Carry out the plan, all but the record of its end.
 
+        Raises Interrupted, Pruned, Diverged (RerunDiverged for a rerun), CheckpointWriteError, and
+        whatever the user's own classes raise.
+        """
+        plan, run, config = self.plan, self.run, self.plan.resolved.config
+        start_tensorflow(**vars(config.runtime))
+        run.wait_for_creation(CONNECT_GRACE_S)
+        print(Sentence(f"run {run.info.id} ({run.info.name})"), flush=True)
+        with record_environment(run, config) as environment:
+            self.stop.check()
+            with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
+                saver = restore_or_initialise(plan, run, trainer, environment.refresh)
+                self.stop.check()
+                try:
+                    trained = self.train_and_save(trainer, saver)
+                except Diverged as error:
+                    verdict = self.compare_with_original(environment, trainer.shapes)
+                    if verdict is None:
+                        raise
+                    raise RerunDiverged(str(error), verdict) from error
+                if not isinstance(trained, Pruned):  # whose trainer is good for the next trial
+                    result = self.restore_and_evaluate(trainer, saver, trained)
+            if isinstance(trained, Pruned):
+                raise trained
+            verdict = self.compare_with_original(environment, trainer.shapes)
+        return replace(result, verdict=verdict)
 
-def train_and_save(
-    plan: RunPlan, run: ActiveRun, stop: GracefulShutdown, trainer: Trainer, saver: Saver
-) -> Score | Pruned | None:
-    """Train to the last step; return its evaluation, None if there was no step to train.
+    def train_and_save(self, trainer: Trainer, saver: Saver) -> Score | Pruned | None:
+        """Train to the last step; return its evaluation, None if there was no step to train.
 
-    Return Pruned, with a checkpoint, for a trial that is to end. Raises Interrupted, with a
-    checkpoint, after a signal; Diverged, CheckpointWriteError.
-    """
-    config = plan.resolved.config
-    progress = make_progress(config.progress, config.steps, trainer.step)
+        Return Pruned, with a checkpoint, for a trial that is to end. Raises Interrupted, with a
+        checkpoint, after a signal; Diverged, CheckpointWriteError.
+        """
+        config, run = self.plan.resolved.config, self.run
+        progress = make_progress(config.progress, config.steps, trainer.step)
 
-    def decide(step: int) -> Pruned | bool | None:
-        return stop.signalled() or _publish_and_judge(plan.pruner, run, step)
+        def decide(step: int) -> Pruned | bool | None:
+            return self.stop.signalled() or self._publish_and_judge(step)
 
-    try:
-        score, decision = train(config, trainer, run, saver.save, progress, decide)
-        if decision:
-            step, points = trainer.step, run.points.items()
-            tested = {key: at for key, at in points if key.startswith(names.TEST) and step in at}
-            saver.stop(step, trainer.state, {key: at[step] for key, at in tested.items()})
-    finally:
-        progress.close()
-        saver.wait()
-    run.flush()
-    stop.check()
-    return decision if isinstance(decision, Pruned) else score
+        try:
+            score, decision = train(config, trainer, run, saver.save, progress, decide)
+            if decision:
+                step, points = trainer.step, run.points.items()
+                tested = {
+                    key: at for key, at in points if key.startswith(names.TEST) and step in at
+                }
+                saver.stop(step, trainer.state, {key: at[step] for key, at in tested.items()})
+        finally:
+            progress.close()
+            saver.wait()
+        run.flush()
+        self.stop.check()
+        return decision if isinstance(decision, Pruned) else score
 
+    def _publish_and_judge(self, step: int) -> Pruned | None:
+        """Tell a sweep's other trials of this one, and decide by theirs whether it is to end."""
+        pruner = self.pruner
+        if not pruner or step not in pruner.steps:
+            return None
+        values = self.run.points[pruner.metric]
+        self.run.set_tags({names.PRUNING_VALUES: json_text(pruner.values(values))})
+        return Pruned(step, values[step]) if pruner(step, values) else None
 
-def _publish_and_judge(pruner: Pruner | None, run: ActiveRun, step: int) -> Pruned | None:
-    """Tell a sweep's other trials of this one, and decide by theirs whether it is to end."""
-    if not pruner or step not in pruner.steps:
-        return None
-    values = run.points[pruner.metric]
-    run.set_tags({names.PRUNING_VALUES: json_text(pruner.values(values))})
-    return Pruned(step, values[step]) if pruner(step, values) else None
+    def restore_and_evaluate(self, trainer: Trainer, saver: Saver, trained: Score | None) -> Result:
+        """Restore the last checkpoint from disk into a new model, evaluate it, record and draw.
 
+        The model is made from config.yaml and its functions are compiled anew, so that nothing
+        comes from training but what is on disk. The trials of a sweep for which Waymark's own
+        models are compiled once in a process are scored with what the first one compiled here.
+        """
+        config, data, run = self.plan.resolved.config, self.plan.data, self.run
+        manifest, state = saver.store.read(config.steps)
+        model = recorded_model(run.info.folder / "config.yaml", config.model, own_modules(config))
+        fresh = replace(config, model=model)
+        if trainer.restored_scorer is None:
+            trainer.restored_scorer = Scorer(model, config.precision, data)
+        score = score_state(fresh, data, state, trainer.restored_scorer)
+        restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
+        run.record([config.steps], restored)
+        run.set_tags({names.STATE_DIGEST: manifest.digest})
+        run.wait_for_earlier_history(self.stop.signalled)
+        _write_report(run, data, manifest, score)
+        recorded = run.points.get(names.TEST_ACCURACY, {}).get(config.steps)
+        accuracy = trained.accuracy if trained else recorded
+        steps, folder = saver.store.steps(), run.info.folder
+        return Result(run.info.id, accuracy, score.accuracy, steps, manifest.digest, folder)
 
-def restore_and_evaluate(
-    plan: RunPlan,
-    run: ActiveRun,
-    stop: GracefulShutdown,
-    trainer: Trainer,
-    saver: Saver,
-    trained: Score | None,
-) -> Result:
-    """Restore the last checkpoint from disk into a new model, evaluate it, record and draw.
+    def compare_with_original(
+        self, environment: RecordedEnvironment, shapes: Mapping[str, tuple[int, ...]]
+    ) -> RerunReport | None:
+        """Compare a rerun with its original, and record the verdict; None for another run.
 
-    The model is made from config.yaml and its functions are compiled anew, so that nothing
-    comes from training but what is on disk. The trials of a sweep for which Waymark's own
-    models are compiled once in a process are scored with what the first one compiled here.
-    """
-    config, folder = plan.resolved.config, run.info.folder
-    manifest, state = saver.store.read(config.steps)
-    model = recorded_model(folder / "config.yaml", config.model, own_modules(config))
-    fresh = replace(config, model=model)
-    trainer.restored_scorer = trainer.restored_scorer or Scorer(
-        fresh.model, fresh.precision, plan.data
-    )
-    score = score_state(fresh, plan.data, state, trainer.restored_scorer)
-    restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
-    run.record([config.steps], restored)
-    run.set_tags({names.STATE_DIGEST: manifest.digest})
-    run.wait_for_earlier_history(stop.signalled)
-    _write_report(run, plan.data, manifest, score)
-    recorded = run.points.get(names.TEST_ACCURACY, {}).get(config.steps)
-    return Result(
-        run.info.id,
-        trained.accuracy if trained else recorded,
-        score.accuracy,
-        saver.store.steps(),
-        manifest.digest,
-        folder,
-    )
+        `shapes` are those of the model's parameters, by name.
+        """
+        if self.plan.original is None:
+            return None
+        run, own = self.run, environment.own_code
+        environment.refresh()
+        new = RecordedRun(run.info, run.history, environment.facts, own.patch, own.patches())
+        verdict = compare_rerun(self.store, self.plan.original, new, shapes)
+        replace_file(run.info.folder / REPORT, verdict.dump())
+        run.mark_artifacts_dirty()
+        run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
+        return verdict
 
 
 def _write_report(run: ActiveRun, data: Dataset, manifest: Manifest, score: Score) -> None:
@@ -270,26 +273,3 @@ def _write_report(run: ActiveRun, data: Dataset, manifest: Manifest, score: Scor
         write[name](folder / f"{TEMPORARY}{name}")
         os.replace(folder / f"{TEMPORARY}{name}", folder / name)
     run.mark_artifacts_dirty()
-
-
-def compare_with_original(
-    plan: RunPlan,
-    store: RunStore,
-    run: ActiveRun,
-    environment: RecordedEnvironment,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> RerunReport | None:
-    """Compare a rerun with its original, and record the verdict; None for another run.
-
-    `shapes` are those of the model's parameters, by name.
-    """
-    if plan.original is None:
-        return None
-    environment.refresh()
-    facts, own = environment.facts, environment.own_code
-    new = RecordedRun(run.info, run.history, facts, own.patch, own.patches())
-    verdict = compare_rerun(store, plan.original, new, shapes)
-    replace_file(run.info.folder / REPORT, verdict.dump())
-    run.mark_artifacts_dirty()
-    run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
-    return verdict

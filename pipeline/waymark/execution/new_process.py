@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -43,7 +44,7 @@ def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
             raise BadInput(f"{scratch}: cannot be written to ({error.strerror}).") from None
         given = json.dumps([[HOME, *map(str, sys.path)], sys.argv, str(task), why])
         command = [sys.executable, "-P", "-c", PROGRAM, given]
-        status = run(command, lambda line: show(line, sys.stderr))
+        status = run(command, partial(show, stream=sys.stdout), partial(show, stream=sys.stderr))
         answer = task.with_name("answer")
         if not answer.exists():
             raise ended(status) or Failed(f"the new process ended with status {status}")
@@ -108,14 +109,13 @@ def _end_with(parent: int) -> None:
 
 def run(
     command: Sequence[str],
-    tell: Callable[[str], None],
+    out: Callable[[str], None],
+    err: Callable[[str], None],
     variables: Mapping[str, str] | None = None,
-    answer: IO[str] | None = None,
 ) -> int:
     """Run a command to its end; return its status, or minus the signal that ended it.
 
-    `tell` gets each line of its standard error. Its standard output appears here, or is the
-    file `answer`.
+    `out` and `err` are called with each line of its standard output and standard error.
     """
     with (
         # A session of its own: else a terminal's Ctrl-C would reach it besides what we pass on.
@@ -123,7 +123,7 @@ def run(
             command,
             env={**os.environ, **(variables or {})},
             stdin=subprocess.DEVNULL,
-            stdout=answer or subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             errors="replace",
@@ -131,18 +131,16 @@ def run(
         ) as child,
         handling(SIGNALS, lambda number, _: child.send_signal(number)),
     ):
-        reader = threading.Thread(target=_show_all, args=(child.stdout,))
+        reader = threading.Thread(target=_each_line, args=(child.stdout, out))
         reader.start()
-        for line in child.stderr or ():
-            tell(line)
-        status = child.wait()
+        _each_line(child.stderr, err)
         reader.join()
-    return status
+        return child.wait()
 
 
-def _show_all(lines: IO[str] | None) -> None:
+def _each_line(lines: IO[str] | None, tell: Callable[[str], None]) -> None:
     for line in lines or ():
-        show(line, sys.stdout)
+        tell(line)
 
 
 def ended(status: int) -> Exception | None:

@@ -11,13 +11,7 @@ from waymark import names
 from waymark.checkpoints import State
 from waymark.checkpoints.external import read_parameters
 from waymark.checkpoints.store import CheckpointStore, Manifest
-from waymark.comparison.environment import (
-    differences,
-    environment,
-    format_difference,
-    numerical,
-    read_environment,
-)
+from waymark.comparison import environment
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
 from waymark.config.compose import SEARCHPATH, with_group_members
@@ -27,14 +21,7 @@ from waymark.config.schema import Config
 from waymark.data.sources import Dataset
 from waymark.digest import digest
 from waymark.errors import BadInput, Failed
-from waymark.evaluation import graph
-from waymark.evaluation.restore import (
-    load_data,
-    log_parameters,
-    parameter_shapes,
-    refuse_foreign,
-    refuse_other_data,
-)
+from waymark.evaluation import graph, restore
 from waymark.package import __version__
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find, find_single
@@ -43,7 +30,6 @@ from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.hidden_state import HiddenState
 from waymark.training.loop import Trainer
-from waymark.training.pruning import Pruner
 from waymark.training.runtime import start_if_imported, start_tensorflow
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
@@ -63,21 +49,15 @@ class RunPlan:
     tags: Mapping[str, str]
     parameters: State  # float32, in place of the model's own initial ones; a new run's
     checkpoint: tuple[Manifest, State] | None = None  # to go on from
+    step: int = 0  # that the run begins at
     original: RecordedRun | None = None  # what this rerun is to be compared with
-    pruner: Pruner | None = None  # if this is a trial of a sweep that ends hopeless ones
     trainer: Trainer | None = None  # if there is a compiled one already
-
-    @property
-    def step(self) -> int:
-        """Return the step that the run begins at."""
-        return self.checkpoint[0].step if self.checkpoint else 0
 
 
 def plan_new(
     resolved: Resolved,
     original: RecordedRun | None = None,
     tags: Mapping[str, str] | None = None,
-    pruner: Pruner | None = None,
     compile_now: bool = True,
 ) -> RunPlan:
     """Plan a new run: load its data and initial parameters, and compile the user's own classes.
@@ -86,7 +66,7 @@ def plan_new(
     """
     config = resolved.config
     start_if_imported(**vars(config.runtime))
-    data = load_data(config)
+    data = restore.load_data(config)
     start_if_imported(**vars(config.runtime))  # by the user's own classes
     parameters = _initial_parameters(config, data)
     commit = git_commit()
@@ -101,7 +81,7 @@ def plan_new(
         **({names.RERUN_OF: original.record.id} if original else {}),
     }
     trainer = _compile_own_classes(config, data) if compile_now else None
-    return RunPlan(resolved, data, all_tags, parameters, None, original, pruner, trainer)
+    return RunPlan(resolved, data, all_tags, parameters, original=original, trainer=trainer)
 
 
 def plan_resume(
@@ -109,7 +89,6 @@ def plan_resume(
     record: RunRecord,
     overrides: dict[str, Any],
     allow_drift: bool = False,
-    pruner: Pruner | None = None,
     compile_now: bool = True,
 ) -> RunPlan | None:
     """Plan how a run goes on from its newest valid checkpoint; None if nothing is left to do.
@@ -122,8 +101,8 @@ def plan_resume(
     resolved = from_record(path, overrides, trusted, RESUME_FIXED, record.id)
     config = resolved.config
     start_if_imported(**vars(config.runtime))
-    data = load_data(config)
-    refuse_other_data(record, data)
+    data = restore.load_data(config)
+    restore.refuse_other_data(record, data)
     start_tensorflow(**vars(config.runtime))
     checkpoint = _newest_checkpoint(record, config)
     reached = checkpoint[0].step if checkpoint else 0
@@ -140,7 +119,7 @@ def plan_resume(
     tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned}
     original = _original_of(store, record)
     trainer = _compile_own_classes(config, data) if compile_now else None
-    return RunPlan(resolved, data, tags, parameters, checkpoint, original, pruner, trainer)
+    return RunPlan(resolved, data, tags, parameters, checkpoint, reached, original, trainer)
 
 
 def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, State] | None:
@@ -159,12 +138,13 @@ def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, Sta
 
 def _refuse_drift(record: RunRecord, config: Config) -> None:
     """Raise BadInput if the next steps would be computed by other means than the last ones."""
-    old = read_environment(record.folder / "environment.json")
-    drift = numerical(differences(old, environment(config.runtime.intra_op_threads)))
+    old = environment.read_environment(record.folder / "environment.json")
+    now = environment.environment(config.runtime.intra_op_threads)
+    drift = environment.numerical(environment.differences(old, now))
     if drift:
         raise BadInput(
             f"run {record.id}: was trained in another numerical environment, so that its bits "
-            f"would not be repeatable ({'; '.join(map(format_difference, drift))}); "
+            f"would not be repeatable ({'; '.join(map(environment.format_difference, drift))}); "
             f"waymark resume --allow-drift goes on all the same."
         )
 
@@ -185,9 +165,9 @@ def _initial_parameters(config: Config, data: Dataset) -> State:
     if config.init_from is None:
         return {}
     start_tensorflow(**vars(config.runtime))
-    shapes = parameter_shapes(config, data.spec)
+    shapes = restore.parameter_shapes(config, data.spec)
     parameters = read_parameters(Path(config.init_from).expanduser(), shapes, "init_from")
-    log_parameters(parameters)
+    restore.log_parameters(parameters)
     return parameters
 
 
@@ -247,7 +227,7 @@ def record_as_it_is(
     store: RunStore, record: RunRecord
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """Return what `read_record` does of a run, wherever its config.yaml is; raise BadInput."""
-    refuse_foreign(store, record)
+    restore.refuse_foreign(store, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         if not (folder / "config.yaml").exists() and record.remote:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -11,16 +12,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from waymark.comparison.own_code import (
-    COPIES,
-    OwnFacts,
-    import_folders,
-    own_facts,
-    patch_name,
-    top_of,
-)
+from waymark.comparison import own_code
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
-from waymark.comparison.repository import CHECKOUT, checkout, diffstat, run_git
+from waymark.comparison.repository import CHECKOUT, checkout, diffstat, git_environment
 from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
@@ -110,22 +104,19 @@ def _in_a_new_process(
     path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     old = bool(checkout) and Path(str(checkout), "hydra_plugins", "waymark.py").is_file()
     command = [sys.executable, "-P", "-m", OLD_PACKAGE if old else "waymark", *words, "--json"]
-    last = ""
+    variables = {"PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
+    answer, last = [""], ""
 
     def tell(line: str) -> None:  # the last one may be the error
         nonlocal last
         new_process.show(last, sys.stdout)
         last = line
 
-    with tempfile.TemporaryFile("w+") as answer:
-        variables = {"PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
-        status = new_process.run(command, tell, variables, answer)
-        answer.seek(0)
-        told = answer.read()
+    status = new_process.run(command, answer.append, tell, variables)
     if status not in (1, 2):
         new_process.show(last, sys.stdout)
     if status in (0, 3):
-        return load(told)
+        return load("".join(answer))
     sentence = last.strip().removeprefix("waymark: ") or "the process of the rerun failed"
     if status == 2:
         raise BadInput(sentence)
@@ -150,14 +141,15 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
 
     Yield the folders it is imported from, and the one of the code's checkout, if there was one.
     """
-    own = own_facts(original.facts)
+    own = own_code.own_facts(original.facts)
     gone = [name for name in own.patches() if not original.own.get(name)]
     if gone:
         raise BadInput(f"--at-commit: run {original.record.id} has lost {gone[0]}.")
-    copies = original.own.get(COPIES, "")
+    copies = original.own.get(own_code.COPIES, "")
     main = _recorded_checkout(original, own)
-    others = [_recorded_repository(original, n) for n in range(len(own.repositories))]
-    for each in [*([main] if main else []), *others]:
+    others = [_recorded_repository(original, *each) for each in enumerate(own.repositories)]
+    checkouts = [each for each in (main, *others) if each]
+    for each in checkouts:
         text = _git(each.top, "log", "-1", "--format=commit %h of %cs: %s", each.commit)
         print(Sentence(text.strip() + (f" ({each.name[4:]})" if each.name else "")))
         changes = "not recorded" if each.changes is None else each.changes
@@ -166,8 +158,8 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
         print(Sentence(f"recorded copies: {diffstat(copies)}"), flush=True)
     if own.left_out:
         print(Sentence(f"not recorded, so as they are now: {', '.join(own.left_out)}"), flush=True)
-    every = [*(each.patch for each in others), *([main.patch] if main else []), copies]
-    if any(re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE) for patch in every):
+    patches = [copies, *(each.patch for each in checkouts)]
+    if any(re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE) for patch in patches):
         raise BadInput(
             f"--at-commit: the changes that run {original.record.id} recorded are masked in part."
         )
@@ -183,9 +175,8 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
             folders.append(place)
         if main:
             code = stack.enter_context(_worktree(main, Path(scratch) / "code", scratch))
-            inside = (
-                Path.cwd().relative_to(main.top) if Path.cwd().is_relative_to(main.top) else Path()
-            )
+            here = Path.cwd()
+            inside = here.relative_to(main.top) if here.is_relative_to(main.top) else "."
             source = code / "pipeline"  # it was the package once, and the folder above the root
             folders += [source] if (source / "waymark").is_dir() else []
             folders += [code, code / inside, *(code / folder for folder in main.folders)]
@@ -197,7 +188,7 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
         yield list(map(str, folders)), str(code) if main else None
 
 
-def _recorded_checkout(original: RecordedRun, own: OwnFacts) -> _Recorded | None:
+def _recorded_checkout(original: RecordedRun, own: own_code.OwnFacts) -> _Recorded | None:
     """Return what a run recorded of the code's checkout, None if it was in none.
 
     Raises BadInput if nothing at all is recorded, and if there is no checkout now.
@@ -214,18 +205,21 @@ def _recorded_checkout(original: RecordedRun, own: OwnFacts) -> _Recorded | None
         raise BadInput(
             f"--at-commit: {where} is no git checkout, which commit {commit[:12]} could come from."
         ) from None
-    return _Recorded("", top, commit, patch, diffstat(patch), import_folders(own.checkout))
+    folders = own_code.import_folders(own.checkout)
+    return _Recorded("", top, commit, patch, diffstat(patch), folders)
 
 
-def _recorded_repository(original: RecordedRun, number: int) -> _Recorded:
+def _recorded_repository(
+    original: RecordedRun, number: int, facts: own_code.RepositoryFacts
+) -> _Recorded:
     """Return what a run recorded of one of the user's repositories.
 
     Raises BadInput if it is in none that its modules, or others, could be imported from now.
     """
-    facts = own_facts(original.facts).repositories[number]
     if not COMMIT.fullmatch(facts.commit):
         raise BadInput(f"--at-commit: of {facts.name} no git commit is recorded.")
-    patch, folders = original.own.get(patch_name(number), ""), import_folders(facts.modules)
+    patch = original.own.get(own_code.patch_name(number), "")
+    folders = own_code.import_folders(facts.modules)
     for top in _repositories_here(facts.modules):
         with suppress(BadInput):
             _git(top, "cat-file", "-e", f"{facts.commit}^{{commit}}")
@@ -248,7 +242,7 @@ def _repositories_here(modules: Iterable[str]) -> list[Path]:
             places = [spec.origin, *(spec.submodule_search_locations or [])] if spec else []
             found += [Path(place).resolve().parent for place in places if place]
     found += [Path(folder).resolve() for folder in [os.getcwd(), *sys.path]]
-    return list(dict.fromkeys(filter(None, map(top_of, found))))
+    return list(dict.fromkeys(filter(None, map(own_code.top_of, found))))
 
 
 @contextmanager
@@ -272,7 +266,8 @@ def _apply(place: Path, patch: str, scratch: str) -> None:
 def _git(where: Path, *arguments: str) -> str:
     """Return what git prints; raise BadInput with what it says if it fails."""
     try:
-        done = run_git(where, *arguments)
+        command = ["git", "-C", str(where), *arguments]
+        done = subprocess.run(command, capture_output=True, env=git_environment())
     except OSError as error:
         raise BadInput(f"--at-commit: git cannot be run ({error.strerror}).") from None
     if done.returncode != 0:
