@@ -29,8 +29,7 @@ class ListedRun:
 def list_runs(uri: str | None, most: int) -> list[ListedRun]:
     """Return the runs that began last, the last one first; raise BadInput if there is no store."""
     tracking = open_store(uri, reading=True)
-    found = select(tracking, None, None, None, most)
-    return [_listed(tracking, record, facts) for record, facts in found]
+    return [_listed(tracking, *found) for found in select(tracking, None, None, None, most)]
 
 
 def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedRun:

@@ -1,6 +1,5 @@
 """What is shown to people: numbers and settings, formatted and never cut, and rows as a table."""
 
-import io
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -15,18 +14,11 @@ UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
     """Return a table as text; where it is wider than `width`, each row as lines of its own."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.cells import cell_len, set_cell_size
 
     columns, *safe = [[str(Sentence(cell)) for cell in row] for row in (columns, *rows)]
-    table, out = Table(box=None, pad_edge=False), io.StringIO()
-    for column in columns:
-        table.add_column(Text(column))
-    for row in safe:
-        table.add_row(*map(Text, row))
-    Console(file=out, width=100_000).print(table)
-    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    widths = [max(map(cell_len, cells)) for cells in zip(columns, *safe, strict=True)]
+    lines = ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in (columns, *safe)]
     if width is None or max(map(len, lines)) <= width:
         return "\n".join(lines)
     longest = max(map(len, columns))

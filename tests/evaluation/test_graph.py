@@ -15,6 +15,7 @@ from waymark.data.sources import Dataset, ImageSpec
 from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.training.runtime import start_tensorflow
+from waymark.training.score import Scorer
 
 THREADS = 2
 Tamper = Callable[[Any], None]
@@ -155,7 +156,7 @@ def test_a_tf1_programs_graph_is_scored(files: Files) -> None:
 @pytest.mark.parametrize("model", ["softmax", "cnn"])
 @pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Path) -> None:
-    from waymark.evaluation.restore import parameter_shapes, score_parameters
+    from waymark.evaluation.restore import parameter_shapes
 
     resolved = compose_config([f"model={model}", f"precision={precision}"])
     spec = ImageSpec((4, 4, 1), 3)
@@ -167,7 +168,8 @@ def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Pa
     save.write(tmp_path / "model_ckpt-1", state)
     (tmp_path / "model_ckpt.meta").write_bytes(graph.export(resolved.config, spec, shapes))
     found = graph.score(tmp_path / "model_ckpt.meta", tmp_path / "model_ckpt-1", DATA, THREADS)
-    assert found == score_parameters(resolved.config, DATA, state).hits
+    scorer = Scorer(resolved.config.model, resolved.config.precision, DATA)
+    assert found == scorer(state).hits
 
 
 @pytest.mark.parametrize("optimizer", ["Adam", "GradientDescent", "Momentum"])

@@ -6,6 +6,7 @@ import platform
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import distributions, version
 from pathlib import Path
@@ -114,11 +115,9 @@ def has_bfloat16(facts: Mapping[str, Any]) -> bool | None:
 def _caches() -> dict[str, str]:
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        try:
+        with suppress(OSError):  # a container may hide it
             level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
-        except OSError:  # a container may hide it
-            continue
-        caches[f"L{level} {kind}"] = size
+            caches[f"L{level} {kind}"] = size
     return caches
 
 
@@ -176,10 +175,9 @@ def code(own: Iterable[str]) -> dict[str, str]:
 
 def read_environment(path: Path) -> dict[str, Any]:
     """Return what environment.json holds; nothing for one that is missing or damaged."""
-    try:
+    with suppress(OSError):
         return parse_environment(path.read_bytes())
-    except OSError:
-        return {}
+    return {}
 
 
 def parse_environment(body: bytes | None) -> dict[str, Any]:

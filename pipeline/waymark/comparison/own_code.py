@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,6 @@ def own_facts(facts: Mapping[str, Any]) -> OwnFacts:
         return OwnFacts({}, [], [], [])
 
 
-@dataclass
-class _Repository:
-    name: str
-    commit: str
-    modules: dict[str, str]
-    patch: str | None
-
-
 class OwnCode:
     """What a run keeps of the user's own modules, each as it was when it was first seen."""
 
@@ -85,7 +77,8 @@ class OwnCode:
         self._with_changes = with_changes
         self._checkout_top = top_of(checkout().resolve())
         self._checkout: dict[str, str] = {}
-        self._repositories: dict[Path, _Repository] = {}  # by their folders
+        self._repositories: dict[Path, RepositoryFacts] = {}  # by their folders
+        self._patches: dict[Path, str | None] = {}  # of them, None if not kept
         self._copies: dict[str, str] = {}
         self._left_out: list[str] = []
         self._known: set[str] = set()
@@ -131,23 +124,23 @@ class OwnCode:
 
     def _add_to_repository(self, top: Path, files: Mapping[str, Path]) -> bool:
         """Take in modules of a repository; tell whether it has a commit to record."""
-        repository = self._repositories.get(top)
-        if repository is None:
+        if top not in self._repositories:
             told = git("rev-parse", "--show-toplevel", "--git-common-dir", "HEAD", at=top)
             lines = (told or "").splitlines()
             if len(lines) != 3 or Path(lines[0]).resolve() != top:
                 return False
             common = (top / lines[1]).resolve()  # the repository's own, of a worktree as well
             name = common.parent.name if common.name == ".git" else common.name
-            patch = changes_at(top, files.values()) if self._with_changes else None
-            repository = _Repository(name.removesuffix(".git"), lines[2], {}, patch)
+            repository = RepositoryFacts(name.removesuffix(".git"), lines[2], None, {})
             self._repositories[top] = repository
-        elif repository.patch is not None:
-            later = changes_at(top, files.values(), repository.commit, only=True)
-            repository.patch = _merged(repository.patch, later or "")
-        if repository.patch is not None and len(repository.patch) > MOST:
-            repository.patch = None
-        repository.modules |= _relative(files, top)
+            patch = changes_at(top, files.values()) if self._with_changes else None
+        else:
+            repository, patch = self._repositories[top], self._patches[top]
+            if patch is not None:
+                later = changes_at(top, files.values(), repository.commit, only=True)
+                patch = _merged(patch, later or "")
+        self._patches[top] = None if patch is None or len(patch) > MOST else patch
+        repository.modules.update(_relative(files, top))
         return True
 
     def _copy(self, name: str, file: Path) -> None:
@@ -167,16 +160,15 @@ class OwnCode:
     def facts(self) -> dict[str, Any]:
         """Return what environment.json tells of it."""
         repositories = []
-        for each in self._repositories.values():
-            changed = None if each.patch is None else diffstat(each.patch)
-            repositories.append(RepositoryFacts(each.name, each.commit, changed, each.modules))
+        for top, each in self._repositories.items():
+            patch = self._patches[top]
+            repositories.append(replace(each, changes=None if patch is None else diffstat(patch)))
         copied = sorted(self._copies)
         return asdict(OwnFacts(self._checkout, repositories, copied, sorted(self._left_out)))
 
     def patches(self) -> dict[str, str]:
         """Return the patches to keep, by the names of their artifacts."""
-        numbered = enumerate(self._repositories.values())
-        found = {patch_name(n): each.patch or "" for n, each in numbered}
+        found = {patch_name(n): patch or "" for n, patch in enumerate(self._patches.values())}
         found[COPIES] = "".join(self._copies[name] for name in sorted(self._copies))
         return {name: patch for name, patch in found.items() if patch}
 

@@ -47,14 +47,12 @@ def compare_runs(
     Raises BadInput for a run or condition that does not exist, and for fewer than two runs.
     """
     tracking = open_store(uri, reading=True)
-    found: list[tuple[RunRecord, RunSummary]] = []
-    for text in runs:
-        record = find_single(tracking, text)
-        found.append((record, tracking.summary(record)))
+    records = [find_single(tracking, text) for text in runs]
+    found = [(record, tracking.summary(record)) for record in records]
     if experiment is not None or sweep is not None or where is not None:
         runs_and_sweeps = reversed(select(tracking, experiment, sweep, where))
         found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
-    chosen = {record.id: (record, facts) for record, facts in found}
+    chosen = {pair[0].id: pair for pair in found}
     if len(chosen) < 2:
         raise BadInput(f"compare takes two runs or more; found {len(chosen)}.")
     return compare_found(tracking, list(chosen.values()))
@@ -122,11 +120,8 @@ def differing_keys(groups: list[list[Run]]) -> list[str]:
     """Return the keys of the configuration that differ between groups of runs."""
     params = [members[0][1].params for members in groups]
     left_out = {"run_name"} | ({"seed"} if any(len(members) > 1 for members in groups) else set())
-    differing = [
-        key
-        for key in dict.fromkeys(key for known in params for key in known)
-        if key not in left_out and len({known.get(key) for known in params}) > 1
-    ]
+    keys = dict.fromkeys(key for known in params for key in known if key not in left_out)
+    differing = [key for key in keys if len({known.get(key) for known in params}) > 1]
     return [key for key in differing if not _implied(key, differing, params)]
 
 

@@ -73,17 +73,8 @@ def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | No
     """
     initial, names = initial_state(config, data.spec)
     check_state(state, initial)
-    return score_parameters(config, data, {name: state[name] for name in names}, scorer)
-
-
-def score_parameters(
-    config: Config, data: Dataset, parameters: State, scorer: Scorer | None = None
-) -> Score:
-    """Score float32 parameters, named as the model names them, in a fresh model."""
-    import tensorflow as tf
-
-    values = {name: tf.constant(value) for name, value in parameters.items()}
-    return (scorer or Scorer(config.model, config.precision, data))(values)
+    scorer = scorer or Scorer(config.model, config.precision, data)
+    return scorer({name: state[name] for name in names})
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
@@ -199,7 +190,8 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
     shapes = parameter_shapes(config, data.spec)
     parameters = read_parameters(path, shapes, "--checkpoint")
     log_parameters(parameters)
-    return Evaluation(**score_parameters(config, data, parameters).summary, source=str(path))
+    score = Scorer(config.model, config.precision, data)(parameters)
+    return Evaluation(**score.summary, source=str(path))
 
 
 def log_parameters(parameters: State) -> None:

@@ -8,10 +8,8 @@ from typing import Any
 
 from waymark import names
 from waymark.checkpoints.store import TEMPORARY, Manifest, replace_file
-from waymark.comparison import plots
+from waymark.comparison import plots, rerun_report
 from waymark.comparison.recorded_run import RecordedRun
-from waymark.comparison.rerun_report import NAME as REPORT
-from waymark.comparison.rerun_report import RerunReport, compare_rerun
 from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
 from waymark.config.values import json_text
@@ -24,10 +22,9 @@ from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown
-from waymark.tracking import artifacts
+from waymark.tracking import artifacts, history
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.finder import find_single
-from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import deliver_ended_run
 from waymark.tracking.runs import RunRecord
@@ -52,7 +49,7 @@ class Result:
     state_digest: str
     folder: Path
     link: str = ""  # to the run in MLflow's UI, or the command that opens it
-    verdict: RerunReport | None = None  # of a rerun
+    verdict: rerun_report.RerunReport | None = None  # of a rerun
 
 
 @unfailing_output()
@@ -114,7 +111,7 @@ def _fetch(store: RunStore, record: RunRecord) -> None:
     """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
     newer, there = artifacts.newer(store, record), artifacts.listed(store, record)
     # There is no environment.json, and no history, before the first words of a run.
-    small = ["config.yaml", *(name for name in ("environment.json", HISTORY) if name in there)]
+    small = ["config.yaml", *(name for name in ("environment.json", history.NAME) if name in there)]
     for name in [*small, *newer]:
         if (newer and name in small) or not (record.folder / name).exists():
             artifacts.fetch(store, record, name, record.folder)
@@ -184,10 +181,8 @@ class RunExecution:
             score, decision = train(config, trainer, run, saver.save, progress, decide)
             if decision:
                 step, points = trainer.step, run.points.items()
-                tested = {
-                    key: at for key, at in points if key.startswith(names.TEST) and step in at
-                }
-                saver.stop(step, trainer.state, {key: at[step] for key, at in tested.items()})
+                tested = {k: v[step] for k, v in points if k.startswith(names.TEST) and step in v}
+                saver.stop(step, trainer.state, tested)
         finally:
             progress.close()
             saver.wait()
@@ -230,7 +225,7 @@ class RunExecution:
 
     def compare_with_original(
         self, environment: RecordedEnvironment, shapes: Mapping[str, tuple[int, ...]]
-    ) -> RerunReport | None:
+    ) -> rerun_report.RerunReport | None:
         """Compare a rerun with its original, and record the verdict; None for another run.
 
         `shapes` are those of the model's parameters, by name.
@@ -240,8 +235,8 @@ class RunExecution:
         run, own = self.run, environment.own_code
         environment.refresh()
         new = RecordedRun(run.info, run.history, environment.facts, own.patch, own.patches())
-        verdict = compare_rerun(self.store, self.plan.original, new, shapes)
-        replace_file(run.info.folder / REPORT, verdict.dump())
+        verdict = rerun_report.compare_rerun(self.store, self.plan.original, new, shapes)
+        replace_file(run.info.folder / rerun_report.NAME, verdict.dump())
         run.mark_artifacts_dirty()
         run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
         return verdict

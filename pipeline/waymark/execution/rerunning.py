@@ -171,10 +171,10 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
             place = Path(scratch) / "copies"
             place.mkdir()
             _git(place, "init", "--quiet")  # else the changes are those of one around it
-            _apply(place, copies, scratch)
+            _apply(place, copies)
             folders.append(place)
         if main:
-            code = stack.enter_context(_worktree(main, Path(scratch) / "code", scratch))
+            code = stack.enter_context(_worktree(main, Path(scratch) / "code"))
             here = Path.cwd()
             inside = here.relative_to(main.top) if here.is_relative_to(main.top) else "."
             source = code / "pipeline"  # it was the package once, and the folder above the root
@@ -183,7 +183,7 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
         else:
             folders.append(Path(new_process.HOME))
         for number, each in enumerate(others):
-            place = stack.enter_context(_worktree(each, Path(scratch) / f"own-{number}", scratch))
+            place = stack.enter_context(_worktree(each, Path(scratch) / f"own-{number}"))
             folders += [place / folder for folder in each.folders]
         yield list(map(str, folders)), str(code) if main else None
 
@@ -246,19 +246,19 @@ def _repositories_here(modules: Iterable[str]) -> list[Path]:
 
 
 @contextmanager
-def _worktree(recorded: _Recorded, place: Path, scratch: str) -> Iterator[Path]:
+def _worktree(recorded: _Recorded, place: Path) -> Iterator[Path]:
     _git(recorded.top, "worktree", "prune")
     _git(recorded.top, "worktree", "add", "--quiet", "--detach", str(place), recorded.commit)
     try:
-        _apply(place, recorded.patch, scratch)
+        _apply(place, recorded.patch)
         yield place
     finally:
         _git(recorded.top, "worktree", "remove", "--force", str(place))
 
 
-def _apply(place: Path, patch: str, scratch: str) -> None:
+def _apply(place: Path, patch: str) -> None:
     if patch:
-        file = Path(scratch) / "changes.patch"
+        file = place.with_name("changes.patch")
         file.write_bytes(patch.encode(errors="surrogateescape"))
         _git(place, "apply", "--whitespace=nowarn", str(file))
 

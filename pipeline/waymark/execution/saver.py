@@ -11,9 +11,8 @@ from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, replace_file
 from waymark.evaluation import graph
 from waymark.execution.plan import RunPlan
+from waymark.tracking import history
 from waymark.tracking.active_run import ActiveRun
-from waymark.tracking.history import NAME as HISTORY
-from waymark.tracking.history import load
 from waymark.training.loop import Trainer
 
 
@@ -112,8 +111,8 @@ def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:
     """
     digests: dict[int, str] = {}
     with suppress(OSError):
-        history = load((run.info.folder / HISTORY).read_bytes())
-        digests |= history.digests if history else {}
+        known = history.load((run.info.folder / history.NAME).read_bytes())
+        digests |= known.digests if known else {}
     for step in store.steps():
         with suppress(CorruptCheckpoint):
             digests[step] = store.manifest(step).digest
