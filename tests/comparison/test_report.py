@@ -172,7 +172,7 @@ def test_halves_of_characters_can_be_shown(text: str, tmp_path: Path) -> None:
     """A file of a stranger's may hold them, and the name of a file in a patch."""
     patch = f"diff --git a/{text} b/{text}\n+++ b/{text}\n+1\n"
     one, two = made(0, {"lr": "1"}, python=text), made(1, {"lr": "2"}, python="3")
-    found = compared((replace(one[0], patch=patch), one[1]), two)
+    found = compared((replace(one[0], patches={"changes.patch": patch}), one[1]), two)
     assert printable(found.text())
     strict_json(found.to_json())
     found.plot(tmp_path / "x.html")

@@ -18,7 +18,7 @@ from waymark.tracking.history import History
 def known(record: Any = None, **metrics: dict[int, float]) -> RecordedRun:
     """Return a run that recorded these losses or other metrics."""
     values = {key.replace("_", "/"): steps for key, steps in metrics.items()}
-    return RecordedRun(record or SimpleNamespace(id="a", tags={}), History(values), {}, None)
+    return RecordedRun(record or SimpleNamespace(id="a", tags={}), History(values), {})
 
 
 @pytest.mark.parametrize(

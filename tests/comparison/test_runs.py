@@ -408,7 +408,7 @@ def test_code_and_environment_that_differ_are_told_once() -> None:
     patch = "diff --git a/x.py b/x.py\n--- a/x.py\n+++ b/x.py\n@@ -1 +1,2 @@\n-1\n+2\n+3\n"
     first = made(0, {"lr": "0"}, **old)
     others = [made(i, {"lr": str(i)}, **new) for i in (1, 2)]
-    others = [(replace(run, patch=patch), known) for run, known in others]
+    others = [(replace(run, patches={"changes.patch": patch}), known) for run, known in others]
     found = compared(first, *others)
     assert [*map(number_of, found.differences)] == [1, 2]
     expected = {

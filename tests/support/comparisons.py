@@ -57,9 +57,7 @@ def made(
     known = {key: dict(curve) for key, curve in (metrics or {}).items()}
     last = {key: curve[max(curve)] for key, curve in known.items() if curve}
     end = None if seconds is None else 1000.0 + seconds
-    return RecordedRun(record, History(known), facts, None), RunSummary(
-        dict(params or {}), last, end
-    )
+    return RecordedRun(record, History(known), facts), RunSummary(dict(params or {}), last, end)
 
 
 def compared(*runs: tuple[RecordedRun, RunSummary]) -> Comparison:

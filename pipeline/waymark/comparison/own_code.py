@@ -23,6 +23,7 @@ from waymark.package import FOLDER, REPOSITORY
 
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
 COPIES = "own_code/copies.patch"  # among a run's artifacts
+CHANGES = "changes.patch"  # likewise: those of the code's checkout
 MOST = 10 * 2**20  # bytes of all copies, and of a repository's changes
 
 
@@ -170,6 +171,7 @@ class OwnCode:
         """Return the patches to keep, by the names of their artifacts."""
         found = {patch_name(n): patch or "" for n, patch in enumerate(self._patches.values())}
         found[COPIES] = "".join(self._copies[name] for name in sorted(self._copies))
+        found[CHANGES] = self.patch or ""
         return {name: patch for name, patch in found.items() if patch}
 
 

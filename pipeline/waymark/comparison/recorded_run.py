@@ -12,7 +12,7 @@ from waymark.checkpoints import State
 from waymark.checkpoints.external import read_parameters
 from waymark.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_links
 from waymark.comparison.environment import Difference, differences, parse_environment
-from waymark.comparison.own_code import own_facts, patch_name
+from waymark.comparison.own_code import CHANGES, own_facts, patch_name
 from waymark.comparison.repository import diffstat
 from waymark.errors import BadInput
 from waymark.tracking import artifacts
@@ -29,8 +29,7 @@ class RecordedRun:
     record: RunRecord
     history: History
     facts: Mapping[str, Any]  # environment.json
-    patch: str | None  # changes.patch
-    own: Mapping[str, str] = field(default_factory=dict)  # patches of the user's own code, by name
+    patches: Mapping[str, str] = field(default_factory=dict)  # by the names of their artifacts
 
     @property
     def accuracy(self) -> float | None:
@@ -46,14 +45,13 @@ def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
     """Gather what a run of Waymark's recorded; raise BadInput if the store does not answer."""
     refuse_links(record.folder)
     facts = parse_environment(artifacts.read(tracking, record, "environment.json"))
-    names = own_facts(facts).patches()
-    names += ["changes.patch"] if facts.get("changes") != "none" else []
-    found = {name: artifacts.read(tracking, record, name) for name in names}
-    own = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
-    patch = own.pop("changes.patch", None)
+    changes = [CHANGES] if facts.get("changes") != "none" else []
+    wanted = [*own_facts(facts).patches(), *changes]
+    found = {name: artifacts.read(tracking, record, name) for name in wanted}
+    patches = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
     with store_errors(f"run {record.id}: cannot be read"):
         known = history(tracking, record)
-    return RecordedRun(record, _with_manifests(known, record), facts, patch, own)
+    return RecordedRun(record, _with_manifests(known, record), facts, patches)
 
 
 def _with_manifests(known: History, record: RunRecord) -> History:
@@ -78,9 +76,9 @@ def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
             found.append((name, was, now))
     found += differences(old.facts, new.facts)
     recorded = all(run.facts.get("changes") is not None for run in (old, new))
-    if recorded and (old.patch or "") != (new.patch or ""):
-        was, now = diffstat(old.patch, new.patch), diffstat(new.patch, old.patch)
-        found.append(("uncommitted changes", was, now))
+    a, b = (run.patches.get(CHANGES, "") for run in (old, new))
+    if recorded and a != b:
+        found.append(("uncommitted changes", diffstat(a, b), diffstat(b, a)))
     found += _own_differences(old, new)
     for run in (old, new):  # was it resumed somewhere else?
         when = f"before and after run {run.record.id} was resumed"
@@ -102,7 +100,7 @@ def _own_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
                 continue
             if was.commit != now.commit:
                 found.append((f"commit of {was.name}", was.commit, now.commit))
-            a, b = old.own.get(patch_name(i), ""), new.own.get(patch_name(j), "")
+            a, b = old.patches.get(patch_name(i), ""), new.patches.get(patch_name(j), "")
             if None not in (was.changes, now.changes) and a != b:
                 what = f"uncommitted changes of {was.name}"
                 found.append((what, diffstat(a, b), diffstat(b, a)))

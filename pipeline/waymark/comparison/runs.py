@@ -69,7 +69,7 @@ def _load(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> Run:
     if names.VERSION in record.tags:
         return load_recorded_run(tracking, record), with_current_steps(record, facts)
     with store_errors(f"run {record.id}: cannot be read"):  # another program's: what MLflow has
-        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}, None), facts
+        return RecordedRun(record, foreign(tracking, record, facts.metrics), {}), facts
 
 
 def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:

@@ -33,9 +33,8 @@ class RecordedEnvironment:
 
     def write(self) -> None:
         """Write the files into the run's folder."""
-        own, folder = self.own_code, self._run.info.folder
-        patches = own.patches() | ({"changes.patch": own.patch} if own.patch else {})
-        for name, patch in patches.items():
+        folder = self._run.info.folder
+        for name, patch in self.own_code.patches().items():
             (folder / name).parent.mkdir(exist_ok=True)
             replace_file(folder / name, patch.encode(errors="surrogateescape"))
         replace_file(folder / "environment.json", json_text(self.facts, indent=1))

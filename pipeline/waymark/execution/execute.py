@@ -232,9 +232,10 @@ class RunExecution:
         """
         if self.plan.original is None:
             return None
-        run, own = self.run, environment.own_code
+        run = self.run
         environment.refresh()
-        new = RecordedRun(run.info, run.history, environment.facts, own.patch, own.patches())
+        patches = environment.own_code.patches()
+        new = RecordedRun(run.info, run.history, environment.facts, patches)
         verdict = rerun_report.compare_rerun(self.store, self.plan.original, new, shapes)
         replace_file(run.info.folder / rerun_report.NAME, verdict.dump())
         run.mark_artifacts_dirty()

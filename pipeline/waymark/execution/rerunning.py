@@ -142,10 +142,10 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
     Yield the folders it is imported from, and the one of the code's checkout, if there was one.
     """
     own = own_code.own_facts(original.facts)
-    gone = [name for name in own.patches() if not original.own.get(name)]
+    gone = [name for name in own.patches() if not original.patches.get(name)]
     if gone:
         raise BadInput(f"--at-commit: run {original.record.id} has lost {gone[0]}.")
-    copies = original.own.get(own_code.COPIES, "")
+    copies = original.patches.get(own_code.COPIES, "")
     main = _recorded_checkout(original, own)
     others = [_recorded_repository(original, *each) for each in enumerate(own.repositories)]
     checkouts = [each for each in (main, *others) if each]
@@ -198,7 +198,7 @@ def _recorded_checkout(original: RecordedRun, own: own_code.OwnFacts) -> _Record
         return None
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise BadInput(f"--at-commit: run {run.id} recorded no git commit.")
-    where, patch = checkout(), original.patch or ""
+    where, patch = checkout(), original.patches.get(own_code.CHANGES, "")
     try:
         top = Path(_git(where, "rev-parse", "--show-toplevel").strip())
     except BadInput:
@@ -218,7 +218,7 @@ def _recorded_repository(
     """
     if not COMMIT.fullmatch(facts.commit):
         raise BadInput(f"--at-commit: of {facts.name} no git commit is recorded.")
-    patch = original.own.get(own_code.patch_name(number), "")
+    patch = original.patches.get(own_code.patch_name(number), "")
     folders = own_code.import_folders(facts.modules)
     for top in _repositories_here(facts.modules):
         with suppress(BadInput):
