@@ -1,5 +1,6 @@
 """The commands as functions: the page on them is true, and a configuration may be an object."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import waymark
 import yaml
-from waymark import BadInput, api, configure, evaluate, rerun, resume, run, runs, sync, ui
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from waymark import BadInput, api, configure, evaluate, rerun, resume, run, runs, sweep, sync, ui
 from waymark.config.compose import compose_config, from_config
 from waymark.config.schema import GROUP_PROTOCOLS
 from waymark.models.cnn import Cnn
 
-from tests.support.processes import answers, free_port, poll
+from tests.support.processes import Main, answers, free_port, poll
 
 PAGE = Path(__file__).parent.parent / "LIBRARY.md"
 SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
@@ -110,6 +113,9 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: evaluate(None, checkpoint="nothing.npz", step="3"), "step=3"),
     (lambda: run("steps=3", config=configure()), "config="),
     (lambda: run(config=configure(), config_from="nothing"), "config="),
+    (lambda: sweep("steps=0,-1"), "none of the 2 trials"),
+    (lambda: sweep("stesp=3,4"), "stesp"),
+    (lambda: sweep("seed=1,2", "--nonsense"), "--nonsense"),
     (lambda: runs(tracking_uri="sqlite:///nowhere/mlflow.db"), "nowhere"),
     (lambda: resume("nothing"), "'nothing'"),
     (lambda: rerun("nothing"), "'nothing'"),
@@ -137,3 +143,32 @@ def test_the_ui_is_opened_and_closed(place: Path) -> None:
         with pytest.raises(BadInput, match=f"--port={port}"):
             ui(port=port)
     assert answers(opened.address) is None
+
+
+def test_a_sweep_is_the_commands_and_leaves_the_process_as_it_was(
+    place: Path, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["steps=2,4,-1", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
+    before = dict(os.environ), list(sys.argv), list(sys.path)
+    with initialize_config_dir(str(place), version_base="1.3"):  # the caller uses Hydra as well
+        found = sweep(*words)
+        assert GlobalHydra.instance().is_initialized()
+    assert (dict(os.environ), list(sys.argv), list(sys.path)) == before
+    assert [(each.name, each.status) for each in found.trials] == [
+        ("steps=2", "FINISHED"),
+        ("steps=4", "FINISHED"),
+        ("steps=-1", "FAILED"),
+    ]
+    assert found.best and found.best.objective == max(each.objective or 0 for each in found.trials)
+    assert (found.exit_status, found.run_id in [each.id for each in runs()]) == (1, True)
+    capsys.readouterr()
+    again = main("run", "-m", *words)
+    assert (again.returncode, "2 finished, 1 failed; " in again.stdout) == (1, False)
+    assert "2 finished" in again.stdout
+
+
+def test_a_trial_has_a_process_of_its_own_where_tensorflow_is_not_as_it_needs_it(
+    place: Path,
+) -> None:
+    found = sweep("runtime.intra_op_threads=1,2,3", "steps=2", "save.every=2", "progress=false")
+    assert [each.status for each in found.trials] == ["FINISHED"] * 3

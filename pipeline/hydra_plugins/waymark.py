@@ -18,10 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 class TrialLauncher(Launcher):
     """Hand over to the user's launcher what is not finished yet, and again what was lost."""
 
-    sweep: ClassVar[Any] = None  # the waymark.sweeps.multirun.Sweep that this process carries out
+    sweep: ClassVar[Any] = None  # the waymark.sweeps.sweep.Sweep that this process carries out
 
     def __init__(self, **settings: Any) -> None:
-        self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.launcher](
+        self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.plan.launcher](
             **settings
         )
 

@@ -78,11 +78,11 @@ class OptunaSweeper(Sweeper):
         sweep = TrialLauncher.sweep
         # Beside the runs, so that a store that is moved keeps its studies; relative, and braces
         # doubled, since Optuna takes a path for a pattern.
-        beside = os.path.relpath(sweep.tracking.root / "optuna.db").replace("{", "{{")
-        direction = "maximize" if sweep.mode == "max" else "minimize"
+        beside = os.path.relpath(sweep.plan.store.root / "optuna.db").replace("{", "{{")
+        direction = "maximize" if sweep.plan.mode == "max" else "minimize"
         study = optuna.create_study(
             storage=self._storage or f"sqlite:///{beside.replace('}', '}}')}",
-            study_name=sweep.parent,
+            study_name=sweep.plan.parent,
             direction=direction,
             load_if_exists=True,
         )

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         resume,
         run,
         runs,
+        sweep,
         sync,
         ui,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "resume",
     "run",
     "runs",
+    "sweep",
     "sync",
     "ui",
 ]

@@ -58,6 +58,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     from omegaconf import DictConfig
 
     from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
+    from waymark.config.own_hydra import parse_flags
     from waymark.config.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
@@ -67,10 +68,12 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
         if statuses[-1] > 128:  # a signal is meant for the whole sweep
             sys.exit(statuses[-1])
 
-    flags = _check_flags(list(arguments))
-    install(CONF)
+    flags = parse_flags(arguments)
     if flags.multirun and not (flags.cfg or flags.help or flags.hydra_help or flags.info):
-        return _sweep(list(arguments), flags.overrides, flags.config_dir)
+        from waymark import api
+
+        return api.sweep(*arguments).exit_status
+    install(CONF)
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
@@ -83,40 +86,6 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)
     return max(statuses, default=0)
-
-
-def _sweep(arguments: list[str], overrides: list[str], config_dir: str | None) -> int:
-    """Run a sweep to its end by Hydra's multirun."""
-    import hydra
-
-    from waymark.config.compose import CONF
-    from waymark.sweeps import multirun
-    from waymark.sweeps.trial import run_trial
-
-    flags = [text for text in arguments if text not in overrides]
-    sweep = multirun.prepare(overrides, flags, config_dir)
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
-
-    def launch() -> None:
-        sys.argv = ["waymark run", *arguments, *sweep.overrides]
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(run_trial)()
-
-    return multirun.launch(sweep, launch)
-
-
-def _check_flags(arguments: list[str]) -> Any:
-    """Return what Hydra makes of its flags; refuse in one sentence what it refuses in a page."""
-    from hydra._internal.utils import get_args_parser
-
-    from waymark.errors import BadInput
-
-    def refuse(message: str) -> NoReturn:
-        raise BadInput(f"{message} (waymark run --hydra-help lists the flags).")
-
-    parser = get_args_parser()
-    parser.error = refuse  # type: ignore[method-assign]
-    return parser.parse_args(arguments)
 
 
 def _run(cfg: Any, arguments: list[str]) -> int:

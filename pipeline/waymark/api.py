@@ -20,6 +20,8 @@ from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
 from waymark.listing import ListedRun, list_runs
 from waymark.processes.process_state import taken_back
+from waymark.sweeps import multirun
+from waymark.sweeps.multirun import SweepResult
 from waymark.tracking import recovery
 from waymark.tracking.opening import open_store
 from waymark.tracking.ui import Ui, start_ui
@@ -35,6 +37,7 @@ __all__ = [
     "resume",
     "run",
     "runs",
+    "sweep",
     "sync",
     "ui",
 ]
@@ -93,6 +96,18 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
     else:
         resolved = compose_config(overrides) if config is None else from_config(config)
     return _done(execute.run, resolved)
+
+
+def sweep(*arguments: str) -> SweepResult:
+    """Run a sweep, or complete the one that the same arguments began; see `waymark run -m`.
+
+    `arguments` are overrides, some of them with several values, and Hydra's own flags. A trial
+    that fails does not end the sweep: its result says so.
+
+    Raises BadInput for a sweep none of whose trials can be done; Interrupted after a signal.
+    """
+    flag = [] if {"-m", "--multirun"} & set(arguments) else ["--multirun"]
+    return _done(multirun.sweep, [*flag, *arguments])
 
 
 def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:

@@ -5,7 +5,9 @@ from collections import UserDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from waymark.errors import BadInput
 
 _lock = threading.RLock()
 
@@ -50,6 +52,21 @@ def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
         path.append("schema", "structured://")
         loader = ConfigLoaderImpl(path)
         return loader.load_configuration("config", list(overrides), RunMode.RUN, from_shell=False)
+
+
+def parse_flags(arguments: Sequence[str]) -> Any:
+    """Return what Hydra makes of a command line: its own flags, and `overrides`.
+
+    Raises BadInput, in one sentence, for what Hydra refuses in a page.
+    """
+    from hydra._internal.utils import get_args_parser
+
+    def refuse(message: str) -> NoReturn:
+        raise BadInput(f"{message} (waymark run --hydra-help lists the flags).")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    return parser.parse_args(list(arguments))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Sweeps: one parent run, its trials nested under it; the same command again completes it.
 
-Hydra's own sweepers and launchers do the work. Before the first trial `prepare` finds or makes the
-parent and fixes the number of threads. A plugin of ours (`hydra_plugins.waymark`) stands before
-the launcher and asks `Sweep.launch` to skip what is finished and to launch again what took its
-process with it; at the end `finish` records what came of it all.
+`sweep` has three steps. `prepare` finds or makes the parent and fixes the number of threads;
+`launch` hands the trials to Hydra's sweeper and launcher, before which a plugin of ours
+(`hydra_plugins.waymark`) asks `Sweep.launch` to skip finished trials and to launch again what took
+its process with it; `finish` records in the parent what became of the trials.
 """
 
 import csv
@@ -16,8 +16,9 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from waymark import names
 from waymark.comparison.report import Comparison
 from waymark.comparison.runs import compare_found
 from waymark.config.compose import (
+    CONF,
     PACKAGES,
     brought_by,
     explain_hydra_error,
@@ -34,12 +36,15 @@ from waymark.config.compose import (
     searchpath,
 )
 from waymark.config.masking import without_password
+from waymark.config.own_hydra import own_singletons, parse_flags
 from waymark.config.values import flatten
+from waymark.config.yaml_source import install
 from waymark.errors import BadInput, Sentence
-from waymark.processes.signals import handling
+from waymark.processes.process_state import set_variable
+from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
 from waymark.sweeps.landscape import Point, landscape
-from waymark.sweeps.sweep import Sweep
+from waymark.sweeps.sweep import Sweep, SweepPlan, TrialResult
 from waymark.table import number
 from waymark.tracking.limits import reason_of
 from waymark.tracking.opening import open_store
@@ -53,35 +58,74 @@ OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
-def prepare(overrides: Sequence[str], flags: Sequence[str], config_dir: str | None) -> Sweep:
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to."""
+
+    run_id: str  # of the parent
+    best: TrialResult | None  # None if no trial has the objective
+    trials: list[TrialResult]
+    exit_status: int  # of the command: 0 if all trials have finished, 1 if not
+
+
+def sweep(arguments: Sequence[str]) -> SweepResult:
+    """Carry out a sweep from its overrides to its recorded end.
+
+    `arguments` are those of `waymark run -m`. Raises BadInput as `prepare` does, and if no
+    trial can be done; Interrupted after a signal.
+    """
+    set_variable("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
+    with own_singletons():
+        install(CONF)
+        plan = prepare(arguments)
+        carried_out = Sweep(plan)
+        with _hydra_arguments([*arguments, *plan.overrides]):
+            status = launch(carried_out)
+    result = finish(carried_out, status)
+    if status > 128:
+        raise Interrupted(status - 128)
+    return result
+
+
+@contextmanager
+def _hydra_arguments(words: list[str]) -> Iterator[None]:
+    """Let Hydra find `words` as a command line, and raise its errors instead of printing them."""
+    before, name = sys.argv, "HYDRA_FULL_ERROR"
+    wanted = os.environ.get(name)
+    sys.argv, os.environ[name] = ["waymark run", *words], "1"
+    try:
+        yield
+    finally:
+        sys.argv = before
+        del os.environ[name]
+        os.environ.update({name: wanted} if wanted is not None else {})
+
+
+def prepare(arguments: Sequence[str]) -> SweepPlan:
     """Find or make the parent run of a sweep, and fix what its trials share.
 
     A sweep is the same one if its experiment, sweeper, objective, varied keys and all that is
-    fixed are the same, whatever values it goes through. `config_dir` is a folder of the user's
-    own YAML. Raises BadInput for what Hydra does not compose, and for an objective that pruning
-    cannot follow.
+    fixed are the same, whatever values it goes through. Raises BadInput for what Hydra does not
+    compose, and for an objective that pruning cannot follow.
     """
-    fixed, varied = _parse(overrides)
+    given = parse_flags(arguments)
+    flags = [word for word in arguments if word not in given.overrides]
+    fixed, varied = _parse(given.overrides)
     try:
-        values = _composed(fixed, config_dir)
+        values = _composed(fixed, given.config_dir)
     except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, list(overrides))) from None
+        raise BadInput(explain_hydra_error(error, given.overrides)) from None
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
     _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
     varied = sorted({*varied, *(sweeper.get("params") or {})})
-    command = shlex.join(
-        ["waymark", "run", *(str(without_password(word)) for word in [*flags, *overrides])]
-    )
+    command = _command([*flags, *given.overrides])
     store = open_store(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
     parent, before = open_parent(
         store, values["experiment_name"], ", ".join(varied), tags, names.SWEEP
     )
-    threads = (
-        values["runtime"]["intra_op_threads"]
-        or parent.tags.get(names.THREADS)
-        or threads_of(launcher)
-    )
+    chosen = values["runtime"]["intra_op_threads"] or parent.tags.get(names.THREADS)
+    threads = chosen or threads_of(launcher)
     store.set_tags(parent.id, {names.THREADS: str(threads)})
     command_id = uuid.uuid4().hex
     variables = {
@@ -92,18 +136,22 @@ def prepare(overrides: Sequence[str], flags: Sequence[str], config_dir: str | No
     more = _overrides(values["hydra"], variables)
     if trial.THREADS not in varied:
         more.append(f"{trial.THREADS}={threads}")
-    return Sweep(
-        store,
-        parent.id,
-        command_id,
-        values["objective"]["metric"],
-        values["objective"]["mode"],
-        command,
-        launcher["_target_"],
-        more,
-        values["progress"],
-        before,
+    return SweepPlan(
+        store=store,
+        parent=parent.id,
+        before=before,
+        command_id=command_id,
+        command=command,
+        launcher=launcher["_target_"],
+        overrides=more,
+        progress=values["progress"],
+        **values["objective"],
     )
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command of a sweep as a shell takes it, without passwords."""
+    return shlex.join(["waymark", "run", *(str(without_password(word)) for word in words)])
 
 
 def _parse(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -151,8 +199,6 @@ def _overrides(hydra: Mapping[str, Any], variables: Mapping[str, str]) -> list[s
 def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
     import hydra
 
-    from waymark.config.compose import CONF
-
     own = [searchpath([config_dir])] if config_dir else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
@@ -191,39 +237,41 @@ def threads_of(launcher: Mapping[str, Any]) -> int:
     return max(1, cores // beside) if beside > 0 else 1
 
 
-def launch(sweep: Sweep, launch: Callable[[], None]) -> int:
-    """Hand a sweep over to Hydra by `launch`; return the command's exit status."""
+def launch(sweep: Sweep) -> int:
+    """Hand a sweep over to Hydra; return 0, or the exit status if it did not come to its end.
+
+    Raises BadInput for a sweep that Hydra refuses; that leaves no trace unless trials had begun.
+    """
+    import hydra
     from hydra_plugins.waymark import TrialLauncher
 
     TrialLauncher.sweep, trial.in_parent = sweep, True
-    with handling((signal.SIGTERM, signal.SIGHUP), _leave):
-        try:
-            launch()
-        except KeyboardInterrupt:
-            return finish(sweep, 128 + signal.SIGINT)
-        except SystemExit as leaving:  # a signal, or Hydra has said what is wrong
-            if leaving.code == 1:
-                return _refused(sweep)
-            return finish(sweep, int(leaving.code or 0))
-        except BadInput:
-            _refused(sweep)
-            raise
-        except hydra_errors() as error:
-            _refused(sweep)
-            raise BadInput(explain_hydra_error(error, sys.argv[2:])) from None
-        except Exception as error:  # the launcher could not even begin
-            print(f"waymark: {reason_of(error)}", file=sys.stderr)
-            return finish(sweep, 1)
-    return finish(sweep)
+    carry_out = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+    try:
+        with handling((signal.SIGTERM, signal.SIGHUP), _leave):
+            carry_out(trial.run_trial)()
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as leaving:  # a signal's: Hydra takes every Exception for a trial's failure
+        return int(leaving.code or 0)
+    except BadInput:
+        _withdraw(sweep)
+        raise
+    except hydra_errors() as error:
+        _withdraw(sweep)
+        raise BadInput(explain_hydra_error(error, sys.argv[1:])) from None
+    except Exception as error:  # the launcher could not even begin
+        print(f"waymark: {reason_of(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def _refused(sweep: Sweep) -> int:
-    """Leave no trace of a sweep that was refused, unless trials had begun; return the status."""
+def _withdraw(sweep: Sweep) -> None:
+    """Leave no trace of a sweep that was refused, unless trials had begun."""
     with suppress(Exception):  # a store that does not answer
         sweep.close()
-        if sweep.withdraw():
-            return 2
-    return finish(sweep, 2)
+        if not sweep.withdraw():
+            finish(sweep, 2)
 
 
 def _leave(number: int, _: Any) -> None:
@@ -233,8 +281,8 @@ def _leave(number: int, _: Any) -> None:
     sys.exit(128 + number)
 
 
-def finish(sweep: Sweep, status: int = 0) -> int:
-    """Record in the parent, and print, what came of a sweep; return the command's exit status.
+def finish(sweep: Sweep, status: int = 0) -> SweepResult:
+    """Record in the parent, and print, what came of a sweep.
 
     `status` is not 0 if the sweep could not come to its end.
     """
@@ -244,12 +292,12 @@ def finish(sweep: Sweep, status: int = 0) -> int:
     except Exception as error:  # of MLflow, the network
         reason = reason_of(error)
         print(f"waymark: the end of the sweep cannot be recorded ({reason})", file=sys.stderr)
-        print("to complete the sweep:", sweep.command, file=sys.stderr)
-        return status or 1
+        print("to complete the sweep:", sweep.plan.command, file=sys.stderr)
+        return SweepResult(sweep.plan.parent, None, [], status or 1)
 
 
-def _finish(sweep: Sweep, status: int) -> int:
-    tracking, parent = sweep.tracking, sweep.parent
+def _finish(sweep: Sweep, status: int) -> SweepResult:
+    plan, tracking, parent = sweep.plan, sweep.plan.store, sweep.plan.parent
     mark_dead_runs_killed(tracking)  # workers may have gone with the launcher
     found = sweep.outcome()
     known = tracking.metrics(parent)
@@ -260,40 +308,39 @@ def _finish(sweep: Sweep, status: int) -> int:
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _log_plots(sweep, table)
         print(table.text())
-    if found.best:
-        record, facts = found.best
-        best = f"{sweep.metric} {number(facts.metrics[sweep.metric])}"
-        print(Sentence(f"best                  {record.name} ({record.id[:8]}), {best}"))
-    rows = found.rows(sweep.metric)
-    for name, run_id, state, reason, _ in rows:
-        if state != "FINISHED":
-            print(Sentence(f"{state:21} {name} ({run_id[:8]}) {reason}"))
-    tracking.log_text(parent, _csv(rows), "trials.csv")
+    trials = found.trials(plan.metric)
+    best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
+    if best and best.objective is not None:
+        reached = f"{plan.metric} {number(best.objective)}"
+        print(Sentence(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
+    for each in trials:
+        if each.status != "FINISHED":
+            print(Sentence(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))
+    tracking.log_text(parent, _csv(trials), "trials.csv")
     print(sweep.summary_line(found))
-    lost, where = sweep.total - len(rows), without_password(tracking.address.display_uri)
+    lost, where = sweep.total - len(trials), without_password(tracking.address.display_uri)
     if lost > 0 and not status:
         print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
     status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     tracking.end(parent, end)
-    tracking.set_tags(parent, {names.RESUME: sweep.command if status else ""})
+    tracking.set_tags(parent, {names.RESUME: plan.command if status else ""})
     if status:
-        print("to complete the sweep:", sweep.command, file=sys.stderr)
-    return status
+        print("to complete the sweep:", plan.command, file=sys.stderr)
+    return SweepResult(parent, best, trials, status)
 
 
-def _csv(rows: Sequence[Sequence[Any]]) -> str:
+def _csv(trials: Sequence[TrialResult]) -> str:
     text = io.StringIO()
-    out = csv.writer(text, lineterminator="\n")
-    out.writerows([("name", "run_id", "status", "reason", "objective"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([TrialResult._fields, *trials])
     return text.getvalue()
 
 
 def _log_plots(sweep: Sweep, table: Comparison) -> None:
-    """Put the table and the pictures of a sweep into its parent run."""
-    points = []
+    """Put the table and the plots of a sweep into its parent run."""
+    points, metric = [], sweep.plan.metric
     for row in table.rows:
-        known = row.metrics.get(sweep.metric)
+        known = row.metrics.get(metric)
         if known and all(key in row.values for key in table.keys):
             half = None if known.high is None else known.high - known.final
             mark = "*" if known.final_leads else "~" if known.ties else ""
@@ -303,5 +350,5 @@ def _log_plots(sweep: Sweep, table: Comparison) -> None:
             table.plot(Path(scratch) / name)
         (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
         if points and table.keys:
-            (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, sweep.metric))
-        sweep.tracking.log_files(sweep.parent, Path(scratch))
+            (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, metric))
+        sweep.plan.store.log_files(sweep.plan.parent, Path(scratch))

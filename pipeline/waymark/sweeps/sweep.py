@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from waymark import names
 from waymark.config.compose import hydra_errors
@@ -15,7 +15,6 @@ from waymark.config.resolve import Resolved
 from waymark.errors import BadInput
 from waymark.sweeps import trial
 from waymark.table import rate
-from waymark.tracking.finder import select
 from waymark.tracking.parent_run import withdraw
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
@@ -32,29 +31,46 @@ SAME_MACHINE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 RunAndSummary = tuple[RunRecord, RunSummary]
 
 
-@dataclass
-class Sweep:
-    """A sweep that has a parent run, as one command carries it out."""
+@dataclass(frozen=True)
+class SweepPlan:
+    """What one command fixes before the first trial."""
 
-    tracking: RunStore
-    parent: str
-    id: str  # of this command: the value of its trials' tag
-    metric: str  # the objective, and which way is better
-    mode: str
+    store: RunStore
+    parent: str  # the id of the parent run
+    before: RunRecord | None  # the parent as this command found it; None if it made it
+    command_id: str  # the value of this command's tag at the trials that it comes to
     command: str  # that completes the sweep
     launcher: str  # the class that the user chose
     overrides: list[str]  # for each trial, behind the command's own
     progress: Any  # what the user asked for: auto, true or false
-    before: RunRecord | None = None  # the parent as this command found it; None if it made it
-    planned: int = 0  # trials that the sweeper will hand over, as far as it has told
-    began: float = field(default_factory=time.monotonic)
-    submitted: set[str] = field(default_factory=set)  # trials handed over so far
-    repeated: int = 0  # how often a trial was handed over again, or in other words
-    already_finished: dict[str, RunAndSummary] = field(default_factory=dict)  # by trial
-    _keys: dict[tuple[str, ...], tuple[str, Resolved] | None] = field(default_factory=dict)
-    _refused: dict[tuple[str, ...], str] = field(default_factory=dict)
-    _finished_cache: dict[str, RunAndSummary] | None = None
-    _open: ExitStack = field(default_factory=ExitStack)  # what ends with the sweep: its bar
+    metric: str  # the objective
+    mode: str  # max or min: which way is better
+
+
+class TrialResult(NamedTuple):
+    """What became of a trial."""
+
+    name: str
+    run_id: str
+    status: str  # MLflow's, or PRUNED
+    reason: str  # of a status other than FINISHED; may be empty
+    objective: float | None  # None if the trial did not record it
+
+
+class Sweep:
+    """The trials of a sweep as one command goes through them."""
+
+    def __init__(self, plan: SweepPlan) -> None:
+        self.plan = plan
+        self.planned = 0  # trials that the sweeper will hand over, as far as it has told
+        self.submitted: set[str] = set()  # trials handed over so far
+        self.already_finished: dict[str, RunAndSummary] = {}  # by trial
+        self._repeated = 0  # how often a trial was handed over again, or in other words
+        self._began = time.monotonic()
+        self._identities: dict[tuple[str, ...], tuple[str, Resolved] | None] = {}
+        self._refused: dict[tuple[str, ...], str] = {}
+        self._finished_cache: dict[str, RunAndSummary] | None = None
+        self._open = ExitStack()  # what ends with the sweep: its bar
 
     def unfinished(
         self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]
@@ -91,7 +107,7 @@ class Sweep:
     @property
     def expected(self) -> int:
         """Return how many trials there will be, as far as the sweeper has told."""
-        return max(self.total, self.planned - self.repeated)
+        return max(self.total, self.planned - self._repeated)
 
     def close(self) -> None:
         """Let the bar come to its end."""
@@ -102,18 +118,16 @@ class Sweep:
         """Leave no trace of a command that has come to no trial; tell whether it has not."""
         if any(self.belongs_to_this_command(record) for record, _ in self.members()):
             return False
-        withdraw(self.tracking, self.parent, self.before)
+        withdraw(self.plan.store, self.plan.parent, self.plan.before)
         return True
 
     def _finished(self) -> dict[str, RunAndSummary]:
         """Return the finished trials of this sweep as they were found before the launch."""
         if self._finished_cache is None:
-            every = select(
-                self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
-            )
-            done = [pair for pair in every if pair[0].status == "FINISHED"]
             self._finished_cache = {
-                record.tags.get(names.TRIAL, ""): (record, facts) for record, facts in done
+                record.tags.get(names.TRIAL, ""): (record, facts)
+                for record, facts in trial.members(self.plan.store, self.plan.parent)
+                if record.status == "FINISHED"
             }
         return self._finished_cache
 
@@ -121,18 +135,18 @@ class Sweep:
         self, compose: Callable[..., Resolved], job: tuple[str, ...]
     ) -> tuple[str, Resolved] | None:
         """Return a trial's identity and configuration, None if its overrides allow none."""
-        if job not in self._keys:
-            self._keys[job] = None
+        if job not in self._identities:
+            self._identities[job] = None
             resolved = None
             try:
                 resolved = compose(job)
-                self._keys[job] = trial.identity(resolved), resolved
+                self._identities[job] = trial.identity(resolved), resolved
             except BadInput as error:
-                if resolved is None or self.launcher.endswith(SAME_MACHINE):
+                if resolved is None or self.plan.launcher.endswith(SAME_MACHINE):
                     self._refused[job] = str(error)
             except hydra_errors():
                 pass  # the sweeper says why
-        return self._keys[job]
+        return self._identities[job]
 
     def check(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> None:
         """Raise BadInput if none of a sweep's trials can be done."""
@@ -160,7 +174,7 @@ class Sweep:
         returns: dict[int, Any] = {}
         left = self.unfinished(compose, jobs)
         keys = {self._key(job) for job in jobs}
-        self.repeated += len(jobs) - len(keys - self.submitted)
+        self._repeated += len(jobs) - len(keys - self.submitted)
         if not self.submitted:
             self._open.enter_context(self._report_progress())
         self.submitted |= keys
@@ -181,13 +195,13 @@ class Sweep:
 
     def _key(self, job: Sequence[str]) -> str:
         """Return what names a trial: its identity, or its overrides where that is not known."""
-        found = self._keys.get(tuple(job))
+        found = self._identities.get(tuple(job))
         return found[0] if found else " ".join(job)
 
     def _after_launcher_failure(self, error: Exception) -> None:
         """Note that a launcher gave up; raise what it raised if it had not even begun."""
         self._finished_cache = None
-        mark_dead_runs_killed(self.tracking)
+        mark_dead_runs_killed(self.plan.store)
         if not any(self.belongs_to_this_command(record) for record, _ in self.members()):
             raise error
 
@@ -195,7 +209,7 @@ class Sweep:
         from hydra.core.utils import JobReturn, JobStatus
 
         pair = self.already_finished.get(self._key(job))
-        value = trial.objective(*pair, self.metric) if pair else math.nan
+        value = trial.objective(*pair, self.plan.metric) if pair else math.nan
         return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
 
     def summary_line(self, found: "Outcome") -> str:
@@ -205,21 +219,18 @@ class Sweep:
         done = sum(
             self.belongs_to_this_command(record) for record, _ in [*found.finished, *found.pruned]
         )
-        minutes = (time.monotonic() - self.began) / 60
+        minutes = (time.monotonic() - self._began) / 60
         return f"{text}; {done} of them now, {rate(done / minutes)} a minute" if done else text
 
     def belongs_to_this_command(self, record: RunRecord) -> bool:
         """Tell whether this command came to a run last, and not another one."""
-        return record.tags.get(names.sweep_member_tag(self.parent)) == self.id
+        return record.tags.get(names.sweep_member_tag(self.plan.parent)) == self.plan.command_id
 
     def members(self) -> list[RunAndSummary]:
         """Return the runs of the trials that this command has come to, or finds finished."""
-        every = select(
-            self.tracking, None, None, f"tags.`{names.sweep_member_tag(self.parent)}` != ''"
-        )
         return [
             (record, facts)
-            for record, facts in every
+            for record, facts in trial.members(self.plan.store, self.plan.parent)
             if self.belongs_to_this_command(record)
             or (record.status == "FINISHED" and record.tags.get(names.TRIAL) in self.submitted)
         ]
@@ -236,16 +247,17 @@ class Sweep:
         runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
         over = [pair for pair in runs if pair[0].status == "FINISHED"]
         finished = [pair for pair in over if not pair[0].tags.get(names.PRUNED)]
-        scored = [p for p in finished if not math.isnan(p[1].metrics.get(self.metric, math.nan))]
-        pick: Callable[..., Any] = max if self.mode == "max" else min
-        best = pick(scored, key=lambda pair: pair[1].metrics[self.metric], default=None)
+        metric = self.plan.metric
+        scored = [p for p in finished if not math.isnan(p[1].metrics.get(metric, math.nan))]
+        pick: Callable[..., Any] = max if self.plan.mode == "max" else min
+        best = pick(scored, key=lambda pair: pair[1].metrics[metric], default=None)
         pruned = [pair for pair in over if pair not in finished]
         return Outcome(finished, pruned, [pair for pair in runs if pair not in over], best)
 
     @contextmanager
     def _report_progress(self) -> Iterator[None]:
         """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
-        closing, bar = threading.Event(), make_sweep_progress(self.progress, self.expected)
+        closing, bar = threading.Event(), make_sweep_progress(self.plan.progress, self.expected)
 
         def watch() -> None:
             told, beat = "", time.monotonic()
@@ -256,8 +268,8 @@ class Sweep:
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     told = self._update_progress(bar, told)
                     if began - beat > HEARTBEAT_INTERVAL_S:
-                        self.tracking.set_tags(
-                            self.parent, {names.HEARTBEAT: str(int(time.time()))}
+                        self.plan.store.set_tags(
+                            self.plan.parent, {names.HEARTBEAT: str(int(time.time()))}
                         )
                         beat = began
                 closing.wait(PAUSE_PER_LOOK * (time.monotonic() - began))
@@ -278,7 +290,8 @@ class Sweep:
         """Bring the bar and the parent's metrics up to date, if there is anything new."""
         found = self.outcome()
         counts = found.counts()
-        bar.show(self.expected, counts, found.objective(self.metric))
+        best = found.best[1].metrics[self.plan.metric] if found.best else None
+        bar.show(self.expected, counts, best)
         now = json.dumps([self.expected, counts, found.best and found.best[0].id])
         if now != told:
             self.record_progress(found)
@@ -290,9 +303,9 @@ class Sweep:
         step = sum(found.counts().values()) - counts["running"]
         metrics: dict[str, float] = {f"{names.PROGRESS}{k}": count for k, count in counts.items()}
         if found.best:
-            self.tracking.set_tags(self.parent, {names.BEST_TRIAL: found.best[0].id})
-            metrics[f"{names.BEST}{self.metric}"] = found.best[1].metrics[self.metric]
-        self.tracking.log_metrics(self.parent, metrics, step)
+            self.plan.store.set_tags(self.plan.parent, {names.BEST_TRIAL: found.best[0].id})
+            metrics[f"{names.BEST}{self.plan.metric}"] = found.best[1].metrics[self.plan.metric]
+        self.plan.store.log_metrics(self.plan.parent, metrics, step)
 
 
 @dataclass(frozen=True)
@@ -311,14 +324,11 @@ class Outcome:
         over = {"finished": len(self.finished), "pruned": len(self.pruned)}
         return {**over, "running": running, "failed": failed}
 
-    def rows(self, metric: str) -> list[tuple[str, str, str, str, float | None]]:
-        """Return name, run id, status, its reason and objective of every trial."""
-        rows = []
+    def trials(self, metric: str) -> list[TrialResult]:
+        """Return the result of every trial, with `metric` as its objective."""
+        trials = []
         for record, facts in [*self.finished, *self.pruned, *self.others]:
-            state = "PRUNED" if (record, facts) in self.pruned else record.status
+            status = "PRUNED" if (record, facts) in self.pruned else record.status
             reason, value = record.tags.get(names.REASON, ""), facts.metrics.get(metric)
-            rows.append((record.name, record.id, state, reason, value))
-        return rows
-
-    def objective(self, metric: str) -> float | None:
-        return self.best[1].metrics[metric] if self.best else None
+            trials.append(TrialResult(record.name, record.id, status, reason, value))
+        return trials

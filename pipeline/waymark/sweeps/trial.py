@@ -1,16 +1,22 @@
-"""One trial of a sweep: done, resumed, or skipped, in whatever process a launcher starts it."""
+"""One trial of a sweep: done, resumed, or skipped, in whatever process a launcher starts it.
+
+A trial learns of its sweep by three ways, since a launcher passes a configuration and nothing
+else to its workers: the parent run, the varied keys and the command come as variables of the
+environment, which Hydra sets from `hydra.job.env_set`; the number of threads and other settings
+that the trials share are overrides. In the process of the command itself `in_parent` is true.
+(Hydra's plugins are given the `Sweep` by `hydra_plugins.waymark.TrialLauncher.sweep`, since
+Hydra makes them from the configuration.)
+"""
 
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -30,7 +36,7 @@ from waymark.config.values import flatten
 from waymark.digest import file_digest
 from waymark.errors import Failed, explain
 from waymark.evaluation.restore import load_data
-from waymark.execution import execute
+from waymark.execution import execute, new_process
 from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
@@ -44,6 +50,7 @@ from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.pruning import Pruner, pruning_steps
+from waymark.training.runtime import NeedsNewProcess
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
@@ -86,14 +93,18 @@ def run_trial(cfg: Any) -> float:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes, in a launcher's worker
+    if not in_parent:  # a launcher's worker
+        process_state.command_line = True
+        sys.path.append(os.getcwd())  # where a user's own classes may stand
     task = list(HydraConfig.get().overrides.task)
     try:
         resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
         GracefulShutdown.last_signal = None
-        apart = any(key.startswith("runtime.") for key in json.loads(os.environ[VARIED_KEYS]))
-        value = (_in_a_new_process if apart else claim_and_run)(resolved, trial_name(task))
+        name = trial_name(task)
+        try:
+            value = claim_and_run(resolved, name)
+        except NeedsNewProcess as needed:
+            value = new_process.call(str(needed), claim_and_run, resolved, name)
         if GracefulShutdown.last_signal is not None:  # it came too late to stop this one
             raise Interrupted(GracefulShutdown.last_signal)
         return value
@@ -131,20 +142,9 @@ def _end_with_parent() -> None:
         threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
-def _in_a_new_process(resolved: Resolved, name: str) -> float:
-    """Do a trial in a process of its own: TensorFlow's settings are fixed in each."""
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(claim_and_run, resolved, name).result()
-    except BrokenExecutor:  # the process was killed; its run tells
-        mark_dead_runs_killed(open_store(resolved.config.tracking.uri))
-        return math.nan
-
-
 def claim_and_run(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
     _end_with_parent()
-    process_state.command_line = True
     tracking, key = open_store(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:
@@ -244,9 +244,7 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
 
     def other_trials() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
-        for record, _ in select(
-            tracking, None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''"
-        ):
+        for record, _ in members(tracking, parent):
             if record.tags.get(names.TRIAL) == key:
                 continue
             if record.tags.get(names.PRUNING_VALUES):
@@ -256,6 +254,11 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
         return found
 
     return Pruner(config.prune, metric, sign, steps, other_trials)
+
+
+def members(store: RunStore, parent: str) -> list[tuple[RunRecord, RunSummary]]:
+    """Return the runs that a command of a sweep has come to, by the id of the parent run."""
+    return select(store, None, None, f"tags.`{names.sweep_member_tag(parent)}` != ''")
 
 
 def judged_values(record: RunRecord) -> dict[int, float]:
