@@ -15,7 +15,7 @@ from tests.support.processes import REPO
 ORDER = (
     *("package", "names", "users_code", "errors", "config", "table", "digest", "npz"),
     *("processes", "data", "models", "optimizers", "checkpoints", "tracking", "training"),
-    *("evaluation", "comparison", "execution", "sweeps", "listing", "api", "__main__"),
+    *("evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli", "__main__"),
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
@@ -125,7 +125,7 @@ def test_this_test_sees_the_imports() -> None:
     )
     assert ("tensorflow", False) in imports("waymark.models.cnn")
     assert ("tensorflow", False) in imports("waymark.training.runtime")
-    assert "waymark.api" in own("waymark.__main__")
+    assert "waymark.api" in own("waymark.cli")
     assert "waymark.data.randomness" in reach("waymark.execution.plan")
     assert all(below(name, "waymark") for module in MODULES for name in own(module))
 
