@@ -28,6 +28,7 @@ class TrialLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        """Set the user's launcher up; Hydra calls it before the first launch."""
         from waymark.config.compose import Composer
 
         self._compose = Composer(hydra_context.config_loader, config)
@@ -58,16 +59,21 @@ class TrialLauncher(Launcher):
 
 
 class GridSweeper(BasicSweeper):
-    """Hydra's sweeper; it composes, to say why it is not legal, what could not be composed."""
+    """Hydra's grid sweeper, which validates only the jobs that could not be composed.
+
+    Validating composes a job by Hydra itself, slowly: it is done for the text of Hydra's error.
+    """
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Sweep as Hydra does, with masked secrets in the file that Hydra writes."""
         from waymark.config.masking import masked
 
-        # The file multirun.yaml gets it; the launcher has the true one.
+        # The file multirun.yaml gets the masked one; the launcher has the true one.
         self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
+        """Raise Hydra's error for an illegal job, and BadInput if no job can be done."""
         super().validate_batch_is_legal(self.launcher.jobs_to_validate(batch))
         if self.batch_index == 1:  # the first one
             self.launcher.check([job for each in self.overrides for job in each])

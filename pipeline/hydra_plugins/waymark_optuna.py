@@ -3,6 +3,7 @@
 The study is kept in a database under the parent run's id, so the same command goes on with it.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -36,6 +37,7 @@ class OptunaSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
+        """Take Hydra's configuration, and make the launcher that it names."""
         self.hydra_context, self.config = hydra_context, config
         self._launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -136,7 +138,7 @@ def _tell(study: Any, trial: Any, value: float) -> None:
     if isinstance(value, PrunedObjective):
         trial.report(value.value, value.step)
         study.tell(trial, state=TrialState.PRUNED)
-    elif value != value:  # NaN: it failed, or did not record its objective
+    elif math.isnan(value):  # it failed, or did not record its objective
         study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, value)

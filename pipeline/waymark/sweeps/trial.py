@@ -164,6 +164,10 @@ def run_or_resume(
     known: list[tuple[RunRecord, RunSummary]],
     began: Callable[[], None],
 ) -> float:
+    """Do what is left of a trial whose runs so far are `known`; return its objective.
+
+    `began` is called as soon as the trial's run says that this process trains it.
+    """
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
     finished = [pair for pair in known if is_finished(pair[0], config)]
     if finished:
@@ -323,6 +327,7 @@ def code_and_environment_digest(own: tuple[str, ...]) -> str:
 
 
 def digest_of(value: Any) -> str:
+    """Return the SHA-256 digest, in hexadecimal, of a value as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
