@@ -145,9 +145,7 @@ def test_the_ui_is_opened_and_closed(place: Path) -> None:
     assert answers(opened.address) is None
 
 
-def test_a_sweep_is_the_commands_and_leaves_the_process_as_it_was(
-    place: Path, main: Main, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_sweep_is_the_commands_and_leaves_the_process_as_it_was(place: Path, main: Main) -> None:
     words = ["steps=2,4,-1", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
     before = dict(os.environ), list(sys.argv), list(sys.path)
     with initialize_config_dir(str(place), version_base="1.3"):  # the caller uses Hydra as well
@@ -161,7 +159,6 @@ def test_a_sweep_is_the_commands_and_leaves_the_process_as_it_was(
     ]
     assert found.best and found.best.objective == max(each.objective or 0 for each in found.trials)
     assert (found.exit_status, found.run_id in [each.id for each in runs()]) == (1, True)
-    capsys.readouterr()
     again = main("run", "-m", *words)
     assert (again.returncode, "2 finished, 1 failed; " in again.stdout) == (1, False)
     assert "2 finished" in again.stdout
