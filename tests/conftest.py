@@ -15,7 +15,7 @@ from typing import Any
 import absl.logging
 import pytest
 from filelock import FileLock
-from waymark.comparison.environment import STEERING
+from waymark.comparison.environment import NUMERICS_ENV_VARS
 from waymark.config.compose import compose_config
 from waymark.execution import execute
 from waymark.tracking.opening import open_store
@@ -103,7 +103,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     What steers TensorFlow's arithmetic stays, so that the bits are those of this process.
     """
     home = tmp_path_factory.mktemp("home")
-    foreign = {key for key in os.environ if key.startswith(FOREIGN)} - {*STEERING}
+    foreign = {key for key in os.environ if key.startswith(FOREIGN)} - {*NUMERICS_ENV_VARS}
     own = {key: value for key, value in os.environ.items() if key not in foreign}
     return {**own, "HOME": str(home), "PYTHONPATH": str(REPO)}
 

@@ -66,10 +66,10 @@ class GridSweeper(BasicSweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Sweep as Hydra does, with masked secrets in the file that Hydra writes."""
-        from waymark.config.masking import masked
+        from waymark.config.masking import mask_secrets
 
         # The file multirun.yaml gets the masked one; the launcher has the true one.
-        self.config = OmegaConf.create(masked(OmegaConf.to_container(self.config)))
+        self.config = OmegaConf.create(mask_secrets(OmegaConf.to_container(self.config)))
         return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:

@@ -214,11 +214,11 @@ def test_the_manifest_describes_the_files(kind: Any, tmp_path: Path) -> None:
     }
     manifest, _ = CheckpointStore(tmp_path, save).read(10)
     assert manifest.memory == store.retention
-    store.verify_graph(manifest)
+    store.verify(manifest.graph)
     graph.write_bytes(b"b graph")
     with pytest.raises(CorruptCheckpoint, match=r"model_ckpt\.meta does not hold what was written"):
-        store.verify_graph(manifest)
-    store.verify(manifest)  # the state does not depend on the graph's file
+        store.verify(manifest.graph)
+    store.verify(manifest.files)  # the state does not depend on the graph's file
 
 
 @both_formats
@@ -932,7 +932,7 @@ def check_manifest(three: Three, text: bytes) -> None:
     """Assert that a changed manifest of step 30 is refused, or harmless."""
     with store_with(three, text) as store:
         try:
-            store.verify_graph(store.manifest(30))
+            store.verify(store.manifest(30).graph)
         except CorruptCheckpoint:
             pass
         except BadInput as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from waymark import compare, evaluate, rerun, resume
-from waymark.comparison.environment import NUMERICAL
+from waymark.comparison.environment import NUMERICS_KEYS
 from waymark.comparison.repository import CHECKOUT
 from waymark.comparison.rerun_report import load
 from waymark.config.old_names import CLASSES
@@ -50,7 +50,7 @@ def folder(synced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def check(report: Any) -> None:
     """The rerun is identical, or what differs names the processor or the build."""
     causes = {what.partition(".")[0] for what, *_ in report.differences}
-    assert report.identical or causes & {*NUMERICAL, "packages"}, report
+    assert report.identical or causes & {*NUMERICS_KEYS, "packages"}, report
 
 
 @pytest.mark.parametrize("name", RUNS)

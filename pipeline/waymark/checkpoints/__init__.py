@@ -52,6 +52,7 @@ class SaveFormat(ABC):
 
     @property
     def policy(self) -> Policy:
+        """Return what decides which checkpoints stay."""
         return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
 
     def update_state_file(  # noqa: B027, most need none

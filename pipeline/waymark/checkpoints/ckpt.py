@@ -21,9 +21,11 @@ class Ckpt(SaveFormat):
 
     @property
     def graph(self) -> str | None:
+        """Return the name of the graph's file, None without `meta_graph`."""
         return f"{self.stem}.meta" if self.meta_graph else None
 
     def write(self, path: Path, state: State) -> list[Path]:
+        """Write arrays of any dtype and shape, each under its name; return both files."""
         import tensorflow as tf
 
         names = sorted(state)
@@ -37,6 +39,7 @@ class Ckpt(SaveFormat):
         return [path.with_name(path.name + end) for end in Ckpt.endings]
 
     def read(self, path: Path) -> State:
+        """Read arrays as they were written; raise what `read_bundle` raises."""
         return read_bundle(path)
 
     def update_state_file(self, folder: Path, newest: int, recent: list[int]) -> None:

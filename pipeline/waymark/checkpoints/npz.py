@@ -19,6 +19,7 @@ class Npz(SaveFormat):
     endings: ClassVar[tuple[str, ...]] = (".npz",)
 
     def write(self, path: Path, state: State) -> list[Path]:
+        """Write arrays of any dtype and shape, each under its name; return the one file."""
         file = path.with_name(f"{path.name}.npz")
         # np.savez cannot take arrays called `file` or `allow_pickle`.
         with zipfile.ZipFile(file, "w") as archive:
@@ -28,4 +29,5 @@ class Npz(SaveFormat):
         return [file]
 
     def read(self, path: Path) -> State:
+        """Read arrays as they were written; raise what `waymark.npz.read_npz` raises."""
         return read_npz(path.with_name(f"{path.name}.npz"))

@@ -28,6 +28,8 @@ class KeepBest:
 
 @dataclass(frozen=True)
 class Policy:
+    """The settings of a save format that decide which checkpoints stay."""
+
     max_to_keep: int  # 0: all
     keep_every_n_hours: float | None
     keep_best: KeepBest | None
@@ -51,6 +53,8 @@ class Save:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
+    """The step of the best checkpoint, and by what it is the best."""
+
     step: int
     value: float
     metric: str
@@ -76,6 +80,9 @@ class RetentionState:
             return None
         best = [self.best.step] if self.best else []
         return {step for step, _ in self.recent} | set(self.hourly) | set(best)
+
+
+Pair = tuple[int, float]  # a checkpoint's step and time
 
 
 def initial_retention(time: float, policy: Policy) -> RetentionState:
@@ -126,14 +133,11 @@ def resume_retention(
                 kept.append(step)
                 due += policy.keep_interval_s
         due = max(due, *all_resumed)
-    every = None if policy.max_to_keep == 0 else recent
+    every = recent if policy.max_to_keep else None
     return RetentionState(due, every, tuple(kept), best, all_resumed)
 
 
-Pairs = tuple[tuple[int, float], ...]
-
-
-def _newest(pairs: Iterable[tuple[int, float]], policy: Policy) -> tuple[Pairs, Pairs]:
+def _newest(pairs: Iterable[Pair], policy: Policy) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """Part (step, time) pairs into the newest, as many as are kept anyway, and those before."""
     pairs = tuple(pairs)
     old = max(0, len(pairs) - policy.max_to_keep) if policy.max_to_keep else 0

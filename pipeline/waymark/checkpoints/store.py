@@ -25,14 +25,7 @@ from typing import Any
 
 import pydantic
 
-from waymark.checkpoints import SaveFormat, State
-from waymark.checkpoints.retention import (
-    RetentionState,
-    Save,
-    initial_retention,
-    record_save,
-    resume_retention,
-)
+from waymark.checkpoints import SaveFormat, State, retention
 from waymark.config.record import check_format
 from waymark.config.schema import FORMAT
 from waymark.digest import digest
@@ -53,12 +46,14 @@ class CorruptCheckpoint(Sentence):
 
 @dataclass(frozen=True)
 class Manifest:
+    """What is recorded of one checkpoint; its field names stand in manifests."""
+
     step: int
     time: float  # of the state's copy, seconds since the epoch
     digest: str  # of the state
     metrics: dict[str, float]  # evaluated at this step, if it was
     regular: bool  # on schedule; False: written because of a signal, or as the best
-    memory: RetentionState  # after this checkpoint
+    memory: retention.RetentionState  # after this checkpoint
     files: dict[str, dict[str, Any]]  # payload file -> size, sha256
     graph: dict[str, dict[str, Any]]  # the graph file beside it, likewise
     parameters: list[str] | None = None  # which entries of the state are the model's, if known
@@ -173,7 +168,8 @@ class CheckpointStore:
         self.folder, self.save, self._changed = folder, save, changed
         self._records = [records] if records else []
         self.parameters: list[str] | None = None  # the entries of the state that are the model's
-        self.retention = initial_retention(time.time(), save.policy)  # of a run that starts now
+        # Of a run that starts now:
+        self.retention = retention.initial_retention(time.time(), save.policy)
         self._off_schedule: set[int] = set()  # steps committed because of a signal, or as the best
         step, endings = r"(0|[1-9][0-9]*)", "|".join(map(re.escape, (".json", *save.endings)))
         name = f"{re.escape(save.stem)}-{step}({endings})"
@@ -210,15 +206,8 @@ class CheckpointStore:
             raise CorruptCheckpoint(f"{self.path(step).name}.json does not hold what was written")
         return manifest
 
-    def verify(self, manifest: Manifest) -> None:
-        """Check every payload file's size and SHA-256; raise CorruptCheckpoint."""
-        self._verify(manifest.files)
-
-    def verify_graph(self, manifest: Manifest) -> None:
-        """Check the graph file beside the checkpoint; raise CorruptCheckpoint."""
-        self._verify(manifest.graph)
-
-    def _verify(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+    def verify(self, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Check the size and SHA-256 of files that a manifest names; raise CorruptCheckpoint."""
         for name, facts in files.items():
             try:
                 if Path(name).name != name:
@@ -234,20 +223,17 @@ class CheckpointStore:
 
     def read(self, step: int) -> tuple[Manifest, State]:
         """Return a checkpoint's manifest and state, verified; raise CorruptCheckpoint."""
-        manifest = self.manifest(step)
-        self.verify(manifest)
+        manifest, name = self.manifest(step), self.path(step).name
+        self.verify(manifest.files)
         try:
             state = self.save.read(self.path(step))
             found = digest(state)
         except MemoryError:  # says nothing about the file
             raise
         except Exception as error:  # TensorFlow and NumPy raise nearly anything for a forged file
-            reason = first_line(error)
-            raise CorruptCheckpoint(f"{self.path(step).name} cannot be read ({reason})") from None
+            raise CorruptCheckpoint(f"{name} cannot be read ({first_line(error)})") from None
         if found != manifest.digest:
-            raise CorruptCheckpoint(
-                f"{self.path(step).name} does not hold the state that was saved"
-            )
+            raise CorruptCheckpoint(f"{name} does not hold the state that was saved")
         return manifest, state
 
     def latest_valid(self) -> tuple[tuple[Manifest, State] | None, list[str]]:
@@ -260,13 +246,12 @@ class CheckpointStore:
                 damage.append(f"checkpoint {step} is damaged: {error}")
         return None, damage
 
-    def would_keep(self, save: Save) -> bool:
+    def would_keep(self, save: retention.Save) -> bool:
         """Tell whether retention keeps a save: off the schedule only the best so far."""
-        if save.on_schedule:
-            return True
-        return record_save(self.retention, save, self.save.policy) != self.retention
+        after = retention.record_save(self.retention, save, self.save.policy)
+        return save.on_schedule or after != self.retention
 
-    def commit(self, save: Save, state: State, graph: Path | None = None) -> Manifest:
+    def commit(self, save: retention.Save, state: State, graph: Path | None = None) -> Manifest:
         """Write a checkpoint, make it exist by its manifest, then apply retention.
 
         Raises CheckpointWriteError if the disk has not enough room, or writing fails; earlier
@@ -277,30 +262,27 @@ class CheckpointStore:
             return self._commit(save, state, graph)
         except Exception as error:  # OSError, and what TensorFlow raises
             self.remove_orphans()  # what is half-written may be all that fills the disk
-            reason = _reason(error)
-            raise CheckpointWriteError(
-                f"checkpoint {save.step} cannot be written: {reason}"
-            ) from error
+            said = f"checkpoint {save.step} cannot be written: {_reason(error)}"
+            raise CheckpointWriteError(said) from error
 
-    def _commit(self, save: Save, state: State, graph: Path | None) -> Manifest:
+    def _commit(self, save: retention.Save, state: State, graph: Path | None) -> Manifest:
         step, files = save.step, self._write(save.step, state)
-        retention = record_save(self.retention, save, self.save.policy)
+        after = retention.record_save(self.retention, save, self.save.policy)
         manifest = Manifest(
             step=step,
             time=save.time,
             digest=digest(state),
             metrics=dict(save.metrics),
             regular=save.on_schedule,
-            memory=retention,
+            memory=after,
             files=files,
             graph={} if graph is None else {graph.name: file_facts(graph)},
             parameters=self.parameters,
         )
         body = {"format": FORMAT, **asdict(manifest)}
-        body = json.loads(json.dumps(body))
         body["checksum"] = _checksum(body)
         replace_file(self.path(step).with_suffix(".json"), json.dumps(body, indent=1))
-        self.retention = retention
+        self.retention = after
         self._off_schedule -= {step}
         self._off_schedule |= set() if save.on_schedule else {step}
         self._retain(step)
@@ -338,14 +320,14 @@ class CheckpointStore:
 
         The newest stays, on schedule or not: a preempted run goes on from there.
         """
-        retention, steps = self.retention, self.steps()
+        kept, steps = self.retention, self.steps()
         on_schedule = [step for step in steps if step not in self._off_schedule]
-        if retention.recent is None:
-            recent, best = on_schedule[-1:], [retention.best.step] if retention.best else []
+        if kept.recent is None:
+            recent, best = on_schedule[-1:], [kept.best.step] if kept.best else []
             stay = {*on_schedule, *best, newest}
         else:
-            recent = [step for step, _ in retention.recent if step in steps]
-            stay = (retention.retained_steps() or set()) | {newest}
+            recent = [step for step, _ in kept.recent if step in steps]
+            stay = (kept.retained_steps() or set()) | {newest}
         self.save.update_state_file(self.folder, newest, recent)
         for step in steps:
             if step not in stay:
@@ -356,7 +338,8 @@ class CheckpointStore:
         """Prepare for a run that started at `start` and has saved nothing by `now`."""
         self.remove_orphans()
         policy = self.save.policy
-        self.retention = resume_retention(initial_retention(start, policy), [], start, now, policy)
+        state = retention.initial_retention(start, policy)
+        self.retention = retention.resume_retention(state, [], start, now, policy)
 
     def repair_and_prune(self, newest: Manifest, start: float, now: float) -> None:
         """Go on at `now` from `newest`, in a run that started at `start` and may have been killed.
@@ -371,9 +354,10 @@ class CheckpointStore:
                 continue
             with suppress(CorruptCheckpoint):
                 found = self.manifest(step)
-                there.append(Save(step, found.time, found.metrics, found.regular))
+                there.append(retention.Save(step, found.time, found.metrics, found.regular))
         self._off_schedule = {save.step for save in there if not save.on_schedule}
-        self.retention = resume_retention(newest.memory, there, start, now, self.save.policy)
+        policy = self.save.policy
+        self.retention = retention.resume_retention(newest.memory, there, start, now, policy)
         self._retain(newest.step)
         self.remove_orphans()
 
@@ -383,9 +367,6 @@ class CheckpointStore:
         for name, step in self._own().items():
             if step not in complete:
                 (self.folder / name).unlink()
-        self._remove_temporary()
-
-    def _remove_temporary(self) -> None:
         for path in self.folder.iterdir():
             if self._temporary.fullmatch(path.name) and path.is_file():
                 path.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from waymark.package import FOLDER, __version__
 
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
 # with TF_ are Terraform's, and may be secret.)
-STEERING = (
+NUMERICS_ENV_VARS = (
     "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA",
     "ONEDNN_DEFAULT_FPMATH_MODE", "TF_DETERMINISTIC_OPS", "TF_XLA_FLAGS", "XLA_FLAGS",
     "TF_ENABLE_AUTO_MIXED_PRECISION", "TF_CUDNN_DETERMINISTIC", "TF_CUDNN_USE_AUTOTUNE",
@@ -32,7 +32,7 @@ STEERING = (
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
 # What of environment.json decides the bits of the next step; the rest explains, at most.
-NUMERICAL = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
+NUMERICS_KEYS = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
 
 
@@ -59,7 +59,7 @@ def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any
             "onednn": IsMklEnabled(),
             "deterministic_ops": is_op_determinism_enabled(),
         },
-        "settings": {name: os.environ[name] for name in STEERING if name in os.environ},
+        "settings": {name: os.environ[name] for name in NUMERICS_ENV_VARS if name in os.environ},
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "gpus": _gpus(tf, build),
@@ -155,7 +155,7 @@ def _driver() -> str | None:
 
 def fingerprint() -> dict[str, Any]:
     """Return what decides the bits beside configuration, data and code, without TensorFlow."""
-    settings = {name: os.environ[name] for name in STEERING if name in os.environ}
+    settings = {name: os.environ[name] for name in NUMERICS_ENV_VARS if name in os.environ}
     return {"tensorflow": version("tensorflow"), "cpu": _cpu(), "settings": settings}
 
 
@@ -203,7 +203,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
     Waymark wrote it.
     """
     found: list[Difference] = []
-    for topic in (*NUMERICAL, "packages", "python", "platform", "waymark", "git_commit"):
+    for topic in (*NUMERICS_KEYS, "packages", "python", "platform", "waymark", "git_commit"):
         if topic in old and topic in new:
             compare = _gpu_differences if topic == "gpus" else _topic_differences
             found += compare(topic, old[topic], new[topic])
@@ -267,7 +267,7 @@ def _gpu_names(gpus: list[Any]) -> str:
 
 def numerical(found: Iterable[Difference]) -> list[Difference]:
     """Return those differences that decide the bits of the next step on the same code."""
-    return [each for each in found if each[0].partition(".")[0] in NUMERICAL]
+    return [each for each in found if each[0].partition(".")[0] in NUMERICS_KEYS]
 
 
 def format_difference(difference: Difference, sides: tuple[str, str] = ("recorded", "now")) -> str:

@@ -5,15 +5,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from importlib.metadata import PackageNotFoundError, distribution
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from waymark.config import masking
-from waymark.config.masking import masked
 from waymark.config.own_hydra import load, own_singletons
 from waymark.config.resolve import Resolved, resolve
 from waymark.config.schema import GROUP_PROTOCOLS, Config
@@ -77,13 +77,12 @@ def as_written(overrides: Iterable[str]) -> list[str]:
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import OverrideParseException
 
     overrides = as_written(overrides)
     try:
         with own_singletons():
-            found = OverridesParser.create().parse_overrides(overrides)
+            found = _parser().parse_overrides(overrides)
     except OverrideParseException as error:
         raise BadInput(f"{error.override}: is not of the form key=value.") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
@@ -105,9 +104,8 @@ def _read(given: dict[str, Any]) -> dict[str, Any]:
         return {**given, **masking.resolve(OmegaConf.create(open_))}
     except hydra_errors() as error:
         words = [f"{key}={value}" for key, value in open_.items()]
-        raise BadInput(
-            f"{explain_hydra_error(error, words)} (in {' '.join(words)[:80]!r})."
-        ) from None
+        said = explain_hydra_error(error, words)
+        raise BadInput(f"{said} (in {' '.join(words)[:80]!r}).") from None
 
 
 def searchpath(folders: Iterable[str]) -> str:
@@ -183,10 +181,7 @@ class Composer:
     """
 
     def __init__(self, config_loader: Any, master: Any) -> None:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
         self._loader, self._master = config_loader, master
-        self._parser = OverridesParser.create()
         self._is_group = cache(lambda key: bool(config_loader.get_group_options(key)))
         self._parsed = cache(self._parse)
         self._base = cache(self._compose)
@@ -214,7 +209,7 @@ class Composer:
 
     def _parse(self, text: str) -> tuple[Any, str]:
         """Return an override, and its kind: of a group, of a plain value in its place, other."""
-        item = self._parser.parse_override(text)
+        item = _parser().parse_override(text)
         if self._is_group(item.key_or_group):
             return item, "group"
         special = item.is_add() or item.is_force_add() or item.is_delete() or item.package
@@ -249,10 +244,8 @@ def with_group_members(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return recorded values and choices with other `members` of groups in them.
 
-    Beside `conf/` their YAML may lie in `folders`.
-
-    What the members' YAML sets comes in, what the former ones' set goes; all else stays as it
-    was recorded. Raises BadInput for a member that does not exist.
+    What the members' YAML, in `conf/` or `folders`, sets comes in, what the former ones' set goes;
+    all else stays as it was recorded. Raises BadInput for a member that does not exist.
     """
     values, now = deepcopy(dict(body)), {**choices}
     own = [searchpath(folders)] if folders else []
@@ -261,9 +254,7 @@ def with_group_members(
         for key in {**before, **after}:
             if before.get(key) != after.get(key) or (key in before) != (key in after):
                 *parents, last = key.split(".")
-                place = values
-                for parent in parents:
-                    place = place[parent]
+                place = reduce(getitem, parents, values)
                 place.pop(last, None)
                 if key in after:
                     place[last] = after[key]
@@ -274,8 +265,7 @@ def with_group_members(
 def from_config(config: Config) -> Resolved:
     """Return a typed configuration together with the plain values that record it.
 
-    Raises BadInput for what `resolve` refuses: a Config's own types are checked only when it is
-    made.
+    Raises BadInput for what `resolve` refuses: a Config checks its types only when it is made.
     """
     values: dict[str, Any] = {}
     for field in fields(config):
@@ -285,7 +275,7 @@ def from_config(config: Config) -> Resolved:
             plain = {"_target_": _target(value), **plain}
         values[field.name] = plain
     choices = {group: _member(group, _target(getattr(config, group))) for group in GROUP_PROTOCOLS}
-    return resolve(masking.recalled(values), choices, lambda key: "the given configuration")
+    return resolve(masking.recall_secrets(values), choices, lambda key: "the given configuration")
 
 
 def _target(value: Any) -> str:
@@ -300,7 +290,7 @@ def _member(group: str, target: str) -> str:
     return target.rpartition(".")[2].lower()
 
 
-def plain(cfg: Any) -> dict[str, Any]:
+def to_plain(cfg: Any) -> dict[str, Any]:
     """Return what Hydra composed as plain values, `???` where one is missing.
 
     Interpolations stay in Hydra's own node, and where one of a value that is missing is among
@@ -313,17 +303,16 @@ def plain(cfg: Any) -> dict[str, Any]:
     with contextlib.suppress(*hydra_errors()):
         values = masking.resolve(_without_hydra(cfg), partly=True)
         own |= {key: value for key, value in values.items() if key in own}
-    return {**own, "experiment_name": str(masked(own["experiment_name"]))}
+    return {**own, "experiment_name": str(masking.mask_secrets(own["experiment_name"]))}
 
 
 def hydra_errors() -> tuple[type[Exception], ...]:
+    """Return what Hydra and OmegaConf raise for what a user gave."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return (
-        *(HydraException, OmegaConfBaseException),
-        *(ValueError, TypeError, AssertionError, RecursionError),
-    )
+    of_values = (ValueError, TypeError, AssertionError, RecursionError)
+    return (HydraException, OmegaConfBaseException, *of_values)
 
 
 def brought_by(choice: str) -> str:

@@ -57,18 +57,18 @@ def is_secret(name: str) -> bool:
     return name.endswith(ENDS) or any(part in name for part in PARTS)
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_values(value: Any, change: Callable[[Any], Any]) -> Any:
     """Return nested plain values with each one changed."""
     if isinstance(value, Mapping):
-        return {key: mapped(inner, change) for key, inner in value.items()}
+        return {key: map_values(inner, change) for key, inner in value.items()}
     if isinstance(value, list):
-        return [mapped(inner, change) for inner in value]
+        return [map_values(inner, change) for inner in value]
     return change(value)
 
 
-def revealed(value: Any) -> Any:
+def reveal_secrets(value: Any) -> Any:
     """Return nested plain values with that of each Secret in its place."""
-    return mapped(value, lambda each: each.value if isinstance(each, Secret) else each)
+    return map_values(value, lambda each: each.value if isinstance(each, Secret) else each)
 
 
 def with_masks(value: Any, shown: Any) -> Any:
@@ -84,13 +84,13 @@ def remember_setting(key: str, value: Any, shown: Any) -> None:
         _settings[key, value] = shown
 
 
-def recalled(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def recall_secrets(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings that were handed out, secret ones as Secret."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            value = recalled(value, f"{key}.")
+            value = recall_secrets(value, f"{key}.")
         elif isinstance(value, str) and (key, value) in _settings:
             value = Secret(value, _settings[key, value])
         found[name] = value
@@ -177,11 +177,11 @@ def without_password(uri: str | None) -> str | None:
     return re.sub(user, mask, re.sub(query, mask, uri))
 
 
-def masked(values: Any) -> Any:
+def mask_secrets(values: Any) -> Any:
     """Return nested values with secrets, and passwords in URIs, masked."""
 
     def mask(value: Any) -> Any:
         shown = value.shown if isinstance(value, Secret) else value
         return without_password(shown) if isinstance(shown, str) else shown
 
-    return mapped(values, mask)
+    return map_values(values, mask)

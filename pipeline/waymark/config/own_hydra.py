@@ -26,9 +26,7 @@ class _ForThisThread(UserDict[Any, Any]):
 def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
     """Return what Hydra makes of `config.yaml` in a folder, with its own node `hydra`.
 
-    `source` is the class that reads the files.
-
-    Raises what Hydra raises.
+    `source` is the class that reads the files. Raises what Hydra raises.
     """
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl

@@ -4,12 +4,14 @@ import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from copy import deepcopy
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from waymark.config.masking import MASK, Secret, as_interpolation, masked
+from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.resolve import Resolved, build_group, resolve
 from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS
@@ -66,6 +68,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
 
     Raises BadInput for a file that is missing, damaged, or of a newer format.
     """
+    unreadable = f"{path} is not a readable record of a run"
     try:
         text = decode_yaml(path.read_bytes())
         _check_yaml(text)
@@ -81,17 +84,15 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
                 place.setdefault(last, deepcopy(value))
         version = body.pop("format")
     except yaml.YAMLError as error:
-        raise BadInput(
-            f"{path} is not a readable record of a run: {yaml_problem(error, text)}"
-        ) from None
+        raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         inside = isinstance(error, OSError) and error.strerror  # its text names the file again
         reason = inside or first_line(error)
-        raise BadInput(f"{path} is not a readable record of a run: {reason}") from None
+        raise BadInput(f"{unreadable}: {reason}") from None
     check_format(version, path)
     choices = body.pop("choices", None)
     if not isinstance(choices, dict) or set(choices) != set(GROUP_PROTOCOLS):
-        raise BadInput(f"{path} is not a readable record of a run: its choices are not there.")
+        raise BadInput(f"{unreadable}: its choices are not there.")
     if isinstance(body.get("tags"), dict):  # they may be numbers in an older record
         body["tags"] = {key: str(value) for key, value in body["tags"].items()}
     for group in GROUP_PROTOCOLS:
@@ -101,7 +102,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     suspect = [key for key, value in flatten(body).items() if "***" in str(value)]
     masked = body.pop("masked", suspect)  # earlier versions did not tell
     if not isinstance(masked, list):
-        raise BadInput(f"{path} is not a readable record of a run: masked is no list.")
+        raise BadInput(f"{unreadable}: masked is no list.")
     return body, choices, [key for key in suspect if key in masked]
 
 
@@ -134,7 +135,7 @@ def from_record(
 def _given(setting: tuple[str, Any]) -> str:
     """Return a setting as it is given on the command line, secrets as they are read there."""
     key, value = setting
-    shown = masked(value)
+    shown = mask_secrets(value)
     text = as_interpolation(shown if isinstance(shown, str) else json_text(shown))
     if isinstance(shown, str) and not re.fullmatch(r"[\w./-]+|\$\{oc\.env:\w+\}", text):
         text = '"' + re.sub(r'(\\*)"', r"\1\1\"", text) + '"'
@@ -173,11 +174,8 @@ def with_overrides(
     left = {key: known[key] for key in masked if "***" in str(known.get(key))}
     kept = {key: Secret(value, value) for key, value in left.items() if isinstance(value, str)}
     overrides = {**kept, **overrides}
-    missing = {
-        key: value
-        for key, value in left.items()
-        if overrides.get(key, value) == value and key.partition(".")[0] not in NOT_NEEDED
-    }
+    needed = {key: left[key] for key in left if key.partition(".")[0] not in NOT_NEEDED}
+    missing = {k: value for k, value in needed.items() if overrides.get(k, value) == value}
     if missing:
         again = shlex.join(map(_given, missing.items()))
         unknown = any("***" in MASK.sub("", str(value)) for value in missing.values())
@@ -187,10 +185,7 @@ def with_overrides(
         )
     for key, value in overrides.items():
         *parents, last = key.split(".")
-        place = body
-        for parent in parents:
-            place = place[parent]
-        place[last] = value
+        reduce(getitem, parents, body)[last] = value
     body["trusted_modules"] = trusted
     return resolve(body, choices, lambda key: origin, trusted)
 

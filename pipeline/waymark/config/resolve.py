@@ -13,7 +13,8 @@ from typing import Any, get_args, get_type_hints
 import pydantic
 import yaml
 
-from waymark.config.masking import Secret, masked, remember_setting, revealed, with_masks
+from waymark.config import masking
+from waymark.config.masking import Secret, mask_secrets, reveal_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS, NAME, TAG, TAG_VALUE, Config
 from waymark.config.values import flatten, nearest
@@ -43,13 +44,13 @@ class Resolved:
     def secrets(self) -> dict[str, Any]:
         """Return the settings that are masked, as overrides that know their masks."""
         recorded = flatten(self.values)
-        return {key: with_masks(value, recorded[key]) for key, value in self.hidden.items()}
+        return {key: masking.with_masks(value, recorded[key]) for key, value in self.hidden.items()}
 
     def typed(self) -> Config:
         """Return the configuration; should it come back, its secrets will be known again."""
         known = flatten(self.values)
         for key, value in self.hidden.items():
-            remember_setting(key, value, known[key])
+            masking.remember_setting(key, value, known[key])
         return self.config
 
     def params(self) -> dict[str, str]:
@@ -73,20 +74,19 @@ def resolve(
     Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
     that cannot be used, or a text that would be an interpolation or is not UTF-8.
     """
-    recorded = masked(values)
+    recorded = mask_secrets(values)
     for key, value in flatten(recorded).items():
         if value == "???" or str(value).startswith(MISSING):
             where = str(value).removeprefix(MISSING) if value != "???" else source(key)
             raise BadInput(f"{key} ({where}): a value is missing.")
+        said = f"{key}={value!r} ({source(key)})"
         if "${" in str(value):
-            raise BadInput(
-                f"{key}={value!r} ({source(key)}): holds an interpolation, which is never recorded."
-            )
+            raise BadInput(f"{said}: holds an interpolation, which is never recorded.")
         if str(value).encode(errors="replace").decode() != str(value):
-            raise BadInput(f"{key}={value!r} ({source(key)}): is not UTF-8 and cannot be recorded.")
+            raise BadInput(f"{said}: is not UTF-8 and cannot be recorded.")
     given, known = flatten(values), flatten(recorded)
     masks = [key for key in given if isinstance(given[key], Secret) or given[key] != known[key]]
-    hidden = {key: revealed(given[key]) for key in masks}
+    hidden = {key: reveal_secrets(given[key]) for key in masks}
     values = {**values, **{key: recorded[key] for key in LABELS if key in recorded}}
     runtime = values.get("runtime")
     if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
@@ -106,7 +106,7 @@ def resolve(
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
     """Build a settings class, and those that its fields hold, with BadInput for a refusal."""
-    given, values = values, dict(revealed(values))
+    given, values = values, dict(reveal_secrets(values))
     for name, hint in get_type_hints(kind).items():
         secret, kinds = given.get(name), {hint, *get_args(hint)}
         if isinstance(secret, Secret) and str not in kinds and kinds & {int, float, bool}:
@@ -145,9 +145,9 @@ def _sentence(
         place += first["loc"][1:2]
     key = ".".join(str(part) for part in ([prefix, *place] if prefix else place))
     if first["type"] == "unexpected_keyword_argument":
-        return (
-            f"{key} ({source(key)}): there is no such setting{nearest(key, _fields(kind, prefix))}."
-        )
+        names = getattr(kind, "__dataclass_fields__", {})
+        known = [f"{prefix}.{name}" if prefix else name for name in names]
+        return f"{key} ({source(key)}): there is no such setting{nearest(key, known)}."
     if first["type"].startswith("missing"):
         return f"{key} ({source(key)}): a value is missing."
     if first["type"] == "string_type":
@@ -158,14 +158,10 @@ def _sentence(
     return f"{key}={first['input']!r} ({source(key)}): {said}."
 
 
-def _fields(kind: type, prefix: str) -> list[str]:
-    names = getattr(kind, "__dataclass_fields__", {})
-    return [f"{prefix}.{name}" if prefix else name for name in names]
-
-
 def build_group(
     group: str, values: Mapping[str, Any], source: Source, trusted: list[str] | None
 ) -> Any:
+    """Make the object that `values[group]` describes; see `resolve` for the rest and BadInput."""
     given = values.get(group)
     if not isinstance(given, Mapping) or not isinstance(given.get("_target_"), str):
         raise BadInput(f"{group} ({source(group)}): must be a group of settings with a _target_.")
@@ -178,9 +174,8 @@ def build_group(
     cls = _locate(given["_target_"], key, source, trusted)
     missing = [name for name in GROUP_PROTOCOLS[group] if not callable(getattr(cls, name, None))]
     if missing:
-        raise BadInput(
-            f"{key}={given['_target_']!r} ({source(key)}): has no method {missing[0]}()."
-        )
+        said = f"{key}={given['_target_']!r} ({source(key)})"
+        raise BadInput(f"{said}: has no method {missing[0]}().")
     return _checked(cls, own, group, source)
 
 
@@ -188,15 +183,16 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     from hydra.utils import get_class
 
     def allowed(name: str) -> bool:
-        roots = ["waymark", *(trusted or [])]
-        return trusted is None or any(name == r or name.startswith(f"{r}.") for r in roots)
+        roots = tuple(f"{root}." for root in ("waymark", *(trusted or [])))
+        return trusted is None or f"{name}.".startswith(roots)
 
+    said = f"{key}={target!r} ({source(key)})"
     distrust = BadInput(
-        f"{key}={target!r} ({source(key)}): is not part of Waymark; "
+        f"{said}: is not part of Waymark; "
         f"if you trust its module, say so with trusted_modules=[...]."
     )
     if target in CLASSES:  # a record's is the new one by now
-        raise BadInput(f"{key}={target!r} ({source(key)}): is now called {CLASSES[target]}.")
+        raise BadInput(f"{said}: is now called {CLASSES[target]}.")
     if not allowed(target):
         raise distrust
     log = logging.getLogger("hydra.utils")
@@ -206,7 +202,7 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
-        raise BadInput(f"{key}={target!r} ({source(key)}): cannot be loaded: {reason}") from None
+        raise BadInput(f"{said}: cannot be loaded: {reason}") from None
     finally:
         log.disabled = disabled
     if not allowed(cls.__module__):  # a dotted name also walks through what a module imports

@@ -82,6 +82,7 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
+        """Return how many bytes the four arrays take."""
         return sum(getattr(self, name).nbytes for name in ENTRIES)
 
     @cached_property
@@ -110,11 +111,9 @@ class Mnist5k(Loader):
     """4,000 and 1,000 MNIST digits that come with Waymark, class by class; see mnist_5k.txt."""
 
     def load(self) -> Dataset:
-        def read() -> Dataset:
-            arrays = _read_npz(MNIST_5K_FILE)
-            return _published(_dataset("mnist_5k", "waymark/mnist_5k.npz", arrays), MNIST_5K)
-
-        return _kept("mnist_5k", [MNIST_5K_FILE], read)
+        """Read Waymark's own file: images uint8 [N, 28, 28, 1]."""
+        source, files = "waymark/mnist_5k.npz", [MNIST_5K_FILE]
+        return _load("mnist_5k", source, files, lambda: _read_npz(MNIST_5K_FILE), MNIST_5K)
 
 
 @settings
@@ -128,15 +127,12 @@ class Mnist(Loader):
     """an npz in Keras's layout; null: Keras's cache, else its download"""
 
     def load(self) -> Dataset:
+        """Read the npz: images uint8 [N, 28, 28, 1]; raise BadInput unless it holds MNIST."""
         if self.path is not None:
             path = _expand(self.path)
         else:
             path = _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
-
-        def read() -> Dataset:
-            return _published(_dataset("mnist", str(path), _read_npz(path)), MNIST)
-
-        return _kept("mnist", [path], read)
+        return _load("mnist", str(path), [path], lambda: _read_npz(path), MNIST)
 
 
 @settings
@@ -152,6 +148,7 @@ class FashionMnist(Loader):
     else its download"""
 
     def load(self) -> Dataset:
+        """Read the files: images uint8 [N, 28, 28, 1]; raise BadInput for other data."""
         if self.path is not None:
             folder = _expand(self.path)
         elif FASHION_DEBIAN.exists():
@@ -159,12 +156,11 @@ class FashionMnist(Loader):
         else:
             files = list(FASHION_FILES.values())
             folder = _from_keras("fashion_mnist", "datasets/fashion-mnist", files)
-
-        def read() -> Dataset:
-            arrays = {name: _read_idx(folder / file) for name, file in FASHION_FILES.items()}
-            return _published(_dataset("fashion_mnist", str(folder), arrays), FASHION_MNIST)
-
-        return _kept("fashion_mnist", [folder / file for file in FASHION_FILES.values()], read)
+        paths = {name: folder / file for name, file in FASHION_FILES.items()}
+        return _load(
+            *("fashion_mnist", str(folder), list(paths.values())),
+            *(lambda: {name: _read_idx(path) for name, path in paths.items()}, FASHION_MNIST),
+        )
 
 
 @settings
@@ -178,26 +174,34 @@ class Arrays(Loader):
     """an npz with `x_train`, `y_train`, `x_test` and `y_test`"""
 
     def load(self) -> Dataset:
+        """Read the npz; raise BadInput naming the array that has another form."""
         path = _expand(self.path)
-        return _kept("arrays", [path], lambda: _dataset("arrays", str(path), _read_npz(path)))
+        return _load("arrays", str(path), [path], lambda: _read_npz(path))
 
 
-def _kept(name: str, files: list[Path], read: Callable[[], Dataset]) -> Dataset:
-    """Return what `read` makes of some files; while they are the same, what it made last time.
+def _load(
+    name: str,
+    source: str,
+    files: list[Path],
+    read: Callable[[], Mapping[str, np.ndarray]],
+    published: str | None = None,
+) -> Dataset:
+    """Return the data set that `read` reads from files; `published` is the digest it must have.
 
-    One data set is kept, if it is small, so that the runs of a process do not read it again.
+    One data set is kept, if it is small, so that the runs of a process do not read it again while
+    its files are the same.
     """
     now = time.time()
     try:
         facts = [path.stat() for path in files]  # before they are read
     except (OSError, ValueError):  # the reader says it better
-        return read()
+        return _dataset(name, source, read(), published)
     marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
     key = name, tuple(map(str, files)), tuple(marks)
     found = _last.get(key)
     if found is None:
         _last.clear()
-        found = read()
+        found = _dataset(name, source, read(), published)
         # Just after one change another one could bear the same time.
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
         if settled and found.nbytes < SMALL:
@@ -286,7 +290,9 @@ def _read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
-def _dataset(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
+def _dataset(
+    name: str, source: str, arrays: Mapping[str, np.ndarray], published: str | None
+) -> Dataset:
     """Check four arrays and bring them into the form that Dataset describes.
 
     Raises BadInput naming the array, what it has and what is allowed.
@@ -308,15 +314,10 @@ def _dataset(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Datase
     dataset = Dataset(name, source, **checked)
     if dataset.spec.classes < 2:
         raise BadInput(f"{source}: y_train and y_test hold only label 0; allowed are 2 classes up.")
-    return dataset
-
-
-def _published(dataset: Dataset, expected: str) -> Dataset:
-    """Return `dataset` if it is the published one, bit for bit."""
-    if dataset.digest != expected:
+    if published and dataset.digest != published:
         raise BadInput(
-            f"{dataset.source} does not hold {dataset.name} as published: its digest is "
-            f"{dataset.digest[:12]}, not {expected[:12]}; data=arrays reads arrays of your own."
+            f"{source} does not hold {name} as published: its digest is "
+            f"{dataset.digest[:12]}, not {published[:12]}; data=arrays reads arrays of your own."
         )
     return dataset
 

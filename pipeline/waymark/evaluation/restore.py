@@ -164,8 +164,8 @@ def _score_step(
     manifest = store.manifest(step)
     if not manifest.graph:
         raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
-    store.verify(manifest)
-    store.verify_graph(manifest)
+    store.verify(manifest.files)
+    store.verify(manifest.graph)
     meta = store.folder / min(manifest.graph)
     hits = graph.score(meta, store.path(step), data, config.runtime.intra_op_threads)
     return {"accuracy": hits / len(data.x_test), "hits": hits, "total": len(data.x_test)}

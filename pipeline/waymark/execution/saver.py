@@ -93,7 +93,7 @@ def restore_or_initialise(
         store.repair_and_prune(manifest, start, now)
         _restore_recorded_digests(run, store)
         with suppress(CorruptCheckpoint):
-            store.verify_graph(manifest)
+            store.verify(manifest.graph)
             graph_is_valid = bool(manifest.graph)
     else:
         store.begin(start, now)

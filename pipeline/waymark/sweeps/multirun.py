@@ -32,8 +32,8 @@ from waymark.config.compose import (
     brought_by,
     explain_hydra_error,
     hydra_errors,
-    plain,
     searchpath,
+    to_plain,
 )
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import own_singletons, parse_flags
@@ -201,7 +201,7 @@ def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
 
     own = [searchpath([config_dir])] if config_dir else []
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
+        return to_plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
 
 
 def _check(

@@ -28,8 +28,8 @@ from filelock import FileLock
 from waymark import names
 from waymark.checkpoints.external import files_of
 from waymark.comparison.environment import code, fingerprint
-from waymark.config.compose import plain
 from waymark.config.compose import resolved as checked
+from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
 from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
@@ -118,7 +118,7 @@ def run_trial(cfg: Any) -> float:
         reason = explain(error)
         print(f"waymark: {trial_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
-            _record_failure(plain(cfg), task, reason)
+            _record_failure(to_plain(cfg), task, reason)
     finally:
         trial_ended.set()
     return math.nan

@@ -28,6 +28,7 @@ class LogLines(NoProgress):
     """Print one line at each evaluation."""
 
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        """Print the line."""
         # As the TF1 tutorial has it, where that shows a loss.
         shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
         print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
@@ -38,27 +39,35 @@ class ProgressBar(NoProgress):
 
     def __init__(self, steps: int, done: int) -> None:
         super().__init__(steps, done)
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Left
-
-        text = TextColumn("{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}")
-        left = Left(elapsed_when_finished=True)
-        self._bar = Progress(BarColumn(), MofNCompleteColumn(), text, left)
+        text = "{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}"
+        self._bar = _bar(text, elapsed_when_finished=True)
         self._task = self._bar.add_task(
             "", total=steps, completed=done, rate="-", loss="-", acc="-"
         )
         self._bar.start()
 
     def on_steps(self, step: int, loss: float) -> None:
+        """Show the step, its loss and the steps per second."""
         speed = self._bar.tasks[0].speed
         step_rate = f"{rate(speed)} steps/s" if speed else "-"
         self._bar.update(self._task, completed=step, loss=number(loss), rate=step_rate)
 
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        """Show the accuracy."""
         self._bar.update(self._task, acc=f"{accuracy:.4f}")
 
     def close(self) -> None:
+        """Stop drawing; the bar stays as it is."""
         self._bar.stop()
+
+
+def _bar(text: str, speed_period: float = 30, **left: Any) -> Any:
+    """Return rich's bar with a text; `left` says how the time left is shown."""
+    from rich import progress
+
+    columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn(text))
+    remaining = progress.TimeRemainingColumn(**left)
+    return progress.Progress(*columns, remaining, speed_estimate_period=speed_period)
 
 
 def make_progress(mode: Any, steps: int, done: int) -> NoProgress:
@@ -82,23 +91,20 @@ class SweepProgressBar(NoSweepProgress):
     """Draw a bar with finished, running and failed trials, the best so far and time left."""
 
     def __init__(self, total: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn as Left
-
-        text = TextColumn("{task.fields[counts]}, best {task.fields[best]}")
-        self._bar = Progress(
-            BarColumn(), MofNCompleteColumn(), text, Left(True), speed_estimate_period=600
-        )
+        text = "{task.fields[counts]}, best {task.fields[best]}"
+        self._bar = _bar(text, speed_period=600, compact=True)
         self._task = self._bar.add_task("", total=total, counts="-", best="-")
         self._bar.start()
 
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
+        """Show the numbers that are not 0, and the best value."""
         told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         over = sum(counts.values()) - counts["running"]
         shown = "-" if best is None else number(best)
         self._bar.update(self._task, completed=over, total=total, counts=told or "-", best=shown)
 
     def close(self) -> None:
+        """Stop drawing; the bar stays as it is."""
         self._bar.stop()
 
 

@@ -7,16 +7,14 @@ Hyperparameter Tuning", MLSys 2020) with a factor of three: a trial goes on behi
 is among the best third of those that have come there.
 """
 
+import itertools
 import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
 N_STARTUP_TRIALS = 5  # median: others that must have come to a step before it is judged there
-REDUCTION_FACTOR = (
-    3  # asha: of so many one goes on; each rung is so many times as far as the one before
-)
-WORST = sys.float_info.max  # what is not finite is worse than anything
+REDUCTION_FACTOR = 3  # asha: of so many one goes on; a rung is so many times as far as the last
 MAX_JUDGED_STEPS = 50  # median: judged at so many evaluations of a trial at most
 
 Values = Mapping[int, float]  # step -> value
@@ -27,11 +25,8 @@ def pruning_steps(rule: str, steps: int, every: int) -> list[int]:
     evaluations = range(every, steps, every) if every else range(0)
     if rule == "median":
         return list(evaluations)[:: max(1, -(-len(evaluations) // MAX_JUDGED_STEPS))]
-    rungs, step = [], every
-    while step in evaluations:
-        rungs.append(step)
-        step *= REDUCTION_FACTOR
-    return rungs
+    powers = (every * REDUCTION_FACTOR**rung for rung in range(len(evaluations)))
+    return list(itertools.takewhile(lambda step: step in evaluations, powers))
 
 
 def should_prune(rule: str, step: int, own: Values, others: Sequence[Values]) -> bool:
@@ -70,6 +65,8 @@ class Pruner:
         return should_prune(self._rule, step, own, others)
 
     def _to_maximize(self, values: Values) -> Values:
-        """Return values of which a higher one is better, all of them finite."""
-        turned = {step: self._sign * value for step, value in values.items()}
-        return {step: v if math.isfinite(v) else -WORST for step, v in turned.items()}
+        """Return values of which a higher one is better; one that is not finite is the worst."""
+        return {
+            step: self._sign * value if math.isfinite(value) else -sys.float_info.max
+            for step, value in values.items()
+        }
