@@ -323,13 +323,13 @@ def _summary(result: Any) -> None:
 
 
 def _verdict(verdict: Any, as_json: bool = False) -> int:
-    from waymark.errors import Sentence
+    from waymark.errors import printable
 
     if as_json:
         print(verdict.dump(indent=None))
     else:
         for line in verdict.lines():
-            print(Sentence(line))
+            print(printable(line))
     return 0 if verdict.identical else 3
 
 

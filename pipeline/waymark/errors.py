@@ -25,12 +25,16 @@ def remember_secret(text: str, mask: str) -> None:
         _known[text] = mask
 
 
+def printable(text: object) -> str:
+    """Return a text without secrets, in which is escaped what a terminal would act on."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in without_secrets(str(text)))
+
+
 class Sentence(Exception):
-    """One sentence for the user, without secrets; what a terminal would act on is escaped."""
+    """One sentence for the user, printable and without secrets."""
 
     def __init__(self, text: str) -> None:
-        text = without_secrets(text)
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+        super().__init__(printable(text))
 
 
 class BadInput(Sentence):

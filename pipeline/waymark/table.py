@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from waymark.errors import Sentence
+from waymark.errors import printable
 
 # A number with a point or an exponent, on its own or in a list.
 FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")
@@ -16,7 +16,7 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: i
     """Return a table as text; where it is wider than `width`, each row as lines of its own."""
     from rich.cells import cell_len, set_cell_size
 
-    columns, *safe = [[str(Sentence(cell)) for cell in row] for row in (columns, *rows)]
+    columns, *safe = [[printable(cell) for cell in row] for row in (columns, *rows)]
     widths = [max(map(cell_len, cells)) for cells in zip(columns, *safe, strict=True)]
     lines = ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in (columns, *safe)]
     if width is None or max(map(len, lines)) <= width:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from waymark.errors import Sentence
+from waymark.errors import printable
 from waymark.table import elided
 
 
@@ -59,7 +59,7 @@ def curves(
         axes.set_ylabel(title)
     if len(names) <= 30:
         # A leading underscore would hide a name, a dollar sign make a formula of it.
-        texts = [elided(f" {Sentence(name)}", 40) for name in lines]
+        texts = [elided(f" {printable(name)}", 40) for name in lines]
         legend = figure.legend(lines.values(), texts, loc="outside right upper", fontsize=8)
         for text in legend.get_texts():
             text.set_parse_math(False)

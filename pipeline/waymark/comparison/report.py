@@ -15,7 +15,7 @@ from waymark.comparison import plots
 from waymark.comparison.bits import Divergence, exact
 from waymark.comparison.environment import format_difference
 from waymark.config.values import json_text
-from waymark.errors import BadInput, Sentence, first_line
+from waymark.errors import BadInput, first_line, printable
 from waymark.table import duration, format_table, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
@@ -140,7 +140,7 @@ class Comparison:
                     line = format_difference(each, ("in the first run", "here"))
                     grouped.setdefault(line, []).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
-        return [str(Sentence(line)) for line in lines]
+        return [printable(line) for line in lines]
 
     def _named(self, runs: list[str]) -> str:
         more = [f"and {len(runs) - NAMED} more"] if len(runs) > NAMED else []
@@ -168,7 +168,7 @@ class Comparison:
 
 
 def _html(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(str(Sentence(text)))}</{tag}>" for text in texts)
+    return "".join(f"<{tag}>{html.escape(printable(text))}</{tag}>" for text in texts)
 
 
 PAGE = """<!doctype html>

@@ -13,7 +13,7 @@ from waymark.comparison.repository import masked_lines
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.masking import as_interpolation
 from waymark.config.resolve import Resolved
-from waymark.errors import Failed, Sentence, explain, without_secrets
+from waymark.errors import Failed, explain, printable, without_secrets
 from waymark.execution.plan import own_modules
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.tracking.active_run import ActiveRun
@@ -96,7 +96,7 @@ def _end(
     undelivered = run.finish(status, stop.signalled)
     if run.refused:
         text = f"waymark: MLflow does not take of run {run_id}: {run.refused}"
-        print(Sentence(text), file=sys.stderr)
+        print(printable(text), file=sys.stderr)
     if undelivered:
         print(
             f"waymark: not all of run {run_id} has reached MLflow ({undelivered}); "

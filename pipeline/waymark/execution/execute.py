@@ -14,7 +14,7 @@ from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
 from waymark.config.values import json_text
 from waymark.data.sources import Dataset
-from waymark.errors import Sentence
+from waymark.errors import printable
 from waymark.evaluation.restore import refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.environment import RecordedEnvironment, record_environment
@@ -145,7 +145,7 @@ class RunExecution:
         plan, run, config = self.plan, self.run, self.plan.resolved.config
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
-        print(Sentence(f"run {run.info.id} ({run.info.name})"), flush=True)
+        print(printable(f"run {run.info.id} ({run.info.name})"), flush=True)
         with record_environment(run, config) as environment:
             self.stop.check()
             with reuse_or_compile(config, plan.data, plan.trainer) as trainer:

@@ -19,7 +19,7 @@ from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.schema import NAME
-from waymark.errors import BadInput, Failed, Sentence
+from waymark.errors import BadInput, Failed, printable
 from waymark.execution import new_process
 from waymark.execution.ending import RerunDiverged
 from waymark.execution.execute import run
@@ -151,13 +151,13 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
     checkouts = [each for each in (main, *others) if each]
     for each in checkouts:
         text = _git(each.top, "log", "-1", "--format=commit %h of %cs: %s", each.commit)
-        print(Sentence(text.strip() + (f" ({each.name[4:]})" if each.name else "")))
+        print(printable(text.strip() + (f" ({each.name[4:]})" if each.name else "")))
         changes = "not recorded" if each.changes is None else each.changes
-        print(Sentence(f"recorded changes{each.name}: {changes}"), flush=True)
+        print(printable(f"recorded changes{each.name}: {changes}"), flush=True)
     if copies:
-        print(Sentence(f"recorded copies: {diffstat(copies)}"), flush=True)
+        print(printable(f"recorded copies: {diffstat(copies)}"), flush=True)
     if own.left_out:
-        print(Sentence(f"not recorded, so as they are now: {', '.join(own.left_out)}"), flush=True)
+        print(printable(f"not recorded, so as they are now: {', '.join(own.left_out)}"), flush=True)
     patches = [copies, *(each.patch for each in checkouts)]
     if any(re.search(r"^[ +-]\(masked\)$", patch, re.MULTILINE) for patch in patches):
         raise BadInput(

@@ -39,7 +39,7 @@ from waymark.config.masking import without_password
 from waymark.config.own_hydra import own_singletons, parse_flags
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
-from waymark.errors import BadInput, Sentence
+from waymark.errors import BadInput, printable
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
@@ -312,10 +312,10 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
     if best and best.objective is not None:
         reached = f"{plan.metric} {number(best.objective)}"
-        print(Sentence(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
+        print(printable(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
     for each in trials:
         if each.status != "FINISHED":
-            print(Sentence(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))
+            print(printable(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))
     tracking.log_text(parent, _csv(trials), "trials.csv")
     print(sweep.summary_line(found))
     lost, where = sweep.total - len(trials), without_password(tracking.address.display_uri)

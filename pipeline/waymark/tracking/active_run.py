@@ -145,6 +145,7 @@ class ActiveRun:
 
     @property
     def info(self) -> RunRecord:
+        """Return the run as it is known now: its id is MLflow's once MLflow has the run."""
         return self._sender.delivery.info
 
     @property

@@ -99,6 +99,7 @@ class Delivery:
 
     @property
     def status(self) -> DeliveryStatus:
+        """Return what training needs to know of the delivery."""
         learned = History(self.learned) if self.learned else None
         return DeliveryStatus(self.info, self.connected, refusals(self), learned)
 
@@ -215,6 +216,7 @@ class Delivery:
 
     @property
     def complete(self) -> bool:
+        """Tell whether MLflow has all that the outbox holds."""
         self._read()
         return self.connected and not (self.unsent or self.tags or self.changed)
 

@@ -26,6 +26,8 @@ def is_timing(key: str) -> bool:
 
 @dataclass(frozen=True)
 class History:
+    """The metrics of a run at every step, and the digests of the states that it saved."""
+
     metrics: Mapping[str, Mapping[int, float]]  # key -> step -> value
     digests: Mapping[int, str] = field(default_factory=dict)  # step -> digest of the state saved
     whole: bool = True  # nothing is known to be missing

@@ -122,6 +122,7 @@ class Outbox:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        """Close the file; all that was added is in it already."""
         self._file.close()
 
 

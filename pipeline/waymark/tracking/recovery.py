@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from waymark import names
-from waymark.errors import BadInput, Sentence
+from waymark.errors import BadInput, printable
 from waymark.tracking import outbox, ownership
 from waymark.tracking.delivery import Delivery, refusals
 from waymark.tracking.history import NAME as HISTORY
@@ -35,7 +35,7 @@ def delivered(run_id: str, refused: str) -> str:
 def report_left_out(run_id: str, refused: str) -> None:
     """Say on standard error what was left out of a run that was delivered on the way."""
     if refused:
-        print(Sentence(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
+        print(printable(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
 
 
 def mark_dead_runs_killed(store: RunStore) -> None:

@@ -33,6 +33,7 @@ class RunRecord:
 
     @property
     def outbox(self) -> Path:
+        """Return the path of the run's outbox, whether it is there or not."""
         return self.folder.parent / outbox.NAME
 
     def recorded_tag(self, key: str) -> str | None:

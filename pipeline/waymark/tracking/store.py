@@ -132,6 +132,7 @@ class RunStore:
         return self.client.create_run(experiment, creation.start, own, creation.name)
 
     def experiment(self, name: str) -> str:
+        """Return the id of an experiment, made if there is none of this name."""
         from mlflow.exceptions import MlflowException
 
         found = self.client.get_experiment_by_name(name)
@@ -254,12 +255,14 @@ def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def summary_of(run: Any) -> RunSummary:
+    """Return the parameters and last metrics of MLflow's `run`."""
     metrics = {key: restore_infinity(value) for key, value in run.data.metrics.items()}
     end = run.info.end_time
     return RunSummary(dict(run.data.params), metrics, end / 1000 if end else None)
 
 
 def user_name() -> str:
+    """Return the name of the user of this process."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

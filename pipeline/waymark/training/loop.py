@@ -186,6 +186,7 @@ class Trainer:
 
     @property
     def step(self) -> int:
+        """Return how many steps the run has trained."""
         return int(self._variables["step"].numpy())
 
     def run_steps(self, steps: int) -> np.ndarray:
@@ -280,14 +281,18 @@ def reuse_or_compile(
 class ProgressReporter(Protocol):
     """Shows how the training goes, on a terminal or in a log."""
 
-    def on_steps(self, step: int, loss: float) -> None: ...
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None: ...
+    def on_steps(self, step: int, loss: float) -> None:
+        """Show that training has reached `step`, whose mean loss of the batch is `loss`."""
+
+    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+        """Show the mean loss and the accuracy, 0 to 1, on the test set at `step`."""
 
 
 class Recorder(Protocol):
     """Where metrics go: a step's value is recorded once, whoever asks again."""
 
-    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None: ...
+    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None:
+        """Record for each metric as many values as there are `steps`."""
 
 
 def train(
@@ -360,9 +365,11 @@ class StepRate:
         self._steps, self._seconds = 0, 0.0
 
     def add(self, steps: int, seconds: float) -> None:
+        """Count steps, and the seconds that they took."""
         self._steps, self._seconds = self._steps + steps, self._seconds + seconds
 
     def rate(self) -> float:
+        """Return the steps per second since the last call."""
         rate = self._steps / self._seconds
         self._steps, self._seconds = 0, 0.0
         return rate

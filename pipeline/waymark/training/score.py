@@ -33,11 +33,13 @@ class Score:
 
     @property
     def summary(self) -> dict[str, Any]:
+        """Return the metrics, and how many of how many images are classified correctly."""
         total = len(self.predictions)
         return {**self.metrics, "hits": self.hits, "total": total}
 
     @property
     def metrics(self) -> dict[str, float]:
+        """Return accuracy, 0 to 1, and mean loss by their names."""
         return {"accuracy": self.accuracy, "loss": self.loss}
 
 
