@@ -84,7 +84,10 @@ SWEEPS = {
 }
 
 
-@pytest.mark.parametrize("how", SWEEPS)
+@pytest.mark.parametrize(
+    "how",
+    ["one by one", *(pytest.param(how, marks=pytest.mark.long) for how in ("joblib", "optuna"))],
+)
 def test_a_sweep_reads_a_users_files_as_a_run_does(
     how: str, place: Path, main: Main, waymark: Main, client: Callable[[Path], Any]
 ) -> None:

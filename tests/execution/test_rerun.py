@@ -341,7 +341,7 @@ def test_another_thread_count(
     ("variable", "values", "fact"),
     [
         ("TF_ENABLE_ONEDNN_OPTS", "01", "onednn"),
-        ("TF_DETERMINISTIC_OPS", "10", "deterministic_ops"),
+        pytest.param("TF_DETERMINISTIC_OPS", "10", "deterministic_ops", marks=pytest.mark.long),
     ],
 )
 def test_a_variable_that_steers_tensorflow(

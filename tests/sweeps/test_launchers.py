@@ -83,6 +83,7 @@ def check(client: MlflowClient, sweep: list[int], undisturbed: Callable[..., End
 SUBMITIT = ["hydra/launcher=submitit_local", "hydra.launcher.cpus_per_task=2"]
 
 
+@pytest.mark.long
 def test_what_is_killed_or_out_of_time_goes_on_by_submitit(
     place: Path,
     waymark: Callable[..., Done],
@@ -149,6 +150,7 @@ def test_what_kills_a_worker_of_joblib_costs_no_trial(
     check(client(place), [60, 61, 62, 63, 64, 65], undisturbed)
 
 
+@pytest.mark.long
 def test_a_killed_sweep_of_joblib_is_completed_by_the_same_command(
     place: Path,
     waymark: Callable[..., Done],

@@ -76,7 +76,7 @@ def test_trials_are_judged_at_evaluations_before_the_last_step(steps: int, every
 # In a sweep.
 
 
-@pytest.mark.parametrize("rule", ["median", "asha"])
+@pytest.mark.parametrize("rule", [pytest.param("median", marks=pytest.mark.long), "asha"])
 def test_a_hopeless_trial_ends_keeps_its_checkpoint_and_can_go_on(
     place: Path, main: Main, client: Open, rule: str
 ) -> None:

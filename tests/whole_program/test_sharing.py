@@ -104,6 +104,7 @@ def test_the_next_run_has_the_bits_of_a_fresh_process(home: Path, made: list[Tra
     assert len(made) == 1
 
 
+@pytest.mark.long
 def test_a_machine_that_was_used_is_as_good_as_new(home: Path, made: list[Trainer]) -> None:
     arguments = (*SETTINGS, "data=arrays", f"data.path={small(home / 'data.npz', 0)}")
     found = []
