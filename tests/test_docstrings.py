@@ -1,6 +1,8 @@
 """Every public function, method and class says what it is for."""
 
 import ast
+import re
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,20 @@ def test_what_is_public_is_documented(file: Path) -> None:
 def test_this_test_sees_what_is_not_documented() -> None:
     source = "def a(): pass\nclass B:\n    'Text.'\n    def c(self): pass\n    def _d(self): pass\n"
     assert undocumented(ast.parse(source).body, "") == ["a", "B.c"]
+
+
+# In this order: those at the end read what execution and sweeps have recorded.
+PACKAGES = (
+    *("config", "data", "models", "checkpoints", "training", "processes"),
+    *("execution", "sweeps", "evaluation", "comparison", "tracking"),
+)
+
+
+def test_the_synopsis_of_each_package_runs(place: Path) -> None:
+    folders = {path.parent.name for path in (SOURCE / "waymark").glob("*/__init__.py")}
+    assert folders == set(PACKAGES)
+    for name in PACKAGES:
+        tree = ast.parse((SOURCE / "waymark" / name / "__init__.py").read_text(encoding="utf-8"))
+        code = re.search(r"(?ms)^ *(from|import) .*", ast.get_docstring(tree) or "")
+        assert code, name
+        exec(textwrap.dedent(code[0]), {})

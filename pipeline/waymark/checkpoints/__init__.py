@@ -1,6 +1,15 @@
 """Checkpoints: arrays in files, committed whole or not at all.
 
 A save format is a settings dataclass on top of `SaveFormat` with a `write` and a `read`.
+
+    from pathlib import Path
+
+    import numpy as np
+    from waymark.config.compose import compose_config
+
+    save = compose_config(["save=npz"]).config.save
+    save.write(Path("weights-1"), {"weights": np.zeros([784, 10], np.float32)})
+    print(save.read(Path("weights-1"))["weights"].shape)
 """
 
 from abc import ABC, abstractmethod

@@ -2,5 +2,5 @@
 
 from waymark.comparison.runs import compare_runs
 
-print(compare_runs(["first", "latest"]).text())
+print(compare_runs(["seed=0", "seed=1"]).text())
 """

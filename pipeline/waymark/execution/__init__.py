@@ -3,6 +3,6 @@
 from waymark.config.compose import compose_config
 from waymark.execution.execute import resume, run
 
-result = run(compose_config(["steps=200", "progress=false"]))
-resume(result.run_id, {"steps": 400})
+result = run(compose_config(["steps=20", "progress=false"]))
+resume(result.run_id, {"steps": 40})
 """

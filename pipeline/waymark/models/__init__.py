@@ -9,6 +9,12 @@ A model is a settings dataclass with two methods (a user's own needs nothing els
 `parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, D] in [0, 1]. Both are
 float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
 a key in training, None otherwise.
+
+    from waymark.config.compose import compose_config
+    from waymark.evaluation.restore import load_data, parameter_shapes
+
+    config = compose_config(["model=cnn"]).config
+    print(config.model, parameter_shapes(config, load_data(config).spec))
 """
 
 from collections.abc import Callable, Mapping

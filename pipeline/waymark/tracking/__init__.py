@@ -5,7 +5,10 @@ and sent to MLflow by a background thread in batches. The outbox is flushed to d
 checkpoint is published; the same key, value, timestamp and step are one point to MLflow, so
 sending twice changes nothing.
 
-    store = open_store(None, create=True)           # opening
-    run = create_run(store, resolved, tags, data)   # active_run: record, tag, finish
-    find(store, "latest")                           # finder
+    from waymark.tracking.finder import find
+    from waymark.tracking.opening import open_store
+
+    store = open_store(None)
+    run = find(store, "latest")
+    print(run.name, run.status, store.summary(run).metrics)
 """
