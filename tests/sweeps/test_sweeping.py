@@ -5,6 +5,7 @@ import csv
 import re
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from waymark.api import run
+from waymark.api import run, sweep
 from waymark.config import compose
 from waymark.config.compose import CONF, Composer, compose_config, hydra_errors
 from waymark.config.resolve import Resolved
@@ -376,6 +377,22 @@ def test_each_number_of_threads_has_a_process(
     assert len({each.data.tags["waymark.process"] for each in children}) == 2
     alone = run(*short, "runtime.intra_op_threads=2")
     assert digests(children)["intra_op_threads=2"] == alone.state_digest
+
+
+def test_the_work_of_a_trial_may_compose(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's model may call Waymark's functions: its work is done on another thread."""
+    composed: list[bool] = []
+
+    def done(*_: Any) -> float:
+        work = threading.Thread(target=compose_config, args=[["steps=7"]], daemon=True)
+        work.start()
+        work.join(60)
+        composed.append(not work.is_alive())
+        return 0.5
+
+    monkeypatch.setattr("waymark.sweeps.trial.claim_and_run", done)
+    sweep(*SHORT, "seed=0,1")
+    assert composed == [True, True]
 
 
 def test_a_trial_that_another_process_trains_is_waited_for(

@@ -3,7 +3,7 @@
 import threading
 from collections import UserDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -68,8 +68,11 @@ def parse_flags(arguments: Sequence[str]) -> Any:
 
 
 @contextmanager
-def own_singletons() -> Iterator[None]:
+def own_singletons(for_all_threads: bool = False) -> Iterator[None]:
     """Let this thread use Hydra without the singletons of the process.
+
+    `for_all_threads`: they are the process's meanwhile, and other threads may compose as well,
+    as the work of a sweep's trials may.
 
     Of the ConfigStore only Hydra's own entries are there: a user's `config` or `model/cnn` would
     be taken for a schema of ours.
@@ -79,9 +82,10 @@ def own_singletons() -> Iterator[None]:
     from hydra.core.config_store import ConfigStore
     from hydra.core.singleton import Singleton
 
-    with _lock:
+    with nullcontext() if for_all_threads else _lock:
         before, entries = Singleton._instances, ConfigStore.instance().repo["hydra"]
-        Singleton._instances = _ForThisThread({}, before)  # type: ignore[assignment]
+        own: Any = {} if for_all_threads else _ForThisThread({}, before)
+        Singleton._instances = own
         try:
             ConfigStore.instance().repo["hydra"] = entries
             version.setbase("1.3")

@@ -75,7 +75,7 @@ def sweep(arguments: Sequence[str]) -> SweepResult:
     trial can be done; Interrupted after a signal.
     """
     set_variable("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
-    with own_singletons():
+    with own_singletons(for_all_threads=True):
         install(CONF)
         plan = prepare(arguments)
         carried_out = Sweep(plan)
