@@ -354,6 +354,11 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
     if unknown and unknown[1] not in GROUP_PROTOCOLS:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    if any("full_key: hydra.runtime." in line for line in lines):
+        return (
+            f"the current folder, {str(Path.cwd())!r}, or that of a configuration: Hydra takes "
+            f"a ${{ in its name for an interpolation; use a folder whose path is without it."
+        )
     return "; ".join(lines[:2])
 
 
