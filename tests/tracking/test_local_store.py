@@ -25,6 +25,7 @@ from waymark.tracking.local_store import is_whole
 from waymark.tracking.opening import open_store
 
 from tests.support.processes import Done, Main, poll
+from tests.support.schema import migrate
 
 SMOKE = ("run", "+experiment=smoke", "progress=false", "record.changes=false")
 TINY = ("data=arrays", "steps=4", "save.every=2", "batch_size=5", "eval_every=0")
@@ -63,12 +64,16 @@ def tree(folder: Path) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no more power")])
+@pytest.mark.parametrize("stopped_in", ["_upgrade_db", "_verify_schema"])
 def test_what_stops_the_making_of_a_store_leaves_nothing(
-    empty: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    empty: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, stopped_in: str
 ) -> None:
+    """MLflow upgrades where the prepared SQL is another version's, and verifies it always."""
     from mlflow.store.db import utils
 
-    real, seen = utils._upgrade_db, []
+    if stopped_in == "_upgrade_db":
+        monkeypatch.setattr(local_store, "SCHEMAS", empty)
+    real, seen = getattr(utils, stopped_in), []
 
     def stopped(engine: Any) -> None:
         real(engine)
@@ -76,7 +81,7 @@ def test_what_stops_the_making_of_a_store_leaves_nothing(
         raise error
 
     with monkeypatch.context() as broken:
-        broken.setattr(utils, "_upgrade_db", stopped)
+        broken.setattr(utils, stopped_in, stopped)
         with pytest.raises((KeyboardInterrupt, BadInput)):
             open_store(None, create=True)
     assert any(name.startswith(".mlflow.db.new-") for name in seen)
@@ -115,6 +120,40 @@ def test_a_store_appears_in_one_step(
     database, kept, lock = names(DATABASE.parent)
     assert (database, lock) == ("mlflow.db", "mlflow.lock")
     assert re.fullmatch(r"mlflow\.db\.unusable-[\d-]+-journal", kept)
+
+
+def content(path: Path) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return what SQLite says of the tables and indexes of a database, and all rows.
+
+    MLflow's migrations write constraints in another order each time.
+    """
+    with closing(sqlite3.connect(path)) as database:
+        parts = database.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+        tables = [name for kind, name, _, _ in parts if kind == "table"]
+        rows = {name: database.execute(f"SELECT * FROM {name}").fetchall() for name in tables}
+    lines = [(*part, sorted(line.strip(" ,") for line in (sql or "").split("\n")))
+             for *part, sql in parts]  # fmt: skip
+    return sorted(lines), rows
+
+
+def test_a_new_store_is_what_the_migrations_of_mlflow_make(empty: Path) -> None:
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    prepared = local_store.SCHEMAS / f"{local_store.needed_revision()}.sql"
+    assert prepared.exists(), "the installed MLflow has another schema: make schema"
+    open_store(None, create=True)
+    artifacts, other = f"{empty}/mlruns/artifacts", Path("migrated.db")
+    migrate(other)
+    SqlAlchemyStore(f"sqlite:///{other}", artifacts)
+    made, migrated = content(DATABASE), content(other)
+    for _, rows in (made, migrated):
+        ((*experiment, created, updated, workspace),) = rows.pop("experiments")
+        assert experiment == [0, "Default", f"{artifacts}/0", "active"]
+        assert created == updated
+        assert workspace == "default"
+    assert made[1].pop("experiment_tags") == [("waymark.root", f"{empty}/mlruns", 0)]
+    assert migrated[1].pop("experiment_tags") == []
+    assert made == migrated, "the installed MLflow has another schema: make schema"
 
 
 def test_what_a_kill_left_is_removed_later(place: Path) -> None:

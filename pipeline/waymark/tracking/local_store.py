@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 LOCK = "mlflow.lock"
 JOURNALS = ("-journal", "-wal", "-shm")  # of SQLite, beside its file
 CREATE_WAIT_S = 300  # seconds to wait for another process that makes the store, on a slow machine
+# For a revision of MLflow's schema the SQL that makes it; `make schema` writes it anew.
+SCHEMAS = Path(__file__).with_name("schemas")
 QUIET_S = 2.0  # seconds without a change after which nobody is making a store any more
 
 
@@ -67,7 +70,6 @@ def is_whole(database: Path) -> bool:
     ValueError, which says why, for any other one that the installed MLflow does not take.
     """
     from mlflow.store.db.base_sql_model import Base
-    from mlflow.store.db.utils import _get_latest_schema_revision
 
     with connected(database) as connection:
 
@@ -84,7 +86,7 @@ def is_whole(database: Path) -> bool:
             found = connection.execute("SELECT version_num FROM alembic_version")
             revisions = {version for (version,) in found}
         missing = sorted(set(Base.metadata.tables) - tables)
-        current = revisions == {_get_latest_schema_revision()}
+        current = revisions == {needed_revision()}
         if current and not missing:
             return True
         if not current and (holds("runs") or holds("experiments")):
@@ -92,6 +94,14 @@ def is_whole(database: Path) -> bool:
         if holds("runs") or holds("experiments", "experiment_id != 0"):
             raise ValueError(f"it has lost tables of MLflow's: {', '.join(missing)}")
         return False
+
+
+@cache
+def needed_revision() -> str:
+    """Return the revision of the schema that the installed MLflow needs."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
 
 
 def other_version(revision: str) -> str:
@@ -116,7 +126,8 @@ def _make(database: Path, uri: str, artifacts: str) -> None:
     try:
         # SQLite's own permissions are 0644 at most; those of its journals follow the file's.
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        store = SqlAlchemyStore(uri, artifacts)
+        _create_tables(new)
+        store = SqlAlchemyStore(uri, artifacts)  # makes what is missing: the default experiment
         store.engine.dispose()
         if not database.exists():  # SQLite would play the journals of another into the new one
             _move_journals(database, _unusable(database))
@@ -129,6 +140,17 @@ def _make(database: Path, uri: str, artifacts: str) -> None:
                 os.rename(new, database)
     finally:
         _clean(database)
+
+
+def _create_tables(new: Path) -> None:
+    """Create MLflow's tables from their prepared text, if that is the installed MLflow's.
+
+    Else MLflow makes them itself, by all of its migrations, which takes seconds.
+    """
+    schema = SCHEMAS / f"{needed_revision()}.sql"
+    if schema.exists():
+        with connected(new) as connection:
+            connection.executescript(schema.read_text())
 
 
 def _left_behind(database: Path) -> list[Path]:
