@@ -214,8 +214,9 @@ def compare(
     Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
     runs of MLflow's can be compared, not only Waymark's.
     """
-    from waymark import api
+    # Not by way of `api`, which brings along all that training needs.
     from waymark.comparison.report import plot_path
+    from waymark.comparison.runs import compare_runs
     from waymark.errors import BadInput
 
     named = [text for text in runs if not text.startswith("tracking.uri=")]
@@ -223,7 +224,7 @@ def compare(
     if as_csv and as_json:
         raise BadInput("--csv --json: one of the two.")
     path = None if plot is None else plot_path(plot)
-    found = api.compare(*named, experiment=experiment, sweep=sweep, where=where, tracking_uri=uri)
+    found = compare_runs(named, uri, experiment, sweep, where)
     if path:
         found.plot(path)
     if as_csv or as_json:
@@ -238,12 +239,13 @@ def compare(
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 def runs(overrides: tuple[str, ...], limit: int) -> int:
     """List the runs that were started last, and whether they can be resumed."""
-    from waymark import api
+    # Not by way of `api`, which brings along all that training needs.
+    from waymark.listing import list_runs
     from waymark.table import age, format_table
 
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
-    for run in api.runs(limit, _store_uri(overrides)):
+    for run in list_runs(_store_uri(overrides), limit):
         accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
         facts = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy]
         rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
@@ -295,6 +297,8 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
 
 def _store_uri(overrides: tuple[str, ...]) -> Any:
     """Return tracking.uri, the only override of some commands; raise BadInput for others."""
+    if not overrides:  # Hydra takes a tenth of a second to import
+        return None
     from waymark.config.compose import parse_overrides
     from waymark.errors import BadInput
 

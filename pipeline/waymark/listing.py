@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 
 from waymark import names
+from waymark.processes.process_state import taken_back
 from waymark.tracking.finder import select
 from waymark.tracking.history import last_step
 from waymark.tracking.opening import open_store
@@ -26,6 +27,7 @@ class ListedRun:
     resumable: bool
 
 
+@taken_back()
 def list_runs(uri: str | None, most: int) -> list[ListedRun]:
     """Return the runs that began last, the last one first; raise BadInput if there is no store."""
     tracking = open_store(uri, reading=True)

@@ -15,6 +15,7 @@ from waymark.comparison.recorded_run import RecordedRun, all_differences, load_r
 from waymark.comparison.report import Comparison, Curves, Metric, Row
 from waymark.config.old_names import CLASSES
 from waymark.errors import BadInput
+from waymark.processes.process_state import taken_back
 from waymark.table import setting
 from waymark.tracking.finder import find_single, select
 from waymark.tracking.history import foreign, is_timing
@@ -35,6 +36,7 @@ CONFIDENCE = 0.95
 FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
 
 
+@taken_back()
 def compare_runs(
     runs: Sequence[str],
     uri: str | None = None,
@@ -204,12 +206,12 @@ def _mean(values: list[float]) -> float:
 
 
 def _metric(values: list[tuple[float, float]]) -> Metric:
-    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second to import
-
     finals = [final for final, _ in values]
     mean, best = _mean(finals), _mean([best for _, best in values])
     if len(values) < 2 or not all(map(math.isfinite, finals)):
         return Metric(mean, best, len(values))
+    from scipy.special import stdtrit  # Student's t; scipy.stats takes a second to import
+
     try:
         std = statistics.stdev(finals)
     except OverflowError:
