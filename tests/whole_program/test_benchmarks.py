@@ -1,5 +1,6 @@
 """The benchmarks' peers do the job that they are compared by, and the ratios are what they say."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,27 @@ def test_a_ratio_is_of_medians_and_met_or_not() -> None:
     assert spread([3.0, 1.0, 2.0], 1) == "2.0 (1.0 to 3.0)"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc and prctl are Linux's")
+def test_what_a_process_leaves_behind_is_waited_for_and_counted() -> None:
+    """As a delivery process may be, which ends after the process that it delivers for."""
+    burn = "import time; held = bytearray(100_000_000)\nwhile time.process_time() < 1: pass"
+    leave = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]],"
+    job = measure(["-c", f"{leave} start_new_session=True)", burn])
+    assert job.cpu > 1
+    assert job.peak_of_all > job.peak + 100
+
+
+def test_of_two_programs_the_one_that_took_less_is_ahead() -> None:
+    both = ([4.0, 2.0], [1.0, 1.0])
+    assert Target("job: a / b", *both).ahead() == ["job", "b", "3.00 (2.00 to 4.00)", "a"]
+    assert Target("job: b / a", *both[::-1]).ahead() == ["job", "b", "3.00 (2.00 to 4.00)", "a"]
+    assert Target("job: a / b", [1.1], [1.0]).ahead()[1] == "a tie: b"
+    assert Target("a / a second", *both).ahead() == []
+
+
 def test_a_part_lasts_until_the_next_mark_or_the_end() -> None:
     marks = [("loop", 2.0), ("restore", 5.0), ("loop", 6.0), ("leave", 6.5)]
-    job = Measurement(wall=8.0, cpu=1.0, peak=1.0, marks=marks, output="")
+    job = Measurement(8.0, cpu=1.0, peak=1.0, peak_of_all=1.0, marks=marks, output="")
     assert (job.part("loop"), job.part("loop", 1), job.part("leave")) == (
         3.0,
         0.5,
