@@ -42,7 +42,7 @@ test-all: setup ## the tests that take longer, after make test: make test-all AR
 test-cluster: setup ## two Ray nodes, one of which is killed; four processes on a new store, 20 times
 	@$(BIN)/python -m pytest -n 0 -m cluster -s $(ARGS)
 
-bench: setup ## measure speed: twenty minutes, with nothing else running; MNIST_NPZ names MNIST
+bench: setup ## measure speed: half an hour, with nothing else running; MNIST_NPZ names MNIST
 	@$(BIN)/python -m benchmarks
 
 torture: setup ## attack real runs for an hour: make torture ARGS="--kills 25 --seed 1"

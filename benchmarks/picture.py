@@ -67,7 +67,7 @@ def draw() -> None:
         drawn = axes.barh([*bars], middle, color=colours, xerr=[below, above], capsize=3)
         axes.bar_label(drawn, [f"{value:.2f}" for value in middle], padding=4)
         axes.set_title(title, loc="left")
-        axes.margins(x=0.12)
+        axes.margins(x=0.2)
         axes.invert_yaxis()  # the first on top
         axes.spines[["top", "right"]].set_visible(False)
     machine = "{processor}, {cores} cores, {data}".format(**facts["whole"])

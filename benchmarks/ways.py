@@ -79,7 +79,8 @@ def watched_peaks(started: Callable[[], set[int]]) -> Iterator[dict[int, float]]
     def watch() -> None:
         while not ended.wait(LOOK_S):
             for pid in with_descendants(started()):
-                peaks[pid] = max(peaks.get(pid, 0.0), peak_of(pid))
+                if peak := peak_of(pid):  # the last counts: the first may be that of its parent
+                    peaks[pid] = peak
 
     thread = threading.Thread(target=watch)
     thread.start()
