@@ -7,6 +7,7 @@ import contextlib
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
+
 from tests.support.processes import FOREIGN, REPO
 
 BOUND = 120  # seconds that anything may take which is waited for
 HOMES = ("artifacts/*/*/artifacts", "spool/*/artifacts")  # of a run's files, below mlruns
+DELIVERY = "waymark.tracking.delivery_process"
+# A kill is of the process that trains, the one that delivers, or both; of a group of processes;
+# or the terminal is closed.
+WAYS = ("training", "delivery", "both", "group", "terminal")
 DAMAGES = ("truncate", "flip", "delete", "empty", "swap", "rename")
 
 
@@ -42,7 +49,31 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        start_new_session=True,
     )
+
+
+def strike(process: "subprocess.Popen[str]", way: str) -> bool:
+    """Do to a program that trains what a way of `WAYS` says; tell whether it was there to be hit.
+
+    It has ended then, but for `delivery`, after which it goes on.
+    """
+    with contextlib.suppress(psutil.Error):
+        children = psutil.Process(process.pid).children()
+        found = [child for child in children if any(map(DELIVERY.__eq__, child.cmdline()))]
+        for child in found if way in ("delivery", "both") else []:
+            child.kill()
+        if way == "delivery":
+            return bool(found) and process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        if way == "group":
+            os.killpg(process.pid, signal.SIGKILL)
+        elif way == "terminal":  # what its end sends
+            process.send_signal(signal.SIGHUP)
+        else:
+            process.kill()
+    process.wait()
+    return process.returncode in (-signal.SIGKILL, 128 + signal.SIGHUP)
 
 
 def finish(process: "subprocess.Popen[str]", bound: float = BOUND) -> tuple[int, str, str]:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from waymark.tracking.active_run import create_run
-from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
 
 from benchmarks.ways import Target, data_overrides, report, spread, table
 
@@ -65,7 +65,7 @@ class Loop:
         start_tensorflow(**vars(self.config.runtime))
         self.trainer = Trainer(self.config, self.data)
         self.score = self.trainer.score()
-        self.tracking = open_store(self.config.tracking.uri, create=True)
+        self.tracking = connect(self.config.tracking.uri, create=True)
         self.described = from_config(self.config)
 
     def ready(self) -> None:

@@ -88,6 +88,7 @@ class Attempts:
     only: int | None
     rows: dict[str, dict[str, Counter[str]]] = field(default_factory=dict)
     moments: Counter[str] = field(default_factory=Counter)
+    ways: Counter[str] = field(default_factory=Counter)  # of kills
     losses: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -135,6 +136,7 @@ class Attempts:
             print(f"| **{group}, total** | **{total['attempts']}** | **{total['survived']}** |")
         if self.moments:
             print("\nThe kills fell", ", ".join(f"{n} {at}" for at, n in self.moments.items()))
+            print("They were of:", ", ".join(f"{way} {n}" for way, n in self.ways.items()))
 
 
 def undisturbed(attempts: Attempts) -> dict[tuple[str, str], Undisturbed]:
@@ -186,12 +188,14 @@ def kill(
         seen = chaos.watch(process, folder, step)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0, spread))
-        process.kill()
-        _, err = process.communicate()
-        hit = process.returncode == -signal.SIGKILL
-        if not hit and process.returncode:
+        way = draw.choices(chaos.WAYS, [3, 2, 3, 1, 1])[0]
+        hit = chaos.strike(process, way)
+        _, err = process.communicate(timeout=chaos.BOUND)
+        if process.returncode and (way == "delivery" or not hit):
             return err, False
     if hit:
+        with attempts.lock:
+            attempts.ways[way] += 1
         now = max(seen, chaos.newest(folder))
         at = "before the first checkpoint" if now == 0 else "in training"
         with attempts.lock:

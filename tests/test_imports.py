@@ -13,14 +13,14 @@ from tests.support.processes import REPO
 
 # From the lowest on: what stands here imports nothing that stands after it, however indirectly.
 ORDER = (
-    *("package", "names", "users_code", "errors", "config", "table", "digest", "npz"),
+    *("package", "names", "users_code", "errors", "config", "table", "plots", "digest", "npz"),
     *("processes", "data", "models", "optimizers", "checkpoints", "tracking", "training"),
     *("evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli", "__main__"),
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
-    *("store", "artifacts", "history", "delivery", "recovery", "finder", "parent_run"),
-    *("sender", "active_run", "opening", "ui"),
+    *("questions", "store", "artifacts", "history", "pictures", "delivery", "recovery"),
+    *("finder", "parent_run", "opening", "remote_store", "active_run", "delivery_process", "ui"),
 )
 CONFIG = (
     *("old_names", "own_hydra", "masking", "values", "yaml_source", "schema", "resolve", "record"),

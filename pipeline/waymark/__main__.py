@@ -54,10 +54,10 @@ def program() -> NoReturn:
     if status == 128 + signal.SIGPIPE:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
-    if "tensorflow" not in sys.modules:
+    if not {"tensorflow", "mlflow"} & sys.modules.keys():
         sys.exit(status)
     # What Python does when it ends, but for taking everything down piece by piece: that takes
-    # more than a second where TensorFlow is, and all that has ended is on disk already.
+    # a second where TensorFlow or MLflow is, and all that has ended is on disk already.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -88,7 +88,7 @@ def evaluate(
         found = work.evaluate_run("latest", step, False, {})
         return found.step, seen[-1]
 
-    monkeypatch.setattr(work, "open_store", lambda uri, reading: recorded.tracking)
+    monkeypatch.setattr(work, "connect", lambda uri, reading: recorded.tracking)
     monkeypatch.setattr(work, "load_data", lambda config: data)
     monkeypatch.setattr(work, "score_state", score)
     monkeypatch.setattr(work, "log_parameters", lambda parameters: None)

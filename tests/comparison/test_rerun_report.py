@@ -63,7 +63,7 @@ def test_a_state_alone_can_be_apart() -> None:
     old.history.digests.update({1: "a", 2: "b", 3: "c"})  # type: ignore[attr-defined]
     new.history.digests.update({1: "a", 2: "x", 4: "d"})  # type: ignore[attr-defined]
     record = SimpleNamespace(id="a", tags={}, folder=Path("nowhere"), remote=False)
-    tracking: Any = None  # there is no remote home to ask
+    tracking: Any = SimpleNamespace(answer=lambda *_: [])  # there is no remote home to ask
     verdict = compare_rerun(
         tracking, replace(old, record=record), replace(new, record=record), {"w": (1,)}
     )

@@ -40,8 +40,11 @@ class Run:
         assert not self.ended
         self.tags |= tags
 
-    def finish(self, status: str, hurry: Callable[[], bool]) -> None:
+    def end(self, status: str) -> None:
         self.ended.append(status)
+
+    def wait_for_delivery(self, hurry: Callable[[], bool]) -> None:
+        assert self.ended
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The program in tests: how it is started, stopped, killed and waited for."""
 
+import os
 import signal
 import socket
 import subprocess
@@ -18,6 +19,9 @@ from waymark.config.compose import compose_config
 from waymark.names import VERSION
 from waymark.processes.signals import GracefulShutdown
 from waymark.tracking.active_run import ActiveRun, create_run
+from waymark.tracking.delivery import Delivery
+from waymark.tracking.delivery_process import DeliveryServer
+from waymark.tracking.remote_store import RemoteStore, connect
 from waymark.tracking.store import RunStore
 from waymark.training.loop import Trainer
 from waymark.training.progress import NoProgress
@@ -84,15 +88,51 @@ class StopAt(NoProgress):
 
 def created(tracking: RunStore, *overrides: str) -> ActiveRun:
     """Begin the record of a run that trains nothing."""
-    return create_run(tracking, compose_config([THREADS, *overrides]), {VERSION: "test"}, POINTS)
+    return create_run(
+        remote(tracking), compose_config([THREADS, *overrides]), {VERSION: "test"}, POINTS
+    )
+
+
+def remote(tracking: RunStore) -> RemoteStore:
+    """Return a store as a process that trains has it."""
+    return connect(tracking.uri)
 
 
 def end_sending(run: ActiveRun) -> None:
-    """End the thread that sends, as a kill does, and with it this process's hold on the run."""
-    run._sender.give_up.set()
-    run._sender.work_available.set()
-    run._sender.join(BOUND)
-    assert not run._sender.is_alive()
+    """End the delivery process, as a kill does, and with it this process's hold on the run."""
+    run._delivery.give_up()
+    run._close()
+
+
+def delivers(run: ActiveRun, delivery: Delivery) -> bool:
+    """Tell whether a delivery, in the fixture `delivery_here`, is that of a run."""
+    here: Any = run._delivery._process._process
+    known = here.server._runs.get(run._delivery._number)
+    return known is not None and known.delivery is delivery
+
+
+def delivery_of(run: ActiveRun) -> Delivery:
+    """Return what delivers a run where the fixture `delivery_here` is."""
+    here: Any = run._delivery._process._process
+    return poll(lambda: here.server._runs.get(run._delivery._number)).delivery
+
+
+class DeliveryHere:
+    """The delivery process as a thread of this process, whose parts a test can replace."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.server = DeliveryServer(os.dup(descriptor))
+        self.server._end_alone = self.server.close  # type: ignore[method-assign]
+        self._socket = self.server._socket
+        self._thread = threading.Thread(target=self.server.serve, daemon=True)
+        self._thread.start()
+
+    def kill(self) -> None:
+        with suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def wait(self) -> None:
+        self._thread.join(BOUND)
 
 
 class Killed(BaseException):

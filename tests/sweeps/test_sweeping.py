@@ -578,7 +578,7 @@ def test_a_store_that_is_gone_at_the_end_is_one_sentence(
         raise MlflowException("API request failed: Connection refused")
 
     monkeypatch.setattr("waymark.sweeps.sweep.Sweep.outcome", gone)
-    monkeypatch.setattr("waymark.sweeps.trial.open_store", gone)
+    monkeypatch.setattr("waymark.sweeps.trial.connect", gone)
     done = main("run", "-m", "seed=0,1", *SHORT)
     assert done.returncode == 1
     one, two, end, command = done.stderr.splitlines()

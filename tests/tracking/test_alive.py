@@ -24,7 +24,7 @@ from filelock import FileLock
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import compose_config
 from waymark.errors import BadInput
-from waymark.tracking import liveness, outbox
+from waymark.tracking import liveness, lock, outbox, recovery
 from waymark.tracking.active_run import ActiveRun, reopen_run
 from waymark.tracking.finder import find
 from waymark.tracking.liveness import is_alive, this_process
@@ -32,7 +32,7 @@ from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import sync
 from waymark.tracking.store import RunStore
 
-from tests.support.processes import BOUND, Done, Main
+from tests.support.processes import BOUND, Done, Main, remote
 
 Process = dict[str, Any]
 
@@ -180,8 +180,12 @@ from waymark.execution import execute
 from waymark.config.compose import compose_config
 from waymark.training.progress import NoProgress
 from waymark.tracking.active_run import create_run
-from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
+from waymark.tracking import remote_store
 from tests.support.data import POINTS
+from tests.support.processes import DeliveryHere
+
+remote_store.start_program = DeliveryHere
 
 class KillAt(NoProgress):
     def on_steps(self, step, loss):
@@ -198,14 +202,14 @@ def refusing(real):
 overrides = sys.argv[1:]
 settings = compose_config([*overrides, "tracking.flush_seconds=0.1", "+tags.colour=blue"])
 ids = {"whole": execute.run(compose_config([*overrides, "run_name=whole"])).run_id}
-tracking = open_store(None)
+tracking = connect(None)
 made = {name: create_run(tracking, settings, {"waymark.version": "test"}, POINTS)
         for name in ("silent", "FINISHED", "FAILED", "KILLED")}
 for name, run in made.items():
     run.record([1, 2], {"train/loss": [0.5, 0.25]})
     ids[name] = run.info.id
 for run in made.values():
-    while len(tracking.client.get_metric_history(run.info.id, "train/loss")) < 2:
+    while len(tracking.metric_history(run.info.id, "train/loss")) < 2:
         time.sleep(0.01)
 MlflowClient.log_batch = refusing(MlflowClient.log_batch)
 for name, run in made.items():
@@ -386,8 +390,16 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("how", ["lock", "tag", "elsewhere"])
 def test_a_run_that_another_process_has_is_left_to_it(
-    dead_runs: DeadRuns, here: Path, main: Main, living: Process, how: str
+    dead_runs: DeadRuns,
+    here: Path,
+    main: Main,
+    living: Process,
+    how: str,
+    delivery_here: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for module in (lock, recovery):
+        monkeypatch.setattr(module, "DELIVERY_END_S", 0.2)
     run_id = dead_runs.ids["training"]
     with ExitStack() as stack:
         if how == "lock":
@@ -417,8 +429,12 @@ def test_a_run_that_another_process_has_is_left_to_it(
 
 
 @pytest.mark.parametrize("key", ["boot", "pids", "host"])
-def test_the_lock_is_asked_first(dead_runs: DeadRuns, here: Path, key: str) -> None:
-    """Whatever the tag says of boot and container: who holds the lock lives, and nobody else."""
+def test_the_lock_is_asked_first(
+    dead_runs: DeadRuns, here: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the tag says of boot and container: who holds the lock delivers, nobody else."""
+    for module in (lock, recovery):
+        monkeypatch.setattr(module, "DELIVERY_END_S", 0.2)
     run_id = dead_runs.ids["training"]
     process = json.loads(mlflow().get_run(run_id).data.tags["waymark.process"])
     mlflow().set_tag(run_id, "waymark.process", json.dumps({**process, key: "other"}))
@@ -475,7 +491,7 @@ def test_of_several_at_once_one_gets_the_run(dead_runs: DeadRuns, here: Path, sm
         record = find(tracking, dead_runs.ids["silent"])
         barrier.wait(BOUND)
         try:
-            got.append(reopen_run(tracking, record, config))
+            got.append(reopen_run(remote(tracking), record, config))
         except BadInput as error:
             sentences.append(str(error))
 

@@ -24,6 +24,8 @@ from waymark.tracking.store import RunStore
 
 from tests.support.processes import Main, created, end_sending, poll
 
+pytestmark = pytest.mark.usefixtures("delivery_here")
+
 LONG = "1" * 7000
 PARAMS = {f"model.p{i:03}": str(i) for i in range(150)} | {
     "model.layers.conv@1": "32",

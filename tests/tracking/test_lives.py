@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.execution import execute
-from waymark.tracking import active_run, liveness, outbox, ownership
+from waymark.tracking import active_run, liveness, outbox, ownership, remote_store
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.delivery import Delivery
 from waymark.tracking.finder import find
@@ -26,7 +26,17 @@ from waymark.tracking.recovery import sync
 from waymark.training.progress import NoProgress
 
 from tests.support.data import POINTS
-from tests.support.processes import THREADS, Killed, end_sending, poll
+from tests.support.processes import (
+    THREADS,
+    Killed,
+    delivers,
+    delivery_of,
+    end_sending,
+    poll,
+    remote,
+)
+
+pytestmark = pytest.mark.usefixtures("delivery_here")
 
 # Whose a run is.
 
@@ -108,6 +118,7 @@ class Machine:
     def __init__(self, name: str, folder: Path, uri: str, patch: pytest.MonkeyPatch) -> None:
         self.name, self.folder, self.uri, self._patch = name, folder, uri, patch
         self._pid = 0
+        self._process: Any = None  # that delivers
         folder.mkdir()
 
     @contextmanager
@@ -118,9 +129,11 @@ class Machine:
         with self._patch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(active_run, "this_process", lambda: process)
+            patch.setattr(remote_store, "_process", self._process)
             if alone:
                 patch.setattr(liveness, "DEAD_AFTER_S", -liveness.HEARTBEAT_S)
             yield
+            self._process = remote_store._process
 
     def sync(self, alone: bool = False) -> list[str]:
         with self.at_work(alone):
@@ -132,7 +145,7 @@ class Machine:
         with self.at_work(alone=True):
             tracking = open_store(self.uri)
             return reopen_run(
-                tracking, find(tracking, run_id), compose_config([THREADS]).config, step
+                remote(tracking), find(tracking, run_id), compose_config([THREADS]).config, step
             )
 
 
@@ -150,7 +163,7 @@ def frozen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     real = Delivery.deliver
 
     def deliver(delivery: Delivery) -> None:
-        if any(run is None or run._sender.delivery is delivery for run in frozen):
+        if None in frozen or any(delivers(run, delivery) for run in frozen):
             raise ConnectionError("frozen")
         real(delivery)
 
@@ -194,9 +207,9 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
 def settled(client: MlflowClient, run: ActiveRun) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
-    poll(lambda: run._sender.delivery.complete)
+    poll(lambda: delivery_of(run).complete)
     time.sleep(0.05)
-    poll(lambda: run._sender.delivery.complete)
+    poll(lambda: delivery_of(run).complete)
     return seen(client, run.info.id)
 
 
@@ -205,11 +218,13 @@ def begun(machines: list[Machine], frozen: list[Any]) -> ActiveRun:
     """Return a run of A with 5 steps and a checkpoint on the server, and 3 more not sent."""
     with machines[0].at_work():
         tracking = open_store(machines[0].uri, create=True)
-        run = create_run(tracking, compose_config([THREADS]), {"waymark.version": "test"}, POINTS)
+        run = create_run(
+            remote(tracking), compose_config([THREADS]), {"waymark.version": "test"}, POINTS
+        )
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
-    poll(lambda: run._sender.delivery.complete)
+    poll(lambda: delivery_of(run).complete)
     frozen.append(run)
     trained(run, 6, 7, 8)
     run.record([4], {"early": [0.5]})
@@ -405,9 +420,7 @@ def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene) -> None:
     client, a, b, begun, run_id = scene
     end_sending(begun)
     path, mine = begun.info.outbox, ("life", "from_step", "finished", "since")
-    process = {
-        k: v for k, v in begun._sender.delivery._content.lives[0].process.items() if k not in mine
-    }
+    process = {k: v for k, v in outbox.read(path).lives[0].process.items() if k not in mine}
     box = outbox.Outbox(path.with_name("old"))
     for kind, value in list(outbox._entries(path.read_bytes())):
         box.append(kind, process if kind == "begun" else value)
@@ -479,7 +492,7 @@ class Story:
 
         def hung() -> None:
             if heard and not silent:
-                poll(lambda: made[0]._sender.delivery.complete)
+                poll(lambda: delivery_of(made[0]).complete)
             self.frozen.append(None)
 
         silent = self.run_id and hang < 0 and not undisturbed  # nothing of it is ever sent
@@ -499,7 +512,11 @@ class Story:
                     execute.run(compose_config([*SHORT, *self.data, *words]))
         self.told.append(f"{machine.name} trains to {steps}, hangs at {hang}: {len(made)}")
         for run in made:
-            if run._sender.is_alive() and None in self.frozen and self.draw.random() < 0.5:
+            if (
+                not run._delivery.arrived.done()
+                and None in self.frozen
+                and self.draw.random() < 0.5
+            ):
                 self.frozen.append(run)
                 self.hanging.append((machine, run))
             else:

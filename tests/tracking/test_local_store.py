@@ -352,6 +352,7 @@ def no_writing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", access)
 
 
+@pytest.mark.usefixtures("delivery_here")
 def test_a_store_that_may_only_be_read(
     place: Path,
     small: Path,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
+from waymark import plots
 from waymark.execution import execute
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.delivery import Delivery
@@ -22,6 +23,8 @@ from waymark.training.progress import NoProgress
 from tests.support.ends import End, points_of
 from tests.support.processes import THREADS, Main, poll
 from tests.support.proxy import Proxy
+
+pytestmark = pytest.mark.usefixtures("delivery_here")
 
 SHORT = ["data=arrays", "save=npz", "steps=40", "save.every=5", "save.max_to_keep=2", THREADS]
 SHORT += ["eval_every=20", "batch_size=10", "progress=false", "tracking.flush_seconds=30"]
@@ -377,11 +380,11 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
         drawn.append(set(losses))
         draw(path, losses, accuracies)
 
-    draw = execute.plots.loss_curve
+    draw = plots.loss_curve
     with monkeypatch.context() as slow:
         slow.setattr(execute, "train", trained)
         slow.setattr(Delivery, "drop_already_logged", late)
-        slow.setattr(execute.plots, "loss_curve", curve)
+        slow.setattr(plots, "loss_curve", curve)
         seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
         assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
     every = set(range(1, 51))

@@ -30,9 +30,12 @@ from waymark.tracking.address import location
 from waymark.tracking.finder import find, select
 from waymark.tracking.liveness import this_process
 from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
 
 from tests.support.data import POINTS
 from tests.support.processes import Done, Main, StopAt, free_port
+
+pytestmark = pytest.mark.usefixtures("delivery_here")
 
 SHORT = ["data=arrays", "save=npz", "steps=40", "save.every=10", "save.max_to_keep=2"]
 SHORT += ["eval_every=20", "batch_size=10", "progress=false", "runtime.intra_op_threads=2"]
@@ -84,7 +87,7 @@ def kept(
         settings = compose_config(
             [*overrides, 'experiment_name="it\'s other"', "+tags.colour='žlutá'"]
         )
-        failed = create_run(open_store(None), settings, {"waymark.version": "1"}, POINTS)
+        failed = create_run(connect(None), settings, {"waymark.version": "1"}, POINTS)
         failed.record([1, 2, 3], {"train/loss": [0.5, float("nan"), 1e-300]})
         failed.set_tags({"waymark.reason": "a\nb"})
         (failed.info.folder / "config.yaml").write_text("none")

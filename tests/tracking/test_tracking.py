@@ -46,7 +46,9 @@ from waymark.tracking.parent_run import open_parent
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.store import RunStore
 
-from tests.support.processes import BOUND, THREADS, Main, answers, created, free_port, poll
+from tests.support.processes import BOUND, THREADS, Main, answers, created, free_port, poll, remote
+
+pytestmark = pytest.mark.usefixtures("delivery_here")
 
 
 def bits(points: Points) -> tuple[str, list[int], list[bytes], int]:
@@ -180,7 +182,9 @@ def test_a_reopened_run_skips_what_is_recorded_and_sends_what_is_not(tracking: R
     outbox = Outbox(box)
     outbox.add(Points("train/loss", [3], [0.125], 1_700_000_000_000))
     outbox.close()
-    again = reopen_run(tracking, find(tracking, tracked.info.id), compose_config([THREADS]).config)
+    again = reopen_run(
+        remote(tracking), find(tracking, tracked.info.id), compose_config([THREADS]).config
+    )
     assert again.points["train/loss"] == {1: 0.5, 2: 0.25, 3: 0.125}
     again.record([2, 3, 4], {"train/loss": [7.0, 7.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -220,7 +224,10 @@ def test_a_store_that_fails_costs_nothing(
     assert box.exists()
     record = find(tracking, tracked.info.id)
     assert is_pending(record.outbox)
-    assert reopen_run(tracking, record, compose_config([THREADS]).config).finish("FINISHED") is None
+    assert (
+        reopen_run(remote(tracking), record, compose_config([THREADS]).config).finish("FINISHED")
+        is None
+    )
     assert history(tracking, tracked, "train/loss") == [(n, 1 / n) for n in range(1, 2501)]
     assert find(tracking, tracked.info.id).status == "FINISHED"
     assert not is_pending(record.outbox)
@@ -286,7 +293,7 @@ def test_every_list_is_read_to_its_last_page(tracking: RunStore, pages_of_one: N
     # All that MLflow has of a run whose outbox is gone.
     assert foreign(tracking, runs[0], ["train/loss"]).metrics["train/loss"] == {1: 3, 2: 2, 3: 1}
     runs[0].outbox.unlink()
-    again = reopen_run(tracking, find(tracking, "run0"), compose_config([THREADS]).config)
+    again = reopen_run(remote(tracking), find(tracking, "run0"), compose_config([THREADS]).config)
     assert again.points["train/loss"] == {1: 3.0, 2: 2.0, 3: 1.0}
     assert again.finish("FINISHED") is None
     # The dead ones are all marked.
@@ -303,9 +310,9 @@ def test_a_run_belongs_to_one_process(tracking: RunStore) -> None:
     tracked = created(tracking)
     config = compose_config([THREADS]).config
     with pytest.raises(BadInput, match=f"run {tracked.info.id}: another process is training it"):
-        reopen_run(tracking, find(tracking, tracked.info.id), config)
+        reopen_run(remote(tracking), find(tracking, tracked.info.id), config)
     tracked.finish("KILLED")
-    reopen_run(tracking, find(tracking, tracked.info.id), config).finish("FINISHED")
+    reopen_run(remote(tracking), find(tracking, tracked.info.id), config).finish("FINISHED")
 
 
 def test_a_clock_that_jumps_back_does_no_harm(
@@ -318,7 +325,7 @@ def test_a_clock_that_jumps_back_does_no_harm(
     monkeypatch.setattr(time, "time_ns", lambda: now_ns() - day * 10**9)
     tracked.record([2, 3], {"train/loss": [0.25, 0.125]})
     assert tracked.finish("KILLED") is None
-    again = reopen_run(tracking, find(tracking, "latest"), compose_config([THREADS]).config)
+    again = reopen_run(remote(tracking), find(tracking, "latest"), compose_config([THREADS]).config)
     assert again.info.id == tracked.info.id
     again.record([3, 4], {"train/loss": [9.0, 0.0625]})
     assert again.finish("FINISHED") is None
@@ -333,19 +340,16 @@ FOUR = """
 import os, sys, threading
 from waymark.config.compose import compose_config
 from waymark.tracking.active_run import create_run
-from waymark.tracking.opening import _mlflow_defaults, open_store
+from waymark.tracking.remote_store import connect
 from types import SimpleNamespace
 import numpy as np
-
-_mlflow_defaults()
-import mlflow.store.tracking.sqlalchemy_store, mlflow.tracking
 
 resolved = compose_config(["runtime.intra_op_threads=2"])
 data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
                        digest="d" * 64, source="test")
 
 def work():
-    tracked = create_run(open_store(None, create=True), resolved, {"waymark.version": "test"}, data)
+    tracked = create_run(connect(None, create=True), resolved, {"waymark.version": "test"}, data)
     for first in range(1, 1001, 100):
         steps = range(first, first + 100)
         tracked.record(steps, {"train/loss": [1 / step for step in steps]})
@@ -622,7 +626,7 @@ def test_the_remote_home_follows_the_folder(
     assert folder.exists()
 
     # A file of the same name and size, which another process has written: it is sent again.
-    again = reopen_run(tracking, find(tracking, run_id), compose_config([THREADS]).config)
+    again = reopen_run(remote(tracking), find(tracking, run_id), compose_config([THREADS]).config)
     put("SAME SIZE", "checkpoints/w-3.npz", "checkpoints/w-3.json")
     again.mark_artifacts_dirty()
     assert again.finish("FINISHED") is None

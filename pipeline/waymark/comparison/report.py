@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from waymark import plots
 from waymark.checkpoints.store import TEMPORARY, replace_file
-from waymark.comparison import plots
 from waymark.comparison.bits import Divergence, exact
 from waymark.comparison.environment import format_difference
 from waymark.config.values import json_text

@@ -22,11 +22,11 @@ from waymark.evaluation import graph
 from waymark.names import DATA_DIGEST, TEST_ACCURACY, VERSION
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find_single
-from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.loop import check_state, initial_state
-from waymark.training.runtime import start_if_imported, start_tensorflow
+from waymark.training.runtime import import_tensorflow, start_if_imported, start_tensorflow
 from waymark.training.score import Score, Scorer
 
 
@@ -83,10 +83,10 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     Raises BadInput for what is not there, CorruptCheckpoint for a named checkpoint that is damaged.
     """
     overrides = dict(overrides)
-    tracking = open_store(overrides.pop("tracking.uri", None), reading=True)
+    tracking = connect(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
     overrides.pop(SEARCHPATH, None)  # a record names no YAML
-    record = find_single(tracking, text)
+    record = tracking.ask(import_tensorflow, find_single, text)
     refuse_foreign(tracking, record)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -41,8 +41,12 @@ class RerunDiverged(Failed):
 
 
 @contextmanager
-def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> Iterator[None]:
+def recorded_end(
+    run: ActiveRun, resolved: Resolved, stop: GracefulShutdown, wait: bool = True
+) -> Iterator[None]:
     """Record how the body ended: FINISHED, also by Pruned; KILLED by Interrupted; else FAILED.
+
+    Unless told to `wait`, `wait_for_ended_runs` waits until a FINISHED one is delivered.
 
     All but a whole run and a loss that is not finite can be resumed. Raises Failed for what
     FAILED, which RerunDiverged is, else what the body raised.
@@ -55,7 +59,7 @@ def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> 
         raise
     except Pruned as error:
         run.set_tags({names.PRUNED: str(error.step)})
-        _end(run, stop, "FINISHED", str(error), resumable=True)
+        _end(run, stop, "FINISHED", str(error), resumable=True, wait=wait)
         raise
     except Exception as error:
         resumable = not isinstance(error, Diverged | RerunDiverged)  # it would again
@@ -69,7 +73,7 @@ def recorded_end(run: ActiveRun, resolved: Resolved, stop: GracefulShutdown) -> 
         if isinstance(error, RerunDiverged):
             raise RerunDiverged(sentence, error.verdict) from error
         raise Failed(sentence) from error
-    _end(run, stop, "FINISHED")
+    _end(run, stop, "FINISHED", wait=wait)
 
 
 def _keep_traceback(run: ActiveRun, error: Exception) -> None:
@@ -80,8 +84,22 @@ def _keep_traceback(run: ActiveRun, error: Exception) -> None:
         run.mark_artifacts_dirty()
 
 
+_undelivered: list[ActiveRun] = []  # runs that have ended, and are not waited for yet
+
+
+def wait_for_ended_runs(hurry: Callable[[], bool] = lambda: False) -> None:
+    """Wait until all that has ended is delivered; say of what is not where it is kept."""
+    while _undelivered:
+        _wait(_undelivered.pop(0), hurry)
+
+
 def _end(
-    run: ActiveRun, stop: GracefulShutdown, status: str, reason: str = "", resumable: bool = False
+    run: ActiveRun,
+    stop: GracefulShutdown,
+    status: str,
+    reason: str = "",
+    resumable: bool = False,
+    wait: bool = True,
 ) -> None:
     """End the run in MLflow; wait for a server, but not long once a signal has come."""
     run_id, folder = run.info.id, run.info.folder
@@ -93,7 +111,16 @@ def _end(
         run.set_tags({names.REASON: reason})
     if resumable:
         run.set_tags({names.RESUME: f"waymark resume {run_id}"})
-    undelivered = run.finish(status, stop.signalled)
+    run.end(status)
+    wait_for_ended_runs(stop.signalled)
+    _undelivered.append(run)
+    if wait:
+        wait_for_ended_runs(stop.signalled)
+
+
+def _wait(run: ActiveRun, hurry: Callable[[], bool]) -> None:
+    run_id, folder = run.info.id, run.info.folder
+    undelivered = run.wait_for_delivery(hurry)
     if run.refused:
         text = f"waymark: MLflow does not take of run {run_id}: {run.refused}"
         print(printable(text), file=sys.stderr)

@@ -1,14 +1,14 @@
 """One run, carried out: trained, saved, restored, evaluated, compared, and its end recorded."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.checkpoints.store import TEMPORARY, Manifest, replace_file
-from waymark.comparison import plots, rerun_report
+from waymark.checkpoints.store import Manifest, replace_file
+from waymark.comparison import rerun_report
 from waymark.comparison.recorded_run import RecordedRun
 from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
@@ -25,14 +25,14 @@ from waymark.processes.signals import GracefulShutdown
 from waymark.tracking import artifacts, history
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.finder import find_single
-from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import deliver_ended_run
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.loop import Diverged, Trainer, reuse_or_compile, train
 from waymark.training.progress import make_progress
 from waymark.training.pruning import Pruner
-from waymark.training.runtime import start_tensorflow
+from waymark.training.runtime import import_tensorflow, start_tensorflow
 from waymark.training.score import Score, Scorer, confusion
 
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
@@ -59,21 +59,24 @@ def run(
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
     began: Callable[[], None] | None = None,
+    wait: bool = True,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
     `began` is called when the run is recorded, before it trains: a trial's, for which others
-    wait, so that it is not compiled before.
+    wait, so that it is not compiled before. Unless told to `wait`, `wait_for_ended_runs` waits
+    until the run is delivered.
 
     Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
     of a sweep finds it hopeless, RerunDiverged, Failed otherwise.
     """
     with GracefulShutdown() as stop:
+        store = connect(resolved.config.tracking.uri, create=True)
         plan = plan_new(resolved, original, tags, compile_now=began is None)
-        store = open_store(resolved.config.tracking.uri, create=True)
-        active = create_run(store, resolved, plan.tags, plan.data)
+        start = partial(start_tensorflow, **vars(resolved.config.runtime))
+        active = create_run(store, resolved, plan.tags, plan.data, meanwhile=start)
         replace_file(active.info.folder / "config.yaml", resolved.record())
-        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began)
+        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)
 
 
 @unfailing_output()
@@ -83,6 +86,7 @@ def resume(
     allow_drift: bool = False,
     pruner: Pruner | None = None,
     began: Callable[[], None] | None = None,
+    wait: bool = True,
 ) -> Result | None:
     """Go on with a run in its own MLflow run; None if nothing was left to do.
 
@@ -92,8 +96,8 @@ def resume(
     """
     given = dict(overrides)
     with GracefulShutdown() as stop:
-        store = open_store(given.pop("tracking.uri", None))
-        record = find_single(store, text)
+        store = connect(given.pop("tracking.uri", None))
+        record = store.ask(import_tensorflow, find_single, text)
         refuse_foreign(store, record)
         if record.remote and not record.offline:
             _fetch(store, record)
@@ -104,7 +108,7 @@ def resume(
         active = reopen_run(store, record, plan.resolved.config, plan.step)
         replace_file(record.folder / "config.yaml", plan.resolved.record())
         active.set_tags(plan.tags)
-        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began)
+        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)
 
 
 def _fetch(store: RunStore, record: RunRecord) -> None:
@@ -127,12 +131,12 @@ class RunExecution:
     stop: GracefulShutdown
     pruner: Pruner | None = None
 
-    def to_recorded_end(self, began: Callable[[], None] | None) -> Result:
+    def to_recorded_end(self, began: Callable[[], None] | None, wait: bool) -> Result:
         """Call `began`, execute the plan and record how it ended; raise as `recorded_end` does."""
         if began:
             began()
         self.stop.can_finish_gracefully = True
-        with recorded_end(self.run, self.plan.resolved, self.stop):
+        with recorded_end(self.run, self.plan.resolved, self.stop, wait):
             result = self.stop.run(self.execute)
         return replace(result, link=self.store.link(self.run.info))
 
@@ -145,7 +149,7 @@ class RunExecution:
         plan, run, config = self.plan, self.run, self.plan.resolved.config
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
-        print(printable(f"run {run.info.id} ({run.info.name})"), flush=True)
+        print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
         with record_environment(run, config) as environment:
             self.stop.check()
             with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
@@ -164,6 +168,13 @@ class RunExecution:
                 raise trained
             verdict = self.compare_with_original(environment, trainer.shapes)
         return replace(result, verdict=verdict)
+
+    def _spooled(self) -> str:
+        """Say where a run is kept for which a local store has given no answer; else nothing."""
+        if not (self.store.database and self.run.info.remote):
+            return ""
+        where = f"{self.run.info.folder.parent}, and waymark sync delivers it"
+        return f"; {self.store.address.named} gives no answer: it is kept in {where}"
 
     def train_and_save(self, trainer: Trainer, saver: Saver) -> Score | Pruned | None:
         """Train to the last step; return its evaluation, None if there was no step to train.
@@ -200,7 +211,7 @@ class RunExecution:
         return Pruned(step, values[step]) if pruner(step, values) else None
 
     def restore_and_evaluate(self, trainer: Trainer, saver: Saver, trained: Score | None) -> Result:
-        """Restore the last checkpoint from disk into a new model, evaluate it, record and draw.
+        """Restore the last checkpoint from disk into a new model, evaluate it and record that.
 
         The model is made from config.yaml and its functions are compiled anew, so that nothing
         comes from training but what is on disk. The trials of a sweep for which Waymark's own
@@ -216,8 +227,7 @@ class RunExecution:
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
         run.record([config.steps], restored)
         run.set_tags({names.STATE_DIGEST: manifest.digest})
-        run.wait_for_earlier_history(self.stop.signalled)
-        _write_report(run, data, manifest, score)
+        _write_scores(run, data, manifest, score)
         recorded = run.points.get(names.TEST_ACCURACY, {}).get(config.steps)
         accuracy = trained.accuracy if trained else recorded
         steps, folder = saver.store.steps(), run.info.folder
@@ -243,8 +253,8 @@ class RunExecution:
         return verdict
 
 
-def _write_report(run: ActiveRun, data: Dataset, manifest: Manifest, score: Score) -> None:
-    """Write the scores and the pictures of a restored checkpoint into the run's folder."""
+def _write_scores(run: ActiveRun, data: Dataset, manifest: Manifest, score: Score) -> None:
+    """Write the scores of a restored checkpoint into the run's folder, where they are drawn."""
     folder = run.info.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     classes, counts = confusion(data.y_test, score.predictions, data.spec.classes)
@@ -258,14 +268,5 @@ def _write_report(run: ActiveRun, data: Dataset, manifest: Manifest, score: Scor
         "confusion_matrix": counts.tolist(),
         "confusion_classes": classes,
     }
-    points = run.points
-    losses, accuracies = points.get(names.TRAIN_LOSS, {}), points.get(names.TEST_ACCURACY, {})
-    write: dict[str, Callable[[Path], Any]] = {
-        "metrics.json": lambda path: path.write_text(json_text(body)),
-        "loss.png": lambda path: plots.loss_curve(path, losses, accuracies),
-        "confusion_matrix.png": lambda path: plots.confusion_matrix(path, counts, classes),
-    }
-    for name in write:  # as new files: a copy of the store may be of hard links
-        write[name](folder / f"{TEMPORARY}{name}")
-        os.replace(folder / f"{TEMPORARY}{name}", folder / name)
+    replace_file(folder / "metrics.json", json_text(body))
     run.mark_artifacts_dirty()

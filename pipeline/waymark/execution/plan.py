@@ -25,7 +25,7 @@ from waymark.evaluation import graph, restore
 from waymark.package import __version__
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find, find_single
-from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.hidden_state import HiddenState
@@ -206,7 +206,7 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     """
     given = {"tracking.uri": None, **overrides}
     trusted = given.pop("trusted_modules", [])
-    store = open_store(given["tracking.uri"])
+    store = connect(given["tracking.uri"])
     return record_of(store, find_single(store, text), given, trusted)
 
 

@@ -25,7 +25,7 @@ from waymark.execution.ending import RerunDiverged
 from waymark.execution.execute import run
 from waymark.execution.plan import record_as_it_is, record_of
 from waymark.tracking.finder import find_single
-from waymark.tracking.opening import open_store
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
@@ -56,7 +56,7 @@ def rerun(
     """
     given = {"tracking.uri": None, **parse_overrides(overrides)}
     trusted = given.pop("trusted_modules", [])
-    tracking = open_store(given["tracking.uri"])
+    tracking = connect(given["tracking.uri"])
     record = find_single(tracking, text)
     _refuse_others(given, tracking, record)
     original = load_recorded_run(tracking, record)

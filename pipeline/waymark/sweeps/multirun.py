@@ -40,6 +40,7 @@ from waymark.config.own_hydra import own_singletons, parse_flags
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.errors import BadInput, printable
+from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
@@ -47,9 +48,9 @@ from waymark.sweeps.landscape import Point, landscape
 from waymark.sweeps.sweep import Sweep, SweepPlan, TrialResult
 from waymark.table import number
 from waymark.tracking.limits import reason_of
-from waymark.tracking.opening import open_store
 from waymark.tracking.parent_run import open_parent
 from waymark.tracking.recovery import mark_dead_runs_killed
+from waymark.tracking.remote_store import connect
 
 # What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
 # the trials' lines are not repeated here; a trial has one core.
@@ -119,7 +120,7 @@ def prepare(arguments: Sequence[str]) -> SweepPlan:
     _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
     varied = sorted({*varied, *(sweeper.get("params") or {})})
     command = _command([*flags, *given.overrides])
-    store = open_store(values["tracking"]["uri"], create=True)
+    store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
     parent, before = open_parent(
         store, values["experiment_name"], ", ".join(varied), tags, names.SWEEP
@@ -286,6 +287,7 @@ def finish(sweep: Sweep, status: int = 0) -> SweepResult:
 
     `status` is not 0 if the sweep could not come to its end.
     """
+    wait_for_ended_runs()
     sweep.close()
     try:
         return _finish(sweep, status)

@@ -34,7 +34,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
 from waymark.digest import file_digest
-from waymark.errors import Failed, explain
+from waymark.errors import BadInput, Failed, explain
 from waymark.evaluation.restore import load_data
 from waymark.execution import execute, new_process
 from waymark.execution.ending import Pruned
@@ -44,9 +44,10 @@ from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.table import elided, setting
 from waymark.tracking.finder import find, select, tagged
-from waymark.tracking.opening import open_store
 from waymark.tracking.parent_run import record_failed_trial
+from waymark.tracking.questions import StoreError
 from waymark.tracking.recovery import mark_dead_runs_killed
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.pruning import Pruner, pruning_steps
@@ -145,7 +146,7 @@ def _end_with_parent() -> None:
 def claim_and_run(resolved: Resolved, name: str) -> float:
     """Come to a trial's end, by this process or another; return its objective."""
     _end_with_parent()
-    tracking, key = open_store(resolved.config.tracking.uri, create=True), identity(resolved)
+    tracking, key = connect(resolved.config.tracking.uri, create=True), identity(resolved)
     lock = FileLock(tracking.root / "trials.lock")
     try:
         known = wait_until_free(tracking, resolved.config.experiment_name, key, name, lock)
@@ -183,12 +184,12 @@ def run_or_resume(
             trusted = own_modules(config)  # the command itself names them
             given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
             given["trusted_modules"] = trusted
-            execute.resume(run_id, given, pruner=pruner, began=began)
+            execute.resume(run_id, given, pruner=pruner, began=began, wait=not in_parent)
         else:
             values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
             own = replace(config, run_name=values["run_name"])
             named = replace(resolved, config=own, values=values)
-            run_id = execute.run(named, None, tags, pruner, began).run_id
+            run_id = execute.run(named, None, tags, pruner, began, wait=not in_parent).run_id
     except Pruned as pruned:
         return PrunedObjective(pruned.step, pruned.value)
     record = find(tracking, run_id)
@@ -247,6 +248,12 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
     told = cache(recorded)  # by a trial that was not judged itself, and has ended
 
     def other_trials() -> list[Mapping[int, float]]:
+        try:
+            return judged_by_now()
+        except (BadInput, StoreError):  # a store that does not answer: this trial goes on
+            return []
+
+    def judged_by_now() -> list[Mapping[int, float]]:
         found: list[Mapping[int, float]] = []
         for record, _ in members(tracking, parent):
             if record.tags.get(names.TRIAL) == key:
@@ -341,7 +348,7 @@ def trial_name(task: Sequence[str]) -> str:
 
 def _record_failure(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
     """Record a trial that failed before it had a run of its own."""
-    tracking, parent = open_store(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
+    tracking, parent = connect(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
     own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
     tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
     record_failed_trial(tracking, values["experiment_name"], trial_name(task), tags)

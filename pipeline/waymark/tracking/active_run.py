@@ -13,24 +13,32 @@ from waymark.config.resolve import Resolved
 from waymark.errors import BadInput, without_secrets
 from waymark.tracking import history, outbox, ownership
 from waymark.tracking.history import History
-from waymark.tracking.limits import SHORTER, Deleted, fitted, store_errors
+from waymark.tracking.limits import SHORTER, fitted
 from waymark.tracking.liveness import this_process
 from waymark.tracking.lock import acquire_run_lock, is_own, may_be_alive, owner_and_heartbeat
 from waymark.tracking.outbox import Outbox, Points, RunCreation
 from waymark.tracking.ownership import Life
+from waymark.tracking.questions import StoreError
+from waymark.tracking.remote_store import ANSWER_S, RemoteDelivery, RemoteStore
 from waymark.tracking.runs import RunRecord
-from waymark.tracking.sender import Sender
 from waymark.tracking.store import RunStore, user_name
 
+PICTURES_S = 60.0  # that the drawing of a run's pictures may take
 FLUSH_AFTER_SIGNAL_S = 5.0  # that a run which was told to stop waits for a server
 
 
 def create_run(
-    store: RunStore, resolved: Resolved, tags: Mapping[str, str], data: Any
+    store: RemoteStore,
+    resolved: Resolved,
+    tags: Mapping[str, str],
+    data: Any,
+    meanwhile: Callable[[], Any] = lambda: None,
 ) -> "ActiveRun":
     """Create a run with its params, tags and data set, and start to track it.
 
-    With a tracking server this returns at once; what the server is told follows.
+    A local store is waited for; `meanwhile` is called before. What a tracking server is told
+    follows, and so it does where a local store gives no answer: then the run is in a spool.
+    Raises BadInput if the store takes no run.
     """
     config = resolved.config
     shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
@@ -57,16 +65,19 @@ def create_run(
             "profile": shapes,
         },
     )
-    if store.server:
-        record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
-    else:
-        with store_errors(f"{store.address.named}: takes no new run"):
-            record = store.record(store.get_or_create(creation, None, may_exist=False))
-        creation = replace(creation, id=record.id, name=record.name)
+    answer = store.begin(RunStore.create, creation)
+    meanwhile()
+    record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
+    with suppress(StoreError, TimeoutError):
+        made = answer.result(ANSWER_S)
+        if made:
+            record, creation = made, replace(creation, id=made.id, name=made.name)
     return ActiveRun(store, record, creation, config.tracking, life)
 
 
-def reopen_run(store: RunStore, record: RunRecord, config: Any, from_step: int = 0) -> "ActiveRun":
+def reopen_run(
+    store: RemoteStore, record: RunRecord, config: Any, from_step: int = 0
+) -> "ActiveRun":
     """Go on with a run from a step: replay its outbox, skip from now on what is recorded.
 
     Raises BadInput if another process has the run.
@@ -89,10 +100,9 @@ def reopen_run(store: RunStore, record: RunRecord, config: Any, from_step: int =
     return ActiveRun(store, record, creation, config.tracking, life, before, earlier or History({}))
 
 
-def _creation(store: RunStore, record: RunRecord) -> RunCreation:
+def _creation(store: RemoteStore, record: RunRecord) -> RunCreation:
     """Return what a run was created with, whose outbox lies on another machine."""
-    experiment = store.client.get_experiment(record.experiment_id).name
-    params, start = store.client.get_run(record.id).data.params, int(record.start_time * 1000)
+    experiment, params = store.experiment_name(record), store.summary(record).params
     others = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP)
     own = {key: text for key, text in record.tags.items() if key not in others}
     return RunCreation(
@@ -100,9 +110,9 @@ def _creation(store: RunStore, record: RunRecord) -> RunCreation:
         address=store.address.store_key,
         experiment=experiment,
         name=record.name,
-        start=start,
+        start=int(record.start_time * 1000),
         tags=own,
-        params=dict(params),
+        params=params,
         dataset={},
     )
 
@@ -112,7 +122,7 @@ class ActiveRun:
 
     def __init__(
         self,
-        store: RunStore,
+        store: RemoteStore,
         record: RunRecord,
         creation: RunCreation | None,
         settings: Any,
@@ -129,7 +139,7 @@ class ActiveRun:
         self._earlier = earlier
         self._waits = store.server and not new and record.known  # to learn what MLflow has
         self._left = float(settings.flush_seconds)  # seconds that may still be waited for it
-        lock = acquire_run_lock(record)
+        self._lock = acquire_run_lock(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
         self._recorded = content.metrics()  # key -> step -> value
@@ -140,18 +150,27 @@ class ActiveRun:
                 self._outbox.append("ids", [record.id, record.experiment_id])
         after = {"after": before.dump()} if before else {}
         self._outbox.append("begun", {**life.dump(), **after})
-        self._sender = Sender(store, record, self._outbox, lock, new, settings.system_metrics)
-        self._sender.start()
+        try:
+            self._delivery = RemoteDelivery(
+                store, record, new, self._lock, self._outbox, settings.system_metrics
+            )
+        except BaseException:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        self._outbox.close()
+        self._lock.release()
 
     @property
     def info(self) -> RunRecord:
         """Return the run as it is known now: its id is MLflow's once MLflow has the run."""
-        return self._sender.delivery.info
+        return self._delivery.status.info
 
     @property
     def refused(self) -> str:
         """Return what MLflow will never take of the run, and why; nothing if it takes all."""
-        return self._sender.delivery.status.refused
+        return self._delivery.status.refused
 
     @property
     def points(self) -> dict[str, dict[int, float]]:
@@ -161,7 +180,7 @@ class ActiveRun:
     @property
     def history(self) -> History:
         """Return all that is known of the run's life, the one before this process's too."""
-        status = self._sender.delivery.status
+        status = self._delivery.status
         own = {key: dict(values) for key, values in self._recorded.items()}
         known = History(own, dict(self.digests), status.connected or not self._waits)
         return known.over(status.learned).over(self._earlier)
@@ -169,13 +188,13 @@ class ActiveRun:
     def wait_for_earlier_history(self, hurry: Callable[[], bool]) -> None:
         """Wait, as long as the end of a run waits, for what MLflow has of its earlier life."""
         if self._waits:
-            self._wait(lambda: self._sender.delivery.connected, hurry)
+            self._wait(lambda: self._delivery.has_answer, hurry)
 
-    def _wait(self, done: Callable[[], bool], hurry: Callable[[], bool]) -> None:
-        """Wait for the sender, for `tracking.flush_seconds` in all, or less in a hurry."""
+    def _wait(self, done: Callable[[], Any], hurry: Callable[[], bool]) -> None:
+        """Wait for the delivery, for `tracking.flush_seconds` in all, or less in a hurry."""
         began, most = time.monotonic(), self._left
-        while self._sender.is_alive() and not (done() or isinstance(self._sender.error, Deleted)):
-            self._sender.join(0.02)
+        while not done():
+            time.sleep(0.01)
             if time.monotonic() - began > (min(FLUSH_AFTER_SIGNAL_S, most) if hurry() else most):
                 break
         self._left = max(0.0, most - (time.monotonic() - began))
@@ -188,10 +207,10 @@ class ActiveRun:
 
     def record(self, steps: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
         """Record values of metrics at steps; steps that are recorded already are skipped."""
-        now, learned = time.time_ns() // 1_000_000, self._sender.delivery.learned
+        now, learned = time.time_ns() // 1_000_000, self._delivery.status.learned
         for key, values in metrics.items():
             known = self._recorded.setdefault(key, {})
-            there = learned.get(key, {})
+            there = learned.metrics.get(key, {}) if learned else {}
             pairs = zip(steps, values, strict=True)
             new = {step: x for step, x in pairs if step not in known and step not in there}
             if new:
@@ -211,8 +230,7 @@ class ActiveRun:
     def mark_artifacts_dirty(self) -> None:
         """Make the run's remote home, if it has one, follow its folder, in the background."""
         if self.info.remote:
-            self._sender.delivery.changed = True
-            self._sender.work_available.set()
+            self._delivery.changed(files=True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, in the background."""
@@ -220,21 +238,37 @@ class ActiveRun:
         try:
             self._outbox.append("tags", short)
         except OSError:  # a full disk: the reason itself may be what follows
-            self._sender.delivery.set_tags(short)
-        self._sender.work_available.set()
+            self._delivery.set_tags(short)
+        self._delivery.changed()
 
     def finish(self, status: str, hurry: Callable[[], bool] = lambda: False) -> str | None:
-        """Deliver what is left and end the run; return why not all could be, if so.
+        """End the run, and wait as `wait_for_delivery` does."""
+        self.end(status)
+        return self.wait_for_delivery(hurry)
 
-        This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry.
-        """
+    def end(self, status: str) -> None:
+        """End the run, and have delivered what is left."""
         end = time.time_ns() // 1_000_000
         with suppress(OSError):
             self._outbox.append("status", [status, end])
             self._outbox.flush()
-        self._sender.finish(status, end)
-        self._wait(lambda: False, hurry)
-        return self._sender.close()
+        self._delivery.finish(status, end)
+
+    def wait_for_delivery(self, hurry: Callable[[], bool] = lambda: False) -> str | None:
+        """Wait until all of a run that has ended is delivered; return why not, if so.
+
+        This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry. For the
+        pictures of a run of a local store, which need no server, there is more time.
+        """
+        delivery = self._delivery
+        self._wait(lambda: delivery.arrived.done() or delivery.status.ended, hurry)
+        local = delivery.status.ended and not self.info.remote
+        if local:
+            self._left = PICTURES_S
+        self._wait(lambda: delivery.arrived.done() or (local and delivery.status.error), hurry)
+        undelivered = self._delivery.give_up()
+        self._close()
+        return undelivered
 
 
 def new_life(before: Life, from_step: int) -> Life:

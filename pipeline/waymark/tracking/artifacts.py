@@ -8,10 +8,12 @@ from pathlib import Path
 
 from waymark.errors import BadInput
 from waymark.tracking.limits import store_errors
+from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
 
+@question
 def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
     """Bring an artifact of a remote run below `target`; it is there whole or not at all."""
     with store_errors(f"run {record.id}: {name} cannot be fetched"):
@@ -20,6 +22,7 @@ def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
             os.replace(store.client.download_artifacts(record.id, name, scratch), target / name)
 
 
+@question
 def newer(store: RunStore, record: RunRecord) -> list[str]:
     """Return a remote run's checkpoint files if they are newer than those here, else none.
 
@@ -30,6 +33,7 @@ def newer(store: RunStore, record: RunRecord) -> list[str]:
     return there if _newest(there) > _newest(here) else []
 
 
+@question
 def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
     """Return the names of a remote run's checkpoint files, manifests last; none of a local's.
 
@@ -42,12 +46,14 @@ def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
     return sorted(there, key=lambda name: name.endswith(".json"))
 
 
+@question
 def listed(store: RunStore, record: RunRecord, folder: str | None = None) -> list[str]:
     """Return the names in a folder of a run's remote home; raise BadInput without an answer."""
     with store_errors(f"run {record.id}: its files cannot be listed"):
         return [file.path for file in store.client.list_artifacts(record.id, folder)]
 
 
+@question
 def read(store: RunStore, record: RunRecord, name: str, there: bool = False) -> bytes | None:
     """Return what a small artifact of a run holds, None if the run has none of that name.
 

@@ -4,10 +4,9 @@ import contextlib
 import math
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
@@ -45,6 +44,9 @@ class DeliveryStatus:
     connected: bool  # what MLflow held before is known
     refused: str  # what MLflow will never take, and why; nothing if it takes all
     learned: History | None  # of the points that MLflow held, if it was asked for them
+    error: str = ""  # why the last try failed; nothing if it did not
+    ended: bool = False  # all is delivered but the pictures
+    deleted: bool = False  # the run was deleted in MLflow: nothing will be delivered
 
 
 class Delivery:
@@ -69,7 +71,6 @@ class Delivery:
         self.tags = dict(tags or {})
         self.training = False  # this process trains the run: say so, and that it is alive
         self.changed = record.remote and not new  # files in the folder are other ones than there
-        self.mutex = threading.Lock()
         self.learned: dict[str, dict[int, float]] = {}  # key -> step -> value, as MLflow had them
         self.connected = False
         self.created: Callable[[RunRecord], None] = lambda record: None
@@ -82,20 +83,18 @@ class Delivery:
 
     def _read(self) -> None:
         """Take up what was added to the outbox."""
-        with self.mutex:
-            self._reader.read()
-            content = self._content
-            self.unsent += [
-                new for p in content.points for new in p.without(self.learned.get(p.key, ()))
-            ]
-            self.tags = {**self.tags, **content.tags}
-            content.points, content.tags = [], {}
+        self._reader.read()
+        content = self._content
+        self.unsent += [
+            new for p in content.points for new in p.without(self.learned.get(p.key, ()))
+        ]
+        self.tags = {**self.tags, **content.tags}
+        content.points, content.tags = [], {}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Send tags that the disk did not take."""
         self._read()
-        with self.mutex:
-            self.tags = {**self.tags, **tags}
+        self.tags = {**self.tags, **tags}
 
     @property
     def status(self) -> DeliveryStatus:
@@ -113,29 +112,30 @@ class Delivery:
             raise
 
     def _deliver(self) -> None:
-        self._read()
-        if not self.connected:
+        was_connected = self.connected
+        if not was_connected:
+            self._read()
             self._resolve_run()
-        elif self.unsent or self.tags or self.changed or self._heartbeat_is_due():
+        # Listed before the points are read: no checkpoint arrives ahead of the losses up to it,
+        # which are recorded before it is published. Another machine may go on from it.
+        files = list_files(self.info.folder) if self.changed else {}
+        self._read()
+        if was_connected and (self.unsent or self.tags or self.changed or self._heartbeat_is_due()):
             run = self._fetch_run()
             if any(step <= self._from_step for p in self.unsent for step in p.steps):
                 self.drop_already_logged(run)  # a former owner may have added it meanwhile
         if self.owner:
             self._leave_to_owner(self.owner)
             return
-        # Listed before the points are sent: no checkpoint arrives ahead of the losses up to it,
-        # which are recorded before it is published. Another machine may go on from it.
-        changed, self.changed = self.changed, False
-        files = list_files(self.info.folder) if changed else {}
-        try:
-            self._send_points()
-            self._send_tags()
-            if changed:
+        self._send_points()
+        self._send_tags()
+        if self.changed:
+            try:
                 self._mirror(files)
-        except BaseException:
-            if changed:
-                self.changed, self._remote_files = True, None
-            raise
+            except BaseException:
+                self._remote_files = None
+                raise
+            self.changed = False
 
     def _check_there(self) -> None:
         """Raise Deleted if the run or its experiment was, and what MLflow raises."""
@@ -162,13 +162,12 @@ class Delivery:
 
     def _leave_to_owner(self, owner: Life) -> None:
         """Add the points that are missing before the owner's first; leave out all else."""
-        with self.mutex:
-            every, self.unsent[:] = [*self.unsent], []
-            for p in every:
-                late = [step for step in p.steps if step > owner.from_step]
-                self.left_out += len(late)
-                self.unsent += p.without(late)
-            self.tags, self.changed = {}, False
+        every, self.unsent = self.unsent, []
+        for p in every:
+            late = [step for step in p.steps if step > owner.from_step]
+            self.left_out += len(late)
+            self.unsent += p.without(late)
+        self.tags, self.changed = {}, False
         self._send_points()
 
     def _send(self, kind: str, items: Sequence[Any]) -> None:
@@ -200,8 +199,7 @@ class Delivery:
         if self.tags:
             sent = dict(self.tags)
             self._set_tags(sent)
-            with self.mutex:
-                self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
+            self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
 
     def _send_heartbeat(self) -> None:
         """Say that the run is being trained, if it is time for it."""
@@ -237,7 +235,8 @@ class Delivery:
         may_exist, self._tried = not self._new or self._tried, True
         run = self._store.get_or_create(self._content.creation, self.info, may_exist)
         if run.info.run_id != self.info.id:
-            self.info = self._store.record(run)
+            made = self._store.record(run)  # the folder stays the one that is written to
+            self.info = replace(made, folder=self.info.folder, remote=self.info.remote)
             self.created(self.info)
         self._note_owner(run)
         if not self.owner:
@@ -289,8 +288,7 @@ class Delivery:
             lost = {
                 k: v for k, v in creation.tags.items() if k not in there.tags and k != HEARTBEAT
             }
-            with self.mutex:
-                self.tags = {**lost, **self.tags}
+            self.tags = {**lost, **self.tags}
 
     def drop_already_logged(self, run: Any) -> None:
         """Remove from what is unsent every point that MLflow already has."""
@@ -298,22 +296,19 @@ class Delivery:
         for key in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, key)
             have[key] = {point.step: restore_infinity(point.value) for point in history}
-        with self.mutex:
-            self.learned = have
-            self.unsent[:] = [new for p in self.unsent for new in p.without(have.get(p.key, ()))]
+        self.learned = have
+        self.unsent = [new for p in self.unsent for new in p.without(have.get(p.key, ()))]
 
     def _send_points(self) -> None:
         from mlflow.entities import Metric
 
-        unsent = list(self.unsent)
         flat = [
             Metric(p.key, value, p.time, step)
-            for p in unsent
+            for p in self.unsent
             for step, value in zip(p.steps, p.values, strict=True)
         ]
         self._send("metrics", flat)
-        with self.mutex:
-            del self.unsent[: len(unsent)]
+        self.unsent = []
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

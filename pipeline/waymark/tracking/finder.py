@@ -11,6 +11,7 @@ from waymark.errors import BadInput
 from waymark.tracking import outbox, ownership
 from waymark.tracking.limits import reason_of
 from waymark.tracking.liveness import DEAD_AFTER_S
+from waymark.tracking.questions import question
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore, summary_of
@@ -18,6 +19,7 @@ from waymark.tracking.store import RunStore, summary_of
 NEWEST_FIRST = ["attributes.start_time DESC"]
 
 
+@question
 def find_single(store: RunStore, text: str) -> RunRecord:
     """Find RUN as `find` does; raise BadInput for a sweep's parent as well."""
     record = find(store, text)
@@ -30,6 +32,7 @@ def find_single(store: RunStore, text: str) -> RunRecord:
     return record
 
 
+@question
 def find(store: RunStore, text: str) -> RunRecord:
     """Find RUN: an id, a unique prefix of one, a unique name, or `latest`.
 
@@ -110,6 +113,7 @@ def _spooled(store: RunStore) -> Iterator[RunRecord]:
             yield replace(record, tags=record.tags | content.tags, offline=True)
 
 
+@question
 def select(
     store: RunStore,
     experiment: str | None,
@@ -144,6 +148,7 @@ def select(
     return found
 
 
+@question
 def tagged(
     store: RunStore, experiment: str, key: str, text: str
 ) -> list[tuple[RunRecord, RunSummary]]:

@@ -13,6 +13,7 @@ from waymark.config.schema import FORMAT
 from waymark.config.values import json_text
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.tracking import artifacts, outbox
+from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
@@ -64,6 +65,7 @@ def load(body: bytes | None) -> History | None:
         return None
 
 
+@question
 def history(store: RunStore, record: RunRecord) -> History:
     """Return what a run recorded, from the most exact places there are.
 
@@ -99,6 +101,7 @@ def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
     return same and not late
 
 
+@question
 def foreign(store: RunStore, record: RunRecord, keys: Iterable[str]) -> History:
     """Return what MLflow has of metrics of any run; raise what it raises."""
     metrics = {}
@@ -111,6 +114,7 @@ def foreign(store: RunStore, record: RunRecord, keys: Iterable[str]) -> History:
     return History(metrics)
 
 
+@question
 def last_step(store: RunStore, record: RunRecord, key: str) -> int:
     """Return the last step at which a run recorded a metric, 0 if it did at none."""
     here = [step for p in outbox.read(record.outbox).points if p.key == key for step in p.steps]

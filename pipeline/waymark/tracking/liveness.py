@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT_S = 30  # seconds between two signs of life of a run
+DELIVERY_END_S = 10  # that a delivery process stays at most when the one that trained is gone
 DEAD_AFTER_S = 300  # seconds without one after which a run of another machine counts as dead
 
 
@@ -26,13 +27,23 @@ def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
     another host or container only the age of the heartbeat is known; one further in the future
     than the next one may be is no sign of life.
     """
-    here = {"host": platform.node(), "boot": _boot(), "pids": process.get("pids") and _pids()}
-    if any(process.get(key) != value for key, value in here.items()):
+    if not _is_near(process):
         return -HEARTBEAT_S <= time.time() - heartbeat < DEAD_AFTER_S
     pid, started = process.get("pid"), process.get("started")
     if type(pid) is not int or started is None:
         return False
     return _started(pid) == started
+
+
+def is_gone(process: Mapping[str, Any]) -> bool:
+    """Tell whether a process is certain to have ended."""
+    return _is_near(process) and not is_alive(process, 0)
+
+
+def _is_near(process: Mapping[str, Any]) -> bool:
+    """Tell whether this process sees that one's number."""
+    here = {"host": platform.node(), "boot": _boot(), "pids": process.get("pids") and _pids()}
+    return all(process.get(key) == value for key, value in here.items())
 
 
 def _boot() -> str:

@@ -1,16 +1,19 @@
 """Who has a run: the lock in its folder, and whether its owner may still be alive."""
 
 import contextlib
+import fcntl
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from waymark import names
 from waymark.errors import BadInput
 from waymark.tracking import outbox, ownership
-from waymark.tracking.liveness import is_alive, this_process
+from waymark.tracking.liveness import DELIVERY_END_S, is_alive, is_gone, this_process
 from waymark.tracking.runs import RunRecord
 
 LOCK_WAIT_S = 0.3  # to wait for a run's lock: to ask for it is to hold it for a moment
@@ -20,34 +23,62 @@ class RunLocked(BadInput):
     """Say that another process has a run."""
 
 
+class RunLock:
+    """The lock of a run's folder, held until every process that has its descriptor has let go."""
+
+    def __init__(self, path: Path, patience: float) -> None:
+        """Hold the lock; raise BlockingIOError if it is not free for `patience` seconds."""
+        end = time.monotonic() + patience
+        while True:
+            self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(self.descriptor).st_nlink:  # else its folder has just been removed
+                    return
+                os.close(self.descriptor)
+            except OSError as error:
+                os.close(self.descriptor)
+                if not isinstance(error, BlockingIOError) or time.monotonic() > end:
+                    raise
+                time.sleep(0.02)
+
+    def release(self) -> None:
+        """Let go of the lock, which another process may hold on to."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
 @contextlib.contextmanager
-def run_lock(record: RunRecord) -> Iterator[None]:
-    """Hold a run for this process; raise RunLocked if another one has it."""
-    lock = acquire_run_lock(record)
+def run_lock(record: RunRecord, patience: float | None = None) -> Iterator[None]:
+    """Hold a run for this process; raise RunLocked as `acquire_run_lock` does."""
+    lock = acquire_run_lock(record, patience)
     try:
         yield
     finally:
         lock.release()
 
 
-def acquire_run_lock(record: RunRecord, patience: float = LOCK_WAIT_S) -> Any:
-    """Hold a run until the lock that is returned is released; raise RunLocked as `run_lock` does.
+def acquire_run_lock(record: RunRecord, patience: float | None = None) -> RunLock:
+    """Hold a run until the lock that is returned is released; raise RunLocked if it is not free.
 
-    Raises BadInput if this user may not write to the run.
+    It is waited for `patience` seconds; of an owner that has died the delivery process, which is
+    about to end, unless that is given. Raises BadInput if this user may not write to the run.
     """
-    from filelock import FileLock, Timeout
-
+    if patience is None:
+        patience = DELIVERY_END_S if _owner_is_gone(record) else LOCK_WAIT_S
     home = record.folder.parent
-    lock = FileLock(home / "lock", thread_local=False)
+    lock = None
     try:
         record.folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(patience, poll_interval=0.02)
+        lock = RunLock(home / "lock", patience)
         if record.outbox.exists():
             record.outbox.open("ab").close()
-    except Timeout:
+    except BlockingIOError:
         raise RunLocked(f"run {record.id}: another process is training it.") from None
     except OSError as error:
-        lock.release()
+        if lock:
+            lock.release()
         reason = f"{home}: cannot be written to ({error.strerror})"
         raise BadInput(f"run {record.id}: {reason}.") from None
     return lock
@@ -76,12 +107,23 @@ def may_be_alive(record: RunRecord) -> bool:
     that its owner writes.
     """
     process, beat = owner_and_heartbeat(record)
+    if _owner_is_gone(record):  # its delivery process may hold the lock for a while
+        return False
     held = is_held(record) if record.outbox.exists() else None
     if held and not record.remote:
         return True
     if held is not None and outbox.read(record.outbox).is_of(ownership.owner(record.tags)):
         return held
     return is_own(process) or is_alive(process, beat)
+
+
+def _owner_is_gone(record: RunRecord) -> bool:
+    """Tell whether the process that owns a run, by its outbox if that is newer, has ended."""
+    owner = ownership.owner(record.tags)
+    lives = outbox.read(record.outbox).lives
+    if any(life.is_named_by(owner) for life in lives):
+        owner = lives[-1]
+    return is_gone(owner.process)
 
 
 def owner_and_heartbeat(record: RunRecord) -> tuple[dict[str, Any], float]:

@@ -34,7 +34,7 @@ def open_store(
     of each dead run that is delivered on the way, and what was left out of it, in words.
     """
     address = resolve_address(uri)
-    _check_there(address, create)
+    check_there(address, create)
     parts = [address.database, address.root] if address.database else []
     read_only = reading and not all(os.access(path, os.W_OK) for path in parts)
     if (address.database or create) and not reading:
@@ -53,7 +53,7 @@ def open_store(
     return store
 
 
-def _check_there(address: Address, create: bool) -> None:
+def check_there(address: Address, create: bool) -> None:
     """Raise BadInput if a local store is not there and not to be made, or may not be read."""
     if not address.database or _is_there(address.database) or create:
         return
@@ -163,6 +163,12 @@ def _version(path: Path) -> tuple[Any, ...]:
         schema = database.execute("PRAGMA schema_version").fetchone()  # counts its changes
     file = path.stat()
     return file.st_dev, file.st_ino, schema
+
+
+def import_mlflow() -> None:
+    """Import of MLflow what opening a store needs, in good time."""
+    _mlflow_defaults()
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def _mlflow_defaults() -> None:

@@ -8,10 +8,12 @@ from waymark import names
 from waymark.tracking.finder import tagged
 from waymark.tracking.limits import KEY, TAG, fitted, store_errors
 from waymark.tracking.lock import process_tag
+from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore, user_name
 
 
+@question
 def open_parent(
     store: RunStore, experiment: str, name: str, tags: Mapping[str, str], key: str
 ) -> tuple[RunRecord, RunRecord | None]:
@@ -36,6 +38,7 @@ def open_parent(
         return record, record
 
 
+@question
 def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:
     """Make a run that `open_parent` returned what it was before; delete it if there was none."""
     if before is None:
@@ -47,6 +50,7 @@ def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:
     store.client.update_run(run_id, status=before.status)
 
 
+@question
 def record_failed_trial(
     store: RunStore, experiment: str, name: str, tags: Mapping[str, str]
 ) -> None:

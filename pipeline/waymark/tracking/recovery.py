@@ -9,11 +9,12 @@ from pathlib import Path
 
 from waymark import names
 from waymark.errors import BadInput, printable
-from waymark.tracking import outbox, ownership
+from waymark.tracking import outbox, ownership, pictures
 from waymark.tracking.delivery import Delivery, refusals
 from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.history import History, load
 from waymark.tracking.limits import Deleted, reason_of
+from waymark.tracking.liveness import DELIVERY_END_S
 from waymark.tracking.lock import (
     RunLocked,
     is_held,
@@ -23,6 +24,7 @@ from waymark.tracking.lock import (
     run_lock,
 )
 from waymark.tracking.outbox import Content, Outbox, RunCreation
+from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord, delete_spool, mark_delivered
 from waymark.tracking.store import RunStore
 
@@ -38,12 +40,14 @@ def report_left_out(run_id: str, refused: str) -> None:
         print(printable(f"waymark: {delivered(run_id, refused)}"), file=sys.stderr)
 
 
+@question
 def mark_dead_runs_killed(store: RunStore) -> None:
     """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
 
     Raises what MLflow raises. A run of another host is left alone until its last sign of
     life is older than `liveness.DEAD_AFTER_S`.
     """
+    until = time.monotonic() + DELIVERY_END_S  # for which delivery processes are waited for
     query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
     for run in list(store.search(query)):  # all of them first: pages count what still fits
         record = store.record(run)
@@ -53,11 +57,12 @@ def mark_dead_runs_killed(store: RunStore) -> None:
             if store.database:
                 with store.sql(0.1) as database:  # for which MLflow would wait long
                     database.execute("BEGIN IMMEDIATE")
-            mark_killed(store, record, last_activity_ms(record, owner_and_heartbeat(record)[1]))
+            last = last_activity_ms(record, owner_and_heartbeat(record)[1])
+            mark_killed(store, record, last, max(0.0, until - time.monotonic()))
 
 
-def mark_killed(store: RunStore, record: RunRecord, end: int) -> None:
-    """Mark KILLED a run whose process is gone; raise RunLocked if a process has it.
+def mark_killed(store: RunStore, record: RunRecord, end: int, patience: float) -> None:
+    """Mark KILLED a run whose process is gone; raise RunLocked if a process has it for so long.
 
     What a local run had not delivered is delivered with it; with a server, where that may take
     long, resume and sync do it.
@@ -65,9 +70,9 @@ def mark_killed(store: RunStore, record: RunRecord, end: int) -> None:
     content = outbox.read(record.outbox)
     here = content.is_of(ownership.owner(record.tags))
     if here and not record.remote:
-        store.recovered(record.id, deliver_outbox(store, record, ("KILLED", end)))
+        store.recovered(record.id, deliver_outbox(store, record, ("KILLED", end), patience))
     elif not (here and content.status):
-        with run_lock(record) if here else nullcontext():
+        with run_lock(record, patience) if here else nullcontext():
             run = store.client.get_run(record.id)
             same = all(
                 run.data.tags.get(k) == record.tags.get(k)
@@ -87,14 +92,16 @@ def _killed_tags(record: RunRecord) -> dict[str, str]:
     return {names.REASON: "its process is gone", names.RESUME: again}
 
 
-def deliver_outbox(store: RunStore, record: RunRecord, default: tuple[str, int]) -> str:
+def deliver_outbox(
+    store: RunStore, record: RunRecord, default: tuple[str, int], patience: float | None = None
+) -> str:
     """Deliver all that stands in the outbox of a run that no process trains.
 
     Returns what the store will never take of it, or another process's run does not need, in
     words. `default` is the status (and when, ms) of a run that did not live to record one.
     Raises RunLocked if a process has the run, Deleted if it was deleted, and what MLflow raises.
     """
-    with run_lock(record):
+    with run_lock(record, patience):
         content = outbox.read(record.outbox)
         box = Outbox(record.outbox)
         try:
@@ -108,9 +115,13 @@ def deliver_outbox(store: RunStore, record: RunRecord, default: tuple[str, int])
             lasting = {key: text for key, text in first.items() if key not in owners}
             delivery = Delivery(store, record, False, lasting)
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
-            delivery.on_connected = lambda: _complete_history(
-                record.folder / HISTORY, History(content.metrics()).over(delivery.status.learned)
-            )
+
+            def complete_files() -> None:
+                known = History(content.metrics()).over(delivery.status.learned)
+                _complete_history(record.folder / HISTORY, known)
+                pictures.draw(record.folder)
+
+            delivery.on_connected = complete_files
             delivery.deliver()
             mark_delivered(box, delivery.info, delivery.close(*content.status))
             return refusals(delivery)
@@ -128,6 +139,7 @@ def _complete_history(path: Path, newer: History) -> None:
             os.replace(new, path)
 
 
+@question
 def deliver_ended_run(store: RunStore, record: RunRecord) -> None:
     """Deliver what an ended run's outbox holds, and keep no spool of it."""
     if record.outbox.exists() and (record.remote or outbox.is_pending(record.outbox)):
@@ -174,7 +186,8 @@ def _deliver(
     store: RunStore, home: Path, content: Content, lost: bool
 ) -> Iterator[tuple[str, bool]]:
     assert content.creation
-    ids = (home.name, home.parent.name) if store.database else content.ids
+    spooled = home.parent.name == "spool"
+    ids = content.ids if spooled else (home.name, home.parent.name)
     status = content.status[0] if content.status else "RUNNING"
     record = store.offline(content.creation, ids, status, home)
     beat = last_activity_ms(record, 0) / 1000

@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.request import url2pathname
 
 from waymark import names
 from waymark.errors import BadInput
-from waymark.tracking import local_store, outbox
+from waymark.tracking import local_store, outbox, questions
 from waymark.tracking.address import Address, location
 from waymark.tracking.limits import Deleted, is_refusal, params, restore_infinity, store_errors
 from waymark.tracking.outbox import RunCreation
+from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord, RunSummary
 
+T = TypeVar("T")
 ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
 
 
@@ -39,6 +41,7 @@ class RunStore:
     A tracking server may be down: then the runs in `spool`, of this machine, are all there is.
     Outside this package nine verbs are used: summary, metrics, metric_history, set_tags,
     log_metrics, log_text, log_files, end and link; the others take or return what is MLflow's.
+    A process that trains has a `remote_store.RemoteStore`.
     """
 
     def __init__(
@@ -55,6 +58,15 @@ class RunStore:
         self._file = file
         self.uri = file.uri if file else address.uri
         self.root, self.database, self.server = address.root, address.database, address.server
+
+    def answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Answer a question, by its name."""
+        return questions.known[name](self, *args, **kwargs)
+
+    def ask(self, meanwhile: Callable[[], Any], question: Callable[..., T], *args: Any) -> T:
+        """Return the answer to a question; do other work while it is looked for, if that can be."""
+        meanwhile()
+        return question(self, *args)
 
     def sql(self, patience: float = 5.0) -> AbstractContextManager[sqlite3.Connection]:
         """Open the local database itself; commit at the end. A lock is waited for so long."""
@@ -96,6 +108,19 @@ class RunStore:
         known = creation.name or "offline", experiment, status, creation.start / 1000
         folder, remote = home / "artifacts", home.parent.name == "spool"
         return RunRecord(run_id, creation.id, *known, creation.tags, folder, remote)
+
+    @question
+    def create(self, creation: RunCreation) -> RunRecord | None:
+        """Return a new run, None from a server, which may be down; raise BadInput."""
+        if self.server:
+            return None
+        with store_errors(f"{self.address.named}: takes no new run"):
+            return self.record(self.get_or_create(creation, None, may_exist=False))
+
+    @question
+    def experiment_name(self, record: RunRecord) -> str:
+        """Return the name of a run's experiment; raise what MLflow raises."""
+        return str(self.client.get_experiment(record.experiment_id).name)
 
     def get_or_create(
         self, creation: RunCreation | None, record: RunRecord | None, may_exist: bool
@@ -187,6 +212,7 @@ class RunStore:
                 )
             )
 
+    @question
     def summary(self, record: RunRecord) -> RunSummary:
         """Return what is known of a run as a whole; raise BadInput if the store does not answer."""
         if record.known and not record.offline:
@@ -199,34 +225,41 @@ class RunStore:
             params(settings), last, content.status[1] / 1000 if content.status else None
         )
 
+    @question
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
         """Return step and value of each point of a metric, as MLflow orders them."""
         points = self.client.get_metric_history(run_id, key)
         return [(point.step, restore_infinity(point.value)) for point in points]
 
+    @question
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run at once; raise what MLflow raises, as all that follow do."""
         for key, text in tags.items():
             self.client.set_tag(run_id, key, text)
 
+    @question
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         """Record metrics of a run at a step."""
         for key, value in metrics.items():
             self.client.log_metric(run_id, key, value, step=step)
 
+    @question
     def metrics(self, run_id: str) -> dict[str, float]:
         """Return the last value of each metric of a run."""
         return dict(self.client.get_run(run_id).data.metrics)
 
+    @question
     def log_text(self, run_id: str, text: str, name: str) -> None:
         """Put a text among a run's artifacts."""
         self.client.log_text(run_id, text, name)
 
+    @question
     def log_files(self, run_id: str, folder: Path) -> None:
         """Put the files of a folder among a run's artifacts."""
         for path in sorted(folder.iterdir()):
             self.client.log_artifact(run_id, str(path))
 
+    @question
     def end(self, run_id: str, status: str) -> None:
         """End a run."""
         self.client.set_terminated(run_id, status)

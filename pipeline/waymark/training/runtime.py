@@ -54,6 +54,14 @@ def start_tensorflow(intra_op_threads: int, deterministic: bool = False) -> Any:
     return tf
 
 
+def import_tensorflow() -> None:
+    """Import TensorFlow, whose start is to follow, where the time for it is at hand."""
+    if "tensorflow" not in sys.modules:
+        set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
+        with quiet():
+            _imported()
+
+
 def start_if_imported(intra_op_threads: int, deterministic: bool = False) -> None:
     """Start TensorFlow, if this process has it already, before anything else computes with it.
 
@@ -80,7 +88,8 @@ def check_tensorflow(intra_op_threads: int, deterministic: bool = False) -> None
 
     if not (tf.executing_eagerly() and tf.compat.v1.executing_eagerly_outside_functions()):
         raise NeedsNewProcess("TensorFlow does not execute eagerly in this process.")
-    changed = [name for name, is_changed in _settings(tf).items() if is_changed]
+    with quiet():  # it looks for devices
+        changed = [name for name, is_changed in _settings(tf).items() if is_changed]
     if changed:
         raise NeedsNewProcess(f"TensorFlow in this process has {changed[0]}.")
     _check_determinism(deterministic)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,14 @@ import numpy as np
 
 from waymark.errors import printable
 from waymark.table import elided
+
+
+@cache
+def prepare() -> None:
+    """Load what drawing needs, once in a process, where there is time for it."""
+    from matplotlib.figure import Figure
+
+    _save(Figure(), io.BytesIO())
 
 
 def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float]) -> None:

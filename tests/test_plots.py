@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from waymark.comparison.plots import confusion_matrix, loss_curve
 from waymark.comparison.report import Comparison
 from waymark.names import STATE_DIGEST
+from waymark.plots import confusion_matrix, loss_curve
 
 from tests.support.comparisons import HARM, compared, made, printable, shown_in
 
