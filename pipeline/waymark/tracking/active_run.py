@@ -65,13 +65,16 @@ def create_run(
             "profile": shapes,
         },
     )
+    record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
+    if store.server:
+        run = ActiveRun(store, record, creation, config.tracking, life)
+        meanwhile()
+        return run
     answer = store.begin(RunStore.create, creation)
     meanwhile()
-    record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
     with suppress(StoreError, TimeoutError):
-        made = answer.result(ANSWER_S)
-        if made:
-            record, creation = made, replace(creation, id=made.id, name=made.name)
+        record = answer.result(ANSWER_S)
+        creation = replace(creation, id=record.id, name=record.name)
     return ActiveRun(store, record, creation, config.tracking, life)
 
 

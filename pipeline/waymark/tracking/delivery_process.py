@@ -233,6 +233,7 @@ class DeliveryServer:
             os.close(lock)
             raise
         self._runs[number], self._locks[number] = run, lock
+        run.delivery.created = lambda _: self._tell_status(number)  # a command waits for its id
         self._made.discard(key)
         return run.status
 
@@ -260,17 +261,21 @@ class DeliveryServer:
             if late or run.due > time.monotonic():
                 continue
             arrived = run.step()
-            status = run.status
-            known = id(run.delivery.learned)  # it is another object when there is more
-            told = replace(status, learned=None), known
-            if told != self._told.get(number):
-                self._told[number] = told
-                self._tell(STATUS, number, status)
+            status = self._tell_status(number)
             if number in self._ends and (arrived or status.deleted):
                 run.stop_monitor()
                 del self._runs[number]
                 os.close(self._locks.pop(number))
                 self._tell(self._ends.pop(number), None if arrived else status.error, None)
+
+    def _tell_status(self, number: int) -> DeliveryStatus:
+        """Return how a delivery stands, and tell it if that is new."""
+        status, known = self._runs[number].status, id(self._runs[number].delivery.learned)
+        told = replace(status, learned=None), known  # another object when there is more
+        if told != self._told.get(number):
+            self._told[number] = told
+            self._tell(STATUS, number, status)
+        return status
 
     def close(self) -> None:
         """Let go of the other process, and of its runs."""

@@ -110,10 +110,8 @@ class RunStore:
         return RunRecord(run_id, creation.id, *known, creation.tags, folder, remote)
 
     @question
-    def create(self, creation: RunCreation) -> RunRecord | None:
-        """Return a new run, None from a server, which may be down; raise BadInput."""
-        if self.server:
-            return None
+    def create(self, creation: RunCreation) -> RunRecord:
+        """Return a new run; raise BadInput if the store takes none."""
         with store_errors(f"{self.address.named}: takes no new run"):
             return self.record(self.get_or_create(creation, None, may_exist=False))
 
