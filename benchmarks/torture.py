@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from waymark.names import LOCAL_ID
 from waymark.tracking.opening import open_store
 
 from benchmarks import chaos
@@ -229,7 +230,7 @@ def killed_run(
         status, _, err = finish(start(folder, "resume", run_id, *uri))
         if status:
             wrong.append(f"resume {run_id} ended with status {status}: {err.strip()}")
-        remote = (server_end, server.uri, run_id, folder / "fetched")
+        remote = (server_end, server.uri, mlflow_id(server.uri, run_id), folder / "fetched")
         wrong += differences(expected[key].end, *(remote if uri else (local_end, folder, run_id)))
         wrong += left_over(folder)
     attempts.judge("kills", number, f"kill {model} {save} {home}", max(hits, bool(wrong)), wrong)
@@ -446,6 +447,16 @@ def outage(
     if wrong:
         wrong.insert(0, f"{' '.join(key)}, {line.strip()}")
     attempts.judge("outages", number, f"{fault} {when}, {lasts}", 1, wrong)
+
+
+def mlflow_id(uri: str, run_id: str) -> str:
+    """Return MLflow's id of a run that was begun, maybe, before the server had answered."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
+    experiments = [item.experiment_id for item in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`{LOCAL_ID}` = '{run_id}'")
+    return found[0].info.run_id if found else run_id
 
 
 def run_ids(uri: str) -> set[str]:

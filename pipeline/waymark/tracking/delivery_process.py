@@ -150,6 +150,7 @@ class DeliveryServer:
         self._locks: dict[int, int] = {}  # the descriptors of their locks
         self._ends: dict[int, int] = {}  # run -> the question that waits for its end
         self._told: dict[int, Any] = {}
+        self._nice = False
         self._openings: dict[int, Opening] = {}
         self._current: Opening | None = None
         self._made: set[int] = set()  # stores with a new run that is not tracked yet
@@ -261,6 +262,8 @@ class DeliveryServer:
             if late or run.due > time.monotonic():
                 continue
             arrived = run.step()
+            if not self._nice:  # until then the other process waits
+                self._nice = bool(os.nice(NICENESS))
             status = self._tell_status(number)
             if number in self._ends and (arrived or status.deleted):
                 run.stop_monitor()
@@ -345,7 +348,6 @@ def main() -> NoReturn:
     server = DeliveryServer(int(sys.argv[1]))
     sys.stderr = sys.stdout = _Printer(server.print)
     import_mlflow()
-    os.nice(NICENESS)
     try:
         server.serve()
     finally:
