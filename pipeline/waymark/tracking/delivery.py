@@ -73,7 +73,7 @@ class Delivery:
         self.changed = record.remote and not new  # files in the folder are other ones than there
         self.learned: dict[str, dict[int, float]] = {}  # key -> step -> value, as MLflow had them
         self.connected = False
-        self.created: Callable[[RunRecord], None] = lambda record: None
+        self.created: Callable[[RunRecord], Any] = lambda record: None
         self.on_connected: Callable[[], None] = lambda: None  # before any file is sent
         self._remote_files: dict[str, Any] | None = None  # artifact -> what it was made from
         self._last_heartbeat = -math.inf
