@@ -22,6 +22,7 @@ from waymark.tracking.liveness import this_process
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import Content
 from waymark.tracking.ownership import Life
+from waymark.tracking.questions import StoreError
 from waymark.tracking.recovery import sync
 from waymark.training.progress import NoProgress
 
@@ -504,7 +505,7 @@ class Story:
         with machine.at_work(alone=True), patch.context() as inner:
             inner.setattr(ActiveRun, "__init__", noted)
             inner.setattr("waymark.execution.execute.make_progress", lambda *_: reporter)
-            with suppress(Killed, BadInput, ConnectionError):
+            with suppress(Killed, BadInput, StoreError):
                 if self.run_id:
                     execute.resume(self.run_id, store)
                 else:
