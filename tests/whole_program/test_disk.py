@@ -49,7 +49,7 @@ def goes_on(main: Main, place: Path, digest: str) -> None:
     """Check that the run can be resumed once there is room, with the right end."""
     run = the_run(place)
     assert run.data.tags["waymark.resume"] == f"waymark resume {run.info.run_id}"
-    done = main("resume", run.info.run_id)
+    done = main("resume", run.info.run_id, "tracking.flush_seconds=60")
     assert (done.returncode, done.stderr) == (0, "")
     run = the_run(place)
     assert (run.info.status, run.data.tags["waymark.state_digest"]) == ("FINISHED", digest)
