@@ -1,5 +1,6 @@
 """The delivery process: training imports no MLflow, and either of the two may die."""
 
+import errno
 import os
 import pty
 import signal
@@ -8,17 +9,19 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from waymark.errors import BadInput
 from waymark.tracking import delivery_process, outbox, remote_store
 from waymark.tracking.finder import find
 from waymark.tracking.liveness import DELIVERY_END_S
 from waymark.tracking.opening import open_store
 from waymark.tracking.remote_store import connect
 
-from tests.support.processes import BOUND, THREADS, Main, poll
+from tests.support.processes import BOUND, THREADS, Main, created, poll
 
 PROGRAM = "waymark.tracking.delivery_process"
 SHORT = ["steps=40", "batch_size=10", "save=npz", "save.every=10", "eval_every=20"]
@@ -230,6 +233,36 @@ def test_without_work_it_ends_and_is_started_anew(
     with pytest.raises(Exception, match="no such run"):
         find(store, "latest")
     assert store.process() is not first
+
+
+def test_where_no_other_can_be_started_the_outbox_keeps_the_run(
+    place: Path, delivery_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = created(open_store(None), "tracking.flush_seconds=30")
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote_store, "start_program", refuse)
+        run.record([1], {"train/loss": [0.5]})
+        run._delivery._process.kill()
+        poll(run._delivery.arrived.done)
+    left = run.finish("KILLED")
+    assert left and "cannot be started again (Resource temporarily unavailable)" in left
+    assert outbox.read(run.info.outbox).metrics() == {"train/loss": {1: 0.5}}
+
+
+def test_the_environment_is_kept_once_however_many_stores_are_opened(
+    place: Path, delivery_here: None
+) -> None:
+    stores = [connect(None) for _ in range(3)]
+    for store in stores:
+        with pytest.raises(BadInput, match="no such run"):
+            find(store, "latest")
+    here: Any = stores[0].process()._process
+    assert len(here.server._openings) == 3
+    assert len({id(opening) for opening in here.server._openings.values()}) == 1
 
 
 def test_a_local_store_that_gives_no_answer_is_not_needed(

@@ -232,13 +232,17 @@ class RemoteDelivery:
     def restart(self) -> None:
         """Begin again in a new delivery process, once."""
         self.forget()
-        if self._restarts:
-            self._restarts -= 1
-            self._begin(new=False, at_once=False)
-            if self._end:
-                self._finish(*self._end)
-        else:
+        if not self._restarts:
             self._stop(ENDED)
+            return
+        self._restarts -= 1
+        try:
+            self._begin(new=False, at_once=False)
+        except BadInput as error:  # the system starts no process
+            self._stop(str(error))
+            return
+        if self._end:
+            self._finish(*self._end)
 
     @property
     def has_answer(self) -> bool:
