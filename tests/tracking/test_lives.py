@@ -310,8 +310,10 @@ def test_until_the_next_owner_has_told_the_former_one_may_write(
     put(other, 6)
     frozen.clear()
     frozen.append(other)
+    client.set_tag(run_id, "waymark.heartbeat", "4000000000")  # later than the run began
     assert a.sync() == [f"run {run_id}: delivered"]
     first = seen(client, run_id)
+    assert first["tags"]["waymark.heartbeat"] == "4000000000"
     assert (first["told"][0], first["tags"]["waymark.life"]) == ("KILLED", "1")
     assert [p[0] for p in first["points"]["train/loss"]] == [*range(1, 9)]
     assert "checkpoints/weights-7.npz" in first["files"]

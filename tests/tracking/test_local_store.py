@@ -508,7 +508,7 @@ def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[
             "HOME": str(open_folder / f"home-{user}"),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        command = ["setpriv", *ids, sys.executable, *arguments]
+        command = ["setpriv", *ids, str(python), *arguments]
         return subprocess.run(
             command, cwd=open_folder / "shared", env=home, umask=umask,
             text=True, capture_output=True, check=False,
@@ -536,7 +536,14 @@ def test_two_users_of_a_group(open_folder: Path, small: Path, environment: dict[
         os.chmod(path, mode)
     data = shutil.copy(small, f"{open_folder}/small.npz")
     os.chmod(data, 0o644)
-    probe = by(USERS[0], "-c", f"open({data!r}, 'rb'); import tensorflow")
+    # This Python may lie in a home folder, from where another user's process cannot start it.
+    python = open_folder / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    shutil.copy(sys.executable, python)
+    shutil.copy(Path(sys.prefix, "pyvenv.cfg"), python.parent.parent)
+    (python.parent.parent / "lib").symlink_to(Path(sys.prefix, "lib"))
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+    probe = by(USERS[0], "-c", f"open({data!r}, 'rb'); import tensorflow; {again}")
     if probe.returncode:
         pytest.skip(f"another user cannot start this Python: {probe.stderr[-200:]}")
     options = (*TINY, f"data.path={data}")

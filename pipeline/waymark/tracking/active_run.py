@@ -106,7 +106,7 @@ def reopen_run(
 def _creation(store: RemoteStore, record: RunRecord) -> RunCreation:
     """Return what a run was created with, whose outbox lies on another machine."""
     experiment, params = store.experiment_name(record), store.summary(record).params
-    others = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP)
+    others = (names.LOCAL_ID, *names.OWNERSHIP)
     own = {key: text for key, text in record.tags.items() if key not in others}
     return RunCreation(
         id=record.local,

@@ -111,8 +111,7 @@ def deliver_outbox(
                     box.append("tags", _killed_tags(record))
                 box.append("status", content.status)
             first = content.creation.tags if content.creation else {}
-            owners = (names.PROCESS, names.LIFE, names.FROM_STEP)
-            lasting = {key: text for key, text in first.items() if key not in owners}
+            lasting = {key: text for key, text in first.items() if key not in names.OWNERSHIP}
             delivery = Delivery(store, record, False, lasting)
             delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
 

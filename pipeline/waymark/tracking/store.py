@@ -141,8 +141,7 @@ class RunStore:
                 return self.client.get_run(made.info.run_id)
         tags = creation.tags | ({names.LOCAL_ID: creation.id} if self.server or may_exist else {})
         if may_exist:  # the process that began it may be gone: it comes with the rest, and an end
-            others = (names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
-            tags = {key: text for key, text in tags.items() if key not in others}
+            tags = {key: text for key, text in tags.items() if key not in names.OWNERSHIP}
         experiment = self.experiment(creation.experiment)
         try:
             return self.client.create_run(experiment, creation.start, tags, creation.name)
@@ -150,7 +149,7 @@ class RunStore:
             if not is_refusal(error):
                 raise
         # One of the tags it may be: with its own it is found, the others follow one by one.
-        first = (names.LOCAL_ID, names.PROCESS, names.LIFE, names.FROM_STEP, names.HEARTBEAT)
+        first = (names.LOCAL_ID, *names.OWNERSHIP)
         own = {key: text for key, text in tags.items() if key in first}
         return self.client.create_run(experiment, creation.start, own, creation.name)
 
