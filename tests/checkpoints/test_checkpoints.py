@@ -1040,7 +1040,7 @@ def test_a_fork_flushes_with_threads_of_its_own(tmp_path: Path) -> None:
     program = """
 import os, sys
 from pathlib import Path
-from waymark.checkpoints.store import flush
+from waymark.files import flush
 places = [Path(text) for text in sys.argv[1:]]
 flush(*places)
 child = os.fork()

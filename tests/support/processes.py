@@ -121,7 +121,7 @@ class DeliveryHere:
     """The delivery process as a thread of this process, whose parts a test can replace."""
 
     def __init__(self, descriptor: int) -> None:
-        self.server = DeliveryServer(os.dup(descriptor))
+        self.server = DeliveryServer(os.dup(descriptor), os.getppid())
         self.server._end_alone = self.server.close  # type: ignore[method-assign]
         self._socket = self.server._socket
         self._thread = threading.Thread(target=self.server.serve, daemon=True)

@@ -4,23 +4,30 @@ import errno
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from waymark.config.compose import compose_config
 from waymark.errors import BadInput
 from waymark.tracking import delivery_process, outbox, remote_store
+from waymark.tracking.active_run import create_run
+from waymark.tracking.delivery_process import DeliveryServer
 from waymark.tracking.finder import find
 from waymark.tracking.liveness import DELIVERY_END_S
 from waymark.tracking.opening import open_store
+from waymark.tracking.questions import Opening
 from waymark.tracking.remote_store import connect
 
+from tests.support.data import POINTS
 from tests.support.processes import BOUND, THREADS, Main, created, poll
 
 PROGRAM = "waymark.tracking.delivery_process"
@@ -110,6 +117,36 @@ def test_training_imports_no_mlflow_wherever_it_is_called_from(
     assert find(open_store(store_of(place)), "latest").status == "FINISHED"
 
 
+def test_a_run_can_be_resumed_before_what_is_done_beside_its_creation(place: Path) -> None:
+    """TensorFlow is imported meanwhile: a kill then leaves a run with its configuration."""
+    store = connect(None, create=True)
+
+    def killed() -> None:
+        (config,) = poll(lambda: [*place.glob("mlruns/artifacts/*/*/artifacts/config.yaml")])
+        assert outbox.read(config.parents[1] / outbox.NAME).lives
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        create_run(store, compose_config([THREADS]), {}, POINTS, meanwhile=killed)
+    store.process().kill()
+
+
+def test_nobody_is_answered_who_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that was killed early leaves no store behind."""
+    monkeypatch.chdir(tmp_path)
+    opening = Opening(None, True, False, dict(os.environ), str(tmp_path), 0o022)
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    near, far = socket.socketpair()
+    with Connection(near.detach()) as asking:
+        asking.send((None, "open", 0, opening))
+        asking.send((1, "answer", 0, "waymark.tracking.finder.find_single", ["latest"], {}))
+    server = DeliveryServer(far.detach(), ended.pid)
+    server.serve()
+    server.close()
+    assert not [*tmp_path.iterdir()]
+
+
 def store_of(place: Path) -> str:
     return f"sqlite:///{place}/mlruns/mlflow.db"
 
@@ -119,7 +156,7 @@ def test_it_has_the_socket_and_the_lock_and_nothing_else(
 ) -> None:
     process = deliverer(training)
     assert process.cmdline()[1:4] == ["-P", "-m", PROGRAM]
-    assert process.cmdline()[4].isdecimal() and len(process.cmdline()) == 5
+    assert process.cmdline()[5:] == [str(training.pid)]
     folder = Path(f"/proc/{process.pid}/fd")
     if not folder.exists():
         pytest.skip("the system does not tell which files a process has open")

@@ -16,10 +16,8 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,8 @@ from waymark.config.record import check_format
 from waymark.config.schema import FORMAT
 from waymark.digest import digest
 from waymark.errors import BadInput, Sentence, first_line
+from waymark.files import TEMPORARY, flush, replace_file
 
-TEMPORARY = ".tmp-"
 DISK_RESERVE = 4_000_000  # bytes that a checkpoint leaves free for the run's records
 FILE_RESERVE = 16  # files that the disk must still take, for a checkpoint and the run's records
 
@@ -69,40 +67,6 @@ def file_facts(path: Path) -> dict[str, Any]:
             "size": path.stat().st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
-
-
-def flush(*paths: Path) -> None:
-    """Wait until the contents of files and folders are on disk: for all of them at once."""
-    others = [_helpers(os.getpid()).submit(_flush, path) for path in paths[1:]]
-    _flush(paths[0])
-    for other in others:
-        other.result()
-
-
-@cache
-def _helpers(process: int) -> ThreadPoolExecutor:
-    """Return a pool of threads for this process, as a fork has none of its parent's threads."""
-    return ThreadPoolExecutor(2, thread_name_prefix="flush")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def replace_file(path: Path, content: str | bytes) -> None:
-    """Write a text or bytes to `path` durably and at once, as one rename.
-
-    The entries of its folder are durable before: a manifest never outlives its payload's names.
-    """
-    temporary = path.with_name(TEMPORARY + path.name)
-    temporary.write_bytes(content if isinstance(content, bytes) else content.encode())
-    flush(temporary, path.parent)
-    os.replace(temporary, path)
-    flush(path.parent)
 
 
 def _reason(error: Exception) -> str:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from waymark import plots
-from waymark.checkpoints.store import TEMPORARY, replace_file
 from waymark.comparison.bits import Divergence, exact
 from waymark.comparison.environment import format_difference
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
+from waymark.files import TEMPORARY, replace_file
 from waymark.table import duration, format_table, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies

@@ -8,13 +8,14 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from waymark import names
-from waymark.checkpoints.store import CheckpointWriteError, replace_file
+from waymark.checkpoints.store import CheckpointWriteError
 from waymark.comparison.repository import masked_lines
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.masking import as_interpolation
 from waymark.config.resolve import Resolved
 from waymark.errors import Failed, explain, printable, without_secrets
 from waymark.execution.plan import own_modules
+from waymark.files import replace_file
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.history import NAME as HISTORY

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from waymark.checkpoints.store import replace_file
 from waymark.comparison.environment import differences, environment, has_bfloat16, read_environment
 from waymark.comparison.own_code import OwnCode
 from waymark.comparison.repository import diffstat
 from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.execution.plan import own_modules
+from waymark.files import replace_file
 from waymark.tracking.active_run import ActiveRun
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.checkpoints.store import Manifest, replace_file
+from waymark.checkpoints.store import Manifest
 from waymark.comparison import rerun_report
 from waymark.comparison.recorded_run import RecordedRun
 from waymark.config.record import recorded_model
@@ -20,6 +20,7 @@ from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.environment import RecordedEnvironment, record_environment
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.saver import Saver, restore_or_initialise
+from waymark.files import replace_file
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown
 from waymark.tracking import artifacts, history
@@ -75,7 +76,6 @@ def run(
         plan = plan_new(resolved, original, tags, compile_now=began is None)
         start = partial(start_tensorflow, **vars(resolved.config.runtime))
         active = create_run(store, resolved, plan.tags, plan.data, meanwhile=start)
-        replace_file(active.info.folder / "config.yaml", resolved.record())
         return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)
 
 

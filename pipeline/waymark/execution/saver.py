@@ -8,9 +8,10 @@ from pathlib import Path
 
 from waymark.checkpoints import State
 from waymark.checkpoints.retention import Save
-from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, replace_file
+from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from waymark.evaluation import graph
 from waymark.execution.plan import RunPlan
+from waymark.files import replace_file
 from waymark.tracking import history
 from waymark.tracking.active_run import ActiveRun
 from waymark.training.loop import Trainer

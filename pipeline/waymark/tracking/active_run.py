@@ -4,6 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from waymark import names
 from waymark.config.resolve import Resolved
 from waymark.errors import BadInput, without_secrets
+from waymark.files import replace_file
 from waymark.tracking import history, outbox, ownership
 from waymark.tracking.history import History
 from waymark.tracking.limits import SHORTER, fitted
@@ -34,11 +36,12 @@ def create_run(
     data: Any,
     meanwhile: Callable[[], Any] = lambda: None,
 ) -> "ActiveRun":
-    """Create a run with its params, tags and data set, and start to track it.
+    """Create a run with its params, tags, data set and config.yaml, and start to track it.
 
-    A local store is waited for; `meanwhile` is called before. What a tracking server is told
-    follows, and so it does where a local store gives no answer: then the run is in a spool.
-    Raises BadInput if the store takes no run.
+    A local store is waited for. What a tracking server is told follows, and so it does where a
+    local store gives no answer: then the run is in a spool. `meanwhile` is called beside this: a
+    process that is killed in it leaves a run that can be resumed. Raises BadInput if the store
+    takes no run.
     """
     config = resolved.config
     shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
@@ -65,17 +68,22 @@ def create_run(
             "profile": shapes,
         },
     )
-    record = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
-    if store.server:
-        run = ActiveRun(store, record, creation, config.tracking, life)
-        meanwhile()
+    spooled = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)
+
+    def begin() -> ActiveRun:
+        record, known = spooled, creation
+        if store.database:
+            with suppress(StoreError, TimeoutError):
+                record = store.begin(RunStore.create, creation).result(ANSWER_S)
+                known = replace(creation, id=record.id, name=record.name)
+        run = ActiveRun(store, record, known, config.tracking, life)
+        replace_file(record.folder / "config.yaml", resolved.record())
         return run
-    answer = store.begin(RunStore.create, creation)
-    meanwhile()
-    with suppress(StoreError, TimeoutError):
-        record = answer.result(ANSWER_S)
-        creation = replace(creation, id=record.id, name=record.name)
-    return ActiveRun(store, record, creation, config.tracking, life)
+
+    with ThreadPoolExecutor(1) as beside:
+        run = beside.submit(begin)
+        meanwhile()
+    return run.result()
 
 
 def reopen_run(

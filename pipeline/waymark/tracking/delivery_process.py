@@ -1,10 +1,10 @@
 """The program of the delivery process: it speaks to MLflow for the process that trains.
 
-    python -P -m waymark.tracking.delivery_process DESCRIPTOR
+    python -P -m waymark.tracking.delivery_process DESCRIPTOR PROCESS
 
-`remote_store` starts it, with a socket as its only descriptor, and asks by it; what is asked and
-answered is in `DeliveryServer`. It ends when the one that started it does, or after a minute
-without work.
+A process that trains (PROCESS is its number) starts it in `remote_store`, with a socket as its
+only descriptor, and asks by that; what is asked and answered is in `DeliveryServer`. It ends when
+the other one does, or after a minute without work.
 """
 
 import gc
@@ -142,8 +142,8 @@ class DeliveryServer:
     unasked is (STATUS, run, its DeliveryStatus) and (PRINT, text, None).
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._parent = os.getppid()
+    def __init__(self, descriptor: int, parent: int) -> None:
+        self._parent = parent  # the number of the process that trains
         self._socket = socket.socket(fileno=os.dup(descriptor))
         self._connection = Connection(descriptor)
         self._runs: dict[int, RunDelivery] = {}  # by the number of the question that began it
@@ -189,6 +189,9 @@ class DeliveryServer:
             if number is not None and name != "finish":
                 self._tell(number, result, None)
 
+    def _parent_is_gone(self) -> bool:
+        return os.getppid() != self._parent
+
     def print(self, text: str) -> None:
         """Let the other process print on standard error."""
         self._tell(PRINT, text, None)
@@ -221,7 +224,9 @@ class DeliveryServer:
         return self._stores[key]
 
     def answer(self, key: int, question: str, arguments: Any, named: Any) -> Any:
-        """Answer a question to a store."""
+        """Answer a question to a store, unless nobody waits for the answer any more."""
+        if self._parent_is_gone():
+            raise EOFError
         store = self._store(key)
         if question.endswith(".create"):
             self._made.add(key)
@@ -297,7 +302,7 @@ class DeliveryServer:
         if not (self._runs or self._made):
             return
         threading.Thread(target=_exit_late, daemon=True).start()
-        while os.getppid() == self._parent:  # which closes its files before it has ended
+        while not self._parent_is_gone():  # it closes its files before it has ended
             time.sleep(0.02)
         for run in self._runs.values():
             run.stop_monitor()
@@ -347,7 +352,7 @@ class _Printer(io.TextIOBase):
 def main() -> NoReturn:
     """Serve by the socket whose descriptor is the program's argument, and end the process."""
     gc.set_threshold(100_000, 50, 100)  # MLflow makes a million objects, none of them garbage
-    server = DeliveryServer(int(sys.argv[1]))
+    server = DeliveryServer(*map(int, sys.argv[1:]))
     sys.stderr = sys.stdout = _Printer(server.print)
     import_mlflow()
     try:

@@ -87,8 +87,9 @@ def mark_killed(store: RunStore, record: RunRecord, end: int, patience: float) -
 
 
 def _killed_tags(record: RunRecord) -> dict[str, str]:
-    # A sweep has a command of its own.
-    again = record.tags.get(names.RESUME) or f"waymark resume {record.id}"
+    lacking = not record.remote and not (record.folder / "config.yaml").exists()
+    # A sweep has a command of its own; without its configuration a run cannot go on.
+    again = record.tags.get(names.RESUME) or f"waymark resume {record.id}" * (not lacking)
     return {names.REASON: "its process is gone", names.RESUME: again}
 
 

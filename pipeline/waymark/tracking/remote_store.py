@@ -42,7 +42,7 @@ def start_program(descriptor: int) -> "subprocess.Popen[bytes]":
     """Start the delivery process, which serves by a socket."""
     path = [str(FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", PROGRAM, str(descriptor)],
+        [sys.executable, "-P", "-m", PROGRAM, str(descriptor), str(os.getpid())],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
