@@ -28,9 +28,9 @@ def place(error: BaseException) -> str:
 
     An operation fails far from there: then it is in the message, where it was defined.
     """
-    told = [(name, int(line)) for name, line in FRAME.findall(str(error))]
+    named = [(name, int(line)) for name, line in FRAME.findall(str(error))]
     frames = traceback.extract_tb(error.__traceback__)
-    return _shown(told) or _shown([(frame.filename, frame.lineno or 0) for frame in frames])
+    return _shown(named) or _shown([(frame.filename, frame.lineno or 0) for frame in frames])
 
 
 def _shown(frames: Sequence[Frame]) -> str:

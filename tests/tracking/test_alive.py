@@ -572,6 +572,16 @@ def test_only_a_dead_processs_run_is_touched(place: Path, living: Process) -> No
             assert after[name]["tags"]["waymark.reason"] == "its process is gone"
 
 
+def test_a_dead_run_without_its_configuration_names_no_command(
+    dead_runs: DeadRuns, here: Path
+) -> None:
+    run_id = dead_runs.ids["silent"]
+    (home(run_id) / "artifacts" / "config.yaml").unlink()
+    open_store(None)
+    facts = seen(run_id)
+    assert (facts["status"], facts["tags"]["waymark.resume"]) == ("KILLED", "")
+
+
 def test_a_deleted_run_is_left_alone(dead_runs: DeadRuns, here: Path) -> None:
     run_id = dead_runs.ids["silent"]
     mlflow().delete_run(run_id)

@@ -126,8 +126,8 @@ class OwnCode:
     def _add_to_repository(self, top: Path, files: Mapping[str, Path]) -> bool:
         """Take in modules of a repository; tell whether it has a commit to record."""
         if top not in self._repositories:
-            told = git("rev-parse", "--show-toplevel", "--git-common-dir", "HEAD", at=top)
-            lines = (told or "").splitlines()
+            printed = git("rev-parse", "--show-toplevel", "--git-common-dir", "HEAD", at=top)
+            lines = (printed or "").splitlines()
             if len(lines) != 3 or Path(lines[0]).resolve() != top:
                 return False
             common = (top / lines[1]).resolve()  # the repository's own, of a worktree as well

@@ -136,7 +136,7 @@ class Comparison:
         grouped: dict[str, list[str]] = {}
         for run, found in self.differences.items():
             for each in found:
-                if each[0] != "data" or len(self.data) < 2:  # told above
+                if each[0] != "data" or len(self.data) < 2:  # shown above
                     line = format_difference(each, ("in the first run", "here"))
                     grouped.setdefault(line, []).append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]

@@ -33,9 +33,9 @@ def yaml_problem(error: Exception, text: str) -> str:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     at = mark.index if mark else getattr(error, "position", 0)
     context = getattr(error, "context", None) or "while"
-    told = [] if context.startswith("while") else [context]
-    told += filter(None, (getattr(error, name, None) for name in ("problem", "reason")))
-    return f"line {text.count(chr(10), 0, at) + 1}: {' '.join(told) or first_line(error)}"
+    words = [] if context.startswith("while") else [context]
+    words += filter(None, (getattr(error, name, None) for name in ("problem", "reason")))
+    return f"line {text.count(chr(10), 0, at) + 1}: {' '.join(words) or first_line(error)}"
 
 
 def read_yaml(path: str) -> tuple[str, dict[str, Any]]:

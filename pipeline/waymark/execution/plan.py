@@ -216,8 +216,8 @@ def record_of(
     """Return the configuration of a run that was found; see `recorded`."""
     values, choices, masked = record_as_it_is(store, record)
     members = {key: str(overrides[key]) for key in choices if key in overrides}
-    aside = (*members, SEARCHPATH)
-    others = {key: value for key, value in overrides.items() if key not in aside}
+    separate = (*members, SEARCHPATH)
+    others = {key: value for key, value in overrides.items() if key not in separate}
     values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))
     origin = f"recorded by run {record.id}"
     return with_overrides(values, choices, masked, others, trusted, origin)

@@ -169,8 +169,8 @@ def _parse(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[str, str]:
     """Return the parent's tags, by which the same command finds it again."""
-    aside = ("hydra", *trial.NOT_PART_OF_IDENTITY)
-    rest = flatten({key: value for key, value in values.items() if key not in aside})
+    excluded = ("hydra", *trial.NOT_PART_OF_IDENTITY)
+    rest = flatten({key: value for key, value in values.items() if key not in excluded})
     del rest[trial.THREADS]
     fixed = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
     sweeper = values["hydra"]["sweeper"]["_target_"]

@@ -23,7 +23,7 @@ from waymark.training.progress import NoSweepProgress, make_sweep_progress
 
 MAX_ATTEMPTS = 3  # of one command at a trial that ends its process
 POLL_INTERVAL_S = 2.0  # after which the trials are looked at, unless one ends here before
-PAUSE_PER_LOOK = 5  # times as long as the last look took, at least, pass before the next one
+PAUSE_FACTOR = 5  # the pause between two looks at the trials is this often as long as a look
 HEARTBEAT_INTERVAL_S = 20.0  # between two signs of life of the parent
 # Launchers whose trials see the files that this process sees.
 SAME_MACHINE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
@@ -260,19 +260,19 @@ class Sweep:
         closing, bar = threading.Event(), make_sweep_progress(self.plan.progress, self.expected)
 
         def watch() -> None:
-            told, beat = "", time.monotonic()
+            shown, beat = "", time.monotonic()
             while not closing.is_set():
                 trial.trial_ended.wait(POLL_INTERVAL_S)
                 trial.trial_ended.clear()
                 began = time.monotonic()
                 with suppress(Exception):  # a store that does not answer: the next look will tell
-                    told = self._update_progress(bar, told)
+                    shown = self._update_progress(bar, shown)
                     if began - beat > HEARTBEAT_INTERVAL_S:
                         self.plan.store.set_tags(
                             self.plan.parent, {names.HEARTBEAT: str(int(time.time()))}
                         )
                         beat = began
-                closing.wait(PAUSE_PER_LOOK * (time.monotonic() - began))
+                closing.wait(PAUSE_FACTOR * (time.monotonic() - began))
 
         watcher = threading.Thread(target=watch, name="sweep", daemon=True)
         watcher.start()
@@ -286,14 +286,14 @@ class Sweep:
                 self._update_progress(bar, "")
             bar.close()
 
-    def _update_progress(self, bar: NoSweepProgress, told: str) -> str:
+    def _update_progress(self, bar: NoSweepProgress, shown: str) -> str:
         """Bring the bar and the parent's metrics up to date, if there is anything new."""
         found = self.outcome()
         counts = found.counts()
         best = found.best[1].metrics[self.plan.metric] if found.best else None
         bar.show(self.expected, counts, best)
         now = json.dumps([self.expected, counts, found.best and found.best[0].id])
-        if now != told:
+        if now != shown:
             self.record_progress(found)
         return now
 

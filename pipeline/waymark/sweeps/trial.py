@@ -203,7 +203,7 @@ def wait_until_free(
 
     Until this process has recorded that it does, no other one of this machine begins a trial.
     """
-    told = False
+    announced = False
     while True:
         lock.acquire()
         known = tagged(tracking, experiment, names.TRIAL, key)
@@ -215,9 +215,9 @@ def wait_until_free(
         if not elsewhere:
             return known
         lock.release()
-        if not told:
+        if not announced:
             print(f"{name}: another process is training run {elsewhere[0]}; waiting", flush=True)
-        told = True
+        announced = True
         time.sleep(POLL_INTERVAL_S)
 
 
@@ -245,7 +245,7 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
     def recorded(run_id: str) -> Mapping[int, float]:
         return dict(tracking.metric_history(run_id, metric))
 
-    told = cache(recorded)  # by a trial that was not judged itself, and has ended
+    ended = cache(recorded)  # by a trial that was not judged itself, and has ended
 
     def other_trials() -> list[Mapping[int, float]]:
         try:
@@ -261,7 +261,7 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
             if record.tags.get(names.PRUNING_VALUES):
                 found.append(judged_values(record) or recorded(record.id))
             elif record.status == "FINISHED":
-                found.append(told(record.id))
+                found.append(ended(record.id))
         return found
 
     return Pruner(config.prune, metric, sign, steps, other_trials)
@@ -278,10 +278,10 @@ def judged_values(record: RunRecord) -> dict[int, float]:
     Nothing if that was too much for a tag.
     """
     try:
-        told = json.loads(record.tags.get(names.PRUNING_VALUES) or "{}")
+        values = json.loads(record.tags.get(names.PRUNING_VALUES) or "{}")
     except ValueError:
         return {}
-    return {int(step): float(value) for step, value in told.items()}
+    return {int(step): float(value) for step, value in values.items()}
 
 
 def identity(resolved: Resolved) -> str:

@@ -149,7 +149,7 @@ class DeliveryServer:
         self._runs: dict[int, RunDelivery] = {}  # by the number of the question that began it
         self._locks: dict[int, int] = {}  # the descriptors of their locks
         self._ends: dict[int, int] = {}  # run -> the question that waits for its end
-        self._told: dict[int, Any] = {}
+        self._sent: dict[int, Any] = {}
         self._nice = False
         self._openings: dict[int, Opening] = {}
         self._current: Opening | None = None
@@ -274,16 +274,16 @@ class DeliveryServer:
             status = self._tell_status(number)
             if number in self._ends and (arrived or status.deleted):
                 run.stop_monitor()
-                del self._runs[number], self._told[number]
+                del self._runs[number], self._sent[number]
                 os.close(self._locks.pop(number))
                 self._tell(self._ends.pop(number), None if arrived else status.error, None)
 
     def _tell_status(self, number: int) -> DeliveryStatus:
         """Return how a delivery stands, and tell it if that is new."""
         status, known = self._runs[number].status, id(self._runs[number].delivery.learned)
-        told = replace(status, learned=None), known  # another object when there is more
-        if told != self._told.get(number):
-            self._told[number] = told
+        new = replace(status, learned=None), known  # another object when there is more
+        if new != self._sent.get(number):
+            self._sent[number] = new
             self._tell(STATUS, number, status)
         return status
 

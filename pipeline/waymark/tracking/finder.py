@@ -75,9 +75,9 @@ def find(store: RunStore, text: str) -> RunRecord:
         reason = f"{found[0].folder.parent}: cannot be read ({error.strerror})"
         raise BadInput(f"run {found[0].id}: {reason}.") from None
     owner = ownership.owner(found[0].tags, found[0].status == "FINISHED")
-    told = content.status if content and content.may_write(owner) else None
+    written = content.status if content and content.may_write(owner) else None
     # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
-    return replace(found[0], status=told[0]) if told else found[0]
+    return replace(found[0], status=written[0]) if written else found[0]
 
 
 def _matching(store: RunStore, text: str) -> list[Any]:

@@ -98,10 +98,10 @@ class SweepProgressBar(NoSweepProgress):
 
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
         """Show the numbers that are not 0, and the best value."""
-        told = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
+        text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         over = sum(counts.values()) - counts["running"]
         shown = "-" if best is None else number(best)
-        self._bar.update(self._task, completed=over, total=total, counts=told or "-", best=shown)
+        self._bar.update(self._task, completed=over, total=total, counts=text or "-", best=shown)
 
     def close(self) -> None:
         """Stop drawing; the bar stays as it is."""
