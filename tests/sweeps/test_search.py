@@ -1,4 +1,4 @@
-"""PrunedObjective trials are ended early; Optuna proposes trials in a study that lasts."""
+"""Pruned trials are ended early; Optuna proposes trials in a study that lasts."""
 
 import itertools
 import json
@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,13 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from waymark.api import resume, run
 from waymark.config.compose import compose_config
-from waymark.names import PRUNING_VALUES, TRIAL
-from waymark.sweeps.trial import _pruner
+from waymark.names import PRUNING_VALUES, TRIAL, sweep_member_tag
+from waymark.sweeps.trial import _pruner, members
 from waymark.tracking import limits
+from waymark.tracking.remote_store import connect
 from waymark.training.pruning import N_STARTUP_TRIALS, pruning_steps, should_prune
 
-from tests.support.processes import Main, Open
+from tests.support.processes import Main, Open, poll
 
 SHORT = ["steps=12", "save.every=4", "eval_every=2", "progress=false", "save=npz"]
 SHORT += ["runtime.intra_op_threads=2", "optimizer=sgd"]
@@ -137,6 +139,21 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     assert pruner._other_trials() == [values]
     record.tags[PRUNING_VALUES] = '{"1": 0.5}'
     assert pruner._other_trials() == [{1: 0.5}]
+
+
+def test_pruning_goes_on_where_the_store_gives_no_answer(place: Path, client: Open) -> None:
+    store = connect(None, create=True)
+    assert members(store, "sweep") == []
+    tags = {sweep_member_tag("sweep"): "c", TRIAL: "other", PRUNING_VALUES: '{"1": 0.5}'}
+    client(place).create_run("0", tags=tags)
+    config = compose_config(["prune=median"]).config
+    pruner = _pruner(store.with_bound(0.2), config, "sweep", "mine")
+    assert pruner is not None
+    process = psutil.Process(store.process()._process.pid)
+    process.suspend()
+    assert pruner._other_trials() == []
+    process.resume()
+    assert poll(pruner._other_trials) == [{1: 0.5}]
 
 
 def study(place: Path, parent: Run) -> Any:

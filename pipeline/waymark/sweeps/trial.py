@@ -47,7 +47,7 @@ from waymark.tracking.finder import find, select, tagged
 from waymark.tracking.parent_run import record_failed_trial
 from waymark.tracking.questions import StoreError
 from waymark.tracking.recovery import mark_dead_runs_killed
-from waymark.tracking.remote_store import connect
+from waymark.tracking.remote_store import RemoteStore, connect
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.pruning import Pruner, pruning_steps
@@ -63,6 +63,7 @@ NOT_PART_OF_IDENTITY = (
     *("trusted_modules", "objective", "prune", "rerun_finished"),
 )
 READS_FILES = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
+PRUNING_ANSWER_S = 30.0  # that the other trials' values are waited for: this one goes on then
 POLL_INTERVAL_S = 1.0  # seconds between two looks at a trial that another process is training
 
 trial_ended = threading.Event()  # a trial that this process does, or waits for, has ended
@@ -160,7 +161,7 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
 def run_or_resume(
     resolved: Resolved,
     name: str,
-    tracking: RunStore,
+    tracking: RemoteStore,
     key: str,
     known: list[tuple[RunRecord, RunSummary]],
     began: Callable[[], None],
@@ -176,7 +177,7 @@ def run_or_resume(
         return objective(*finished[0], config.objective.metric)
     unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
     tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
-    pruner = _pruner(tracking, config, parent, key)
+    pruner = _pruner(tracking.with_bound(PRUNING_ANSWER_S), config, parent, key)
     try:
         if unfinished:
             run_id = unfinished[0].id

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from copy import copy
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
@@ -293,11 +294,17 @@ class RemoteStore(RunStore):
         check_there(self.address, create)
         self.root, self.database = self.address.root, self.address.database
         self.server, self.uri = self.address.server, self.address.uri
-        self.key = next(_numbers)
+        self.key, self.answer_s = next(_numbers), ANSWER_S
         umask = os.umask(0)
         os.umask(umask)
         self._opening = Opening(uri, create, reading, dict(os.environ), os.getcwd(), umask)
         self.process()
+
+    def with_bound(self, seconds: float) -> "RemoteStore":
+        """Return this store with another bound on the wait for each answer."""
+        store = copy(self)
+        store.answer_s = seconds
+        return store
 
     def process(self) -> DeliveryProcess:
         """Return the delivery process, which knows of this store."""
@@ -325,8 +332,8 @@ class RemoteStore(RunStore):
         """Have a question answered, by its name; raise StoreError if nobody answers."""
         try:
             with suppress(Ended):  # it was killed, or had been without work for long
-                return self._begin(name, args, kwargs).result(ANSWER_S)
-            return self._begin(name, args, kwargs).result(ANSWER_S)
+                return self._begin(name, args, kwargs).result(self.answer_s)
+            return self._begin(name, args, kwargs).result(self.answer_s)
         except TimeoutError:
             raise StoreError("no answer in time") from None
 
