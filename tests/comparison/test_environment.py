@@ -16,7 +16,7 @@ import pytest
 import waymark
 from waymark.comparison import environment as module
 from waymark.comparison import own_code, repository
-from waymark.comparison.environment import differences, environment, numerical
+from waymark.comparison.environment import describe_environment, differences, numerical
 from waymark.comparison.own_code import OwnCode, OwnFacts, as_new_file, own_facts, own_files
 from waymark.comparison.repository import changes, git_commit
 from waymark.config.schema import FORMAT
@@ -56,7 +56,7 @@ def checkout(folder: Path, text: str = "one\n") -> str:
 
 
 def test_everything_is_there_and_is_json() -> None:
-    facts = environment(2)
+    facts = describe_environment(2)
     assert json.loads(json.dumps(facts)) == facts
     assert (facts["format"], facts["intra_op_threads"]) == (FORMAT, 2)
     assert facts["python"] == platform.python_version()
@@ -74,7 +74,7 @@ def test_everything_is_there_and_is_json() -> None:
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo")
 def test_the_instruction_set_is_there() -> None:
-    cpu = environment(1)["cpu"]
+    cpu = describe_environment(1)["cpu"]
     assert cpu["model"] is None or isinstance(cpu["model"], str)
     if platform.machine() == "x86_64":
         assert "sse2" in cpu["instructions"]
@@ -86,7 +86,7 @@ def test_the_instruction_set_is_there() -> None:
     reason="this machine does not tell its caches",
 )
 def test_the_caches_are_there() -> None:
-    caches = environment(1)["cpu"]["caches"]
+    caches = describe_environment(1)["cpu"]["caches"]
     assert {"L1 Data", "L2 Unified"} <= set(caches)
     assert all(re.fullmatch(r"\d+[KMG]", size) for size in caches.values())
 
@@ -102,7 +102,7 @@ def test_a_machine_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_changes_tensorflows_bits_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setenv("TF_VAR_password", "Terraform's")
-    facts = environment(5)
+    facts = describe_environment(5)
     assert facts["settings"] == {"TF_ENABLE_ONEDNN_OPTS": "0"}
     assert facts["tensorflow"]["deterministic_ops"] is False
     assert facts["intra_op_threads"] == 5
@@ -111,7 +111,7 @@ def test_what_changes_tensorflows_bits_is_there(monkeypatch: pytest.MonkeyPatch)
 def test_the_command_is_there_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
     uri = "tracking.uri='postgresql://me:hunter2@host/db'"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/waymark", "run", "steps=3", uri])
-    command = environment(1)["command"]
+    command = describe_environment(1)["command"]
     assert command[:3] == ["waymark", "run", "steps=3"]
     assert "hunter2" not in json.dumps(command)
     assert "host/db" in command[3]
@@ -126,7 +126,7 @@ def test_a_damaged_package_does_not_stop_a_run(
     packages = [SimpleNamespace(metadata={"Name": n, "Version": v}) for n, v in pairs]
     monkeypatch.setattr(module, "distributions", lambda: iter(packages))
     monkeypatch.syspath_prepend(tmp_path)  # else those found before are remembered
-    assert environment(1)["packages"] == {"bad": None, "good": "1"}
+    assert describe_environment(1)["packages"] == {"bad": None, "good": "1"}
 
 
 def test_a_package_that_is_installed_meanwhile_is_there(
@@ -134,7 +134,7 @@ def test_a_package_that_is_installed_meanwhile_is_there(
 ) -> None:
     """Install, renew and remove a package while this process goes on."""
     monkeypatch.syspath_prepend(tmp_path)
-    seen = [environment(1)["packages"].get("later")]
+    seen = [describe_environment(1)["packages"].get("later")]
     for text in ("1", "2", None):
         for old in tmp_path.glob("*.dist-info"):
             shutil.rmtree(old)
@@ -142,7 +142,7 @@ def test_a_package_that_is_installed_meanwhile_is_there(
             folder = tmp_path / f"later-{text}.dist-info"
             folder.mkdir()
             (folder / "METADATA").write_text(f"Name: later\nVersion: {text}\n")
-        seen.append(environment(1)["packages"].get("later"))
+        seen.append(describe_environment(1)["packages"].get("later"))
     assert seen == [None, "1", "2", None]
 
 
@@ -177,7 +177,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("text", DRIVERS)
 def test_what_is_recorded_of_a_gpu(text: str, card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: text)
-    assert environment(1)["gpus"] == [GPU]
+    assert describe_environment(1)["gpus"] == [GPU]
 
 
 def test_what_nothing_tells_of_a_gpu_is_null(card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,10 +185,10 @@ def test_what_nothing_tells_of_a_gpu_is_null(card: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(module, "program_output", lambda *command: "535.104.05\n535.104.05\n")
     monkeypatch.setattr(Path, "read_text", lambda path: (_ for _ in ()).throw(FileNotFoundError()))
     unknown = {"name": None, "compute_capability": None}
-    assert environment(1)["gpus"] == [{**GPU, **unknown}]
+    assert describe_environment(1)["gpus"] == [{**GPU, **unknown}]
     module._driver.cache_clear()
     monkeypatch.setattr(module, "program_output", lambda *command: None)
-    assert environment(1)["gpus"] == [{**GPU, **unknown, "driver": None}]
+    assert describe_environment(1)["gpus"] == [{**GPU, **unknown, "driver": None}]
 
 
 OLD = "/physical_device:GPU:0"
@@ -220,7 +220,7 @@ def test_gpus_are_compared(old: Any, new: Any, found: Any) -> None:
 
 def test_outside_of_a_checkout_there_is_none(code: Path) -> None:
     assert (git_commit(), changes()) == (None, None)
-    assert environment(1)["git_commit"] is None
+    assert describe_environment(1)["git_commit"] is None
 
 
 def test_without_git_there_is_none(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ NUMERICS_KEYS = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
 
 
-def environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
+def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
     """Describe everything beside configuration and data that can change a result's bits.
 
     `own` names the modules outside Waymark whose classes take part.

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from waymark.comparison.environment import differences, environment, has_bfloat16, read_environment
+from waymark.comparison.environment import (
+    describe_environment,
+    differences,
+    has_bfloat16,
+    read_environment,
+)
 from waymark.comparison.own_code import OwnCode
 from waymark.comparison.repository import diffstat
 from waymark.config.schema import Config
@@ -21,7 +26,7 @@ class RecordedEnvironment:
     def __init__(self, run: ActiveRun, config: Config) -> None:
         self._run, self._with_changes = run, config.record.changes
         self._before = read_environment(run.info.folder / "environment.json")
-        self._found = environment(config.runtime.intra_op_threads, own_modules(config))
+        self._found = describe_environment(config.runtime.intra_op_threads, own_modules(config))
         self.own_code = OwnCode(self._with_changes)
         self.facts = self._all_facts()
 

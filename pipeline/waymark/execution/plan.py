@@ -139,7 +139,7 @@ def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, Sta
 def _refuse_drift(record: RunRecord, config: Config) -> None:
     """Raise BadInput if the next steps would be computed by other means than the last ones."""
     old = environment.read_environment(record.folder / "environment.json")
-    now = environment.environment(config.runtime.intra_op_threads)
+    now = environment.describe_environment(config.runtime.intra_op_threads)
     drift = environment.numerical(environment.differences(old, now))
     if drift:
         raise BadInput(
