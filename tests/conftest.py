@@ -19,11 +19,12 @@ from waymark.comparison.environment import NUMERICS_ENV_VARS
 from waymark.config.compose import compose_config
 from waymark.execution import execute
 from waymark.tracking import remote_store
+from waymark.tracking.delivery_process import RunDelivery
 from waymark.tracking.opening import open_store
 
 from tests.support.data import write_pictures
 from tests.support.ends import End, local_end
-from tests.support.processes import FOREIGN, REPO, DeliveryHere, Done
+from tests.support.processes import FOREIGN, REPO, STEPPING, DeliveryHere, Done
 from tests.support.server import Server
 
 # Hydra resets Python's logging, which closes all handlers; TensorFlow's, made while pytest has
@@ -169,7 +170,14 @@ def main(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def delivery_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let this process deliver what it records, so that what the test replaces is replaced."""
+    real = RunDelivery.step
+
+    def step(run: RunDelivery) -> bool:
+        with STEPPING:
+            return real(run)
+
     with monkeypatch.context() as patch:
+        patch.setattr(RunDelivery, "step", step)
         patch.setattr(remote_store, "_process", None)
         patch.setattr(remote_store, "start_program", DeliveryHere)
         yield

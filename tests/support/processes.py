@@ -117,6 +117,16 @@ def delivery_of(run: ActiveRun) -> Delivery:
     return poll(lambda: here.server._runs.get(run._delivery._number)).delivery
 
 
+STEPPING = threading.Lock()  # of the thread that delivers, held in each of its steps
+
+
+def has_arrived(run: ActiveRun) -> bool:
+    """Tell whether MLflow has all that a run recorded, where the fixture `delivery_here` is."""
+    delivery = delivery_of(run)
+    with STEPPING:  # the delivery is that thread's alone: this reads the outbox with its reader
+        return delivery.complete
+
+
 class DeliveryHere:
     """The delivery process as a thread of this process, whose parts a test can replace."""
 

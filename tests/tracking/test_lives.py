@@ -31,8 +31,8 @@ from tests.support.processes import (
     THREADS,
     Killed,
     delivers,
-    delivery_of,
     end_sending,
+    has_arrived,
     poll,
     remote,
 )
@@ -208,9 +208,9 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
 
 def settled(client: MlflowClient, run: ActiveRun) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
-    poll(lambda: delivery_of(run).complete)
+    poll(lambda: has_arrived(run))
     time.sleep(0.05)
-    poll(lambda: delivery_of(run).complete)
+    poll(lambda: has_arrived(run))
     return seen(client, run.info.id)
 
 
@@ -225,7 +225,7 @@ def begun(machines: list[Machine], frozen: list[Any]) -> ActiveRun:
     trained(run, 1, 2, 3, 4, 5)
     put(run, 5)
     poll(lambda: run.info.known)
-    poll(lambda: delivery_of(run).complete)
+    poll(lambda: has_arrived(run))
     frozen.append(run)
     trained(run, 6, 7, 8)
     run.record([4], {"early": [0.5]})
@@ -495,7 +495,7 @@ class Story:
 
         def hung() -> None:
             if heard and not silent:
-                poll(lambda: delivery_of(made[0]).complete)
+                poll(lambda: has_arrived(made[0]))
             self.frozen.append(None)
 
         silent = self.run_id and hang < 0 and not undisturbed  # nothing of it is ever sent
