@@ -206,6 +206,10 @@ def seen(client: MlflowClient, run_id: str) -> dict[str, Any]:
     return {"told": told, "tags": run.data.tags, "points": points, "files": files}
 
 
+def checkpoints(facts: dict[str, Any]) -> set[str]:
+    return {name for name in facts["files"] if name.startswith("checkpoints/")}
+
+
 def settled(client: MlflowClient, run: ActiveRun) -> dict[str, Any]:
     """Return what the server has of a run once all that it recorded has arrived."""
     poll(lambda: has_arrived(run))
@@ -293,7 +297,7 @@ def test_a_former_owner_adds_what_is_missing_and_no_more(
         after = seen(client, run_id)
     assert after["told"][0] == "FINISHED"
     assert [p[0] for p in after["points"]["train/loss"]] == [*range(1, 11)]
-    assert {*after["files"]} == {"checkpoints/weights-10.npz", "checkpoints/weights-10.json"}
+    assert checkpoints(after) == {"checkpoints/weights-10.npz", "checkpoints/weights-10.json"}
     assert a.sync() == b.sync() == []
     assert not [path for m in (a, b) for path in m.folder.rglob("*") if path.is_file()]
 
@@ -325,7 +329,7 @@ def test_until_the_next_owner_has_told_the_former_one_may_write(
     assert (after["told"][0], after["tags"]["waymark.life"]) == ("FINISHED", "2")
     assert after["points"]["train/loss"][:8] == first["points"]["train/loss"]
     assert [p[0] for p in after["points"]["train/loss"]] == [*range(1, 10)]
-    assert {*after["files"]} == {"checkpoints/weights-9.npz", "checkpoints/weights-9.json"}
+    assert checkpoints(after) == {"checkpoints/weights-9.npz", "checkpoints/weights-9.json"}
     assert a.sync() == []
     assert seen(client, run_id) == after
 
@@ -413,7 +417,7 @@ def test_the_dead_are_marked_by_who_is_asked_and_no_more(scene: Scene) -> None:
     assert after["tags"]["waymark.from_step"] == "6"
     assert "waymark.colour" not in after["tags"]
     assert [p[0] for p in after["points"]["train/loss"]] == [*range(1, 10)]
-    assert {*after["files"]} == {"checkpoints/weights-9.npz", "checkpoints/weights-9.json"}
+    assert checkpoints(after) == {"checkpoints/weights-9.npz", "checkpoints/weights-9.json"}
     (line,) = b.sync()
     assert "0 point" not in line and "status, tags and files" in line
     assert seen(client, run_id) == after
@@ -575,7 +579,6 @@ def lasting(facts: dict[str, Any]) -> dict[str, Any]:
         for key, points in facts["points"].items()
         if key != PACE
     }
-    files = {name for name in facts["files"] if name.startswith("checkpoints/")}
     states = [
         json.loads(body)["digest"]
         for name, body in sorted(facts["files"].items())
@@ -584,7 +587,13 @@ def lasting(facts: dict[str, Any]) -> dict[str, Any]:
     told = facts["told"][:2], facts["tags"]["waymark.state_digest"]
     history = json.loads(facts["files"]["history.json"])["metrics"]
     known = {key: set(steps) for key, (steps, _) in history.items() if key != PACE}
-    return {"points": points, "files": files, "states": states, "told": told, "history": known}
+    return {
+        "points": points,
+        "files": checkpoints(facts),
+        "states": states,
+        "told": told,
+        "history": known,
+    }
 
 
 @pytest.mark.long
