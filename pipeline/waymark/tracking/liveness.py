@@ -4,6 +4,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ DEAD_AFTER_S = 300  # seconds without one after which a run of another machine c
 def this_process() -> dict[str, Any]:
     """Return what names this process among all that ever were."""
     pid = os.getpid()
-    place = {"host": platform.node(), "boot": _boot(), "pids": _pids()}
-    return {**place, "pid": pid, "started": _started(pid)}
+    return {**_place(), "pid": pid, "started": _started(pid)}
 
 
 def is_alive(process: Mapping[str, Any], heartbeat: float) -> bool:
@@ -42,26 +42,22 @@ def is_gone(process: Mapping[str, Any]) -> bool:
 
 def _is_near(process: Mapping[str, Any]) -> bool:
     """Tell whether this process sees that one's number."""
-    here = {"host": platform.node(), "boot": _boot(), "pids": process.get("pids") and _pids()}
-    return all(process.get(key) == value for key, value in here.items())
+    place = {key: x for key, x in _place().items() if key != "pids" or process.get("pids")}
+    return all(process.get(key) == value for key, value in place.items())
 
 
-def _boot() -> str:
-    """Return what is another after every start of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+def _place() -> dict[str, str | None]:
+    """Return what names the set of processes in which this one's number means it."""
+    place: dict[str, str | None] = {"host": platform.node(), "boot": None, "pids": None}
+    try:  # what is another after every start of the machine
+        place["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux
         import psutil
 
-        return str(int(psutil.boot_time()))
-
-
-def _pids() -> str | None:
-    """Return what names the set of processes in which this one's number means it."""
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:  # not Linux
-        return None
+        place["boot"] = str(int(psutil.boot_time()))
+    with suppress(OSError):  # not Linux
+        place["pids"] = os.readlink("/proc/self/ns/pid")
+    return place
 
 
 def _started(pid: int) -> float | None:

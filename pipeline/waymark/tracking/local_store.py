@@ -1,7 +1,7 @@
 """The database file of a local store: made whole or not at all, and read where no write may be.
 
-A new one is made under another name in the same folder and put in place by a hard link, which
-fails where a store already is: a half-made database cannot come into being.
+A new one is made under another name and put in place by a hard link, which fails where a store
+already is: a half-made database cannot come into being.
 """
 
 import os
@@ -42,9 +42,9 @@ def ensure(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> Non
     Raises ValueError for a store that the installed MLflow does not take, what SQLite and the
     system raise, and Timeout if another process does not come to an end with making it.
     """
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (takes seconds, without the lock)
     from filelock import FileLock, Timeout
 
-    _import_mlflow()  # takes seconds, in which the lock must be free
     lock = FileLock(database.parent / LOCK)
     if database.exists() and is_whole(database):
         if _left_behind(database):
@@ -56,18 +56,14 @@ def ensure(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> Non
         if database.exists() and not is_whole(database):
             _retire(database)
         if not database.exists():
-            _make(database, uri_of(_new(database)), artifacts)
-
-
-def _import_mlflow() -> None:
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+            _make(database, uri_of, artifacts)
 
 
 def is_whole(database: Path) -> bool:
     """Tell whether a store is as MLflow needs it; False for one whose making was interrupted.
 
     Such a one has no run and no experiment but the default one, which MLflow makes last. Raises
-    ValueError, which says why, for any other one that the installed MLflow does not take.
+    ValueError for any other one that the installed MLflow does not take.
     """
     from mlflow.store.db.base_sql_model import Base
 
@@ -79,12 +75,12 @@ def is_whole(database: Path) -> bool:
             asked = [f"SELECT 1 FROM {name} WHERE {condition} LIMIT 1" for name in found]
             return any(connection.execute(query).fetchone() for query in asked)
 
-        names = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        tables = {name for (name,) in names}
-        revisions: set[str] = set()
-        if "alembic_version" in tables:
-            found = connection.execute("SELECT version_num FROM alembic_version")
-            revisions = {version for (version,) in found}
+        def column(query: str) -> set[str]:
+            return {value for (value,) in connection.execute(query)}
+
+        tables = column("SELECT name FROM sqlite_master WHERE type = 'table'")
+        known = "alembic_version" in tables
+        revisions = column("SELECT version_num FROM alembic_version") if known else set()
         missing = sorted(set(Base.metadata.tables) - tables)
         current = revisions == {needed_revision()}
         if current and not missing:
@@ -114,20 +110,19 @@ def other_version(revision: str) -> str:
     return f"a newer MLflow than {mlflow.__version__}, which is installed here, made it"
 
 
-def _new(database: Path) -> Path:
-    return database.with_name(f".{database.name}.new-{os.getpid()}")
-
-
-def _make(database: Path, uri: str, artifacts: str) -> None:
-    """Make a whole store at another address, that of `_new`; put it in place in one step."""
+def _make(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> None:
+    """Make a whole store under another name; put it in place in one step."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    new = _new(database)
+    new = database.with_name(f".{database.name}.new-{os.getpid()}")
     try:
         # SQLite's own permissions are 0644 at most; those of its journals follow the file's.
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-        _create_tables(new)
-        store = SqlAlchemyStore(uri, artifacts)  # makes what is missing: the default experiment
+        schema = SCHEMAS / f"{needed_revision()}.sql"
+        if schema.exists():  # else MLflow makes its tables by all of its migrations: seconds
+            with connected(new) as connection:
+                connection.executescript(schema.read_text())
+        store = SqlAlchemyStore(uri_of(new), artifacts)  # makes the default experiment
         store.engine.dispose()
         if not database.exists():  # SQLite would play the journals of another into the new one
             _move_journals(database, _unusable(database))
@@ -140,17 +135,6 @@ def _make(database: Path, uri: str, artifacts: str) -> None:
                 os.rename(new, database)
     finally:
         _clean(database)
-
-
-def _create_tables(new: Path) -> None:
-    """Create MLflow's tables from their prepared text, if that is the installed MLflow's.
-
-    Else MLflow makes them itself, by all of its migrations, which takes seconds.
-    """
-    schema = SCHEMAS / f"{needed_revision()}.sql"
-    if schema.exists():
-        with connected(new) as connection:
-            connection.executescript(schema.read_text())
 
 
 def _left_behind(database: Path) -> list[Path]:

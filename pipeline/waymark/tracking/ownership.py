@@ -32,9 +32,8 @@ class Life:
 
     def tags(self) -> dict[str, str]:
         """Return the tags that make its process the run's owner."""
-        process = json.dumps(dict(self.process))
         return {
-            names.PROCESS: process,
+            names.PROCESS: json.dumps(dict(self.process)),
             names.LIFE: str(self.number),
             names.FROM_STEP: str(self.from_step),
         }
