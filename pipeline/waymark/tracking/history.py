@@ -1,7 +1,7 @@
 """What a run recorded on its way: every metric at every step, and the digests of its checkpoints.
 
-The values are exact. The run's outbox has them, and the artifact history.json, written when a
-process ends, for those who have only the artifacts.
+The values are exact. The run's outbox has them, and so has the artifact history.json, written
+when a process ends.
 """
 
 import json
@@ -67,10 +67,7 @@ def load(body: bytes | None) -> History | None:
 
 @question
 def history(store: RunStore, record: RunRecord) -> History:
-    """Return what a run recorded, from the most exact places there are.
-
-    Raises what MLflow raises.
-    """
+    """Return what a run recorded, from the most exact places; raise what MLflow raises."""
     box = outbox.read(record.outbox)
     own = box.metrics()
     here = History(own, box.digests)
@@ -91,8 +88,7 @@ def history(store: RunStore, record: RunRecord) -> History:
 def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
     """Tell whether a history begins where a run does, and ends where MLflow's does.
 
-    A process that was killed wrote none; one that had not heard of the life before it wrote only
-    its own.
+    A killed process wrote none; one that had not heard of the life before it wrote only its own.
     """
     steps = sorted(known.metrics.get(TRAIN_LOSS, {}))
     late = len(steps) > 1 and steps[0] > steps[1] - steps[0]

@@ -128,9 +128,7 @@ class Outbox:
 
 def read(path: Path) -> Content:
     """Return what an outbox holds; nothing if there is none."""
-    reader = OutboxReader(path)
-    reader.read()
-    return reader.content
+    return OutboxReader(path).read()
 
 
 class OutboxReader:
@@ -140,7 +138,7 @@ class OutboxReader:
         self.content = Content()
         self._path, self._offset = path, 0
 
-    def read(self) -> None:
+    def read(self) -> Content:
         """Take up the entries added since; one that is not there as a whole waits."""
         with suppress(OSError), self._path.open("rb") as file:
             file.seek(self._offset)
@@ -152,6 +150,7 @@ class OutboxReader:
                 with suppress(ValueError, TypeError, OverflowError, AttributeError):
                     _put(self.content, kind, value)
                     self.content.delivered = kind == "delivered"
+        return self.content
 
 
 def is_delivered(path: Path) -> bool:
@@ -204,6 +203,5 @@ def _put(content: Content, kind: str, value: Any) -> None:
         status, at = value
         content.status = str(status), int(at)
     elif kind == "begun":
-        after = value.get("after")
-        life = ownership.load({key: entry for key, entry in value.items() if key != "after"})
-        content.begin(life, ownership.load(after) if after else None)
+        after = value.pop("after", None)
+        content.begin(ownership.load(value), ownership.load(after) if after else None)
