@@ -172,9 +172,9 @@ def delivery_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let this process deliver what it records, so that what the test replaces is replaced."""
     real = RunDelivery.step
 
-    def step(run: RunDelivery) -> bool:
+    def step(run: RunDelivery) -> None:
         with STEPPING:
-            return real(run)
+            real(run)
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDelivery, "step", step)

@@ -100,21 +100,21 @@ def remote(tracking: RunStore) -> RemoteStore:
 
 def end_sending(run: ActiveRun) -> None:
     """End the delivery process, as a kill does, and with it this process's hold on the run."""
-    run._delivery.give_up()
+    run.give_up()
     run._close()
 
 
 def delivers(run: ActiveRun, delivery: Delivery) -> bool:
     """Tell whether a delivery, in the fixture `delivery_here`, is that of a run."""
-    here: Any = run._delivery._process._process
-    known = here.server._runs.get(run._delivery._number)
-    return known is not None and known.delivery is delivery
+    here: Any = run._process._process
+    known = here.server._runs.get(run._number)
+    return known is delivery
 
 
 def delivery_of(run: ActiveRun) -> Delivery:
     """Return what delivers a run where the fixture `delivery_here` is."""
-    here: Any = run._delivery._process._process
-    return poll(lambda: here.server._runs.get(run._delivery._number)).delivery
+    here: Any = run._process._process
+    return poll(lambda: here.server._runs.get(run._number))
 
 
 STEPPING = threading.Lock()  # of the thread that delivers, held in each of its steps

@@ -281,8 +281,8 @@ def test_where_no_other_can_be_started_the_outbox_keeps_the_run(
     with monkeypatch.context() as patch:
         patch.setattr(remote_store, "start_program", refuse)
         run.record([1], {"train/loss": [0.5]})
-        run._delivery._process.kill()
-        poll(run._delivery.arrived.done)
+        run._process.kill()
+        poll(lambda: run.status.done)
     left = run.finish("KILLED")
     assert left and "cannot be started again (Resource temporarily unavailable)" in left
     assert outbox.read(run.info.outbox).metrics() == {"train/loss": {1: 0.5}}

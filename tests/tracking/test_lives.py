@@ -519,11 +519,7 @@ class Story:
                     execute.run(compose_config([*SHORT, *self.data, *words]))
         self.told.append(f"{machine.name} trains to {steps}, hangs at {hang}: {len(made)}")
         for run in made:
-            if (
-                not run._delivery.arrived.done()
-                and None in self.frozen
-                and self.draw.random() < 0.5
-            ):
+            if not run.status.done and None in self.frozen and self.draw.random() < 0.5:
                 self.frozen.append(run)
                 self.hanging.append((machine, run))
             else:

@@ -724,7 +724,7 @@ def test_the_mirror_removes_only_what_waymark_can_have_written(tmp_path: Path) -
     delivery: Any = object.__new__(Delivery)
     delivery._remote_files, delivery._opened = None, 0
     delivery.info = SimpleNamespace(folder=tmp_path)
-    delivery._store = SimpleNamespace(artifacts=lambda info: repository)
+    delivery.store = SimpleNamespace(artifacts=lambda info: repository)
     delivery.owner, delivery._fetch_run = None, lambda: None
     delivery._mirror({})
     assert sorted(deleted) == sorted(f"checkpoints/{name}" for name in gone)

@@ -4,7 +4,7 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,6 +14,7 @@ from waymark.config.resolve import Resolved
 from waymark.errors import BadInput, without_secrets
 from waymark.files import replace_file
 from waymark.tracking import history, outbox, ownership
+from waymark.tracking.delivery import DeliveryStatus
 from waymark.tracking.history import History
 from waymark.tracking.limits import SHORTER, fitted
 from waymark.tracking.liveness import this_process
@@ -21,7 +22,7 @@ from waymark.tracking.lock import acquire_run_lock, is_own, may_be_alive, owner_
 from waymark.tracking.outbox import Outbox, Points, RunCreation
 from waymark.tracking.ownership import Life
 from waymark.tracking.questions import StoreError
-from waymark.tracking.remote_store import ANSWER_S, RemoteDelivery, RemoteStore
+from waymark.tracking.remote_store import ANSWER_S, ENDED, Ended, RemoteStore, numbers
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore, user_name
 
@@ -38,14 +39,13 @@ def create_run(
 ) -> "ActiveRun":
     """Create a run with its params, tags, data set and config.yaml, and start to track it.
 
-    A local store is waited for. What a tracking server is told follows, and so it does where a
-    local store gives no answer: then the run is in a spool. `meanwhile` is called beside this: a
-    process that is killed in it leaves a run that can be resumed. Raises BadInput if the store
-    takes no run.
+    A local store is waited for; without its answer, as with a server, the run is in a spool and
+    delivered later. `meanwhile` is called beside this: a process that is killed in it leaves a
+    run that can be resumed. Raises BadInput if the store takes no run.
     """
     config = resolved.config
     shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
-    life = new_life(Life(), 0)
+    life = ownership.new_life(this_process(), Life(), 0)
     creation = RunCreation(
         id=uuid.uuid4().hex,
         address=store.address.store_key,
@@ -89,10 +89,7 @@ def create_run(
 def reopen_run(
     store: RemoteStore, record: RunRecord, config: Any, from_step: int = 0
 ) -> "ActiveRun":
-    """Go on with a run from a step: replay its outbox, skip from now on what is recorded.
-
-    Raises BadInput if another process has the run.
-    """
+    """Go on with a run from a step, skipping what is recorded; raise BadInput if another has it."""
     process, beat = owner_and_heartbeat(record)
     if record.status == "RUNNING" and not is_own(process) and may_be_alive(record):
         raise BadInput(
@@ -103,33 +100,28 @@ def reopen_run(
     before = ownership.owner(record.tags, record.status == "FINISHED")
     if content.lives and (record.offline or not record.known or content.is_of(before)):
         before = content.lives[-1]  # of which the store may not have heard yet
-    creation = None if content.creation else _creation(store, record)
+    creation = None
+    if not content.creation:  # its outbox lies on another machine
+        others = (names.LOCAL_ID, *names.OWNERSHIP)
+        creation = RunCreation(
+            id=record.local,
+            address=store.address.store_key,
+            experiment=store.experiment_name(record),
+            name=record.name,
+            start=int(record.start_time * 1000),
+            tags={key: text for key, text in record.tags.items() if key not in others},
+            params=store.summary(record).params,
+            dataset={},
+        )
     earlier = None
     with suppress(OSError):  # there is none before the first words of a run
         earlier = history.load((record.folder / history.NAME).read_bytes())
-    life = new_life(before, from_step)
+    life = ownership.new_life(this_process(), before, from_step)
     return ActiveRun(store, record, creation, config.tracking, life, before, earlier or History({}))
 
 
-def _creation(store: RemoteStore, record: RunRecord) -> RunCreation:
-    """Return what a run was created with, whose outbox lies on another machine."""
-    experiment, params = store.experiment_name(record), store.summary(record).params
-    others = (names.LOCAL_ID, *names.OWNERSHIP)
-    own = {key: text for key, text in record.tags.items() if key not in others}
-    return RunCreation(
-        id=record.local,
-        address=store.address.store_key,
-        experiment=experiment,
-        name=record.name,
-        start=int(record.start_time * 1000),
-        tags=own,
-        params=params,
-        dataset={},
-    )
-
-
 class ActiveRun:
-    """One run being trained, as the training code sees it: it holds no object of MLflow's."""
+    """One run being trained, as the training code sees it; the delivery process delivers it."""
 
     def __init__(
         self,
@@ -144,13 +136,16 @@ class ActiveRun:
         """Hold a run; `creation` is what its outbox lacks. Raise RunLocked if it is not free.
 
         `life` is this process's, `before` the one that it follows; `earlier` is what is known
-        here of the run's life before, None if it has none.
+        here of that one, None if there is none. What a local store holds of a run is waited for.
         """
-        new = earlier is None
-        self._earlier = earlier
+        new, self._earlier = earlier is None, earlier
+        self._store, self._settings = store, settings
+        self.status = DeliveryStatus(record)
+        self._end: tuple[str, int] | None = None  # status and time (ms), once it has ended
+        self._restarts = 1  # of the delivery that are left
         self._waits = store.server and not new and record.known  # to learn what MLflow has
         self._left = float(settings.flush_seconds)  # seconds that may still be waited for it
-        self._lock = acquire_run_lock(record)
+        self.lock = acquire_run_lock(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
         self._recorded = content.metrics()  # key -> step -> value
@@ -160,46 +155,98 @@ class ActiveRun:
             if record.known:
                 self._outbox.append("ids", [record.id, record.experiment_id])
         after = {"after": before.dump()} if before else {}
-        self._outbox.append("begun", {**life.dump(), **after})
+        self._outbox.append("begun", life.dump() | after)
         try:
-            self._delivery = RemoteDelivery(
-                store, record, new, self._lock, self._outbox, settings.system_metrics
-            )
+            self._begin(new, at_once=not (store.server or new))
+            for _ in range(0 if store.server else 2):
+                with suppress(Ended, TimeoutError):
+                    self._begun.result(ANSWER_S)
+                    break
         except BaseException:
             self._close()
             raise
 
+    def _begin(self, new: bool, at_once: bool) -> None:
+        """Hand the run and its lock over; `at_once`: the answer tells what the store holds."""
+        self._process, self._number = self._store.process(), next(numbers)
+        self._process.runs[self._number] = self
+        how = self._store.key, self.info, new, at_once, self._settings.system_metrics
+        lock = self.lock.descriptor
+        self._begun = self._process.ask("track", self._number, *how, descriptor=lock)
+        self._begun.add_done_callback(self._note_failure)
+
+    def _note_failure(self, answer: "Future[None]") -> None:
+        error = answer.exception()
+        if error and not isinstance(error, Ended):
+            self._stop(str(error))
+
+    def _stop(self, reason: str) -> None:
+        self.take(replace(self.status, error=reason, done=True))
+
+    def take(self, status: DeliveryStatus) -> None:
+        """Take note of how the delivery stands."""
+        before, self.status = self.status.info, status
+        if status.info.id != before.id:
+            with suppress(OSError, ValueError):  # a full disk; a run that has ended
+                self._outbox.append("ids", [status.info.id, status.info.experiment_id])
+        if status.done:
+            self._forget()
+
+    def restart(self) -> None:
+        """Begin again in a new delivery process, once."""
+        self._forget()
+        if not self._restarts:
+            return self._stop(ENDED)
+        self._restarts -= 1
+        try:
+            self._begin(new=False, at_once=False)
+        except BadInput as error:  # the system starts no process
+            return self._stop(str(error))
+        if self._end:
+            self._tell("finish", *self._end)
+
+    def _forget(self) -> None:
+        """Take no more note of the delivery."""
+        self._process.runs.pop(self._number, None)
+
+    def _tell(self, name: str, *arguments: Any) -> None:
+        """Call a method of `RunDelivery`."""
+        self._process.tell("call", self._number, name, *arguments)
+
     def _close(self) -> None:
         self._outbox.close()
-        self._lock.release()
+        self.lock.release()
 
     @property
     def info(self) -> RunRecord:
         """Return the run as it is known now: its id is MLflow's once MLflow has the run."""
-        return self._delivery.status.info
+        return self.status.info
 
     @property
     def refused(self) -> str:
         """Return what MLflow will never take of the run, and why; nothing if it takes all."""
-        return self._delivery.status.refused
+        return self.status.refused
 
     @property
-    def points(self) -> dict[str, dict[int, float]]:
+    def points(self) -> Mapping[str, Mapping[int, float]]:
         """Return all that is recorded: key -> step -> value."""
-        return {key: dict(values) for key, values in self.history.metrics.items()}
+        return self.history.metrics
 
     @property
     def history(self) -> History:
         """Return all that is known of the run's life, the one before this process's too."""
-        status = self._delivery.status
-        own = {key: dict(values) for key, values in self._recorded.items()}
-        known = History(own, dict(self.digests), status.connected or not self._waits)
+        status = self.status
+        known = History(self._recorded, self.digests, status.connected or not self._waits)
         return known.over(status.learned).over(self._earlier)
 
     def wait_for_earlier_history(self, hurry: Callable[[], bool]) -> None:
         """Wait, as long as the end of a run waits, for what MLflow has of its earlier life."""
+
+        def has_answer() -> bool:
+            return self.status.connected or self.status.deleted or self.status.done
+
         if self._waits:
-            self._wait(lambda: self._delivery.has_answer, hurry)
+            self._wait(has_answer, hurry)
 
     def _wait(self, done: Callable[[], Any], hurry: Callable[[], bool]) -> None:
         """Wait for the delivery, for `tracking.flush_seconds` in all, or less in a hurry."""
@@ -218,10 +265,10 @@ class ActiveRun:
 
     def record(self, steps: Sequence[int], metrics: Mapping[str, Sequence[float]]) -> None:
         """Record values of metrics at steps; steps that are recorded already are skipped."""
-        now, learned = time.time_ns() // 1_000_000, self._delivery.status.learned
+        now, learned = time.time_ns() // 1_000_000, self.status.learned
         for key, values in metrics.items():
             known = self._recorded.setdefault(key, {})
-            there = learned.metrics.get(key, {}) if learned else {}
+            there = learned.metrics.get(key, {})
             pairs = zip(steps, values, strict=True)
             new = {step: x for step, x in pairs if step not in known and step not in there}
             if new:
@@ -241,7 +288,7 @@ class ActiveRun:
     def mark_artifacts_dirty(self) -> None:
         """Make the run's remote home, if it has one, follow its folder, in the background."""
         if self.info.remote:
-            self._delivery.changed(files=True)
+            self._tell("look", True)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags, in the background."""
@@ -249,39 +296,42 @@ class ActiveRun:
         try:
             self._outbox.append("tags", short)
         except OSError:  # a full disk: the reason itself may be what follows
-            self._delivery.set_tags(short)
-        self._delivery.changed()
+            self._tell("set_tags", short)
+        self._tell("look", False)
 
-    def finish(self, status: str, hurry: Callable[[], bool] = lambda: False) -> str | None:
+    def finish(self, status: str) -> str | None:
         """End the run, and wait as `wait_for_delivery` does."""
         self.end(status)
-        return self.wait_for_delivery(hurry)
+        return self.wait_for_delivery(lambda: False)
 
     def end(self, status: str) -> None:
         """End the run, and have delivered what is left."""
-        end = time.time_ns() // 1_000_000
+        end = status, time.time_ns() // 1_000_000
         with suppress(OSError):
-            self._outbox.append("status", [status, end])
+            self._outbox.append("status", end)
             self._outbox.flush()
-        self._delivery.finish(status, end)
+        self._end = end
+        self._tell("finish", *end)
 
-    def wait_for_delivery(self, hurry: Callable[[], bool] = lambda: False) -> str | None:
+    def wait_for_delivery(self, hurry: Callable[[], bool]) -> str | None:
         """Wait until all of a run that has ended is delivered; return why not, if so.
 
-        This takes at most `tracking.flush_seconds`, and less if somebody is in a hurry. For the
-        pictures of a run of a local store, which need no server, there is more time.
+        This takes at most `tracking.flush_seconds`, and less in a hurry; for the pictures of a run
+        of a local store, which need no server, there is more time.
         """
-        delivery = self._delivery
-        self._wait(lambda: delivery.arrived.done() or delivery.status.ended, hurry)
-        local = delivery.status.ended and not self.info.remote
+        self._wait(lambda: self.status.done or self.status.ended, hurry)
+        local = self.status.ended and not self.info.remote
         if local:
             self._left = PICTURES_S
-        self._wait(lambda: delivery.arrived.done() or (local and delivery.status.error), hurry)
-        undelivered = self._delivery.give_up()
+        self._wait(lambda: self.status.done or (local and self.status.error), hurry)
+        undelivered = self.give_up()
         self._close()
         return undelivered
 
-
-def new_life(before: Life, from_step: int) -> Life:
-    """Return the life of a run that this process begins after another one."""
-    return ownership.new_life(this_process(), before, from_step)
+    def give_up(self) -> str | None:
+        """Send no more; return why not all was sent, if so."""
+        if self.status.done:
+            return self.status.error or None
+        self._forget()
+        self._process.kill()
+        return self.status.error or "no answer in time"

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
@@ -41,26 +41,22 @@ class DeliveryStatus:
     """What training hears of the delivery."""
 
     info: RunRecord  # as MLflow knows the run, once it does
-    connected: bool  # what MLflow held before is known
-    refused: str  # what MLflow will never take, and why; nothing if it takes all
-    learned: History | None  # of the points that MLflow held, if it was asked for them
+    connected: bool = False  # what MLflow held before is known
+    refused: str = ""  # what MLflow will never take, and why; nothing if it takes all
+    learned: History = field(default=History({}), compare=False)  # the points that MLflow held
     error: str = ""  # why the last try failed; nothing if it did not
     ended: bool = False  # all is delivered but the pictures
     deleted: bool = False  # the run was deleted in MLflow: nothing will be delivered
+    done: bool = False  # nothing more will be sent: all has arrived, or `error` says why not
 
 
 class Delivery:
-    """Sends what stands in a run's outbox and is not in MLflow yet; every step can be repeated.
+    """Sends what stands in a run's outbox and is not in MLflow yet; every step can be repeated."""
 
-    All that it sends it reads from the outbox's file, which another process may write.
-    """
-
-    def __init__(
-        self, store: RunStore, record: RunRecord, new: bool, tags: Mapping[str, str] | None = None
-    ) -> None:
-        """Read the outbox; `tags` are sent as well, unless the outbox has others."""
+    def __init__(self, store: RunStore, record: RunRecord, new: bool) -> None:
+        """Read the outbox."""
         self.info = record
-        self._store, self._client = store, store.client
+        self.store, self._client = store, store.client
         self._new, self._tried = new, False
         self._reader = OutboxReader(record.outbox)
         self._content = self._reader.content  # whose lives tell whether the run is this outbox's
@@ -68,10 +64,10 @@ class Delivery:
         self.left_out = 0  # points, which are the owner's to make
         self._opened = time.time_ns()
         self.unsent: list[Points] = []
-        self.tags = dict(tags or {})
+        self.tags: dict[str, str] = {}
         self.training = False  # this process trains the run: say so, and that it is alive
         self.changed = record.remote and not new  # files in the folder are other ones than there
-        self.learned: dict[str, dict[int, float]] = {}  # key -> step -> value, as MLflow had them
+        self.learned = History({})  # what MLflow had
         self.connected = False
         self.created: Callable[[RunRecord], Any] = lambda record: None
         self.on_connected: Callable[[], None] = lambda: None  # before any file is sent
@@ -86,21 +82,15 @@ class Delivery:
         self._reader.read()
         content = self._content
         self.unsent += [
-            new for p in content.points for new in p.without(self.learned.get(p.key, ()))
+            new for p in content.points for new in p.without(self.learned.metrics.get(p.key, ()))
         ]
-        self.tags = {**self.tags, **content.tags}
+        self.tags |= content.tags
         content.points, content.tags = [], {}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Send tags that the disk did not take."""
         self._read()
-        self.tags = {**self.tags, **tags}
-
-    @property
-    def status(self) -> DeliveryStatus:
-        """Return what training needs to know of the delivery."""
-        learned = History(self.learned) if self.learned else None
-        return DeliveryStatus(self.info, self.connected, refusals(self), learned)
+        self.tags |= tags
 
     def deliver(self) -> None:
         """Send what is waiting; raise Deleted for a run that was, and what MLflow raises."""
@@ -122,13 +112,16 @@ class Delivery:
         self._read()
         if was_connected and (self.unsent or self.tags or self.changed or self._heartbeat_is_due()):
             run = self._fetch_run()
-            if any(step <= self._from_step for p in self.unsent for step in p.steps):
+            life = self.owner or [Life(), *self._content.lives][-1]
+            if any(step <= life.from_step for p in self.unsent for step in p.steps):
                 self.drop_already_logged(run)  # a former owner may have added it meanwhile
         if self.owner:
             self._leave_to_owner(self.owner)
             return
         self._send_points()
-        self._send_tags()
+        self._send_heartbeat()
+        self._set_tags(self.tags)
+        self.tags = {}
         if self.changed:
             try:
                 self._mirror(files)
@@ -143,22 +136,26 @@ class Delivery:
         if self._client.get_experiment(run.info.experiment_id).lifecycle_stage != "active":
             raise Deleted("its experiment was deleted there, and can be restored")
 
-    def _fetch_run(self) -> Any:
-        """Return MLflow's run, and note who owns it; raise Deleted, and what MLflow raises."""
-        return self._note_owner(self._client.get_run(self.info.id))
+    def _takes(self, what: str, send: Callable[..., Any], *arguments: Any) -> bool:
+        """Send something; tell whether the store takes it, and note what it never will."""
+        try:
+            send(*arguments)
+        except Exception as error:
+            if not is_refusal(error):
+                raise
+            self._check_there()
+            self.refused[what] = reason_of(error)
+            return False
+        return True
 
-    def _note_owner(self, run: Any) -> Any:
+    def _fetch_run(self, run: Any = None) -> Any:
+        """Return MLflow's run, and note who owns it; raise Deleted, and what MLflow raises."""
+        run = run or self._client.get_run(self.info.id)
         if run.info.lifecycle_stage != "active":
             raise Deleted("it was deleted there, and can be restored")
         owner = ownership.owner(run.data.tags, run.info.status == "FINISHED")
         self.owner = None if self._content.may_write(owner) else owner
         return run
-
-    @property
-    def _from_step(self) -> int:
-        """Return the step from which the run's owner goes on: earlier points may be others'."""
-        life = self.owner or (self._content.lives[-1] if self._content.lives else Life())
-        return life.from_step
 
     def _leave_to_owner(self, owner: Life) -> None:
         """Add the points that are missing before the owner's first; leave out all else."""
@@ -188,18 +185,7 @@ class Delivery:
                     text = fitted(part[0].value, int(shorter))
                     self._send(kind, [type(part[0])(part[0].key, text)])
                 else:
-                    self._set_aside(f"the {kind.removesuffix('s')} {names[0]!r}", error)
-
-    def _set_aside(self, what: str, error: Exception) -> None:
-        self.refused[what] = reason_of(error)
-
-    def _send_tags(self) -> None:
-        """Send a sign of life, if it is time for one, and the tags that are waiting."""
-        self._send_heartbeat()
-        if self.tags:
-            sent = dict(self.tags)
-            self._set_tags(sent)
-            self.tags = {k: v for k, v in self.tags.items() if sent.get(k) != v}
+                    self.refused[f"the {kind.removesuffix('s')} {names[0]!r}"] = reason_of(error)
 
     def _send_heartbeat(self) -> None:
         """Say that the run is being trained, if it is time for it."""
@@ -228,40 +214,31 @@ class Delivery:
         return status
 
     def _resolve_run(self) -> None:
-        """Find or create the run in MLflow, and own it; of one that was there, learn what it holds.
+        """Find or create the run in MLflow, own it, and only then learn what it holds.
 
-        The run is taken before it is looked at: what others send afterwards they leave out.
+        What others send after it was taken they leave out.
         """
         may_exist, self._tried = not self._new or self._tried, True
-        run = self._store.get_or_create(self._content.creation, self.info, may_exist)
+        run = self.store.get_or_create(self._content.creation, self.info, may_exist)
         if run.info.run_id != self.info.id:
-            made = self._store.record(run)  # the folder stays the one that is written to
+            made = self.store.record(run)  # the folder stays the one that is written to
             self.info = replace(made, folder=self.info.folder, remote=self.info.remote)
             self.created(self.info)
-        self._note_owner(run)
+        self._fetch_run(run)
         if not self.owner:
             if self.training:
                 self._last_heartbeat = -math.inf if may_exist else time.monotonic()
-            if self._take_ownership(run):
-                run = self._client.get_run(run.info.run_id)
+            lives, there = self._content.lives, ownership.owner(run.data.tags)
+            if lives and not (there.process and lives[-1].is_named_by(there)):
+                self._set_tags(lives[-1].tags())
+                run = self._client.get_run(self.info.id)
+            self._send_heartbeat()
             if self._content.creation:
                 self._send_creation(self._content.creation, run)
         if self.owner or not self._new:
             self.drop_already_logged(run)
         self.connected = True
         self.on_connected()
-
-    def _take_ownership(self, run: Any) -> bool:
-        """Make the last life that began here the run's owner; tell whether it was not."""
-        if not self._content.lives:
-            return False
-        life = self._content.lives[-1]
-        there = ownership.owner(run.data.tags)
-        taken = not (there.process and life.is_named_by(there))
-        if taken:
-            self._set_tags(life.tags())
-        self._send_heartbeat()
-        return taken
 
     def _send_creation(self, creation: RunCreation, run: Any) -> None:
         """Record params, data set and tags that a run was made with, as far as it lacks them."""
@@ -275,20 +252,12 @@ class Delivery:
             entry = Dataset(name, data["digest"], "local", source, profile=data["profile"])
             inputs = [DatasetInput(entry, [InputTag(DATA_CONTEXT, "training")])]
             try:
-                self._client.log_inputs(run.info.run_id, inputs)
+                self._client.log_inputs(self.info.id, inputs)
             except Exception:  # another process made the data set's row at the same moment
-                try:
-                    self._client.log_inputs(run.info.run_id, inputs)
-                except Exception as error:
-                    if not is_refusal(error):
-                        raise
-                    self._check_there()
-                    self._set_aside("the data set", error)
+                self._takes("the data set", self._client.log_inputs, self.info.id, inputs)
         if not there.params:  # it was just made, maybe without a tag that was refused
-            lost = {
-                k: v for k, v in creation.tags.items() if k not in there.tags and k != HEARTBEAT
-            }
-            self.tags = {**lost, **self.tags}
+            lost = creation.tags.keys() - there.tags.keys() - {HEARTBEAT}
+            self.tags = {key: creation.tags[key] for key in sorted(lost)} | self.tags
 
     def drop_already_logged(self, run: Any) -> None:
         """Remove from what is unsent every point that MLflow already has."""
@@ -296,18 +265,14 @@ class Delivery:
         for key in run.data.metrics:
             history = self._client.get_metric_history(run.info.run_id, key)
             have[key] = {point.step: restore_infinity(point.value) for point in history}
-        self.learned = have
+        self.learned = History(have)
         self.unsent = [new for p in self.unsent for new in p.without(have.get(p.key, ()))]
 
     def _send_points(self) -> None:
         from mlflow.entities import Metric
 
-        flat = [
-            Metric(p.key, value, p.time, step)
-            for p in self.unsent
-            for step, value in zip(p.steps, p.values, strict=True)
-        ]
-        self._send("metrics", flat)
+        points = [(p, *pair) for p in self.unsent for pair in zip(p.steps, p.values, strict=True)]
+        self._send("metrics", [Metric(p.key, value, p.time, step) for p, step, value in points])
         self.unsent = []
 
     def _set_tags(self, tags: Mapping[str, str]) -> None:
@@ -322,16 +287,14 @@ class Delivery:
 
         `here` is what `list_files` returned. Manifests are sent last and deleted first.
         """
-        repository = self._store.artifacts(self.info)
+        repository = self.store.artifacts(self.info)
         if self._remote_files is None:
             listed = repository.list_artifacts("checkpoints")
             self._remote_files = {file.path: file.file_size for file in listed}
-        describing = {name for name in here if name.endswith(".json")}
-        order = sorted(here, key=lambda name: (name in describing, name))
-        for name in order:
+        for name in sorted(here, key=lambda name: (name.endswith(".json"), name)):
             facts, known = here[name], self._remote_files.get(name)
             # A checkpoint's file that was here before and has the same size is the same one.
-            old = "-" in name and name not in describing and facts[1] < self._opened
+            old = "-" in name and not name.endswith(".json") and facts[1] < self._opened
             if known != facts and not (old and known == facts[0]):
                 with contextlib.suppress(FileNotFoundError):  # gone again by retention
                     if self._upload(repository, name, facts):
@@ -348,37 +311,26 @@ class Delivery:
             del self._remote_files[name]
 
     def _upload(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
-        """Send a file; tell whether it is there, and not one that the store will never take.
-
-        Without all of its files a checkpoint has no manifest there.
-        """
+        """Send a file, but no manifest without its files; tell whether the store has taken it."""
         stem = name.partition(".")[0]
         held = (other.partition(".")[0] for other in self._withheld if "checkpoints/" in other)
         if self._withheld.get(name) == facts or (name.endswith(".json") and stem in held):
             return False
-        try:
-            repository.log_artifact(str(self.info.folder / name), _folder_of(name))
-        except Exception as error:
-            if not is_refusal(error):
-                raise
-            self._check_there()
+        place = str(self.info.folder / name), os.path.dirname(name) or None
+        taken = self._takes(f"the file {name}", repository.log_artifact, *place)
+        if taken:
+            self._withheld.pop(name, None)
+        else:
             self._withheld[name] = facts
-            self._set_aside(f"the file {name}", error)
-            return False
-        self._withheld.pop(name, None)
-        return True
+        return taken
 
-
-def refusals(delivery: Delivery) -> str:
-    """Return what a store will never take of a run, in words; nothing if it takes all."""
-    refused, owner, count = dict(delivery.refused), delivery.owner, delivery.left_out
-    if owner:
-        points = f"{count} point{'s' * (count != 1)} after step {owner.from_step}, " * bool(count)
-        went = "has finished it" if owner.finished else f"went on from step {owner.from_step}"
-        host = owner.process.get("host", "another host")
-        refused[f"{points}status, tags and files"] = f"a process on {host} {went}"
-    return "; ".join(f"{what} ({why})" for what, why in sorted(refused.items()))
-
-
-def _folder_of(name: str) -> str | None:
-    return os.path.dirname(name) or None
+    def refusals(self) -> str:
+        """Return what a store will never take of the run, in words; nothing if it takes all."""
+        refused, owner, count = dict(self.refused), self.owner, self.left_out
+        if owner:
+            points = f"{count} point{'s' * (count != 1)} after step {owner.from_step}, "
+            went = "has finished it" if owner.finished else f"went on from step {owner.from_step}"
+            host = owner.process.get("host", "another host")
+            what = f"{points * bool(count)}status, tags and files"
+            refused[what] = f"a process on {host} {went}"
+        return "; ".join(f"{what} ({why})" for what, why in sorted(refused.items()))

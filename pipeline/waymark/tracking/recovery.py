@@ -4,13 +4,13 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 
 from waymark import names
 from waymark.errors import BadInput, printable
 from waymark.tracking import outbox, ownership, pictures
-from waymark.tracking.delivery import Delivery, refusals
+from waymark.tracking.delivery import Delivery
 from waymark.tracking.history import NAME as HISTORY
 from waymark.tracking.history import History, load
 from waymark.tracking.limits import Deleted, reason_of
@@ -44,8 +44,7 @@ def report_left_out(run_id: str, refused: str) -> None:
 def mark_dead_runs_killed(store: RunStore) -> None:
     """Mark KILLED the runs whose process is gone, so that all see they can be resumed.
 
-    Raises what MLflow raises. A run of another host is left alone until its last sign of
-    life is older than `liveness.DEAD_AFTER_S`.
+    Raises what MLflow raises. One of another host counts as dead after `liveness.DEAD_AFTER_S`.
     """
     until = time.monotonic() + DELIVERY_END_S  # for which delivery processes are waited for
     query = f"attributes.status = 'RUNNING' AND tags.`{names.PROCESS}` LIKE '%'"
@@ -64,8 +63,7 @@ def mark_dead_runs_killed(store: RunStore) -> None:
 def mark_killed(store: RunStore, record: RunRecord, end: int, patience: float) -> None:
     """Mark KILLED a run whose process is gone; raise RunLocked if a process has it for so long.
 
-    What a local run had not delivered is delivered with it; with a server, where that may take
-    long, resume and sync do it.
+    A local run is delivered as well; with a server, where it may take long, resume and sync do so.
     """
     content = outbox.read(record.outbox)
     here = content.is_of(ownership.owner(record.tags))
@@ -96,47 +94,40 @@ def _killed_tags(record: RunRecord) -> dict[str, str]:
 def deliver_outbox(
     store: RunStore, record: RunRecord, default: tuple[str, int], patience: float | None = None
 ) -> str:
-    """Deliver all that stands in the outbox of a run that no process trains.
+    """Deliver all that stands in the outbox of a run that no process trains; return `refusals`.
 
-    Returns what the store will never take of it, or another process's run does not need, in
-    words. `default` is the status (and when, ms) of a run that did not live to record one.
-    Raises RunLocked if a process has the run, Deleted if it was deleted, and what MLflow raises.
+    `default` is the status (and when, ms) of a run that did not live to record one. Raises
+    RunLocked if a process has the run, Deleted if it was deleted, and what MLflow raises.
     """
-    with run_lock(record, patience):
+    with run_lock(record, patience), closing(Outbox(record.outbox)) as box:
         content = outbox.read(record.outbox)
-        box = Outbox(record.outbox)
-        try:
-            if not content.status:  # it did not live to record its end
-                content.status = default
-                if default[0] == "KILLED":
-                    box.append("tags", _killed_tags(record))
-                box.append("status", content.status)
-            first = content.creation.tags if content.creation else {}
-            lasting = {key: text for key, text in first.items() if key not in names.OWNERSHIP}
-            delivery = Delivery(store, record, False, lasting)
-            delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
+        if not content.status:  # it did not live to record its end
+            content.status = default
+            if default[0] == "KILLED":
+                box.append("tags", _killed_tags(record))
+            box.append("status", content.status)
+        first = content.creation.tags if content.creation else {}
+        lasting = {key: text for key, text in first.items() if key not in names.OWNERSHIP}
+        delivery = Delivery(store, record, new=False)
+        delivery.tags = lasting | delivery.tags
+        delivery.created = lambda made: box.append("ids", [made.id, made.experiment_id])
 
-            def complete_files() -> None:
-                known = History(content.metrics()).over(delivery.status.learned)
-                _complete_history(record.folder / HISTORY, known)
-                pictures.draw(record.folder)
+        def complete_files() -> None:
+            """Put what MLflow has into a history that was written without it; draw the run."""
+            with suppress(OSError):
+                path = record.folder / HISTORY
+                known = load(path.read_bytes())
+                if known and not known.whole:
+                    newer = History(content.metrics()).over(delivery.learned)
+                    new = path.with_name(f".{path.name}")
+                    new.write_text(newer.over(known).dump(), encoding="utf-8")
+                    os.replace(new, path)
+            pictures.draw(record.folder)
 
-            delivery.on_connected = complete_files
-            delivery.deliver()
-            mark_delivered(box, delivery.info, delivery.close(*content.status))
-            return refusals(delivery)
-        finally:
-            box.close()
-
-
-def _complete_history(path: Path, newer: History) -> None:
-    """Put what MLflow has into a run's history that was written without it."""
-    with suppress(OSError):
-        known = load(path.read_bytes())
-        if known and not known.whole:
-            new = path.with_name(f".{path.name}")
-            new.write_text(newer.over(known).dump(), encoding="utf-8")
-            os.replace(new, path)
+        delivery.on_connected = complete_files
+        delivery.deliver()
+        mark_delivered(box, delivery.info, delivery.close(*content.status))
+        return delivery.refusals()
 
 
 @question
@@ -152,11 +143,13 @@ def deliver_ended_run(store: RunStore, record: RunRecord) -> None:
 def sync(store: RunStore) -> Iterator[tuple[str, bool]]:
     """Deliver what stands in outboxes; yield a sentence on each run, and whether it went well.
 
-    A run that a local database has lost is made again from its folder. Runs that a process
-    is training are left alone.
+    A run that a local database has lost is made again; one that is being trained is left alone.
     """
     here = [*store.root.glob(f"artifacts/*/*/{outbox.NAME}")] if store.database else []
-    known = _ids(store) if here else {}
+    known = {}
+    if here:
+        with store.sql() as database:
+            known = dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
     for path in sorted([*here, *store.root.glob(f"spool/*/{outbox.NAME}")]):
         home, lost = path.parent, path in here and path.parent.name not in known
         if not os.access(path, os.R_OK):  # another user's
@@ -218,16 +211,9 @@ def _rebuilt(store: RunStore, record: RunRecord, creation: RunCreation) -> RunRe
         if made.outbox.exists():
             raise BadInput(f"{made.folder.parent} is there already; {record.folder.parent} stays.")
         age = record.outbox.stat().st_mtime_ns  # which tells when the run lived last
-        box = outbox.Outbox(record.outbox)
-        box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
-        box.close()
+        with closing(Outbox(record.outbox)) as box:
+            box.append("ids", [made.id, made.experiment_id])  # its end is not `delivered` now
         os.utime(record.outbox, ns=(age, age))
         made.folder.parent.parent.mkdir(parents=True, exist_ok=True)
         os.rename(record.folder.parent, made.folder.parent)
     return made
-
-
-def _ids(store: RunStore) -> dict[str, str]:
-    """Return the ids of all runs of a local store, and whether they are active or deleted."""
-    with store.sql() as database:
-        return dict(database.execute("SELECT run_uuid, lifecycle_stage FROM runs"))
