@@ -241,12 +241,9 @@ class ActiveRun:
 
     def wait_for_earlier_history(self, hurry: Callable[[], bool]) -> None:
         """Wait, as long as the end of a run waits, for what MLflow has of its earlier life."""
-
-        def has_answer() -> bool:
-            return self.status.connected or self.status.deleted or self.status.done
-
-        if self._waits:
-            self._wait(has_answer, hurry)
+        if not self._waits:
+            return
+        self._wait(lambda: self.status.connected or self.status.deleted or self.status.done, hurry)
 
     def _wait(self, done: Callable[[], Any], hurry: Callable[[], bool]) -> None:
         """Wait for the delivery, for `tracking.flush_seconds` in all, or less in a hurry."""

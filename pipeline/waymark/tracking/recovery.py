@@ -183,7 +183,7 @@ def _deliver(
     ids = content.ids if spooled else (home.name, home.parent.name)
     status = content.status[0] if content.status else "RUNNING"
     record = store.offline(content.creation, ids, status, home)
-    beat = last_activity_ms(record, 0) / 1000
+    end = last_activity_ms(record, 0)
     if status == "RUNNING" and is_held(record):
         return
     try:
@@ -193,7 +193,7 @@ def _deliver(
             return
         if lost:
             record = _rebuilt(store, record, content.creation)
-        refused = deliver_outbox(store, record, ("KILLED", int(beat * 1000)))
+        refused = deliver_outbox(store, record, ("KILLED", end))
     except RunLocked as error:
         yield str(error), True
     except Deleted as error:
