@@ -42,9 +42,9 @@ def ensure(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> Non
     Raises ValueError for a store that the installed MLflow does not take, what SQLite and the
     system raise, and Timeout if another process does not come to an end with making it.
     """
-    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  (takes seconds, without the lock)
     from filelock import FileLock, Timeout
 
+    _import_mlflow()  # takes seconds, in which the lock must be free
     lock = FileLock(database.parent / LOCK)
     if database.exists() and is_whole(database):
         if _left_behind(database):
@@ -57,6 +57,10 @@ def ensure(database: Path, uri_of: Callable[[Path], str], artifacts: str) -> Non
             _retire(database)
         if not database.exists():
             _make(database, uri_of, artifacts)
+
+
+def _import_mlflow() -> None:
+    import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
 def is_whole(database: Path) -> bool:
