@@ -4,15 +4,14 @@ There is no generator and no iterator, so there is nothing to save: what step 70
 not depend on how the run got there.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from typing import Any
 
 INITIAL, SAMPLING, DROPOUT = range(3)  # purposes
 
+Tensor = Any  # TensorFlow's, which is imported late and has no types
 
-def random_key(seed: Any, purpose: int, number: Any) -> "tf.Tensor":
+
+def random_key(seed: Any, purpose: int, number: Any) -> Tensor:
     """Return the int64 [2] key for `tf.random.stateless_*`; `number` is below 2**48."""
     import tensorflow as tf
 

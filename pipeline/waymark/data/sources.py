@@ -1,9 +1,5 @@
 """Data sets: four arrays in one form, their digest, and where they were read from.
 
-    dataset = Arrays(path="~/digits.npz", sampling="replacement").load()
-    dataset.spec     ImageSpec(shape=(28, 28, 1), classes=10)
-    dataset.digest   what resume, rerun and compare identify the data by
-
 A data set of your own is a subclass of Loader, or any class with `sampling` and `load`,
 named by `_target_` in a file under conf/data/. Nothing is converted on the way but labels
 (int32), floats (float32) and the channel axis that images [N, H, W] get.
@@ -16,25 +12,21 @@ import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from waymark.config.schema import settings
-from waymark.data.randomness import SAMPLING, random_key
+from waymark.data.randomness import SAMPLING, Tensor, random_key
 from waymark.digest import SETTLED, digest
 from waymark.errors import BadInput
 from waymark.npz import read_npz
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
-ENTRIES = ("x_train", "y_train", "x_test", "y_test")
 MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
 FASHION_FILES = {
     "x_train": "train-images-idx3-ubyte.gz",
@@ -42,6 +34,7 @@ FASHION_FILES = {
     "x_test": "t10k-images-idx3-ubyte.gz",
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
+ENTRIES = tuple(FASHION_FILES)
 SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
 MNIST_5K_FILE = Path(__file__).with_name("mnist_5k.npz")
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
@@ -54,21 +47,18 @@ FASHION_MNIST = "1c589f633fb7441c891fb090bf5d618f28f825aba4fe6bcb1fba4f8e51ed0d8
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Say what a model must fit: (H, W, C) or (D,) of one image, and the number of classes."""
+    """What a model must fit."""
 
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of one image: (H, W, C) or (D,)
     classes: int
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Hold a data set: images uint8, or float32 in [0, 1]; labels int32 from 0.
-
-    Images are [N, H, W, C] or [N, D]. `source` is the file, folder or package they came from.
-    """
+    """Images [N, H, W, C] or [N, D], uint8 or float32 in [0, 1]; labels int32 [N] from 0."""
 
     name: str
-    source: str
+    source: str  # the file, folder or package they came from
     x_train: np.ndarray
     y_train: np.ndarray
     x_test: np.ndarray
@@ -96,7 +86,7 @@ _last: dict[Any, Dataset] = {}  # at most one
 
 @settings
 class Loader(ABC):
-    """What all data sets share: how batches are drawn from the training set."""
+    """How batches are drawn from the training set."""
 
     sampling: Literal["replacement", "epoch"]
     """`replacement` (uniform draws) or `epoch` (shuffled, without)"""
@@ -112,36 +102,26 @@ class Mnist5k(Loader):
 
     def load(self) -> Dataset:
         """Read Waymark's own file: images uint8 [N, 28, 28, 1]."""
-        source, files = "waymark/mnist_5k.npz", [MNIST_5K_FILE]
-        return _load("mnist_5k", source, files, lambda: _read_npz(MNIST_5K_FILE), MNIST_5K)
+        return _load("mnist_5k", "waymark/mnist_5k.npz", [MNIST_5K_FILE], MNIST_5K)
 
 
 @settings
 class Mnist(Loader):
-    """MNIST, 60,000 and 10,000 digits, from an npz in Keras's layout.
-
-    Without a path: from Keras's cache, where Keras downloads it to if it is not there yet.
-    """
+    """MNIST, 60,000 and 10,000 digits."""
 
     path: str | None
     """an npz in Keras's layout; null: Keras's cache, else its download"""
 
     def load(self) -> Dataset:
         """Read the npz: images uint8 [N, 28, 28, 1]; raise BadInput unless it holds MNIST."""
-        if self.path is not None:
-            path = _expand(self.path)
-        else:
-            path = _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
-        return _load("mnist", str(path), [path], lambda: _read_npz(path), MNIST)
+        own = None if self.path is None else _expand(self.path)
+        path = own or _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
+        return _load("mnist", str(path), [path], MNIST)
 
 
 @settings
 class FashionMnist(Loader):
-    """Fashion-MNIST, 60,000 and 10,000 images, from a folder of the four original files.
-
-    Without a path: from Debian's package, else from Keras's cache, where Keras downloads it
-    to if it is not there yet.
-    """
+    """Fashion-MNIST, 60,000 and 10,000 images."""
 
     path: str | None
     """a folder with the four original `idx.gz` files; null: Debian's package, else Keras's cache,
@@ -149,18 +129,12 @@ class FashionMnist(Loader):
 
     def load(self) -> Dataset:
         """Read the files: images uint8 [N, 28, 28, 1]; raise BadInput for other data."""
-        if self.path is not None:
-            folder = _expand(self.path)
-        elif FASHION_DEBIAN.exists():
-            folder = FASHION_DEBIAN
-        else:
-            files = list(FASHION_FILES.values())
+        files = list(FASHION_FILES.values())
+        folder = FASHION_DEBIAN if self.path is None else _expand(self.path)
+        if self.path is None and not folder.exists():
             folder = _from_keras("fashion_mnist", "datasets/fashion-mnist", files)
-        paths = {name: folder / file for name, file in FASHION_FILES.items()}
-        return _load(
-            *("fashion_mnist", str(folder), list(paths.values())),
-            *(lambda: {name: _read_idx(path) for name, path in paths.items()}, FASHION_MNIST),
-        )
+        paths = [folder / file for file in files]
+        return _load("fashion_mnist", str(folder), paths, FASHION_MNIST)
 
 
 @settings
@@ -176,32 +150,26 @@ class Arrays(Loader):
     def load(self) -> Dataset:
         """Read the npz; raise BadInput naming the array that has another form."""
         path = _expand(self.path)
-        return _load("arrays", str(path), [path], lambda: _read_npz(path))
+        return _load("arrays", str(path), [path])
 
 
-def _load(
-    name: str,
-    source: str,
-    files: list[Path],
-    read: Callable[[], Mapping[str, np.ndarray]],
-    published: str | None = None,
-) -> Dataset:
-    """Return the data set that `read` reads from files; `published` is the digest it must have.
+def _load(name: str, source: str, files: list[Path], published: str | None = None) -> Dataset:
+    """Return the data set in an npz, or in an idx file for each of ENTRIES.
 
-    One data set is kept, if it is small, so that the runs of a process do not read it again while
-    its files are the same.
+    `published` is the digest it must have. One data set is kept, if it is small, so that the runs
+    of a process do not read it again while its files are the same.
     """
     now = time.time()
     try:
         facts = [path.stat() for path in files]  # before they are read
     except (OSError, ValueError):  # the reader says it better
-        return _dataset(name, source, read(), published)
+        return _dataset(name, source, files, published)
     marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
     key = name, tuple(map(str, files)), tuple(marks)
     found = _last.get(key)
     if found is None:
         _last.clear()
-        found = _dataset(name, source, read(), published)
+        found = _dataset(name, source, files, published)
         # Just after one change another one could bear the same time.
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
         if settled and found.nbytes < SMALL:
@@ -218,8 +186,8 @@ def _expand(path: str) -> Path:
 def _from_keras(name: str, folder: str, files: list[str]) -> Path:
     """Return the folder of Keras's cache that holds these files, downloaded if need be.
 
-    Keras downloads in a process of its own, because it brings TensorFlow along and talks; and
-    into a folder of its own, so that whoever runs beside us finds a whole file or none.
+    Keras downloads in a process of its own, because it brings TensorFlow along and prints; and
+    into a folder of its own, so that other processes find a whole file or none.
     """
     cache = _expand(os.environ.get("KERAS_HOME", "~/.keras")) / folder
     program = (
@@ -243,8 +211,7 @@ def _from_keras(name: str, folder: str, files: list[str]) -> Path:
                 (found,) = Path(home).rglob(file)
                 found.replace(cache / file)
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        reason = said.rstrip().rpartition("\n")[2]
+        reason = (getattr(error, "stderr", None) or str(error)).rstrip().rpartition("\n")[2]
         raise BadInput(
             f"data={name} is not on this machine and could not be downloaded ({reason}); "
             f"name a copy with data.path, or use data=mnist_5k, which needs no network."
@@ -254,7 +221,7 @@ def _from_keras(name: str, folder: str, files: list[str]) -> Path:
 
 @contextmanager
 def _reading(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a missing, foreign or damaged file makes its reader raise into BadInput."""
+    """Turn into BadInput what a missing, foreign or damaged file makes its reader raise."""
     try:
         yield
     except BadInput:
@@ -290,13 +257,12 @@ def _read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
-def _dataset(
-    name: str, source: str, arrays: Mapping[str, np.ndarray], published: str | None
-) -> Dataset:
-    """Check four arrays and bring them into the form that Dataset describes.
-
-    Raises BadInput naming the array, what it has and what is allowed.
-    """
+def _dataset(name: str, source: str, files: list[Path], published: str | None) -> Dataset:
+    """Read four arrays into the form that Dataset describes; raise BadInput for others."""
+    if len(files) == 1:
+        arrays = _read_npz(files[0])
+    else:
+        arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
     checked: dict[str, np.ndarray] = {}
     for part in ("train", "test"):
         images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
@@ -354,12 +320,12 @@ def _labels(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def batch_indices(
-    sampling: str, seed: "int | tf.Tensor", step: "tf.Tensor", batch_size: int, examples: int
-) -> "tf.Tensor":
+    sampling: str, seed: Tensor | int, step: Tensor, batch_size: int, examples: int
+) -> Tensor:
     """Return which examples make the batch of `step` (from 1): int64 [batch_size].
 
-    "replacement" draws uniformly; "epoch" goes through a new permutation of all examples in
-    each epoch, batches running on from one epoch into the next.
+    "epoch" goes through a new permutation of all examples in each epoch, batches running on from
+    one epoch into the next.
     """
     import tensorflow as tf
 
