@@ -100,7 +100,7 @@ class Loop:
         train(
             self.config,
             trainer,
-            tracked if losses else silent,
+            (tracked if losses else silent).record,
             saver.save if checkpoints else silent.save,
             silent,
             lambda step: None,

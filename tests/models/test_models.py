@@ -1,14 +1,15 @@
 """Models: their arithmetic against plain NumPy and TensorFlow 1, their first values, dropout."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from waymark.data.randomness import DROPOUT, random_key
+from waymark.data.randomness import DROPOUT, INITIAL, random_key
 from waymark.data.sources import ImageSpec
 from waymark.errors import BadInput
-from waymark.models import forward, initial_key, scale, truncated_normal
+from waymark.models import forward, scale, truncated_normal
 from waymark.models.cnn import Cnn
 from waymark.models.softmax import Softmax
 from waymark.training.runtime import start_tensorflow
@@ -46,7 +47,7 @@ def arrays(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def test_softmax_is_one_matrix_product(shape: tuple[int, ...]) -> None:
     spec = ImageSpec(shape, 10)
     images = pixels(spec, 200)
-    parameters = SOFTMAX.initial(spec, initial_key(3))
+    parameters = SOFTMAX.initial(spec, partial(random_key, 3, INITIAL))
     weights = parameters["weights"].numpy()
     logits = forward(SOFTMAX, "float32", parameters, tf.constant(images)).numpy()
     exact = images.reshape(200, -1).astype(np.float64) @ weights.astype(np.float64)
@@ -66,7 +67,7 @@ def without_rewriting() -> Any:
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_cnn_is_the_tutorials_bit_for_bit(spec: ImageSpec) -> None:
     images = pixels(spec)
-    values = arrays(CNN.initial(spec, initial_key(5)))
+    values = arrays(CNN.initial(spec, partial(random_key, 5, INITIAL)))
     # Biases of both signs, so that ReLU cuts some of the channels and not others.
     rng = np.random.default_rng(2)
     values |= {n: rng.normal(0, 0.2, v.shape).astype(np.float32) for n, v in values.items()
@@ -86,7 +87,7 @@ def test_cnn_is_the_tutorials_bit_for_bit(spec: ImageSpec) -> None:
 
 def test_cnn_has_the_tutorials_gradients() -> None:
     spec = ImageSpec((9, 10, 2), 5)
-    values = CNN.initial(spec, initial_key(5))
+    values = CNN.initial(spec, partial(random_key, 5, INITIAL))
     images, labels = tf.constant(pixels(spec)), tf.constant([0, 1, 2, 3, 4, 0])
 
     def gradients(logits: Any) -> list[np.ndarray]:
@@ -104,7 +105,7 @@ def test_cnn_has_the_tutorials_gradients() -> None:
 
 def test_a_models_parameters_are_found_by_name() -> None:
     spec = SPECS[1]
-    parameters = CNN.initial(spec, initial_key(0))
+    parameters = CNN.initial(spec, partial(random_key, 0, INITIAL))
     shuffled = {name: parameters[name] for name in sorted(parameters, reverse=True)}
     images = tf.constant(pixels(spec))
     one, other = (forward(CNN, "float32", p, images).numpy() for p in (parameters, shuffled))
@@ -125,7 +126,7 @@ def test_pixels_are_divided_as_numpy_divides() -> None:
 @pytest.mark.parametrize("model", [SOFTMAX, CNN], ids=["softmax", "cnn"])
 def test_bfloat16_is_inside_only(model: Any) -> None:
     spec = ImageSpec((8, 8, 1), 10)
-    parameters = model.initial(spec, initial_key(0))
+    parameters = model.initial(spec, partial(random_key, 0, INITIAL))
     images = tf.constant(pixels(spec))
     exact = forward(model, "float32", parameters, images)
     mixed = forward(model, "mixed_bfloat16", parameters, images)
@@ -140,7 +141,7 @@ def test_bfloat16_is_inside_only(model: Any) -> None:
 
 
 def test_softmaxs_shape_and_name() -> None:
-    parameters = SOFTMAX.initial(ImageSpec((28, 28, 1), 10), initial_key(0))
+    parameters = SOFTMAX.initial(ImageSpec((28, 28, 1), 10), partial(random_key, 0, INITIAL))
     assert {n: v.shape.as_list() for n, v in parameters.items()} == {"weights": [784, 10]}
 
 
@@ -155,7 +156,7 @@ def test_softmaxs_shape_and_name() -> None:
     ids=str,
 )
 def test_cnns_shapes_and_names_are_the_tutorials(spec: ImageSpec, flat: int) -> None:
-    parameters = CNN.initial(spec, initial_key(0))
+    parameters = CNN.initial(spec, partial(random_key, 0, INITIAL))
     channels, classes = spec.shape[2], spec.classes
     assert [(name, tuple(value.shape)) for name, value in parameters.items()] == [
         ("weights", (5, 5, channels, 32)),
@@ -174,12 +175,12 @@ def test_cnns_shapes_and_names_are_the_tutorials(spec: ImageSpec, flat: int) -> 
 
 def test_tensorflow_1_gives_unnamed_variables_these_names() -> None:
     spec = ImageSpec((4, 4, 1), 2)
-    shapes = [tuple(v.shape) for v in CNN.initial(spec, initial_key(0)).values()]
+    shapes = [tuple(v.shape) for v in CNN.initial(spec, partial(random_key, 0, INITIAL)).values()]
     with tf.Graph().as_default():
         kinds = ["weights" if len(shape) > 1 else "bias" for shape in shapes]
         made = [v1.Variable(tf.zeros(s), name=n) for n, s in zip(kinds, shapes, strict=True)]
         names = [variable.op.name for variable in made]
-    assert names == list(CNN.initial(spec, initial_key(0)))
+    assert names == list(CNN.initial(spec, partial(random_key, 0, INITIAL)))
 
 
 def test_cnn_needs_height_and_width() -> None:
@@ -190,7 +191,7 @@ def test_cnn_needs_height_and_width() -> None:
 
 @pytest.mark.parametrize("stddev", [0.01, 0.1, 2.5])
 def test_weights_are_truncated_normal(stddev: float) -> None:
-    drawn = truncated_normal((500, 200), stddev, initial_key(0)(0)).numpy()
+    drawn = truncated_normal((500, 200), stddev, random_key(0, INITIAL, 0)).numpy()
     assert drawn.dtype == np.float32
     assert np.abs(drawn).max() <= 2 * stddev
     assert np.abs(drawn).max() > 1.99 * stddev
@@ -200,7 +201,7 @@ def test_weights_are_truncated_normal(stddev: float) -> None:
 
 
 def test_truncated_normal_has_tensorflow_1s_distribution() -> None:
-    drawn = truncated_normal((100_000,), 1.0, initial_key(0)(0)).numpy()
+    drawn = truncated_normal((100_000,), 1.0, random_key(0, INITIAL, 0)).numpy()
     with tf.Graph().as_default(), v1.Session() as session:
         theirs = session.run(v1.truncated_normal([100_000], stddev=1.0, seed=1))
     both = np.sort(np.concatenate([drawn, theirs]))
@@ -212,8 +213,8 @@ def test_truncated_normal_has_tensorflow_1s_distribution() -> None:
 def test_first_weights_are_a_function_of_the_seed(model: Any) -> None:
     spec = ImageSpec((4, 4, 1), 3)
     seeds = [0, 1, 2, 2**31, 2**32, 2**32 + 1, 2**48, 2**48 + 1, 2**62, 2**63 - 2, 2**63 - 1]
-    first = {s: arrays(model.initial(spec, initial_key(s))) for s in seeds}
-    again = {s: arrays(model.initial(spec, initial_key(s))) for s in seeds}
+    first = {s: arrays(model.initial(spec, partial(random_key, s, INITIAL))) for s in seeds}
+    again = {s: arrays(model.initial(spec, partial(random_key, s, INITIAL))) for s in seeds}
     weights = [name for name in first[0] if name.startswith("weights")]
     for name in first[0]:
         assert all(np.array_equal(first[s][name], again[s][name]) for s in seeds)
@@ -222,7 +223,7 @@ def test_first_weights_are_a_function_of_the_seed(model: Any) -> None:
 
 
 def test_parameters_of_equal_shape_differ() -> None:
-    parameters = CNN.initial(ImageSpec((16, 16, 1), 1024), initial_key(0))
+    parameters = CNN.initial(ImageSpec((16, 16, 1), 1024), partial(random_key, 0, INITIAL))
     one, other = parameters["weights_2"].numpy(), parameters["weights_3"].numpy()
     assert one.shape == other.shape == (1024, 1024)
     assert np.mean(one == other) < 0.01
@@ -232,7 +233,7 @@ def test_parameters_of_equal_shape_differ() -> None:
 @pytest.mark.parametrize("bias", [0.1, 0, -1])
 def test_biases_start_as_set(bias: float) -> None:
     model = Cnn(init_stddev=0.1, init_bias=bias, keep_prob=1.0)
-    values = arrays(model.initial(ImageSpec((4, 4, 1), 3), initial_key(0)))
+    values = arrays(model.initial(ImageSpec((4, 4, 1), 3), partial(random_key, 0, INITIAL)))
     for name in ("bias", "bias_1", "bias_2", "bias_3"):
         assert values[name].dtype == np.float32
         assert np.array_equal(values[name], np.full_like(values[name], bias))
@@ -245,7 +246,7 @@ def hidden(keep_prob: float, dropout: Any) -> np.ndarray:
     """Return the CNN's 1024 hidden units behind dropout: its last layer is the identity."""
     spec = ImageSpec((4, 4, 1), 1024)
     model = Cnn(init_stddev=0.1, init_bias=0.1, keep_prob=keep_prob)
-    parameters = model.initial(spec, initial_key(0))
+    parameters = model.initial(spec, partial(random_key, 0, INITIAL))
     parameters |= {"weights_3": tf.eye(1024), "bias_3": tf.zeros([1024])}
     images = tf.constant(pixels(spec, 40))
     result: np.ndarray = forward(model, "float32", parameters, images, dropout).numpy()

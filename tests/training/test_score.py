@@ -1,11 +1,13 @@
 """Scoring: plain NumPy gives the same hits, the same accuracy, and the mean loss in float64."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+from waymark.data.randomness import INITIAL, random_key
 from waymark.data.sources import Dataset
-from waymark.models import forward, initial_key
+from waymark.models import forward
 from waymark.models.cnn import Cnn
 from waymark.models.softmax import Softmax
 from waymark.training import score
@@ -40,7 +42,7 @@ def numpy_score(weights: np.ndarray, data: Dataset) -> tuple[int, float]:
 @pytest.mark.parametrize("count", [1, 249, 250, 251, 777])
 def test_softmax_scores_as_numpy_does(count: int, kind: str) -> None:
     data = dataset(count, kind)
-    parameters = SOFTMAX.initial(data.spec, initial_key(1))
+    parameters = SOFTMAX.initial(data.spec, partial(random_key, 1, INITIAL))
     found = Scorer(SOFTMAX, "float32", data)(parameters)
     hits, loss = numpy_score(parameters["weights"].numpy(), data)
     assert (found.hits, found.accuracy) == (hits, hits / count)
@@ -54,7 +56,7 @@ def test_the_batch_size_does_not_change_the_result(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = dataset(300)
-    parameters = model.initial(data.spec, initial_key(1))
+    parameters = model.initial(data.spec, partial(random_key, 1, INITIAL))
     results = []
     for batch in (1, 7, 250, 299, 300, 10_000):
         monkeypatch.setattr(score, "IMAGES_PER_BATCH", batch)
@@ -67,7 +69,7 @@ def test_the_batch_size_does_not_change_the_result(
 
 def test_nothing_is_dropped_in_scoring() -> None:
     data = dataset(100)
-    parameters = CNN.initial(data.spec, initial_key(1))
+    parameters = CNN.initial(data.spec, partial(random_key, 1, INITIAL))
     scorer = Scorer(CNN, "float32", data)
     images = tf.constant(data.x_test.astype(np.float32) / np.float32(255))
     logits = forward(CNN, "float32", parameters, images).numpy()
@@ -80,7 +82,7 @@ def test_nothing_is_dropped_in_scoring() -> None:
 def test_it_takes_variables_arrays_and_other_values_later() -> None:
     data = dataset(60)
     scorer = Scorer(SOFTMAX, "float32", data)
-    values = [SOFTMAX.initial(data.spec, initial_key(seed)) for seed in (1, 2)]
+    values = [SOFTMAX.initial(data.spec, partial(random_key, seed, INITIAL)) for seed in (1, 2)]
     variable = tf.Variable(values[0]["weights"])
     first = scorer({"weights": variable})
     assert np.array_equal(first.predictions, scorer(values[0]).predictions)
@@ -95,7 +97,7 @@ def test_it_takes_variables_arrays_and_other_values_later() -> None:
 def test_two_and_many_classes() -> None:
     for classes in (2, 26, 300):
         data = dataset(400, classes=classes)
-        parameters = SOFTMAX.initial(data.spec, initial_key(1))
+        parameters = SOFTMAX.initial(data.spec, partial(random_key, 1, INITIAL))
         hits, loss = numpy_score(parameters["weights"].numpy(), data)
         found = Scorer(SOFTMAX, "float32", data)(parameters)
         assert (found.hits, found.loss) == (hits, pytest.approx(loss, rel=1e-6))

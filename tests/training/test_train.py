@@ -409,7 +409,7 @@ def test_byte_order_and_memory_order_do_not_matter() -> None:
 def test_replacing_parameters_leaves_the_rest() -> None:
     fresh = Trainer(config("model=cnn"), dataset())
     before = fresh.state()
-    fresh.assign_parameters({"bias_1": before["bias_1"] + 1})
+    fresh.assign({"bias_1": before["bias_1"] + 1})
     after = fresh.state()
     assert np.array_equal(after.pop("bias_1"), before.pop("bias_1") + 1)
     assert same(after, before)
@@ -522,8 +522,9 @@ class Fake:
         settings = SimpleNamespace(save=SimpleNamespace(**save), **values)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module.time, "perf_counter", lambda: self.now)
-            trainer: Any = self
-            score, _ = train(settings, trainer, self, self.save, self, stopping or self.stopping)  # type: ignore[arg-type]
+            fake: Any = self
+            stop = stopping or self.stopping
+            score, _ = train(settings, fake, self.record, self.save, fake, stop)  # type: ignore[arg-type]
             return score
 
     def at(self, *names: str) -> list[int]:
@@ -674,7 +675,9 @@ def test_training_that_really_diverges() -> None:
     fake = Fake()
     with pytest.raises(Diverged, match=r"^the loss at step \d+ is (nan|inf)$"):
         quiet = SimpleNamespace(on_steps=lambda *_: None, on_evaluation=lambda *_: None)
-        train(given, Trainer(given, dataset()), fake, lambda *_: None, quiet, lambda step: None)
+        train(
+            given, Trainer(given, dataset()), fake.record, lambda *_: None, quiet, lambda step: None
+        )
     values = list(fake.recorded["train/loss"].values())
     assert not math.isfinite(values[-1])
     assert all(map(math.isfinite, values[:-1]))
@@ -690,7 +693,7 @@ def test_training_with_the_real_machine() -> None:
         assert on_schedule
         saved[step] = (digest(state), metrics)
 
-    score, _ = train(given, Trainer(given, dataset()), fake, save, quiet, lambda step: None)
+    score, _ = train(given, Trainer(given, dataset()), fake.record, save, quiet, lambda step: None)
     other = Trainer(given, dataset())
     losses = other.run_steps(60)
     assert fake.recorded["train/loss"] == {i + 1: float(loss) for i, loss in enumerate(losses)}

@@ -189,7 +189,7 @@ class RunExecution:
             return self.stop.signalled() or self._publish_and_judge(step)
 
         try:
-            score, decision = train(config, trainer, run, saver.save, progress, decide)
+            score, decision = train(config, trainer, run.record, saver.save, progress, decide)
             if decision:
                 step, points = trainer.step, run.points.items()
                 tested = {k: v[step] for k, v in points if k.startswith(names.TEST) and step in v}

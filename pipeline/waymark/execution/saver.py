@@ -98,7 +98,7 @@ def restore_or_initialise(
             graph_is_valid = bool(manifest.graph)
     else:
         store.begin(start, now)
-        trainer.assign_parameters(plan.parameters)
+        trainer.assign(plan.parameters)
     file = folder / config.save.graph if config.save.graph else None
     if file and not graph_is_valid:
         replace_file(file, graph.export(config, plan.data.spec, trainer.shapes))

@@ -17,34 +17,28 @@ a key in training, None otherwise.
     print(config.model, parameter_shapes(config, load_data(config).spec))
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
-from waymark.data.randomness import INITIAL, random_key
+from waymark.data.randomness import Tensor
 from waymark.errors import Sentence
 from waymark.users_code import defined
 
-if TYPE_CHECKING:
-    import tensorflow as tf
+Tensors = Mapping[str, Tensor]
 
 
 class WrongOutputs(Sentence):
     """Say how many outputs a model has, and how many classes the data."""
 
 
-def initial_key(seed: int) -> "Callable[[int], tf.Tensor]":
-    """Return the function that gives a model's i-th parameter its key."""
-    return lambda index: random_key(seed, INITIAL, index)
-
-
-def truncated_normal(shape: tuple[int, ...], stddev: float, key: "tf.Tensor") -> "tf.Tensor":
+def truncated_normal(shape: tuple[int, ...], stddev: float, key: Tensor) -> Tensor:
     """Draw float32 values of `shape`, as `tf.compat.v1.truncated_normal` but without state."""
     import tensorflow as tf
 
     return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
 
 
-def scale(images: "tf.Tensor") -> "tf.Tensor":
+def scale(images: Tensor) -> Tensor:
     """Return images as float32 in [0, 1]: bytes divided by 255, floats as they are."""
     import tensorflow as tf
 
@@ -57,12 +51,8 @@ def scale(images: "tf.Tensor") -> "tf.Tensor":
 
 
 def forward(
-    model: Any,
-    precision: str,
-    parameters: "Mapping[str, tf.Tensor]",
-    images: "tf.Tensor",
-    dropout: "tf.Tensor | None" = None,
-) -> "tf.Tensor":
+    model: Any, precision: str, parameters: Tensors, images: Tensor, dropout: Tensor | None = None
+) -> Tensor:
     """Return float32 logits [B, classes] for float32 images, computed in `precision`."""
     import tensorflow as tf
 
@@ -72,7 +62,7 @@ def forward(
     return tf.cast(model.logits(parameters, images, dropout), tf.float32)
 
 
-def check_outputs(model: Any, logits: "tf.Tensor", classes: int) -> None:
+def check_outputs(model: Any, logits: Tensor, classes: int) -> None:
     """Raise WrongOutputs if a model has fewer outputs than the data have classes."""
     outputs = logits.shape[-1] if logits.shape.rank else None
     if outputs is not None and outputs < classes:

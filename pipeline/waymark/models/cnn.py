@@ -1,17 +1,15 @@
 """The TF1 tutorial's SimpleCNN: two convolutions with pooling, two dense layers."""
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import Annotated
 
 from pydantic import Field, PositiveFloat
 
 from waymark.config.schema import settings
+from waymark.data.randomness import Tensor
 from waymark.data.sources import ImageSpec
 from waymark.errors import BadInput
-from waymark.models import truncated_normal
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from waymark.models import Tensors, truncated_normal
 
 FILTERS = (32, 64)
 DENSE = 1024
@@ -22,8 +20,8 @@ NAMES = [kind + end for end in ("", "_1", "_2", "_3") for kind in ("weights", "b
 class Cnn:
     """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the classes.
 
-    The eight parameters bear the names that TensorFlow gave the TF1 tutorial's unnamed variables,
-    so that its programs read Waymark's checkpoints and the other way round.
+    The parameters bear the names that TensorFlow gave the TF1 tutorial's unnamed variables, so that
+    its programs read Waymark's checkpoints and the other way round.
     """
 
     init_stddev: PositiveFloat
@@ -41,31 +39,25 @@ class Cnn:
                 f"this data has [N,{spec.shape[0]}]: use model=softmax."
             )
 
-    def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+    def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Return float32 weights, truncated normal, and biases, constant, by name."""
         import tensorflow as tf
 
         height, width, channels = spec.shape
         flat = -(-height // 4) * -(-width // 4) * FILTERS[1]
-        shapes: list[tuple[int, ...]] = [
+        shapes = (
             (5, 5, channels, FILTERS[0]),
             (5, 5, *FILTERS),
             (flat, DENSE),
             (DENSE, spec.classes),
-        ]
-        values = {}
+        )
+        values = []
         for i, shape in enumerate(shapes):
-            suffix = f"_{i}" if i else ""
-            values[f"weights{suffix}"] = truncated_normal(shape, self.init_stddev, key(i))
-            values[f"bias{suffix}"] = tf.fill(shape[-1:], tf.constant(self.init_bias))
-        return values
+            values.append(truncated_normal(shape, self.init_stddev, key(i)))
+            values.append(tf.fill(shape[-1:], tf.constant(self.init_bias)))
+        return dict(zip(NAMES, values, strict=True))
 
-    def logits(
-        self,
-        parameters: "Mapping[str, tf.Tensor]",
-        images: "tf.Tensor",
-        dropout: "tf.Tensor | None",
-    ) -> "tf.Tensor":
+    def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:
         """Return logits [B, classes] for images [B, H, W, C]; no dropout without its key."""
         import tensorflow as tf
 

@@ -1,17 +1,14 @@
 """Softmax regression: one matrix, no bias."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import prod
-from typing import TYPE_CHECKING
 
 from pydantic import PositiveFloat
 
 from waymark.config.schema import settings
+from waymark.data.randomness import Tensor
 from waymark.data.sources import ImageSpec
-from waymark.models import truncated_normal
-
-if TYPE_CHECKING:
-    import tensorflow as tf
+from waymark.models import Tensors, truncated_normal
 
 
 @settings
@@ -21,17 +18,12 @@ class Softmax:
     init_stddev: PositiveFloat
     """standard deviation of the initial weights (truncated normal), above 0"""
 
-    def initial(self, spec: ImageSpec, key: "Callable[[int], tf.Tensor]") -> "dict[str, tf.Tensor]":
+    def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Return `weights`, float32 [pixels, classes], truncated normal."""
         shape = (prod(spec.shape), spec.classes)
         return {"weights": truncated_normal(shape, self.init_stddev, key(0))}
 
-    def logits(
-        self,
-        parameters: "Mapping[str, tf.Tensor]",
-        images: "tf.Tensor",
-        dropout: "tf.Tensor | None",
-    ) -> "tf.Tensor":
+    def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:
         """Return logits [B, classes] for images [B, ...], flattened."""
         import tensorflow as tf
 

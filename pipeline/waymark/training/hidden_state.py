@@ -14,13 +14,8 @@ class HiddenState(BadInput):
 
 
 @contextmanager
-def refuse_variables(
-    parts: Sequence[Any], known: Callable[[], Iterable[Any]] = tuple
-) -> Iterator[None]:
-    """Raise HiddenState for a tf.Variable that is made meanwhile and is not among `known()`.
-
-    `parts` are the model and the optimizer at work, which the sentence names.
-    """
+def refuse_variables(parts: Sequence[Any], known: Iterable[Any] = ()) -> Iterator[None]:
+    """Raise HiddenState for a tf.Variable made meanwhile that is not in `known` by the end."""
     import tensorflow as tf
 
     made: list[Any] = []
@@ -42,7 +37,7 @@ def refuse_variables(
     except Exception:
         refuse_hidden(())
         raise
-    refuse_hidden(known())
+    refuse_hidden(known)
 
 
 def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature: Any) -> Any:
@@ -56,8 +51,8 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
     handles = {id(variable.handle) for variable in known}
     for captured in concrete.captured_inputs:
         if captured.dtype == "resource" and id(captured) not in handles:
-            found = [each for each in concrete.graph.variables if each.handle is captured]
-            raise _refusal(parts, f"uses {_describe(found[0] if found else None)}")
+            found = (each for each in concrete.graph.variables if each.handle is captured)
+            raise _refusal(parts, f"uses {_describe(next(found, None))}")
     graph = concrete.graph.as_graph_def()
     inner = [node for body in graph.library.function for node in body.node_def]
     calls = [node.op for node in [*graph.node, *inner] if node.op in PYTHON_OPS]
@@ -67,7 +62,6 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
 
 
 def _describe(variable: Any) -> str:
-    """Return how a variable is called in a sentence."""
     if variable is None:
         return "a variable or table without a name"
     name = str(getattr(variable, "name", variable))

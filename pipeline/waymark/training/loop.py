@@ -1,32 +1,30 @@
 """The training loop: on the device between events, one visible function around it.
 
-The law of its order, at one step: record, evaluate, hand a copy of the state to the saver;
-a save that falls due while one is in flight waits for it.
+The order at one step: record, evaluate, hand a copy of the state to the saver.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from waymark.checkpoints import State
 from waymark.config.schema import Config
-from waymark.data.randomness import DROPOUT, random_key
+from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
 from waymark.data.sources import SMALL, Dataset, ImageSpec, batch_indices
 from waymark.errors import Sentence
-from waymark.models import check_outputs, forward, initial_key, scale
+from waymark.models import Tensors, check_outputs, forward, scale
 from waymark.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
 from waymark.training.hidden_state import refuse_variables, trace
 from waymark.training.score import Score, Scorer
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
 T = TypeVar("T")
+Record = Callable[[list[int], Mapping[str, list[float]]], None]  # as many values as steps
 CHUNK_SECONDS = 0.25  # of one call into TensorFlow: how long a signal and the bar wait
 
 
@@ -43,55 +41,46 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def initial_state(config: Config, spec: ImageSpec) -> "tuple[dict[str, tf.Tensor], list[str]]":
-    """Return a new run's state and the names in it that are the model's parameters.
-
-    Raises HiddenState for a variable that is made and not returned.
-    """
+def initial_state(config: Config, spec: ImageSpec) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a new run's state and which names in it are the parameters; raise HiddenState."""
     import tensorflow as tf
 
-    parameters: dict[str, tf.Tensor] = {}
-    slots: dict[str, tf.Tensor] = {}
-    with refuse_variables(
-        (config.model, config.optimizer), lambda: [*parameters.values(), *slots.values()]
-    ):
-        parameters |= config.model.initial(spec, initial_key(config.seed))
-        slots |= config.optimizer.slots(parameters)
-    step = {"step": tf.constant(0, tf.int64)}
-    return {**step, **parameters, **slots}, list(parameters)
+    state: dict[str, tf.Tensor] = {}
+    with refuse_variables((config.model, config.optimizer), state.values()):
+        parameters = dict(config.model.initial(spec, partial(random_key, config.seed, INITIAL)))
+        state |= parameters
+        state |= config.optimizer.slots(parameters)
+    return {"step": tf.constant(0, tf.int64), **state}, list(parameters)
 
 
-def check_state(state: Mapping[str, np.ndarray], expected: "Mapping[str, tf.Tensor]") -> None:
+def check_state(state: State, expected: Tensors) -> None:
     """Raise DoesNotFit for the first entry that is missing, unknown, or of another kind."""
     for name, value in expected.items():
         if name not in state:
             raise DoesNotFit(f"it has no entry {name!r}")
-        want, got = (tuple(value.shape), value.dtype.name), state[name]
-        if want != (got.shape, got.dtype.name):
-            raise DoesNotFit(
-                f"its entry {name!r} is {got.dtype.name}{list(got.shape)}, "
-                f"not {want[1]}{list(want[0])}"
-            )
-    unknown = sorted(set(state) - set(expected))
+        want, got = f"{value.dtype.name}{list(value.shape)}", state[name]
+        found = f"{got.dtype.name}{list(got.shape)}"
+        if want != found:
+            raise DoesNotFit(f"its entry {name!r} is {found}, not {want}")
+    unknown = state.keys() - expected.keys()
     if unknown:
-        raise DoesNotFit(f"it has an unknown entry {unknown[0]!r}")
+        raise DoesNotFit(f"it has an unknown entry {min(unknown)!r}")
 
 
 def train_step(
     config: Config,
     classes: int,
-    parameters: "Mapping[str, tf.Variable]",
-    slots: "Mapping[str, tf.Variable]",
-    images: "tf.Tensor",
-    labels: "tf.Tensor",
-    dropout: "tf.Tensor",
-    learning_rate: "tf.Tensor",
-) -> "tf.Tensor":
+    parameters: Tensors,
+    slots: Tensors,
+    images: Tensor,
+    labels: Tensor,
+    dropout: Tensor,
+    learning_rate: Tensor,
+) -> Tensor:
     """Take one gradient step, in place; return its loss, float32 [].
 
     `images` are float32 [batch, H, W, C] or [batch, D] in [0, 1], `labels` int32 [batch];
-    `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs for a
-    model with fewer outputs than `classes`.
+    `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs.
     """
     import tensorflow as tf
 
@@ -107,22 +96,15 @@ def train_step(
     return loss
 
 
-def compile_steps(
-    config: Config,
-    data: Dataset,
-    variables: "Mapping[str, tf.Variable]",
-    parameters: "Mapping[str, tf.Variable]",
-) -> Any:
-    """Compile the loop around `train_step`: one call into TensorFlow takes many steps.
+def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters: Tensors) -> Any:
+    """Compile a function of how many steps (int32 []), seed (int64 []), learning rate (float32 []).
 
-    The function takes how many (int32 []), the seed (int64 []) and the learning rate
-    (float32 []), and returns the losses, float32 [steps]. Raises HiddenState, WrongOutputs.
+    One call returns the losses of all steps, float32 [steps]. Raises HiddenState, WrongOutputs.
     """
     import tensorflow as tf
 
     images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
-    own = {"step", *parameters}
-    slots = {name: variable for name, variable in variables.items() if name not in own}
+    slots = {name: v for name, v in variables.items() if name not in {"step", *parameters}}
 
     def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         sampling, size = config.data.sampling, config.batch_size
@@ -167,9 +149,7 @@ class Trainer:
 
         initial, names = initial_state(config, data.spec)
         self._spec = data.spec
-        self._variables = {
-            name: tf.Variable(value, trainable=False) for name, value in initial.items()
-        }
+        self._variables = {k: tf.Variable(value, trainable=False) for k, value in initial.items()}
         self.parameters = {name: self._variables[name] for name in names}
         self._run_steps = compile_steps(config, data, self._variables, self.parameters)
         self.scorer = Scorer(config.model, config.precision, data)
@@ -179,9 +159,7 @@ class Trainer:
 
     def reset(self, config: Config) -> None:
         """Set the state to a new run's initial one; its `compilation_key` must be the same."""
-        initial, _ = initial_state(config, self._spec)
-        for name, variable in self._variables.items():
-            variable.assign(initial[name])
+        self.assign(initial_state(config, self._spec)[0])
         self._inputs = _inputs(config)
 
     @property
@@ -202,13 +180,12 @@ class Trainer:
     def load(self, state: State) -> None:
         """Put a saved state in place, all or nothing; raise DoesNotFit."""
         check_state(state, self._variables)
-        for name, variable in self._variables.items():
-            variable.assign(state[name])
+        self.assign(state)
 
-    def assign_parameters(self, parameters: State) -> None:
-        """Assign arrays to some parameters, by name; all else stays."""
-        for name, value in parameters.items():
-            self.parameters[name].assign(value)
+    def assign(self, values: Tensors) -> None:
+        """Assign some of the state's values, by name; all else stays."""
+        for name, value in values.items():
+            self._variables[name].assign(value)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -220,7 +197,7 @@ class Trainer:
         return self.scorer(self.parameters)
 
 
-def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
+def _inputs(config: Config) -> tuple[Tensor, Tensor]:
     """Return the seed, int64 [], and the learning rate, float32 [], for the compiled function."""
     import tensorflow as tf
 
@@ -230,10 +207,7 @@ def _inputs(config: Config) -> "tuple[tf.Tensor, tf.Tensor]":
 
 
 def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
-    """Return the cache key of a compiled trainer, or None if it must not be reused.
-
-    A user's own class is never reused: what it computes may depend on anything.
-    """
+    """Return a trainer's cache key; None for a user's class, which may depend on anything."""
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
@@ -259,9 +233,8 @@ def reuse_or_compile(
 ) -> Iterator[Trainer]:
     """Yield a trainer in a new run's initial state, for one run alone.
 
-    It is the one that this process used last, if its key is the same, else `new`, else one that
-    is compiled now. The last one is dropped before another is compiled; a trainer is kept unless
-    the body raises.
+    It is the last one, if its key is the same, else `new`, else one that is compiled now, when the
+    last one has been dropped. It is kept unless the body raises.
     """
     key = compilation_key(config, data) if data.nbytes < SMALL else None
     with _cache_lock:
@@ -278,29 +251,28 @@ def reuse_or_compile(
             _cached_trainer[key] = trainer
 
 
-class ProgressReporter(Protocol):
-    """Shows how the training goes, on a terminal or in a log."""
+class NoProgress:
+    """What a training of `steps` steps tells of how it goes, from the step `done` on: nothing."""
+
+    def __init__(self, steps: int, done: int) -> None:
+        self.steps, self.done = steps, done
 
     def on_steps(self, step: int, loss: float) -> None:
         """Show that training has reached `step`, whose mean loss of the batch is `loss`."""
 
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
-        """Show the mean loss and the accuracy, 0 to 1, on the test set at `step`."""
+        """Show the batch's mean loss, and the accuracy, 0 to 1, on the test set at `step`."""
 
-
-class Recorder(Protocol):
-    """Where metrics go: a step's value is recorded once, whoever asks again."""
-
-    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None:
-        """Record for each metric as many values as there are `steps`."""
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
 
 
 def train(
     config: Config,
     trainer: Trainer,
-    recorder: Recorder,
+    record: Record,
     save: Callable[[int, State, dict[str, float], bool], None],
-    progress: ProgressReporter,
+    progress: NoProgress,
     decide: Callable[[int], T | None],
 ) -> tuple[Score | None, T | None]:
     """Train from where the trainer is up to `config.steps`, or until a decision to stop.
@@ -313,7 +285,7 @@ def train(
     `on_nan` is stop and a loss is not finite.
     """
     step, last = trainer.step, config.steps
-    chunk, score, decision, clock = 1, None, None, StepRate()
+    chunk, score, decision, rated_steps, rated_seconds = 1, None, None, 0, 0.0
     while step < last and decision is None:
         steps = min(
             chunk, *(_steps_until(step, n, last) for n in (config.save.every, config.eval_every))
@@ -322,16 +294,17 @@ def train(
         losses = trainer.run_steps(steps)
         seconds = time.perf_counter() - began
         chunk = max(1, min(int(steps * CHUNK_SECONDS / seconds), 8 * chunk))
-        clock.add(steps, seconds)
+        rated_steps, rated_seconds = rated_steps + steps, rated_seconds + seconds
         first, step = step + 1, step + steps
-        _record_losses(config, recorder, first, losses)
+        _record_losses(config, record, first, losses)
         progress.on_steps(step, float(losses[-1]))
         metrics = {}
         if due(step, config.eval_every, last):
             score = trainer.score()
             metrics = {f"{TEST}{name}": value for name, value in score.metrics.items()}
-            rate = {STEPS_PER_SECOND: clock.rate()}
-            recorder.record([step], {k: [v] for k, v in (metrics | rate).items()})
+            rate = {STEPS_PER_SECOND: rated_steps / rated_seconds}
+            rated_steps, rated_seconds = 0, 0.0
+            record([step], {k: [v] for k, v in (metrics | rate).items()})
             progress.on_evaluation(step, float(losses[-1]), score.accuracy)
         on_schedule = due(step, config.save.every, last)
         if on_schedule or (metrics and config.save.keep_best):
@@ -345,31 +318,13 @@ def _steps_until(step: int, every: int, last: int) -> int:
     return min(last - step, every - step % every if every else last)
 
 
-def _record_losses(config: Config, recorder: Recorder, first: int, losses: np.ndarray) -> None:
+def _record_losses(config: Config, record: Record, first: int, losses: np.ndarray) -> None:
     """Record the losses of steps from `first`; none behind a non-finite one that stops."""
     broken = np.flatnonzero(~np.isfinite(losses))
     stop = config.on_nan == "stop" and broken.size > 0
     known = losses[: broken[0] + 1] if stop else losses
     every, last = config.log_every, config.steps
     picked = [i for i in range(len(known)) if due(first + i, every, last)]
-    recorder.record([first + i for i in picked], {TRAIN_LOSS: [float(known[i]) for i in picked]})
+    record([first + i for i in picked], {TRAIN_LOSS: [float(known[i]) for i in picked]})
     if stop:
-        step = first + int(broken[0])
-        raise Diverged(f"the loss at step {step} is {losses[broken[0]]}")
-
-
-class StepRate:
-    """Counts steps and the seconds spent in them, for a rate since the last time."""
-
-    def __init__(self) -> None:
-        self._steps, self._seconds = 0, 0.0
-
-    def add(self, steps: int, seconds: float) -> None:
-        """Count steps, and the seconds that they took."""
-        self._steps, self._seconds = self._steps + steps, self._seconds + seconds
-
-    def rate(self) -> float:
-        """Return the steps per second since the last call."""
-        rate = self._steps / self._seconds
-        self._steps, self._seconds = 0, 0.0
-        return rate
+        raise Diverged(f"the loss at step {first + int(broken[0])} is {losses[broken[0]]}")

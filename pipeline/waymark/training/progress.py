@@ -6,22 +6,9 @@ from math import inf
 from typing import Any
 
 from waymark.table import number, rate
+from waymark.training.loop import NoProgress
 
-
-class NoProgress:
-    """Show nothing."""
-
-    def __init__(self, steps: int, done: int) -> None:
-        self.steps, self.done = steps, done
-
-    def on_steps(self, step: int, loss: float) -> None:
-        """Take note that training stands at `step`."""
-
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
-        """Take note of an evaluation."""
-
-    def close(self) -> None:
-        """Leave the terminal as it should be."""
+TASK = 0  # the only one of a bar
 
 
 class LogLines(NoProgress):
@@ -40,34 +27,35 @@ class ProgressBar(NoProgress):
     def __init__(self, steps: int, done: int) -> None:
         super().__init__(steps, done)
         text = "{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}"
-        self._bar = _bar(text, elapsed_when_finished=True)
-        self._task = self._bar.add_task(
-            "", total=steps, completed=done, rate="-", loss="-", acc="-"
-        )
-        self._bar.start()
+        self._bar = _draw(text, ("rate", "loss", "acc"), steps, done, elapsed_when_finished=True)
 
     def on_steps(self, step: int, loss: float) -> None:
         """Show the step, its loss and the steps per second."""
         speed = self._bar.tasks[0].speed
         step_rate = f"{rate(speed)} steps/s" if speed else "-"
-        self._bar.update(self._task, completed=step, loss=number(loss), rate=step_rate)
+        self._bar.update(TASK, completed=step, loss=number(loss), rate=step_rate)
 
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
         """Show the accuracy."""
-        self._bar.update(self._task, acc=f"{accuracy:.4f}")
+        self._bar.update(TASK, acc=f"{accuracy:.4f}")
 
     def close(self) -> None:
         """Stop drawing; the bar stays as it is."""
         self._bar.stop()
 
 
-def _bar(text: str, speed_period: float = 30, **left: Any) -> Any:
-    """Return rich's bar with a text; `left` says how the time left is shown."""
+def _draw(
+    text: str, fields: tuple[str, ...], total: int, done: int, period_s: float = 30, **left: Any
+) -> Any:
+    """Return a bar that is drawn, with a text of fields; `left` says how the time left is shown."""
     from rich import progress
 
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TextColumn(text))
     remaining = progress.TimeRemainingColumn(**left)
-    return progress.Progress(*columns, remaining, speed_estimate_period=speed_period)
+    bar: Any = progress.Progress(*columns, remaining, speed_estimate_period=period_s)
+    bar.add_task("", total=total, completed=done, **dict.fromkeys(fields, "-"))
+    bar.start()
+    return bar
 
 
 def make_progress(mode: Any, steps: int, done: int) -> NoProgress:
@@ -81,7 +69,7 @@ class NoSweepProgress:
     """Show nothing of a sweep."""
 
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
-        """Take note of how many of `total` trials are finished, pruned, running, failed."""
+        """Show how many of `total` trials are finished, pruned, running, failed, and the best."""
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
@@ -92,16 +80,14 @@ class SweepProgressBar(NoSweepProgress):
 
     def __init__(self, total: int) -> None:
         text = "{task.fields[counts]}, best {task.fields[best]}"
-        self._bar = _bar(text, speed_period=600, compact=True)
-        self._task = self._bar.add_task("", total=total, counts="-", best="-")
-        self._bar.start()
+        self._bar = _draw(text, ("counts", "best"), total, 0, period_s=600, compact=True)
 
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
         """Show the numbers that are not 0, and the best value."""
         text = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
         over = sum(counts.values()) - counts["running"]
         shown = "-" if best is None else number(best)
-        self._bar.update(self._task, completed=over, total=total, counts=text or "-", best=shown)
+        self._bar.update(TASK, completed=over, total=total, counts=text or "-", best=shown)
 
     def close(self) -> None:
         """Stop drawing; the bar stays as it is."""

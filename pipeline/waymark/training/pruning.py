@@ -12,6 +12,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 N_STARTUP_TRIALS = 5  # median: others that must have come to a step before it is judged there
 REDUCTION_FACTOR = 3  # asha: of so many one goes on; a rung is so many times as far as the last
@@ -40,33 +41,26 @@ def should_prune(rule: str, step: int, own: Values, others: Sequence[Values]) ->
     return count >= REDUCTION_FACTOR and rank >= count // REDUCTION_FACTOR
 
 
+@dataclass(frozen=True)
 class Pruner:
     """Judge one trial: publish its values, and read the others'."""
 
-    def __init__(
-        self,
-        rule: str,
-        metric: str,
-        sign: int,
-        steps: Sequence[int],
-        other_trials: Callable[[], Sequence[Values]],
-    ) -> None:
-        self.metric = metric  # of the evaluations in training
-        self.steps = frozenset(steps)
-        self._rule, self._sign, self._other_trials = rule, sign, other_trials
+    rule: str
+    metric: str  # of the evaluations in training
+    sign: int  # 1 if a higher value is better, else -1
+    steps: Sequence[int]  # at which it is judged, in order
+    other_trials: Callable[[], Sequence[Values]]
 
     def values(self, recorded: Values) -> dict[int, float]:
         """Return what other trials need to know of this one: its value at each step judged."""
-        return {step: recorded[step] for step in sorted(self.steps & recorded.keys())}
+        return {step: recorded[step] for step in self.steps if step in recorded}
 
     def __call__(self, step: int, recorded: Values) -> bool:
         """Tell whether the trial is to end at this step, given its metric's values by step."""
-        own, *others = map(self._to_maximize, (self.values(recorded), *self._other_trials()))
-        return should_prune(self._rule, step, own, others)
+        own, *others = map(self._to_maximize, (self.values(recorded), *self.other_trials()))
+        return should_prune(self.rule, step, own, others)
 
     def _to_maximize(self, values: Values) -> Values:
         """Return values of which a higher one is better; one that is not finite is the worst."""
-        return {
-            step: self._sign * value if math.isfinite(value) else -sys.float_info.max
-            for step, value in values.items()
-        }
+        worst = -sys.float_info.max
+        return {s: self.sign * v if math.isfinite(v) else worst for s, v in values.items()}

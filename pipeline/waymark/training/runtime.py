@@ -18,7 +18,6 @@ NOISE = re.compile(
     rb"WARNING: All log messages before absl|[IWE]\d{4} \d\d:\d\d:|To enable the following instr"
 )
 
-
 _forked = False  # from a process that had imported TensorFlow, whose threads are not here
 
 
@@ -37,16 +36,14 @@ class NeedsNewProcess(BadInput):
 def start_tensorflow(intra_op_threads: int, deterministic: bool = False) -> Any:
     """Import TensorFlow and fix its intra-op threads and op determinism; return the module.
 
-    The bits of a result depend on both. TensorFlow takes the number once per process, and keeps
-    kernels as they were when they were first used.
-    Raises NeedsNewProcess as `check_tensorflow` does.
+    The bits of a result depend on both, and TensorFlow takes them once per process. Raises
+    NeedsNewProcess as `check_tensorflow` does.
     """
     check_tensorflow(intra_op_threads, deterministic)
     if "tensorflow" in sys.modules and _is_running():
         return sys.modules["tensorflow"]
-    set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
+    tf = _import_quietly()
     with quiet():
-        tf = _imported()
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         if deterministic:
             tf.config.experimental.enable_op_determinism()
@@ -55,28 +52,21 @@ def start_tensorflow(intra_op_threads: int, deterministic: bool = False) -> Any:
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow, whose start is to follow, where the time for it is at hand."""
+    """Import TensorFlow while there is time for it; its start is to follow."""
     if "tensorflow" not in sys.modules:
-        set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
-        with quiet():
-            _imported()
+        _import_quietly()
 
 
 def start_if_imported(intra_op_threads: int, deterministic: bool = False) -> None:
-    """Start TensorFlow, if this process has it already, before anything else computes with it.
-
-    Raises NeedsNewProcess as `check_tensorflow` does.
-    """
-    check_tensorflow(intra_op_threads, deterministic)
-    if "tensorflow" in sys.modules:
-        start_tensorflow(intra_op_threads, deterministic)
+    """Start TensorFlow, if it is imported, before anything else computes; raise NeedsNewProcess."""
+    start = start_tensorflow if "tensorflow" in sys.modules else check_tensorflow
+    start(intra_op_threads, deterministic)
 
 
 def check_tensorflow(intra_op_threads: int, deterministic: bool = False) -> None:
     """Raise NeedsNewProcess if this process has TensorFlow otherwise than a run needs it.
 
-    Other numbers of threads and other settings than TensorFlow's own give other bits. Op
-    determinism is not turned on in a caller's process: it would stay on for the caller's work.
+    Op determinism is not turned on in a caller's process: it would stay on for the caller's work.
     """
     if _forked:
         raise NeedsNewProcess("TensorFlow does not outlive the fork that made this process.")
@@ -85,17 +75,25 @@ def check_tensorflow(intra_op_threads: int, deterministic: bool = False) -> None
     if "tensorflow" not in sys.modules:
         return
     import tensorflow as tf
+    from tensorflow.python.framework import ops
 
     if not (tf.executing_eagerly() and tf.compat.v1.executing_eagerly_outside_functions()):
         raise NeedsNewProcess("TensorFlow does not execute eagerly in this process.")
+    options = tf.config.optimizer
     with quiet():  # it looks for devices
-        changed = [name for name, is_changed in _settings(tf).items() if is_changed]
-    if changed:
-        raise NeedsNewProcess(f"TensorFlow in this process has {changed[0]}.")
+        changed = {  # what changes bits, and can be changed late
+            "run_functions_eagerly set": tf.config.functions_run_eagerly(),
+            "NumPy's types enabled": ops.is_auto_dtype_conversion_enabled(),
+            "control flow of version 1": not tf.compat.v1.control_flow_v2_enabled(),
+            "XLA's JIT set": options.get_jit(),
+            "graph optimizations changed": any(options.get_experimental_options().values()),
+        }
+    found = [name for name, is_changed in changed.items() if is_changed]
+    if found:
+        raise NeedsNewProcess(f"TensorFlow in this process has {found[0]}.")
     _check_determinism(deterministic)
-    threads = tf.config.threading.get_intra_op_parallelism_threads()
-    if not threads:  # never set
-        threads = _default_threads() if _is_running() else intra_op_threads
+    usual = _default_threads() if _is_running() else intra_op_threads
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or usual  # 0: never set
     if threads != intra_op_threads:
         raise NeedsNewProcess(
             f"runtime.intra_op_threads={intra_op_threads}: "
@@ -104,7 +102,7 @@ def check_tensorflow(intra_op_threads: int, deterministic: bool = False) -> None
 
 
 def _check_determinism(deterministic: bool) -> None:
-    """Raise NeedsNewProcess if op determinism is on or off, and must not be, or was too long."""
+    """Raise NeedsNewProcess unless op determinism is as it must be, or can still be turned on."""
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
     asked = os.environ.get("TF_DETERMINISTIC_OPS", "").lower() in ("1", "true")  # TensorFlow itself
@@ -114,19 +112,6 @@ def _check_determinism(deterministic: bool) -> None:
             f"runtime.deterministic={str(deterministic).lower()}: TensorFlow in this process has "
             f"op determinism {'enabled' if enabled else 'disabled'}."
         )
-
-
-def _settings(tf: Any) -> dict[str, bool]:
-    """Return for each setting that changes bits, and can be changed late, whether it was."""
-    from tensorflow.python.framework import ops
-
-    return {
-        "run_functions_eagerly set": tf.config.functions_run_eagerly(),
-        "NumPy's types enabled": ops.is_auto_dtype_conversion_enabled(),
-        "control flow of version 1": not tf.compat.v1.control_flow_v2_enabled(),
-        "XLA's JIT set": bool(tf.config.optimizer.get_jit()),
-        "graph optimizations changed": any(tf.config.optimizer.get_experimental_options().values()),
-    }
 
 
 def _is_running() -> bool:
@@ -144,15 +129,16 @@ def _default_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _imported() -> Any:
+def _import_quietly() -> Any:
     """Import TensorFlow, which sets variables of the environment.
 
     The command line spares itself half of it, Keras, which no model here uses. Whoever imports
     it later gets it, `tensorflow.keras` as well.
     """
+    set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
     eager = "keras.src.optimizers"  # through which TensorFlow imports it, without a use for it
     skipped = process_state.command_line and not {"tensorflow", "keras"} & sys.modules.keys()
-    with same_environment():
+    with quiet(), same_environment():
         if skipped:
             sys.modules[eager] = None  # type: ignore[assignment]
         try:
@@ -176,5 +162,4 @@ def quiet() -> Iterator[None]:
             os.dup2(saved, 2)
             os.close(saved)
             held.seek(0)
-            rest = b"".join(line for line in held if not NOISE.match(line))
-            os.write(2, rest)
+            os.write(2, b"".join(line for line in held if not NOISE.match(line)))

@@ -1,17 +1,13 @@
 """Score a model on a whole test set, in batches: in training and after restoring, alike."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from waymark.data.sources import Dataset
-from waymark.models import check_outputs, forward, scale
+from waymark.models import Tensors, check_outputs, forward, scale
 from waymark.training.hidden_state import trace
-
-if TYPE_CHECKING:
-    import tensorflow as tf
 
 MAX_CONFUSION_CLASSES = 200  # classes of which each has a row in the confusion matrix
 MOST_CONFUSED = 20  # the most confused ones, which alone have one where there are more classes
@@ -34,8 +30,7 @@ class Score:
     @property
     def summary(self) -> dict[str, Any]:
         """Return the metrics, and how many of how many images are classified correctly."""
-        total = len(self.predictions)
-        return {**self.metrics, "hits": self.hits, "total": total}
+        return {**self.metrics, "hits": self.hits, "total": len(self.predictions)}
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -78,7 +73,7 @@ class Scorer:
         self._model, self._score, self._labels = model, score, data.y_test
         self._compiled: Any = None
 
-    def compile(self, parameters: "Mapping[str, tf.Tensor]") -> None:
+    def compile(self, parameters: Tensors) -> None:
         """Compile for parameters of these shapes; raise HiddenState."""
         import tensorflow as tf
 
@@ -86,7 +81,7 @@ class Scorer:
         # Asked for by name: TensorFlow then counts no retracing.
         self._compiled = trace(self._score, [self._model], (), shapes)
 
-    def __call__(self, parameters: "Mapping[str, tf.Tensor]") -> Score:
+    def __call__(self, parameters: Tensors) -> Score:
         import tensorflow as tf
 
         values = {name: tf.convert_to_tensor(value) for name, value in parameters.items()}
@@ -102,9 +97,8 @@ def confusion(
 ) -> tuple[list[int], np.ndarray]:
     """Return which classes the confusion matrix shows, and its int64 counts, true class by row.
 
-    Of more than MAX_CONFUSION_CLASSES classes these are MOST_CONFUSED ones, those of the most
-    frequent errors first, then those of the most images. Memory grows with the images, not with
-    the classes' square.
+    Of more than MAX_CONFUSION_CLASSES classes these are MOST_CONFUSED ones: of the most frequent
+    errors, then of the most images. Memory does not grow with the square of all classes.
     """
     truth = truth.astype(np.int64)
     classes = max(classes, int(predictions.max()) + 1)  # a model may have more outputs
@@ -116,9 +110,9 @@ def confusion(
         order = dict.fromkeys([*ends.tolist(), *_by_frequency(truth).tolist()])
         shown = np.array(sorted(list(order)[:MOST_CONFUSED]))
     inside = np.isin(truth, shown) & np.isin(predictions, shown)
-    place = [np.searchsorted(shown, each[inside]) for each in (truth, predictions)]
-    counts = np.zeros((len(shown), len(shown)), np.int64)
-    np.add.at(counts, tuple(place), 1)
+    row, column = (np.searchsorted(shown, each[inside]) for each in (truth, predictions))
+    size = len(shown)
+    counts = np.bincount(row * size + column, minlength=size**2).reshape(size, size)
     return shown.tolist(), counts
 
 
