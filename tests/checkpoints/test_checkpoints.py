@@ -79,7 +79,7 @@ def commit(store: CheckpointStore, save: When) -> None:
 def new_store(folder: Path, save: SaveFormat, *given: Any) -> CheckpointStore:
     """Return the store of a run that starts at BEGIN."""
     store = CheckpointStore(folder, save, *given)
-    store.retention = initial_retention(BEGIN, save.policy)
+    store.retention = initial_retention(BEGIN, store.policy)
     return store
 
 

@@ -168,7 +168,7 @@ def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:
         ours.mkdir()
         theirs.mkdir()
         store = CheckpointStore(ours, ckpt)
-        store.retention = initial_retention(BEGIN, ckpt.policy)
+        store.retention = initial_retention(BEGIN, store.policy)
         for step, time, metrics in schedule.saves:
             save(theirs, step, time)
             store.commit(Save(step, time, metrics), {"weights": np.ones(1, "f4")})

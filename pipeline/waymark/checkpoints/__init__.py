@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from waymark.checkpoints.retention import KeepBest, Policy
+from waymark.checkpoints.retention import KeepBest
 from waymark.config.schema import settings
 
 State = dict[str, np.ndarray]
@@ -58,11 +58,6 @@ class SaveFormat(ABC):
     def graph(self) -> str | None:
         """Return the name of the graph's file beside the checkpoints, if there is one."""
         return None
-
-    @property
-    def policy(self) -> Policy:
-        """Return what decides which checkpoints stay."""
-        return Policy(self.max_to_keep, self.keep_every_n_hours, self.keep_best)
 
     def update_state_file(  # noqa: B027, most need none
         self, folder: Path, newest: int, recent: list[int]

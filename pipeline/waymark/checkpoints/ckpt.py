@@ -7,6 +7,7 @@ from typing import ClassVar
 from waymark.checkpoints import SaveFormat, State
 from waymark.checkpoints.tf_bundle import read_bundle
 from waymark.config.schema import settings
+from waymark.files import TEMPORARY
 
 
 @settings
@@ -39,13 +40,13 @@ class Ckpt(SaveFormat):
         return [path.with_name(path.name + end) for end in Ckpt.endings]
 
     def read(self, path: Path) -> State:
-        """Read arrays as they were written; raise what `read_bundle` raises."""
+        """Read arrays as they were written; raise as `read_bundle` does."""
         return read_bundle(path)
 
     def update_state_file(self, folder: Path, newest: int, recent: list[int]) -> None:
         """Write the state file that `tf.train.latest_checkpoint` reads, with relative names."""
-        lines = [f'model_checkpoint_path: "{self.stem}-{newest}"']
-        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"' for step in recent]
-        temporary = folder / ".tmp-checkpoint"
-        temporary.write_text("".join(f"{line}\n" for line in lines))
+        lines = [f'model_checkpoint_path: "{self.stem}-{newest}"\n']
+        lines += [f'all_model_checkpoint_paths: "{self.stem}-{step}"\n' for step in recent]
+        temporary = folder / f"{TEMPORARY}checkpoint"
+        temporary.write_text("".join(lines))
         os.replace(temporary, folder / "checkpoint")

@@ -22,72 +22,63 @@ from waymark.errors import BadInput, first_line
 from waymark.npz import PickledObjects, read_npz
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def read_parameters(path: Path, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+def read_parameters(path: Path, shapes: Shapes, origin: str) -> State:
     """Return float32 arrays for the parameters named in `shapes` from a file.
 
     `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
     folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
     """
-    arrays = _read(path, origin)
+    source = f"{origin}={str(path)!r}"
+    arrays = _read(path, source)
     own = _own_parameters(path, arrays, shapes)
     entries = arrays if own is None else {name: arrays[name] for name in own}
-    return match_parameters(entries, shapes, f"{origin}={str(path)!r}")
+    return match_parameters(entries, shapes, source)
 
 
-def _own_parameters(
-    path: Path, arrays: State, shapes: Mapping[str, tuple[int, ...]]
-) -> list[str] | None:
+def _own_parameters(path: Path, arrays: State, shapes: Shapes) -> list[str] | None:
     """Return which entries of a checkpoint of Waymark's own are parameters, None if it is none."""
     step = arrays.get("step")
     if step is None or (step.dtype, step.shape) != (np.int64, ()):
         return None
     prefix = path.with_suffix("") if path.suffix == ".npz" else find_bundle(path)
-    manifest = None
+    described = False
     with suppress(CorruptCheckpoint, BadInput):
         manifest = read_manifest(prefix.with_name(f"{prefix.name}.json"))
-    described = manifest is not None and manifest.digest == digest(arrays)
-    if manifest and described and manifest.parameters:
-        return manifest.parameters
-    wanted = {name: tuple(shape) for name, shape in shapes.items()}
-    if any(name not in arrays or arrays[name].shape != wanted[name] for name in wanted):
+        described = manifest.digest == digest(arrays)
+        if described and manifest.parameters:
+            return manifest.parameters
+    if any(name not in arrays or arrays[name].shape != shapes[name] for name in shapes):
         return None
     slots = {
         name
         for name, array in arrays.items()
-        if any(name.startswith(f"{owner}/") and array.shape == wanted[owner] for owner in wanted)
-        or (described and array.shape in wanted.values())  # by a manifest without their names
+        if any(name.startswith(f"{owner}/") and array.shape == shapes[owner] for owner in shapes)
+        or (described and array.shape in shapes.values())  # by a manifest without their names
         or array.shape == ()
     }
-    return list(wanted) if slots | set(wanted) == set(arrays) else None
+    return list(shapes) if slots | set(shapes) == set(arrays) else None
 
 
 def find_bundle(path: Path) -> Path:
     """Return the prefix of the TensorFlow checkpoint that `path` means."""
     if not os.path.isdir(path):  # Path's own raises for a name that is too long
         return path.with_suffix("") if path.suffix == ".index" else path
-    named = _newest(path)
+    from google.protobuf import text_format
+    from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
+
+    state = CheckpointState()  # TensorFlow's own function takes no folder whose name is not UTF-8
+    with suppress(OSError, ValueError, text_format.ParseError):  # a `checkpoint` file that is none
+        text_format.Parse((path / "checkpoint").read_bytes(), state)
+    named = Path(state.model_checkpoint_path)
     if not named.name:
         return path / "model_ckpt"
     # Beside its state file first: a folder may have been moved or copied, whose state file still
     # holds an absolute path.
     beside = path / named.name
     return beside if beside.with_name(f"{named.name}.index").exists() else path / named
-
-
-def _newest(folder: Path) -> Path:
-    """Return the checkpoint that a folder's state file names, an empty path if there is none.
-
-    TensorFlow's own function takes no folder whose name is not UTF-8.
-    """
-    from google.protobuf import text_format
-    from tensorflow.python.training.checkpoint_state_pb2 import CheckpointState
-
-    state = CheckpointState()
-    with suppress(OSError, ValueError, text_format.ParseError):  # a `checkpoint` file that is none
-        text_format.Parse((folder / "checkpoint").read_bytes(), state)
-    return Path(state.model_checkpoint_path)
 
 
 def files_of(path: Path) -> list[Path]:
@@ -97,15 +88,12 @@ def files_of(path: Path) -> list[Path]:
     prefix = find_bundle(path)
     if not os.path.isdir(prefix.parent):
         return []
-    parts = (prefix.name, f"{prefix.name}.index", f"{prefix.name}.data-")
-    return sorted(
-        file
-        for file in prefix.parent.iterdir()
-        if file.is_file() and (file.name in parts or file.name.startswith(parts[2]))
-    )
+    names, data = (prefix.name, f"{prefix.name}.index"), f"{prefix.name}.data-"
+    there = [p for p in prefix.parent.iterdir() if p.name in names or p.name.startswith(data)]
+    return sorted(file for file in there if file.is_file())
 
 
-def _read(path: Path, origin: str) -> State:
+def _read(path: Path, source: str) -> State:
     try:
         if path.suffix == ".npz":
             return read_npz(path)
@@ -114,56 +102,46 @@ def _read(path: Path, origin: str) -> State:
             first = first_format(prefix)
             if first:
                 raise BadInput(
-                    f"{origin}={str(path)!r}: is a checkpoint of TensorFlow's first format (V1), "
+                    f"{source}: is a checkpoint of TensorFlow's first format (V1), "
                     f"which is not read; TensorFlow converts it: "
                     f"r = tf.train.load_checkpoint({first!r}); np.savez('converted.npz', "
                     f"**{{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}})"
                 )
-            raise BadInput(f"{origin}={str(path)!r}: there is no such npz file or checkpoint.")
+            raise BadInput(f"{source}: there is no such npz file or checkpoint.")
         arrays = read_bundle(prefix)
-        return {_plain(name, arrays): array for name, array in arrays.items()}
+    except BadInput:
+        raise
     except FileNotFoundError:
-        raise BadInput(f"{origin}={str(path)!r}: there is no such file.") from None
+        raise BadInput(f"{source}: there is no such file.") from None
     except PickledObjects:
         raise BadInput(
-            f"{origin}={str(path)!r}: holds a pickled object array, which is never loaded; "
+            f"{source}: holds a pickled object array, which is never loaded; "
             f"if you trust the file, convert it: np.savez('converted.npz', "
             f"*np.load({str(path)!r}, allow_pickle=True)['arr_0'])"
         ) from None
     except Exception as error:
-        if isinstance(error, BadInput):
-            raise
         kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
-        reason = first_line(error)
-        raise BadInput(f"{origin}={str(path)!r}: {kind} ({reason}).") from None
+        raise BadInput(f"{source}: {kind} ({first_line(error)}).") from None
+    # What `tf.train.Checkpoint` adds to a name is taken off, unless two entries would be one.
+    plain = {name: name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") for name in arrays}
+    return {name if plain[name] in arrays else plain[name]: arrays[name] for name in arrays}
 
 
-def _plain(name: str, arrays: State) -> str:
-    """Return the name of an entry without what `tf.train.Checkpoint` adds to it."""
-    short = name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE")
-    return name if short in arrays else short
-
-
-def match_parameters(arrays: State, shapes: Mapping[str, tuple[int, ...]], origin: str) -> State:
+def match_parameters(arrays: State, shapes: Shapes, origin: str) -> State:
     """Assign every parameter one entry and every entry one parameter; raise BadInput."""
     for name in arrays:
         if name.startswith("/") or ".." in name.split("/"):
             raise BadInput(f"{origin}: its entry {name!r} is a path out of the file, not a name.")
     left = {name: a for name, a in arrays.items() if not _is_slot(name, arrays)}
-    found: State = {}
-    for name, shape in shapes.items():
-        if name in left and left[name].shape == tuple(shape):
-            found[name] = left.pop(name)
-    for name, shape in shapes.items():
-        if name in found:
-            continue
-        fits = [entry for entry, array in left.items() if array.shape == tuple(shape)]
+    named = [name for name in shapes if name in left and left[name].shape == shapes[name]]
+    found = {name: left.pop(name) for name in named}
+    for name in [name for name in shapes if name not in found]:
+        fits = [entry for entry, array in left.items() if array.shape == shapes[name]]
         if len(fits) != 1:
             why = "no entry fits" if not fits else f"{fits} fit equally"
             has = ", ".join(f"{n} {list(a.shape)}" for n, a in sorted(arrays.items())[:8])
-            raise BadInput(
-                f"{origin}: does not fit the model: {why} {name} {list(shape)} (it has {has})."
-            )
+            wanted = f"{name} {list(shapes[name])}"
+            raise BadInput(f"{origin}: does not fit the model: {why} {wanted} (it has {has}).")
         found[name] = left.pop(fits[0])
     if left:
         entry = min(left)

@@ -1,9 +1,9 @@
 """Which checkpoints are kept: a pure function of the saves so far and the policy.
 
-`record_save` folds one save into a `RetentionState`; the state stands in the save's manifest, and
-`resume_retention` goes on with it under the policy as it is then. For `max_to_keep` and
-`keep_every_n_hours` the outcome is that of one uninterrupted `tf.compat.v1.train.Saver`, but that
-hours in which no process ran are not made up for; keep-best comes on top.
+`record_save` folds one save into a `RetentionState`, which stands in the save's manifest;
+`resume_retention` goes on with it. For `max_to_keep` and `keep_every_n_hours` the outcome is that
+of one uninterrupted `tf.compat.v1.train.Saver`, but that hours in which no process ran are not made
+up for; keep-best comes on top.
 """
 
 import math
@@ -14,6 +14,8 @@ from typing import Literal
 
 from waymark.config.schema import settings
 from waymark.names import KeepBestMetric
+
+Pair = tuple[int, float]  # a checkpoint's step and time
 
 
 @settings
@@ -28,7 +30,7 @@ class KeepBest:
 
 @dataclass(frozen=True)
 class Policy:
-    """The settings of a save format that decide which checkpoints stay."""
+    """Which checkpoints stay."""
 
     max_to_keep: int  # 0: all
     keep_every_n_hours: float | None
@@ -53,7 +55,7 @@ class Save:
 
 @dataclass(frozen=True)
 class BestCheckpoint:
-    """The step of the best checkpoint, and by what it is the best."""
+    """The best checkpoint, and by what it is the best."""
 
     step: int
     value: float
@@ -63,13 +65,10 @@ class BestCheckpoint:
 
 @dataclass(frozen=True)
 class RetentionState:
-    """What retention knows of the saves so far; its field names stand in manifests.
-
-    `recent` is None while every checkpoint on schedule is kept.
-    """
+    """What retention knows of the saves so far; its field names stand in manifests."""
 
     next_hourly: float | None  # seconds since the epoch; Saver's `_next_checkpoint_time`
-    recent: tuple[tuple[int, float], ...] | None = ()  # (step, time), oldest first
+    recent: tuple[Pair, ...] | None = ()  # oldest first; None: all on schedule are kept
     hourly: tuple[int, ...] = ()
     best: BestCheckpoint | None = None
     resumed: tuple[float, ...] = ()  # when processes went on with the run
@@ -82,9 +81,6 @@ class RetentionState:
         return {step for step, _ in self.recent} | set(self.hourly) | set(best)
 
 
-Pair = tuple[int, float]  # a checkpoint's step and time
-
-
 def initial_retention(time: float, policy: Policy) -> RetentionState:
     """Return the state of a run that starts at `time` (seconds since the epoch), without saves."""
     due = None if policy.keep_interval_s is None else time + policy.keep_interval_s
@@ -93,17 +89,16 @@ def initial_retention(time: float, policy: Policy) -> RetentionState:
 
 def record_save(state: RetentionState, save: Save, policy: Policy) -> RetentionState:
     """Return the state after a save: one off the schedule only competes as the best."""
-    state = replace(state, best=_better(state.best, save, policy.keep_best))
+    state = replace(state, best=better(state.best, save, policy.keep_best))
     if not save.on_schedule or state.recent is None:
         return state
     others = [pair for pair in state.recent if pair[0] != save.step]
     recent, old = _newest([*others, (save.step, save.time)], policy)
-    due, hourly = state.next_hourly, list(state.hourly)
+    due, hourly, interval = state.next_hourly, state.hourly, policy.keep_interval_s
     for step, time in old:
-        if policy.keep_interval_s is not None and due is not None and time > due:
-            hourly.append(step)
-            due += policy.keep_interval_s
-    return replace(state, next_hourly=due, recent=recent, hourly=tuple(hourly))
+        if interval is not None and due is not None and time > due:
+            hourly, due = (*hourly, step), due + interval
+    return replace(state, next_hourly=due, recent=recent, hourly=hourly)
 
 
 def resume_retention(
@@ -117,7 +112,7 @@ def resume_retention(
     saves = sorted(there, key=lambda save: save.step)
     best = None
     for save in saves:
-        best = _better(best, save, policy.keep_best)
+        best = better(best, save, policy.keep_best)
     all_resumed = (*state.resumed, now)
     times = {save.step: save.time for save in saves if save.on_schedule}
     # What is kept as hourly stays so where its time cannot be read.
@@ -138,15 +133,13 @@ def resume_retention(
 
 
 def _newest(pairs: Iterable[Pair], policy: Policy) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
-    """Part (step, time) pairs into the newest, as many as are kept anyway, and those before."""
+    """Part pairs into the newest, as many as are kept anyway, and those before."""
     pairs = tuple(pairs)
     old = max(0, len(pairs) - policy.max_to_keep) if policy.max_to_keep else 0
     return pairs[old:], pairs[:old]
 
 
-def _better(
-    best: BestCheckpoint | None, save: Save, rule: KeepBest | None
-) -> BestCheckpoint | None:
+def better(best: BestCheckpoint | None, save: Save, rule: KeepBest | None) -> BestCheckpoint | None:
     """Return the better of the best so far and this save; NaN never wins, nor does an equal."""
     if rule is None:
         return None

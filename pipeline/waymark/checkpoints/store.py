@@ -4,8 +4,8 @@ The order in which a checkpoint appears, so that it exists completely or not at 
 payload under temporary names, flushed with the run's records; payload renamed; folder flushed;
 manifest renamed into place (this is the moment); folder flushed; state file; retention, manifest
 before payload.
-A file that no manifest names does not exist to Waymark and is removed at the next resume, if its
-name is one that Waymark gives: other files in the folder are somebody else's, and stay.
+A file that no manifest names is removed at the next resume, if its name is one that Waymark gives;
+other files in the folder are somebody else's, and stay.
 """
 
 import hashlib
@@ -63,10 +63,8 @@ MANIFEST = pydantic.TypeAdapter(Manifest)
 def file_facts(path: Path) -> dict[str, Any]:
     """Return a file's size in bytes and SHA-256."""
     with path.open("rb") as file:
-        return {
-            "size": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"size": path.stat().st_size, "sha256": sha256}
 
 
 def _reason(error: Exception) -> str:
@@ -78,17 +76,17 @@ def _reason(error: Exception) -> str:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise BadInput if a run's folder, or anything in it, is a link or another special file.
+    """Raise BadInput if a run's folder or anything in it is a special file, or cannot be read.
 
-    So it does if this user may not read it. Waymark makes no links. Through one a stranger's run
-    would read and write elsewhere; a pipe would be waited for, a device read without end.
+    Through a link a stranger's run would read and write elsewhere; a pipe would be waited for, a
+    device read without end.
     """
     for path in (folder, *folder.rglob("*")):
         try:
             mode = path.lstat().st_mode
         except FileNotFoundError:  # nothing is here yet, or a live run has just removed it
             continue
-        except OSError as error:  # another user's, who has closed it
+        except OSError as error:
             raise BadInput(f"{path}: cannot be read ({error.strerror}).") from None
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"
@@ -117,9 +115,8 @@ def read_manifest(path: Path) -> Manifest:
 class CheckpointStore:
     """The checkpoints of one run, in one folder and one format.
 
-    `changed` is called when files have appeared or gone, so that a remote artifact store can
-    follow. `records` is a file that is on disk before a checkpoint is committed.
-    `retention` is what decides which checkpoints stay, kept up with every commit.
+    `changed` is called when files have appeared or gone. `records` is a file that is on disk before
+    a checkpoint is committed.
     """
 
     def __init__(
@@ -132,17 +129,14 @@ class CheckpointStore:
         self.folder, self.save, self._changed = folder, save, changed
         self._records = [records] if records else []
         self.parameters: list[str] | None = None  # the entries of the state that are the model's
-        # Of a run that starts now:
-        self.retention = retention.initial_retention(time.time(), save.policy)
+        self.policy = retention.Policy(save.max_to_keep, save.keep_every_n_hours, save.keep_best)
+        self.retention = retention.initial_retention(time.time(), self.policy)
         self._off_schedule: set[int] = set()  # steps committed because of a signal, or as the best
-        step, endings = r"(0|[1-9][0-9]*)", "|".join(map(re.escape, (".json", *save.endings)))
-        name = f"{re.escape(save.stem)}-{step}({endings})"
+        stem, endings = re.escape(save.stem), "|".join(map(re.escape, (".json", *save.endings)))
+        name = rf"{stem}-(0|[1-9][0-9]*)({endings})"
         # TensorFlow adds an ending of its own to what it has not finished.
-        other = rf"checkpoint|{re.escape(save.stem)}\.meta"
-        self._name = re.compile(name, re.ASCII)
-        self._temporary = re.compile(
-            rf"{re.escape(TEMPORARY)}({name}(\.tempstate[0-9]+)?|{other})", re.ASCII
-        )
+        other = rf"{re.escape(TEMPORARY)}({name}(\.tempstate[0-9]+)?|checkpoint|{stem}\.meta)"
+        self._name, self._temporary = re.compile(name, re.ASCII), re.compile(other, re.ASCII)
 
     def path(self, step: int) -> Path:
         """Return the checkpoint's path without its endings: what `Saver.restore` takes."""
@@ -159,7 +153,7 @@ class CheckpointStore:
                 names = [each.name for each in entries if each.is_file()]
         except FileNotFoundError:
             return {}
-        except OSError as error:  # another user's, who has closed it
+        except OSError as error:
             raise BadInput(f"{self.folder}: cannot be read ({error.strerror}).") from None
         return {name: int(found[1]) for name in names if (found := self._name.fullmatch(name))}
 
@@ -212,15 +206,11 @@ class CheckpointStore:
 
     def would_keep(self, save: retention.Save) -> bool:
         """Tell whether retention keeps a save: off the schedule only the best so far."""
-        after = retention.record_save(self.retention, save, self.save.policy)
+        after = retention.record_save(self.retention, save, self.policy)
         return save.on_schedule or after != self.retention
 
     def commit(self, save: retention.Save, state: State, graph: Path | None = None) -> Manifest:
-        """Write a checkpoint, make it exist by its manifest, then apply retention.
-
-        Raises CheckpointWriteError if the disk has not enough room, or writing fails; earlier
-        checkpoints stay as they are.
-        """
+        """Write a checkpoint, then apply retention; CheckpointWriteError leaves earlier ones."""
         self._check_room(save.step, state)
         try:
             return self._commit(save, state, graph)
@@ -230,8 +220,14 @@ class CheckpointStore:
             raise CheckpointWriteError(said) from error
 
     def _commit(self, save: retention.Save, state: State, graph: Path | None) -> Manifest:
-        step, files = save.step, self._write(save.step, state)
-        after = retention.record_save(self.retention, save, self.save.policy)
+        step, files = save.step, {}
+        payload = self.save.write(self.folder / f"{TEMPORARY}{self.path(step).name}", state)
+        flush(*payload, *self._records)
+        for written in payload:
+            final = self.folder / written.name.removeprefix(TEMPORARY)
+            files[final.name] = file_facts(written)
+            os.replace(written, final)
+        after = retention.record_save(self.retention, save, self.policy)
         manifest = Manifest(
             step=step,
             time=save.time,
@@ -253,7 +249,7 @@ class CheckpointStore:
         return manifest
 
     def _check_room(self, step: int, state: State) -> None:
-        """Raise CheckpointWriteError if the disk has too little room for it and the records."""
+        """Raise CheckpointWriteError if the disk has too little room."""
         disk = os.statvfs(self.folder)
         if disk.f_files and disk.f_favail < FILE_RESERVE:  # some file systems count none
             raise CheckpointWriteError(
@@ -268,22 +264,8 @@ class CheckpointStore:
                 f"{self.folder} has {free / 1e6:.1f} MB left"
             )
 
-    def _write(self, step: int, state: State) -> dict[str, dict[str, Any]]:
-        """Write the payload files, durably but for their names; return their facts."""
-        files, path = {}, self.folder / f"{TEMPORARY}{self.path(step).name}"
-        payload = self.save.write(path, state)
-        flush(*payload, *self._records)
-        for written in payload:
-            final = self.folder / written.name.removeprefix(TEMPORARY)
-            files[final.name] = file_facts(written)
-            os.replace(written, final)
-        return files
-
     def _retain(self, newest: int) -> None:
-        """Point other programs at `newest`, then remove what retention does not keep.
-
-        The newest stays, on schedule or not: a preempted run goes on from there.
-        """
+        """Point other programs at `newest`, which stays; remove what retention does not keep."""
         kept, steps = self.retention, self.steps()
         on_schedule = [step for step in steps if step not in self._off_schedule]
         if kept.recent is None:
@@ -301,15 +283,13 @@ class CheckpointStore:
     def begin(self, start: float, now: float) -> None:
         """Prepare for a run that started at `start` and has saved nothing by `now`."""
         self.remove_orphans()
-        policy = self.save.policy
-        state = retention.initial_retention(start, policy)
-        self.retention = retention.resume_retention(state, [], start, now, policy)
+        state = retention.initial_retention(start, self.policy)
+        self.retention = retention.resume_retention(state, [], start, now, self.policy)
 
     def repair_and_prune(self, newest: Manifest, start: float, now: float) -> None:
-        """Go on at `now` from `newest`, in a run that started at `start` and may have been killed.
+        """Go on at `now` from `newest`, in a run that started at `start`.
 
-        Newer (corrupt) checkpoints, temporary files and files without a manifest are removed,
-        retention is applied as it is now and the state file is rebuilt.
+        Newer (corrupt) checkpoints, temporary files and files without a manifest are removed.
         """
         there = []
         for step in self.steps():
@@ -320,19 +300,16 @@ class CheckpointStore:
                 found = self.manifest(step)
                 there.append(retention.Save(step, found.time, found.metrics, found.regular))
         self._off_schedule = {save.step for save in there if not save.on_schedule}
-        policy = self.save.policy
-        self.retention = retention.resume_retention(newest.memory, there, start, now, policy)
+        self.retention = retention.resume_retention(newest.memory, there, start, now, self.policy)
         self._retain(newest.step)
         self.remove_orphans()
 
     def remove_orphans(self) -> None:
-        """Remove temporary files and payload files that no manifest's step stands for."""
+        """Remove temporary files, and payload files of steps without a manifest."""
         complete = set(self.steps())
-        for name, step in self._own().items():
-            if step not in complete:
-                (self.folder / name).unlink()
+        orphans = {name for name, step in self._own().items() if step not in complete}
         for path in self.folder.iterdir():
-            if self._temporary.fullmatch(path.name) and path.is_file():
+            if path.name in orphans or (self._temporary.fullmatch(path.name) and path.is_file()):
                 path.unlink(missing_ok=True)
 
     def _remove(self, step: int) -> None:

@@ -36,8 +36,8 @@ def read_bundle(prefix: Path) -> State:
 def readable(prefix: Path) -> Iterator[str]:
     """Yield a path by which TensorFlow reads a bundle: its own, or one of links to its files.
 
-    TensorFlow writes to any path, but to read one it asks for the files that match it as a
-    pattern, and opens what has its very name: no way of writing `[` satisfies both.
+    It asks for the files that match the path as a pattern, and opens what has its very name: no
+    way of writing `[` satisfies both.
     """
     if _is_plain(str(prefix)):
         yield str(prefix)
@@ -79,19 +79,19 @@ def check_bundle(prefix: Path) -> None:
         if key == b"":  # the header, which TensorFlow checks
             continue
         entry = BundleEntryProto.FromString(value)
-        if key.startswith(b"\0"):  # a part of a variable, which is named in another entry
-            name = repr(key)
+        is_part = key.startswith(b"\0")  # of a variable, which is named in another entry
+        name = repr(key if is_part else key.decode())
+        if is_part:
             parts[key] = entry
-        else:
-            name = repr(key.decode())
-            if entry.slices:
-                whole[key] = entry
+        elif entry.slices:
+            whole[key] = entry
         size = _check_entry(name, entry)
         room -= entry.size
         if (size > entry.size and not entry.slices) or room < 0:
             raise ValueError(f"its entry {name} promises more than the data file holds")
     for key, entry in whole.items():
-        _check_parts(key, entry, parts)
+        if not _takes_its_parts(key, entry, parts):
+            raise ValueError(f"its entry {key.decode()!r} is of a kind that is not read")
     if parts:
         raise ValueError(f"its entry {min(parts)!r} is a part of nothing")
 
@@ -111,9 +111,10 @@ def _check_entry(name: str, entry: Any) -> int:
     return math.prod(lengths) * least
 
 
-def _check_parts(key: bytes, entry: Any, parts: dict[bytes, Any]) -> None:
-    """Take a partitioned variable's parts out of `parts`; raise ValueError if they are not it."""
-    lengths, left = _lengths(entry), math.prod(_lengths(entry))
+def _takes_its_parts(key: bytes, entry: Any, parts: dict[bytes, Any]) -> bool:
+    """Take a partitioned variable's parts out of `parts`; tell whether together they are it."""
+    lengths = _lengths(entry)
+    left = math.prod(lengths)
     for piece in entry.slices:
         spans = [(e.start, e.length if e.HasField("length") else -1) for e in piece.extent]
         own = [n if size == -1 else size for (_, size), n in zip(spans, lengths, strict=False)]
@@ -122,15 +123,11 @@ def _check_parts(key: bytes, entry: Any, parts: dict[bytes, Any]) -> None:
             start >= 0 and 0 < size <= n - start
             for (start, _), size, n in zip(spans, own, lengths, strict=True)
         )
-        if not inside or part is None or part.slices or part.dtype != entry.dtype:
-            break
-        if _lengths(part) != own:
-            break
+        fits = part is not None and not part.slices and part.dtype == entry.dtype
+        if not (inside and fits and _lengths(part) == own):
+            return False
         left -= math.prod(own)
-    else:
-        if left == 0 and entry.size == 0:
-            return
-    raise ValueError(f"its entry {key.decode()!r} is of a kind that is not read")
+    return left == 0 and bool(entry.size == 0)
 
 
 def _lengths(entry: Any) -> list[int]:
@@ -208,8 +205,8 @@ def _block(table: bytes, handle: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _varint(body: bytes, at: int) -> tuple[int, int]:
     """Return a number of seven bits a byte, lowest first, and where it ends; IndexError if cut."""
     number = 0
-    for shift in range(0, 70, 7):
-        number |= (body[at + shift // 7] & 127) << shift
-        if body[at + shift // 7] < 128:
-            return number, at + shift // 7 + 1
+    for place in range(10):
+        number |= (body[at + place] & 127) << 7 * place
+        if body[at + place] < 128:
+            return number, at + place + 1
     raise ValueError("its index is damaged")

@@ -29,29 +29,27 @@ FILE_OPS = {"SaveV2", "RestoreV2", "ShardedFilename", "MergeV2Checkpoints"}
 # opens connections.
 OPS = """
     Abs Add AddN AddV2 All Any ApplyAdagrad ApplyAdam ApplyGradientDescent ApplyMomentum
-    ApplyRMSProp ArgMax ArgMin Assign AssignAdd AssignAddVariableOp AssignSub
-    AssignSubVariableOp AssignVariableOp AudioSummary AudioSummaryV2 AvgPool AvgPoolGrad
-    BatchMatMulV2 BatchNormWithGlobalNormalization BiasAdd BiasAddGrad BiasAddV1
-    BroadcastGradientArgs BroadcastTo Cast Ceil CheckNumerics Concat ConcatOffset ConcatV2 Const
-    Conv2D Conv2DBackpropFilter Conv2DBackpropInput Cumsum DepthwiseConv2dNative
-    DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput DisableCopyOnRead Div
-    DivNoNan DynamicStitch Elu EluGrad Equal Erf Exp ExpandDims Fill Floor FloorDiv FloorMod
-    FusedBatchNorm FusedBatchNormGrad FusedBatchNormGradV2 FusedBatchNormGradV3 FusedBatchNormV2
-    FusedBatchNormV3 Gather GatherV2 Greater GreaterEqual HistogramSummary Identity IdentityN
-    ImageSummary InTopK InTopKV2 Inv InvGrad InvertPermutation IsFinite IsVariableInitialized
-    L2Loss LRN LRNGrad LeakyRelu LeakyReluGrad Less LessEqual Log LogSoftmax LogicalAnd
-    LogicalNot LogicalOr MatMul Max MaxPool MaxPoolGrad Maximum Mean Merge MergeSummary Min
-    Minimum MirrorPad Mul Neg NoOp NotEqual OneHot OnesLike Pack Pad Placeholder
-    PlaceholderWithDefault Pow PreventGradient Prod RandomStandardNormal RandomUniform
-    RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal ReciprocalGrad RefMerge
-    RefSwitch Relu Relu6 Relu6Grad ReluGrad Reshape ResourceApplyAdagrad ResourceApplyAdam
-    ResourceApplyGradientDescent ResourceApplyKerasMomentum ResourceApplyMomentum
-    ResourceApplyRMSProp ReverseV2 Round Rsqrt RsqrtGrad ScalarSummary Select SelectV2 Selu
-    SeluGrad Shape ShapeN Sigmoid SigmoidGrad Sign Size Slice Softmax
-    SoftmaxCrossEntropyWithLogits Softplus SoftplusGrad Softsign
-    SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt SqrtGrad Square SquaredDifference
-    Squeeze StaticRegexFullMatch StopGradient StridedSlice StridedSliceGrad StringJoin Sub Sum
-    Switch Tanh TanhGrad TensorSummary TensorSummaryV2 Tile TopK TopKV2 Transpose
+    ApplyRMSProp ArgMax ArgMin Assign AssignAdd AssignAddVariableOp AssignSub AssignSubVariableOp
+    AssignVariableOp AudioSummary AudioSummaryV2 AvgPool AvgPoolGrad BatchMatMulV2
+    BatchNormWithGlobalNormalization BiasAdd BiasAddGrad BiasAddV1 BroadcastGradientArgs BroadcastTo
+    Cast Ceil CheckNumerics Concat ConcatOffset ConcatV2 Const Conv2D Conv2DBackpropFilter
+    Conv2DBackpropInput Cumsum DepthwiseConv2dNative DepthwiseConv2dNativeBackpropFilter
+    DepthwiseConv2dNativeBackpropInput DisableCopyOnRead Div DivNoNan DynamicStitch Elu EluGrad
+    Equal Erf Exp ExpandDims Fill Floor FloorDiv FloorMod FusedBatchNorm FusedBatchNormGrad
+    FusedBatchNormGradV2 FusedBatchNormGradV3 FusedBatchNormV2 FusedBatchNormV3 Gather GatherV2
+    Greater GreaterEqual HistogramSummary Identity IdentityN ImageSummary InTopK InTopKV2 Inv
+    InvGrad InvertPermutation IsFinite IsVariableInitialized L2Loss LRN LRNGrad LeakyRelu
+    LeakyReluGrad Less LessEqual Log LogSoftmax LogicalAnd LogicalNot LogicalOr MatMul Max MaxPool
+    MaxPoolGrad Maximum Mean Merge MergeSummary Min Minimum MirrorPad Mul Neg NoOp NotEqual OneHot
+    OnesLike Pack Pad Placeholder PlaceholderWithDefault Pow PreventGradient Prod
+    RandomStandardNormal RandomUniform RandomUniformInt Range Rank ReadVariableOp RealDiv Reciprocal
+    ReciprocalGrad RefMerge RefSwitch Relu Relu6 Relu6Grad ReluGrad Reshape ResourceApplyAdagrad
+    ResourceApplyAdam ResourceApplyGradientDescent ResourceApplyKerasMomentum ResourceApplyMomentum
+    ResourceApplyRMSProp ReverseV2 Round Rsqrt RsqrtGrad ScalarSummary Select SelectV2 Selu SeluGrad
+    Shape ShapeN Sigmoid SigmoidGrad Sign Size Slice Softmax SoftmaxCrossEntropyWithLogits Softplus
+    SoftplusGrad Softsign SparseSoftmaxCrossEntropyWithLogits Split SplitV Sqrt SqrtGrad Square
+    SquaredDifference Squeeze StaticRegexFullMatch StopGradient StridedSlice StridedSliceGrad
+    StringJoin Sub Sum Switch Tanh TanhGrad TensorSummary TensorSummaryV2 Tile TopK TopKV2 Transpose
     TruncatedNormal Unpack VarHandleOp VarIsInitializedOp Variable VariableV2 Where ZerosLike
 """
 ALLOWED_OPS = FILE_OPS | set(OPS.split())
@@ -88,11 +86,7 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
 
 
 def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
-    """Restore graph and weights from files, score the test set; return the hits.
-
-    Raises BadInput for a file that is no graph, lacks the collection, does not fit the data,
-    or holds operations that a model has no need of.
-    """
+    """Score the test set by a graph and weights in files; return the hits; raise BadInput."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 
@@ -132,14 +126,13 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
                 hits += round(float(share) * len(batch))
             return hits
         except Exception as error:  # TensorFlow raises nearly anything for a foreign graph
-            reason = first_line(error)
-            raise BadInput(f"{meta}: cannot score this data ({reason}).") from None
+            raise BadInput(f"{meta}: cannot score this data ({first_line(error)}).") from None
 
 
 def _check_operations(meta: Path, body: Any, tensors: Iterable[str]) -> None:
     """Refuse operations outside the list, and file operations but the saver's own restore."""
     functions = [node for f in body.graph_def.library.function for node in f.node_def]
-    for node in [*body.graph_def.node, *functions]:
+    for node in (*body.graph_def.node, *functions):
         if node.op not in ALLOWED_OPS:
             raise BadInput(f"{meta}: holds the operation {node.op} ({node.name}), not allowed.")
     for node in functions:

@@ -1,6 +1,5 @@
 """Restore what was saved into a fresh model and score it."""
 
-import math
 import os
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from typing import Any
 
 from waymark.checkpoints import State
 from waymark.checkpoints.external import find_bundle, read_parameters
+from waymark.checkpoints.retention import KeepBest, Save, better
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
 from waymark.config.compose import SEARCHPATH
 from waymark.config.record import from_record
@@ -67,10 +67,7 @@ def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ..
 
 
 def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
-    """Restore a whole state, strictly, into a fresh model and score it; raise DoesNotFit.
-
-    A `scorer` of this model and data saves compiling another.
-    """
+    """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit."""
     initial, names = initial_state(config, data.spec)
     check_state(state, initial)
     scorer = scorer or Scorer(config.model, config.precision, data)
@@ -78,10 +75,7 @@ def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | No
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
-    """Score a checkpoint of a run: a step, `best` or `latest`; write nothing to the run.
-
-    Raises BadInput for what is not there, CorruptCheckpoint for a named checkpoint that is damaged.
-    """
+    """Score a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
     overrides = dict(overrides)
     tracking = connect(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
@@ -133,21 +127,17 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
     if step == "latest" and steps:
         return steps[-1]
     if step == "best":
-        rule = store.save.keep_best
-        metric, mode = (rule.metric, rule.mode) if rule else (TEST_ACCURACY, "max")
-        known = {}
+        rule = store.save.keep_best or KeepBest(metric=TEST_ACCURACY, mode="max")  # type: ignore[arg-type]
+        best = None
         for at in steps:
             try:
-                value = store.manifest(at).metrics.get(metric, math.nan)
+                found = store.manifest(at)
+                best = better(best, Save(at, found.time, found.metrics), rule)
             except CorruptCheckpoint as error:
                 print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
-                continue
-            if not math.isnan(value):
-                known[at] = value
-        if known:
-            sign = 1 if mode == "max" else -1
-            return max(known, key=lambda s: (sign * known[s], -s))
-        raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
+        if best is None:
+            raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
+        return best.step
     if step not in map(str, steps):
         raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
     return int(step)
@@ -166,8 +156,11 @@ def _score_step(
         raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
     store.verify(manifest.files)
     store.verify(manifest.graph)
-    meta = store.folder / min(manifest.graph)
-    hits = graph.score(meta, store.path(step), data, config.runtime.intra_op_threads)
+    return _score_graph(store.folder / min(manifest.graph), store.path(step), config, data)
+
+
+def _score_graph(meta: Path, prefix: Path, config: Config, data: Dataset) -> dict[str, Any]:
+    hits = graph.score(meta, prefix, data, config.runtime.intra_op_threads)
     return {"accuracy": hits / len(data.x_test), "hits": hits, "total": len(data.x_test)}
 
 
@@ -184,11 +177,8 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         found = [meta for meta in metas if os.path.exists(meta)]
         if not found:
             raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
-        hits = graph.score(found[0], prefix, data, config.runtime.intra_op_threads)
-        total = len(data.x_test)
-        return Evaluation(hits / total, hits, total, str(prefix))
-    shapes = parameter_shapes(config, data.spec)
-    parameters = read_parameters(path, shapes, "--checkpoint")
+        return Evaluation(**_score_graph(found[0], prefix, config, data), source=str(prefix))
+    parameters = read_parameters(path, parameter_shapes(config, data.spec), "--checkpoint")
     log_parameters(parameters)
     score = Scorer(config.model, config.precision, data)(parameters)
     return Evaluation(**score.summary, source=str(path))
