@@ -97,7 +97,18 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         data = load_data(config)
         refuse_other_data(record, data)
         start_tensorflow(**vars(config.runtime))
-        scored = _score_step(config, data, store, chosen, from_meta)
+        if from_meta:
+            manifest = store.manifest(chosen)
+            if not manifest.graph:
+                raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
+            store.verify(manifest.files)
+            store.verify(manifest.graph)
+            meta = store.folder / min(manifest.graph)
+            scored = _score_graph(meta, store.path(chosen), config, data)
+        else:
+            state = store.read(chosen)[1]
+            scored = score_state(config, data, state).summary
+            log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
         source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
         return Evaluation(**scored, step=chosen, source=source)
 
@@ -141,22 +152,6 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
     if step not in map(str, steps):
         raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
     return int(step)
-
-
-def _score_step(
-    config: Config, data: Dataset, store: CheckpointStore, step: int, from_meta: bool
-) -> dict[str, Any]:
-    if not from_meta:
-        state = store.read(step)[1]
-        score = score_state(config, data, state)
-        log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
-        return score.summary
-    manifest = store.manifest(step)
-    if not manifest.graph:
-        raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
-    store.verify(manifest.files)
-    store.verify(manifest.graph)
-    return _score_graph(store.folder / min(manifest.graph), store.path(step), config, data)
 
 
 def _score_graph(meta: Path, prefix: Path, config: Config, data: Dataset) -> dict[str, Any]:
