@@ -11,8 +11,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 
 class TrialLauncher(Launcher):
@@ -21,29 +20,15 @@ class TrialLauncher(Launcher):
     sweep: ClassVar[Any] = None  # the waymark.sweeps.sweep.Sweep that this process carries out
 
     def __init__(self, **settings: Any) -> None:
-        self._launcher: Launcher = Plugins.instance().class_name_to_class[self.sweep.plan.launcher](
-            **settings
-        )
+        kind = Plugins.instance().class_name_to_class[self.sweep.plan.launcher]
+        self._launcher: Launcher = kind(**settings)
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Set the user's launcher up; Hydra calls it before the first launch."""
+    def setup(self, **given: Any) -> None:
+        """Set the user's launcher up with what Hydra gives it before the first launch."""
         from waymark.config.compose import Composer
 
-        self._compose = Composer(hydra_context.config_loader, config)
-        self._launcher.setup(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
-    def jobs_to_validate(self, jobs: Sequence[Sequence[str]]) -> list[Sequence[str]]:
-        """Return the jobs, each a trial's overrides, of which no configuration could be made."""
-        return [job for job in jobs if not self.sweep.identity_of(self._compose, tuple(job))]
-
-    def check(self, jobs: Sequence[Sequence[str]]) -> None:
-        """Raise BadInput if none of all the sweep's jobs can be done; take note how many are."""
-        self.sweep.check(self._compose, jobs)
-        self.sweep.planned = len(jobs)
+        self.compose = Composer(given["hydra_context"].config_loader, given["config"])
+        self._launcher.setup(**given)
 
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
@@ -51,11 +36,8 @@ class TrialLauncher(Launcher):
         """Return what came of each job; see Sweep.launch."""
         from waymark.config.compose import as_written
 
-        job_overrides = [as_written(job) for job in job_overrides]  # a sweeper makes numbers
-        done: list[JobReturn] = self.sweep.launch(
-            self._launcher.launch, self._compose, job_overrides, initial_job_idx
-        )
-        return done
+        jobs = [as_written(job) for job in job_overrides]  # a sweeper makes numbers
+        return self.sweep.launch(self._launcher.launch, self.compose, jobs, initial_job_idx)
 
 
 class GridSweeper(BasicSweeper):
@@ -74,6 +56,10 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Raise Hydra's error for an illegal job, and BadInput if no job can be done."""
-        super().validate_batch_is_legal(self.launcher.jobs_to_validate(batch))
+        sweep, compose = self.launcher.sweep, self.launcher.compose
+        failed = [job for job in batch if not sweep.identity_of(compose, tuple(job))]
+        super().validate_batch_is_legal(failed)
         if self.batch_index == 1:  # the first one
-            self.launcher.check([job for each in self.overrides for job in each])
+            jobs = [job for each in self.overrides for job in each]
+            sweep.check(compose, jobs)
+            sweep.planned = len(jobs)

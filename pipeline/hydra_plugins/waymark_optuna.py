@@ -5,18 +5,14 @@ The study is kept in a database under the parent run's id, so the same command g
 
 import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.waymark import TrialLauncher
-from omegaconf import DictConfig
 
 PROCESS = "process"  # attribute of a trial: who does it
 
@@ -24,8 +20,8 @@ PROCESS = "process"  # attribute of a trial: who does it
 class OptunaSweeper(Sweeper):
     """Ask for `n_jobs` trials at a time, until the study has `n_trials`; see Optuna's ask and tell.
 
-    `params` and the command line say what is varied: choices, ranges, intervals. Trials that
-    have failed or were interrupted come first when a study is continued.
+    `params` and the command line say what is varied. Trials that have failed or were interrupted
+    come first when a study is continued.
     """
 
     def __init__(
@@ -34,21 +30,18 @@ class OptunaSweeper(Sweeper):
         self._n_trials, self._n_jobs = n_trials, n_jobs
         self._sampler, self._storage, self._params = sampler, storage, params
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Take Hydra's configuration, and make the launcher that it names."""
-        self.hydra_context, self.config = hydra_context, config
-        self._launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+    def setup(self, **given: Any) -> None:
+        """Take what Hydra gives, and make the launcher that its configuration names."""
+        self.hydra_context, self.config = given["hydra_context"], given["config"]
+        self._launcher = Plugins.instance().instantiate_launcher(**given)
 
     def sweep(self, arguments: list[str]) -> None:
         """Do what is left of the study; raises ValueError for what Optuna cannot search."""
+        from waymark.tracking.liveness import this_process
+
         words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        given = {
-            item.key_or_group: item for item in OverridesParser.create().parse_overrides(words)
-        }
+        items = OverridesParser.create().parse_overrides(words)
+        given = {item.key_or_group: item for item in items}
         space = {k: distribution(item) for k, item in given.items() if item.is_sweep_override()}
         fixed = [str(item.input_line) for item in given.values() if not item.is_sweep_override()]
         if not space:
@@ -60,18 +53,11 @@ class OptunaSweeper(Sweeper):
             trials = [study.ask(space) for _ in range(min(left, self._n_jobs))]
             jobs = [[*fixed, *(f"{k}={v}" for k, v in trial.params.items())] for trial in trials]
             self.validate_batch_is_legal(jobs)
-            for trial, done in zip(trials, self._launch(trials, jobs, first), strict=True):
+            for trial in trials:
+                trial.set_user_attr(PROCESS, this_process())
+            for trial, done in zip(trials, self._launcher.launch(jobs, first), strict=True):
                 _tell(study, trial, done.return_value)
             left, first = left - len(trials), first + len(trials)
-
-    def _launch(
-        self, trials: Sequence[Any], jobs: Sequence[Sequence[str]], first: int
-    ) -> Sequence[JobReturn]:
-        from waymark.tracking.liveness import this_process
-
-        for trial in trials:
-            trial.set_user_attr(PROCESS, this_process())
-        return self._launcher.launch(jobs, initial_job_idx=first)
 
     def _study(self) -> Any:
         import optuna
@@ -80,12 +66,12 @@ class OptunaSweeper(Sweeper):
         sweep = TrialLauncher.sweep
         # Beside the runs, so that a store that is moved keeps its studies; relative, and braces
         # doubled, since Optuna takes a path for a pattern.
-        beside = os.path.relpath(sweep.plan.store.root / "optuna.db").replace("{", "{{")
-        direction = "maximize" if sweep.plan.mode == "max" else "minimize"
+        beside = os.path.relpath(sweep.plan.store.root / "optuna.db")
+        beside = beside.replace("{", "{{").replace("}", "}}")
         study = optuna.create_study(
-            storage=self._storage or f"sqlite:///{beside.replace('}', '}}')}",
+            storage=self._storage or f"sqlite:///{beside}",
             study_name=sweep.plan.parent,
-            direction=direction,
+            direction="maximize" if sweep.plan.mode == "max" else "minimize",
             load_if_exists=True,
         )
         sampler = dict(self._sampler)
