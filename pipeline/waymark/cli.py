@@ -1,4 +1,7 @@
-"""The commands: parse, compose, call one function per command."""
+"""The commands: parse, compose, call one function per command.
+
+`runs` and `compare` do without `waymark.api`, which brings along all that training needs.
+"""
 
 import contextlib
 import os
@@ -8,10 +11,11 @@ from typing import Any
 
 import click
 
+from waymark.errors import BadInput, explain, printable
 from waymark.package import __version__
+from waymark.table import age, format_table, number
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
-
 CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="With YAML files of your own.")
 OVERRIDES = click.argument("overrides", nargs=-1)
 
@@ -46,11 +50,12 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
 
         _summary(api.run(*_with_folder(arguments, config_dir), config_from=config_from))
         return 0
-    arguments = (*(["--config-dir", config_dir] if config_dir is not None else []), *arguments)
+    if config_dir is not None:
+        arguments = ("--config-dir", config_dir, *arguments)
     import hydra
     from omegaconf import DictConfig
 
-    from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
+    from waymark.config.compose import CONF, as_written, explained
     from waymark.config.own_hydra import parse_flags
     from waymark.config.yaml_source import install
 
@@ -71,11 +76,8 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
-        main(job)()
-    except hydra_errors() as error:
-        from waymark.errors import BadInput
-
-        raise BadInput(explain_hydra_error(error, list(arguments))) from None
+        with explained(list(arguments)):
+            main(job)()
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)
     return max(statuses, default=0)
@@ -127,13 +129,7 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
 @CONFIG_DIR
 def rerun(
-    run: str,
-    overrides: tuple[str, ...],
-    config_dir: str | None,
-    threads: int | None,
-    at_commit: bool,
-    trust_code: bool,
-    as_json: bool,
+    run: str, overrides: tuple[str, ...], config_dir: str | None, as_json: bool, **options: Any
 ) -> int:
     """Do a recorded run again and tell whether it comes to the same bits.
 
@@ -142,12 +138,9 @@ def rerun(
     """
     from waymark import api
 
-    overrides = _with_folder(overrides, config_dir)
     # The object stands alone on stdout.
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-        verdict = api.rerun(
-            run, *overrides, threads=threads, at_commit=at_commit, trust_code=trust_code
-        )
+        verdict = api.rerun(run, *_with_folder(overrides, config_dir), **options)
     return _verdict(verdict, as_json)
 
 
@@ -155,17 +148,13 @@ def rerun(
 @click.argument("arguments", nargs=-1, metavar="RUN [OVERRIDES]")
 @click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
 @click.option("--checkpoint", help="Score these files instead of a run's; takes model= data=.")
-@click.option("--from", "source", type=click.Choice(["state", "meta"]), default="state",
+@click.option("--from", "from_meta", type=click.Choice(["state", "meta"]), default="state",
+              callback=lambda _context, _option, source: source == "meta",
               help="meta: graph and weights from the files alone, with no model code.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @CONFIG_DIR
 def evaluate(
-    arguments: tuple[str, ...],
-    step: str,
-    checkpoint: str | None,
-    source: str,
-    as_json: bool,
-    config_dir: str | None,
+    arguments: tuple[str, ...], as_json: bool, config_dir: str | None, **options: Any
 ) -> int:
     """Restore a checkpoint and score it on the test set; writes nothing.
 
@@ -174,15 +163,13 @@ def evaluate(
     """
     from waymark import api
     from waymark.config.values import json_text
-    from waymark.errors import BadInput
-    from waymark.table import number
 
+    checkpoint = options["checkpoint"]
     if not checkpoint and (not arguments or "=" in arguments[0]):
         raise BadInput("evaluate: give a RUN, or --checkpoint PATH.")
     run = None if checkpoint else arguments[0]
     overrides = _with_folder(arguments if checkpoint else arguments[1:], config_dir)
-    meta = source == "meta"
-    found = api.evaluate(run, *overrides, checkpoint=checkpoint, step=step, from_meta=meta)
+    found = api.evaluate(run, *overrides, **options)
     if as_json:
         print(json_text(found.plain()))
     else:
@@ -201,36 +188,28 @@ def evaluate(
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def compare(
-    runs: tuple[str, ...],
-    experiment: str | None,
-    sweep: str | None,
-    where: str | None,
-    plot: str | None,
-    as_csv: bool,
-    as_json: bool,
+    runs: tuple[str, ...], plot: str | None, as_csv: bool, as_json: bool, **conditions: str | None
 ) -> int:
     """Show what differs between runs: configuration, results, data, code, environment.
 
     Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
     runs of MLflow's can be compared, not only Waymark's.
     """
-    # Not by way of `api`, which brings along all that training needs.
     from waymark.comparison.report import plot_path
     from waymark.comparison.runs import compare_runs
-    from waymark.errors import BadInput
 
     named = [text for text in runs if not text.startswith("tracking.uri=")]
     uri = next((text.partition("=")[2] for text in runs if text not in named), None)
     if as_csv and as_json:
         raise BadInput("--csv --json: one of the two.")
     path = None if plot is None else plot_path(plot)
-    found = compare_runs(named, uri, experiment, sweep, where)
+    found = compare_runs(named, uri, **conditions)
     if path:
         found.plot(path)
-    if as_csv or as_json:
-        print(found.to_csv() if as_csv else found.to_json(), end="" if as_csv else "\n")
+    if as_csv:
+        print(found.to_csv(), end="")
     else:
-        print(found.text(_width()))
+        print(found.to_json() if as_json else found.text(_width()))
     return 0
 
 
@@ -239,15 +218,12 @@ def compare(
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
 def runs(overrides: tuple[str, ...], limit: int) -> int:
     """List the runs that were started last, and whether they can be resumed."""
-    # Not by way of `api`, which brings along all that training needs.
     from waymark.listing import list_runs
-    from waymark.table import age, format_table
 
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
     for run in list_runs(_store_uri(overrides), limit):
-        accuracy = "-" if run.accuracy is None else f"{run.accuracy:.4f}"
-        facts = [run.id[:8], run.name, run.model, run.status, run.steps, accuracy]
+        facts = [run.id[:8], run.name, run.model, run.status, run.steps, _accuracy(run.accuracy)]
         rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
     print(format_table(columns, rows, _width()) if rows else "there are no runs here yet")
     return 0
@@ -300,7 +276,6 @@ def _store_uri(overrides: tuple[str, ...]) -> Any:
     if not overrides:  # Hydra takes a tenth of a second to import
         return None
     from waymark.config.compose import parse_overrides
-    from waymark.errors import BadInput
 
     given = parse_overrides(overrides)
     unknown = sorted(set(given) - {"tracking.uri"})
@@ -317,30 +292,25 @@ def _with_folder(overrides: tuple[str, ...], config_dir: str | None) -> tuple[st
 
 
 def _summary(result: Any) -> None:
-    steps = ", ".join(str(step) for step in result.checkpoints)
-    trained = "-" if result.training_accuracy is None else f"{result.training_accuracy:.4f}"
-    print(f"accuracy in training  {trained}")
-    print(f"accuracy restored     {result.restored_accuracy:.4f}")
+    steps = ", ".join(map(str, result.checkpoints))
+    print(f"accuracy in training  {_accuracy(result.training_accuracy)}")
+    print(f"accuracy restored     {_accuracy(result.restored_accuracy)}")
     print(f"checkpoints kept      {steps}")
     print(f"run                   {result.run_id}")
     print(f"in the UI             {result.link}")
 
 
-def _verdict(verdict: Any, as_json: bool = False) -> int:
-    from waymark.errors import printable
+def _accuracy(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
-    if as_json:
-        print(verdict.dump(indent=None))
-    else:
-        for line in verdict.lines():
-            print(printable(line))
+
+def _verdict(verdict: Any, as_json: bool = False) -> int:
+    print(verdict.dump(indent=None) if as_json else "\n".join(map(printable, verdict.lines())))
     return 0 if verdict.identical else 3
 
 
 def exit_status_of(work: Any) -> int:
     """Do a command's work; turn what can go wrong into one line and an exit status."""
-    from waymark.errors import BadInput, explain
-
     try:
         return int(work() or 0)
     except BadInput as error:

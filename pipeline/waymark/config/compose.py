@@ -2,9 +2,9 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict
 from functools import cache, reduce
 from importlib.metadata import PackageNotFoundError, distribution
 from operator import getitem
@@ -48,10 +48,7 @@ def _parser() -> Any:
 
 
 def as_written(overrides: Iterable[str]) -> list[str]:
-    """Put quotes around what Hydra would take for a number where a setting is a text.
-
-    So `+tags.version=1.10` is 1.10, not 1.1; all else stays as it is.
-    """
+    """Put quotes around numbers where a setting is a text: `+tags.version=1.10` is not 1.1."""
 
     def quoted(match: re.Match[str]) -> str:
         text = match[0].strip()
@@ -78,6 +75,7 @@ def as_written(overrides: Iterable[str]) -> list[str]:
 def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     """Return plain key=value overrides as values; raise BadInput for Hydra's other forms."""
     from hydra.errors import OverrideParseException
+    from omegaconf import OmegaConf
 
     overrides = as_written(overrides)
     try:
@@ -90,13 +88,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     for item in found:
         if item.is_sweep_override() or item.is_delete() or item.is_add():
             raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
-    return _read({item.key_or_group: item.value() for item in found})
-
-
-def _read(given: dict[str, Any]) -> dict[str, Any]:
-    """Return overrides with what their interpolations come to; they know only each other."""
-    from omegaconf import OmegaConf
-
+    given = {item.key_or_group: item.value() for item in found}
+    # Interpolations know only each other.
     open_ = {key: value for key, value in given.items() if "${" in str(value)}
     if not open_:
         return given
@@ -123,18 +116,13 @@ def searchpath(folders: Iterable[str]) -> str:
 def compose_config(overrides: Sequence[str]) -> Resolved:
     """Return the checked configuration for Hydra's `overrides`; raise BadInput."""
     overrides = as_written(overrides)
-    try:
+    with explained(overrides):
         cfg = load(CONF, overrides, yaml_class(CONF))
-    except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, overrides)) from None
     return resolved(cfg, cfg.hydra.runtime.choices, overrides)
 
 
 def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resolved:
-    """Return the checked configuration for what Hydra composed; here the DictConfig dies.
-
-    `chosen` holds the member that was chosen of each group.
-    """
+    """Return the checked configuration for what Hydra composed; `chosen` is group -> member."""
     from omegaconf import OmegaConf
 
     given = {text.lstrip("+").partition("=")[0] for text in overrides}
@@ -145,10 +133,8 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
 
     choices = {group: str(chosen.get(group)) for group in GROUP_PROTOCOLS}
     own = _without_hydra(cfg)
-    try:
+    with explained(overrides):
         values = masking.resolve(own)
-    except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, overrides)) from None
     for group, member in chosen.items():
         if group in values and group not in GROUP_PROTOCOLS:
             raise BadInput(
@@ -237,22 +223,19 @@ def _without_hydra(cfg: Any) -> Any:
 
 
 def with_group_members(
-    body: Mapping[str, Any],
-    choices: Mapping[str, str],
-    members: Mapping[str, str],
-    folders: Iterable[str] = (),
+    body: dict[str, Any], choices: dict[str, str], members: dict[str, str], folders: Iterable[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return recorded values and choices with other `members` of groups in them.
 
     What the members' YAML, in `conf/` or `folders`, sets comes in, what the former ones' set goes;
     all else stays as it was recorded. Raises BadInput for a member that does not exist.
     """
-    values, now = deepcopy(dict(body)), {**choices}
+    values, now = deepcopy(body), {**choices}
     own = [searchpath(folders)] if folders else []
     for group, member in members.items():
         before, after = (_defaults([f"{group}={name}", *own]) for name in (now[group], member))
         for key in {**before, **after}:
-            if before.get(key) != after.get(key) or (key in before) != (key in after):
+            if before.get(key, ...) != after.get(key, ...):
                 *parents, last = key.split(".")
                 place = reduce(getitem, parents, values)
                 place.pop(last, None)
@@ -263,23 +246,17 @@ def with_group_members(
 
 
 def from_config(config: Config) -> Resolved:
-    """Return a typed configuration together with the plain values that record it.
+    """Return a typed configuration with the plain values that record it.
 
     Raises BadInput for what `resolve` refuses: a Config checks its types only when it is made.
     """
-    values: dict[str, Any] = {}
-    for field in fields(config):
-        value = getattr(config, field.name)
-        plain = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        if field.name in GROUP_PROTOCOLS:
-            plain = {"_target_": _target(value), **plain}
-        values[field.name] = plain
-    choices = {group: _member(group, _target(getattr(config, group))) for group in GROUP_PROTOCOLS}
+    values, choices = asdict(config), {}
+    for group in GROUP_PROTOCOLS:
+        kind = type(getattr(config, group))
+        target = f"{kind.__module__}.{kind.__qualname__}"
+        values[group] = {"_target_": target, **values[group]}
+        choices[group] = _member(group, target)
     return resolve(masking.recall_secrets(values), choices, lambda key: "the given configuration")
-
-
-def _target(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _member(group: str, target: str) -> str:
@@ -313,6 +290,15 @@ def hydra_errors() -> tuple[type[Exception], ...]:
 
     of_values = (ValueError, TypeError, AssertionError, RecursionError)
     return (HydraException, OmegaConfBaseException, *of_values)
+
+
+@contextlib.contextmanager
+def explained(arguments: list[str]) -> Iterator[None]:
+    """Raise what Hydra refuses of a command's `arguments` as BadInput; see explain_hydra_error."""
+    try:
+        yield
+    except hydra_errors() as error:
+        raise BadInput(explain_hydra_error(error, arguments)) from None
 
 
 def brought_by(choice: str) -> str:
@@ -375,8 +361,6 @@ def _defaults(members: list[str]) -> dict[str, Any]:
     """Return what `conf/` says with the chosen members, flat, as it stands there."""
     from omegaconf import OmegaConf
 
-    try:
+    with explained(members):
         own = _without_hydra(load(CONF, members, yaml_class(CONF)))
         return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
-    except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, members)) from None

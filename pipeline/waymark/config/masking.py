@@ -14,11 +14,9 @@ from typing import Any
 from waymark.config.own_hydra import own_resolvers
 from waymark.errors import remember_secret
 
-PARTS = (
-    *("TOKEN", "SECRET", "PASSWORD", "PASSWD", "PASSPHRASE", "CREDENTIAL"),
-    *("API_KEY", "ACCESS_KEY", "PRIVATE_KEY"),
+SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|(API|ACCESS|PRIVATE)_KEY|_(PASS|PWD|KEY)\Z"
 )
-ENDS = ("_PASS", "_PWD", "_KEY")
 MASK = re.compile(r"\*\*\*\(([^()]*)\)")
 
 _settings: dict[tuple[str, str], str] = {}  # key and text of what was handed out -> masked
@@ -53,8 +51,7 @@ class Secret(str):
 
 def is_secret(name: str) -> bool:
     """Tell whether the name of an environment variable says that its value is secret."""
-    name = name.upper()
-    return name.endswith(ENDS) or any(part in name for part in PARTS)
+    return SECRET_NAME.search(name.upper()) is not None
 
 
 def map_values(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -78,23 +75,22 @@ def with_masks(value: Any, shown: Any) -> Any:
     return value if value == shown else Secret(value, shown)
 
 
-def remember_setting(key: str, value: Any, shown: Any) -> None:
-    """Take note of a setting whose text is handed out, without its mask."""
-    if isinstance(value, str):
-        _settings[key, value] = shown
+def remember_settings(values: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    """Take note of settings, by dotted keys, whose texts are handed out without their masks."""
+    texts = {key: value for key, value in values.items() if isinstance(value, str)}
+    _settings.update({(key, text): shown[key] for key, text in texts.items()})
 
 
 def recall_secrets(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings that were handed out, secret ones as Secret."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        key = f"{prefix}{name}"
+
+    def recalled(key: str, value: Any) -> Any:
         if isinstance(value, Mapping):
-            value = recall_secrets(value, f"{key}.")
-        elif isinstance(value, str) and (key, value) in _settings:
-            value = Secret(value, _settings[key, value])
-        found[name] = value
-    return found
+            return recall_secrets(value, f"{key}.")
+        known = isinstance(value, str) and (key, value) in _settings
+        return Secret(value, _settings[key, value]) if known else value
+
+    return {name: recalled(f"{prefix}{name}", value) for name, value in values.items()}
 
 
 def as_interpolation(text: str) -> str:
@@ -160,10 +156,7 @@ def _watch(read: set[str], masking: bool) -> None:
 
 
 def without_password(uri: str | None) -> str | None:
-    """Return a URI with the password in it, if any, replaced by asterisks.
-
-    What stands for a variable's value (`***(NAME)`) stays.
-    """
+    """Return a URI with asterisks for a password; what stands for a variable's value stays."""
     if uri is None:
         return None
 
@@ -181,7 +174,7 @@ def mask_secrets(values: Any) -> Any:
     """Return nested values with secrets, and passwords in URIs, masked."""
 
     def mask(value: Any) -> Any:
-        shown = value.shown if isinstance(value, Secret) else value
-        return without_password(shown) if isinstance(shown, str) else shown
+        value = value.shown if isinstance(value, Secret) else value
+        return without_password(value) if isinstance(value, str) else value
 
     return map_values(values, mask)

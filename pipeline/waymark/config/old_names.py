@@ -1,7 +1,4 @@
-"""The names that stand in records made before the package was called `waymark`.
-
-Nothing else knows them: a record's class is looked up here, and a new name is what is used.
-"""
+"""The names that stand in records made before the package was called `waymark`, and only there."""
 
 PACKAGE = "pipeline"  # what the package was called
 CLASSES = {

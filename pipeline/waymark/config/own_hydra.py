@@ -24,16 +24,11 @@ class _ForThisThread(UserDict[Any, Any]):
 
 
 def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
-    """Return what Hydra makes of `config.yaml` in a folder, with its own node `hydra`.
-
-    `source` is the class that reads the files. Raises what Hydra raises.
-    """
+    """Return what Hydra makes of a folder's config.yaml by `source`; raise what Hydra raises."""
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-    from hydra._internal.core_plugins import (
-        importlib_resources_config_source,
-        structured_config_source,
-    )
+    from hydra._internal.core_plugins import importlib_resources_config_source as installed
+    from hydra._internal.core_plugins import structured_config_source
     from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.utils import JobRuntime
     from hydra.types import RunMode
@@ -41,7 +36,7 @@ def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
     with own_singletons():
         sources = SourcesRegistry.instance()
         sources.register(source)
-        sources.register(importlib_resources_config_source.ImportlibResourcesConfigSource)
+        sources.register(installed.ImportlibResourcesConfigSource)
         sources.register(structured_config_source.StructuredConfigSource)
         JobRuntime.instance().set("name", "waymark")
         path = ConfigSearchPathImpl()
@@ -53,10 +48,7 @@ def load(folder: Path, overrides: Sequence[str], source: Any) -> Any:
 
 
 def parse_flags(arguments: Sequence[str]) -> Any:
-    """Return what Hydra makes of a command line: its own flags, and `overrides`.
-
-    Raises BadInput, in one sentence, for what Hydra refuses in a page.
-    """
+    """Return Hydra's own flags, and `overrides`, of a command line; raise BadInput."""
     from hydra._internal.utils import get_args_parser
 
     def refuse(message: str) -> NoReturn:
@@ -69,10 +61,7 @@ def parse_flags(arguments: Sequence[str]) -> Any:
 
 @contextmanager
 def own_singletons(for_all_threads: bool = False) -> Iterator[None]:
-    """Let this thread use Hydra without the singletons of the process.
-
-    `for_all_threads`: they are the process's meanwhile, and other threads may compose as well,
-    as the work of a sweep's trials may.
+    """Let this thread, or all threads, use Hydra without the singletons of the process.
 
     Of the ConfigStore only Hydra's own entries are there: a user's `config` or `model/cnn` would
     be taken for a schema of ours.

@@ -3,7 +3,6 @@
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
-from copy import deepcopy
 from functools import reduce
 from operator import getitem
 from pathlib import Path
@@ -23,27 +22,20 @@ from waymark.names import RESTORED_ACCURACY
 # What a command on a recorded run does not take from its record.
 NOT_NEEDED = (*LABELS, "tracking", "trusted_modules")
 
-# Keys that came later than the first records of this format, and what was done before.
-DEFAULTS_ADDED_LATER = {
-    "objective": {"metric": RESTORED_ACCURACY, "mode": "max"},
-    "prune": None,
-    "rerun_finished": False,
-    "runtime.deterministic": False,
-}
-
-
-def _check_yaml(text: str) -> None:
-    """Raise ValueError for what no record needs and what takes YAML long to unfold."""
-    depth = 0
-    for event in yaml.parse(text):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > 20 or isinstance(event, yaml.AliasEvent):
-            raise ValueError("it holds an alias, or is nested too deep")
-
 
 class _Record(yaml.SafeLoader):
-    """A loader that refuses a key that stands twice."""
+    """A loader that refuses a key that stands twice, and what takes YAML long to unfold."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        deep = self.depth > 20 and not self.check_event(yaml.ScalarEvent)
+        if deep or self.check_event(yaml.AliasEvent):
+            raise ValueError("it holds an alias, or is nested too deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -64,31 +56,25 @@ def check_format(version: object, origin: object) -> None:
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Return the values and choices of a run's config.yaml, and which values are masked.
-
-    Raises BadInput for a file that is missing, damaged, or of a newer format.
-    """
+    """Return values, choices and masked keys of a run's config.yaml; raise BadInput if damaged."""
     unreadable = f"{path} is not a readable record of a run"
     try:
         text = decode_yaml(path.read_bytes())
-        _check_yaml(text)
         body = yaml.load(text, Loader=_Record)
         if not isinstance(body, dict):
             raise ValueError("line 1: it holds no settings")
-        for key, value in DEFAULTS_ADDED_LATER.items():
-            *parents, last = key.split(".")
-            place: Any = body
-            for parent in parents:
-                place = place.get(parent) if isinstance(place, dict) else None
-            if isinstance(place, dict):
-                place.setdefault(last, deepcopy(value))
+        # Keys that came later than the first records of this format, and what was done before.
+        body.setdefault("objective", {"metric": RESTORED_ACCURACY, "mode": "max"})
+        body.setdefault("prune", None)
+        body.setdefault("rerun_finished", False)
+        if isinstance(body.get("runtime"), dict):
+            body["runtime"].setdefault("deterministic", False)
         version = body.pop("format")
     except yaml.YAMLError as error:
         raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         inside = isinstance(error, OSError) and error.strerror  # its text names the file again
-        reason = inside or first_line(error)
-        raise BadInput(f"{unreadable}: {reason}") from None
+        raise BadInput(f"{unreadable}: {inside or first_line(error)}") from None
     check_format(version, path)
     choices = body.pop("choices", None)
     if not isinstance(choices, dict) or set(choices) != set(GROUP_PROTOCOLS):
@@ -115,10 +101,9 @@ def from_record(
 ) -> Resolved:
     """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
 
-    Raises BadInput for what `read_record` refuses, and for a record that names classes outside
-    Waymark and the trusted modules; and for overrides that change what lies under the keys in
-    `frozen` (but `data.path`, and what is masked in the record). `name` is the run's, for the
-    command that starts another one.
+    Raises BadInput for what `read_record` and `with_overrides` refuse, and for a change of what
+    lies under the keys in `frozen` (but `data.path`, and what is masked in the record). `name` is
+    the run's, for the command that starts another one.
     """
     body, choices, masked = read_record(path)
     known = {**flatten(body), **choices}
@@ -143,10 +128,7 @@ def _given(setting: tuple[str, Any]) -> str:
 
 
 def recorded_model(path: Path, model: Any, trusted: list[str]) -> Any:
-    """Make the model that a run's config.yaml names anew; what is masked there comes from `model`.
-
-    Raises BadInput for what `read_record` refuses, and for a class that cannot be made.
-    """
+    """Make a config.yaml's model, with what is masked there from `model`; raise BadInput."""
     values, *_ = read_record(path)
     settings = values["model"]
     for key, value in settings.items():
@@ -165,9 +147,8 @@ def with_overrides(
 ) -> Resolved:
     """Return recorded values with `overrides` (dotted keys) put on top, checked; see `resolve`.
 
-    Raises BadInput for a value that is `masked` in the record and not given: what a record
-    says is never looked up in the environment, from where it could be sent away. Labels do
-    without.
+    Raises BadInput for a value, but for labels, that is `masked` in the record and not given: what
+    a record says is never looked up in the environment, from where it could be sent away.
     """
     known = flatten(body)
     _check_known(overrides, known)

@@ -1,7 +1,4 @@
-"""From plain values to a checked Config with its groups built.
-
-Nothing here imports TensorFlow or MLflow, so a bad value is refused within a second.
-"""
+"""From plain values to a checked Config, without TensorFlow: a bad value is refused at once."""
 
 import logging
 import os
@@ -27,7 +24,7 @@ Source = Callable[[str], str]  # where the value of a key came from
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked configuration together with the plain values it was made from."""
+    """A checked configuration and the plain values it was made from."""
 
     config: Config
     values: dict[str, Any]  # nested, resolved, without secrets: what is recorded
@@ -48,9 +45,7 @@ class Resolved:
 
     def typed(self) -> Config:
         """Return the configuration; should it come back, its secrets will be known again."""
-        known = flatten(self.values)
-        for key, value in self.hidden.items():
-            masking.remember_setting(key, value, known[key])
+        masking.remember_settings(self.hidden, flatten(self.values))
         return self.config
 
     def params(self) -> dict[str, str]:
@@ -65,14 +60,11 @@ def resolve(
     source: Source,
     trusted: list[str] | None = None,
 ) -> Resolved:
-    """Check plain values and build what their `_target_` entries name.
+    """Check plain values and build what their `_target_` entries name; raise BadInput.
 
     `source` says where a key's value came from, for error messages. `trusted` limits the classes
     to those defined under `waymark` and the named modules; None allows any. What is a Secret is
-    masked in what is recorded, and a label is all that is known of it.
-
-    Raises BadInput for an unknown or missing key, a wrong type, a value out of bounds, a class
-    that cannot be used, or a text that would be an interpolation or is not UTF-8.
+    masked in what is recorded; of a label only the mask is known.
     """
     recorded = mask_secrets(values)
     for key, value in flatten(recorded).items():
@@ -105,7 +97,10 @@ def resolve(
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:
-    """Build a settings class, and those that its fields hold, with BadInput for a refusal."""
+    """Build a settings class, and those that its fields hold; raise BadInput.
+
+    `prefix` is what stands before the names of its fields: nothing, or a group and a dot.
+    """
     given, values = values, dict(reveal_secrets(values))
     for name, hint in get_type_hints(kind).items():
         secret, kinds = given.get(name), {hint, *get_args(hint)}
@@ -113,8 +108,7 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
             values[name] = secret.as_number()
         nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
         if nested and isinstance(values.get(name), Mapping):
-            inner = f"{prefix}.{name}" if prefix else name
-            values[name] = _checked(nested[0], given[name], inner, source)
+            values[name] = _checked(nested[0], given[name], f"{prefix}{name}.", source)
     try:
         return kind(**values)
     except (pydantic.ValidationError, TypeError) as error:
@@ -137,16 +131,16 @@ def _sentence(
     kind: type, values: Mapping[str, Any], error: Exception, prefix: str, source: Source
 ) -> str:
     if not isinstance(error, pydantic.ValidationError):
-        return f"{prefix} ({source(prefix)}): {error}."
+        key = prefix.removesuffix(".")
+        return f"{key} ({source(key)}): {error}."
     errors = error.errors(include_url=False)
     first = errors[0]
     place = list(first["loc"][:1])
     if isinstance(values.get(str(place[0])), Mapping):  # then its entry is what is wrong
         place += first["loc"][1:2]
-    key = ".".join(str(part) for part in ([prefix, *place] if prefix else place))
+    key = prefix + ".".join(map(str, place))
     if first["type"] == "unexpected_keyword_argument":
-        names = getattr(kind, "__dataclass_fields__", {})
-        known = [f"{prefix}.{name}" if prefix else name for name in names]
+        known = [f"{prefix}{name}" for name in getattr(kind, "__dataclass_fields__", {})]
         return f"{key} ({source(key)}): there is no such setting{nearest(key, known)}."
     if first["type"].startswith("missing"):
         return f"{key} ({source(key)}): a value is missing."
@@ -176,7 +170,7 @@ def build_group(
     if missing:
         said = f"{key}={given['_target_']!r} ({source(key)})"
         raise BadInput(f"{said}: has no method {missing[0]}().")
-    return _checked(cls, own, group, source)
+    return _checked(cls, own, f"{group}.", source)
 
 
 def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:

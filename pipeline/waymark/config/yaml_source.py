@@ -14,10 +14,7 @@ MISSING = "??? in "  # and a file of the user's: a value that is to be given
 
 
 def decode_yaml(body: bytes) -> str:
-    """Return the text of a YAML file, which is UTF-8 unless it has a byte order mark.
-
-    Raises ValueError that begins with the line.
-    """
+    """Return YAML's text, UTF-8 or as its mark says; raise ValueError that begins with the line."""
     wide = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     encoding = "UTF-16" if wide else "UTF-8"
     try:
@@ -39,10 +36,7 @@ def yaml_problem(error: Exception, text: str) -> str:
 
 
 def read_yaml(path: str) -> tuple[str, dict[str, Any]]:
-    """Return text and settings of a file in UTF-8, or in UTF-16 with a byte order mark.
-
-    Raises BadInput with the file and the line that is wrong.
-    """
+    """Return text and settings of a file; raise BadInput with the file and the wrong line."""
     from omegaconf._utils import get_yaml_loader
 
     try:
