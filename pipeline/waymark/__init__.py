@@ -9,40 +9,16 @@ The commands as functions; their names are looked up in `waymark.api` when they 
 that importing the package costs nothing.
 """
 
+# ruff: noqa: F403, F405
 from typing import TYPE_CHECKING, Any
 
 from waymark.package import __version__ as __version__
 
 if TYPE_CHECKING:
-    from waymark.api import (
-        BadInput,
-        Failed,
-        compare,
-        configure,
-        evaluate,
-        rerun,
-        resume,
-        run,
-        runs,
-        sweep,
-        sync,
-        ui,
-    )
+    from waymark.api import *
 
-__all__ = [
-    "BadInput",
-    "Failed",
-    "compare",
-    "configure",
-    "evaluate",
-    "rerun",
-    "resume",
-    "run",
-    "runs",
-    "sweep",
-    "sync",
-    "ui",
-]
+__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun"]
+__all__ += ["resume", "run", "runs", "sweep", "sync", "ui"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,6 @@
 """The program: run a command, and end the process with its exit status."""
 
 import atexit
-import contextlib
 import gc
 import os
 import signal
@@ -46,11 +45,7 @@ def program() -> NoReturn:
     # TensorFlow and MLflow make a million objects, none of which is garbage to be searched for.
     gc.set_threshold(100_000, 50, 100)
     status = main()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # Python would try again at its end, and complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    _flush()
     if status == 128 + signal.SIGPIPE:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGPIPE)
@@ -60,10 +55,16 @@ def program() -> NoReturn:
     # a second where TensorFlow or MLflow is, and all that has ended is on disk already.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError):
-            stream.flush()
+    _flush()
     os._exit(status)
+
+
+def _flush() -> None:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # Python would try again at its end, and complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -1,8 +1,4 @@
-"""The commands as functions, for notebooks and scripts; the command line calls these.
-
-Its `runs` and `compare` call `list_runs` and `compare_runs` themselves, without what else this
-module imports: they start faster.
-"""
+"""The commands as functions, for notebooks and scripts; the command line calls these."""
 
 import threading
 from collections.abc import Callable
@@ -16,7 +12,8 @@ from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
 from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.schema import Config
-from waymark.errors import BadInput, Failed
+from waymark.errors import BadInput
+from waymark.errors import Failed as Failed
 from waymark.evaluation import restore as evaluation
 from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, new_process, rerunning
@@ -30,21 +27,6 @@ from waymark.tracking import recovery
 from waymark.tracking.opening import open_store
 from waymark.tracking.ui import Ui, start_ui
 from waymark.training.runtime import NeedsNewProcess
-
-__all__ = [
-    "BadInput",
-    "Failed",
-    "compare",
-    "configure",
-    "evaluate",
-    "rerun",
-    "resume",
-    "run",
-    "runs",
-    "sweep",
-    "sync",
-    "ui",
-]
 
 T = TypeVar("T")
 
@@ -89,7 +71,6 @@ def run(*overrides: str, config: Config | None = None, config_from: str | None =
 
     Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
     recorded run `config_from` with plain key=value `overrides` on top.
-
     Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
     """
     if config is not None and (overrides or config_from is not None):
@@ -107,7 +88,6 @@ def sweep(*arguments: str) -> SweepResult:
 
     `arguments` are overrides, some of them with several values, and Hydra's own flags. A trial
     that fails does not end the sweep: its result says so.
-
     Raises BadInput for a sweep none of whose trials can be done; Interrupted after a signal.
     """
     flag = [] if {"-m", "--multirun"} & set(arguments) else ["--multirun"]
@@ -118,9 +98,9 @@ def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | Non
     """Continue an interrupted run in its own MLflow run; None if nothing was left to do.
 
     Raises BadInput for an unknown run, an override that would change the numbers, or (without
-    `allow_drift`) a numerical environment other than the recorded one; Failed if no published
-    checkpoint is whole or the work fails (RerunDiverged, with the verdict, for a rerun whose loss
-    is not finite any more); Interrupted after a signal.
+    `allow_drift`) another numerical environment; Failed if no published checkpoint is whole or the
+    work fails (RerunDiverged, with the verdict, for a rerun whose loss is not finite any more);
+    Interrupted after a signal.
     """
     return _done(execute.resume, run, parse_overrides(overrides), allow_drift)
 
@@ -137,7 +117,6 @@ def rerun(
     `overrides` may change where data, checkpoints and records go, not the numbers. `threads`
     replaces the recorded number of threads. `at_commit` runs the recorded commit with its
     recorded changes, which takes `trust_code`, since it executes what a record says.
-
     Raises BadInput for an unknown run or an override that could change the numbers, Failed if
     the work fails, Interrupted after a signal.
     """
@@ -153,10 +132,9 @@ def evaluate(
 ) -> Evaluation:
     """Restore a checkpoint and score it on the test set; write nothing.
 
-    Either a run's checkpoint at `step` (a number, `best` or `latest`), or with run=None the
-    files at `checkpoint`, with the model and data that `overrides` choose. With `from_meta`
-    graph and weights come from the files alone.
-
+    Either a run's checkpoint at `step` (a number, `best` or `latest`), or with run=None the files
+    at `checkpoint`, with the model and data of `overrides`. With `from_meta` graph and weights
+    come from the files alone.
     Raises BadInput for what is not there or does not fit, CorruptCheckpoint.
     """
     if (run is None) == (checkpoint is None):
@@ -178,29 +156,22 @@ def compare(
 ) -> Comparison:
     """Compare runs: what differs in configuration, results, data, code and environment.
 
-    The runs are those named, those of an `experiment`, the children of the run `sweep` (or of
-    its parent, if it is a trial), those that fit MLflow's filter `where`; of several conditions all
-    must hold.
-
+    The runs are those named, and those for which all conditions hold: of an `experiment`, children
+    of the run `sweep` (or of its parent, if it is a trial), fit for MLflow's filter `where`.
     Raises BadInput for what does not exist and for fewer than two runs.
     """
-    with taken_back():
-        return compare_runs(runs, tracking_uri, experiment, sweep, where)
+    return compare_runs(runs, tracking_uri, experiment, sweep, where)
 
 
 def runs(limit: int = 20, tracking_uri: str | None = None) -> list[ListedRun]:
-    """Return the runs that began last, the last one first, at most `limit`.
-
-    Raises BadInput if there is no store.
-    """
-    with taken_back():
-        return list_runs(tracking_uri, limit)
+    """Return at most `limit` runs, the last one first; raise BadInput if there is no store."""
+    return list_runs(tracking_uri, limit)
 
 
 def sync(tracking_uri: str | None = None) -> list[Synced]:
     """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders.
 
-    Return what became of each run that was not whole. Raises BadInput for a store that cannot
+    Returns what became of each run that was not whole; raises BadInput for a store that cannot
     be opened.
     """
     with taken_back():
