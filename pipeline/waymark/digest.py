@@ -12,12 +12,6 @@ import numpy as np
 SETTLED = 3  # seconds after which a file's times are those of its last change
 
 
-def little_endian(array: np.ndarray) -> np.ndarray:
-    """Return `array` as little-endian, C-ordered values of the same dtype and shape."""
-    array = np.asarray(array)
-    return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
-
-
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 (hex) of named arrays.
 
@@ -26,17 +20,15 @@ def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = little_endian(arrays[name])
+        array = np.asarray(arrays[name])
         total.update(f"{name}\n{array.dtype.name}\n{array.shape}\n".encode())
-        total.update(array.reshape(-1).view(np.uint8).data if array.size else b"")
+        values = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+        total.update(values.view(np.uint8).data if array.size else b"")
     return total.hexdigest()
 
 
 def file_digest(files: Iterable[Path]) -> str:
-    """Return the SHA-256 (hex) of files, their names and contents; a folder is all that is in it.
-
-    Raises OSError for a file that cannot be read.
-    """
+    """Return the SHA-256 (hex) of files, and of names and contents in folders; raise OSError."""
     total = hashlib.sha256()
     for path in files:
         if path.is_dir():

@@ -10,10 +10,7 @@ _known: dict[str, str] = {}  # texts with a secret in them that this process has
 
 
 def without_secrets(text: str) -> str:
-    """Return a message with the secrets masked that this process has read.
-
-    For messages alone: in a setting, a mask stands only where the secret was put.
-    """
+    """Return a message, not a setting, with the secrets masked that this process has read."""
     for known in sorted(_known, key=len, reverse=True):
         text = text.replace(known, _known[known])
     return text

@@ -1,7 +1,4 @@
-"""Every tag, metric and parameter name that Waymark writes to MLflow.
-
-The names stand in recorded runs, so none of them ever changes.
-"""
+"""Every tag and metric that Waymark writes to MLflow: recorded, so no name ever changes."""
 
 from typing import Literal
 

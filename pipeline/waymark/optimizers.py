@@ -12,15 +12,14 @@ compiled function serves every value. An `apply` without the last argument is ca
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
 from waymark.config.schema import settings
 
-if TYPE_CHECKING:
-    import tensorflow as tf
-
+Tensors = Mapping[str, Any]  # name -> tf.Tensor
+Variables = Mapping[str, Any]  # name -> tf.Variable
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -48,7 +47,7 @@ class Adam:
     epsilon: PositiveFloat
     """what is added to the root of the squared gradients' mean, above 0"""
 
-    def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+    def slots(self, parameters: Tensors) -> dict[str, Any]:
         """Return both moments of each parameter, zeros, and both powers of beta, float32 []."""
         import tensorflow as tf
 
@@ -61,11 +60,7 @@ class Adam:
         return moments | powers
 
     def apply(
-        self,
-        parameters: "Mapping[str, tf.Variable]",
-        slots: "Mapping[str, tf.Variable]",
-        gradients: "Mapping[str, tf.Tensor]",
-        learning_rate: "tf.Tensor | None" = None,
+        self, parameters: Variables, slots: Variables, gradients: Tensors, learning_rate: Any = None
     ) -> None:
         """Update `parameters` and `slots` in place; without `learning_rate` by the field's."""
         import tensorflow as tf
@@ -98,18 +93,14 @@ class Sgd:
     momentum: Decay
     """decay of the momentum a step, from 0 to below 1"""
 
-    def slots(self, parameters: "Mapping[str, tf.Tensor]") -> "dict[str, tf.Tensor]":
+    def slots(self, parameters: Tensors) -> dict[str, Any]:
         """Return the momentum of each parameter, zeros of its shape."""
         import tensorflow as tf
 
         return {f"{name}/Momentum": tf.zeros_like(value) for name, value in parameters.items()}
 
     def apply(
-        self,
-        parameters: "Mapping[str, tf.Variable]",
-        slots: "Mapping[str, tf.Variable]",
-        gradients: "Mapping[str, tf.Tensor]",
-        learning_rate: "tf.Tensor | None" = None,
+        self, parameters: Variables, slots: Variables, gradients: Tensors, learning_rate: Any = None
     ) -> None:
         """Update `parameters` and `slots` in place; without `learning_rate` by the field's."""
         import tensorflow as tf

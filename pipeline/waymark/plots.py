@@ -26,17 +26,12 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
 
     figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
     left = figure.add_axes((0.11, 0.13, 0.78, 0.77))
-    steps = sorted(losses)
-    values = np.array([losses[s] for s in steps], np.float64)
-    values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
-    marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
-    left.plot(steps, values, color="tab:blue", linewidth=0.6, alpha=0.8, marker=marker)
+    _plot(left, losses, color="tab:blue", linewidth=0.6, alpha=0.8)
     left.set_xlabel("step")
     # Above the axes, where they meet no number, however long it is.
     left.set_title("training loss", loc="left", color="tab:blue", size="medium")
     right = left.twinx()
-    steps = sorted(accuracies)
-    right.plot(steps, [accuracies[s] for s in steps], color="tab:orange", marker="o")
+    _plot(right, accuracies, color="tab:orange", marker="o")
     right.set_title("test accuracy", loc="right", color="tab:orange", size="medium")
     _save(figure, path)
 
@@ -44,10 +39,7 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
 def curves(
     runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str
 ) -> bytes:
-    """Draw losses and accuracies of several runs by step, those of one name in one colour.
-
-    Returns the bytes of a file of this kind, `png` or `svg`.
-    """
+    """Return a `png` or `svg` of runs' losses and accuracies by step, one colour for each name."""
     import warnings
 
     from matplotlib import colormaps
@@ -59,11 +51,8 @@ def curves(
     for place, title in enumerate(("training loss", "test accuracy")):
         axes = figure.add_subplot(1, 2, place + 1)
         for name, *values in runs:
-            steps = sorted(values[place])
-            line = np.array([values[place][s] for s in steps], np.float64)
-            line[np.abs(line) > 1e300] = np.nan
-            marker, colour = "." if len(steps) < 100 else "", colours(names.index(name))
-            lines[name] = axes.plot(steps, line, color=colour, linewidth=0.8, marker=marker)[0]
+            colour = colours(names.index(name))
+            lines[name] = _plot(axes, values[place], color=colour, linewidth=0.8)
         axes.set_xlabel("step")
         axes.set_ylabel(title)
     if len(names) <= 30:
@@ -87,9 +76,8 @@ def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[int]) -> 
     axes = figure.add_axes((0.14, 0.15, 0.84, 0.83))
     axes.imshow(counts, cmap="Blues", norm="symlog")
     if len(classes) <= 20:
-        names = [str(each) for each in classes]
-        axes.set_xticks(range(len(classes)), names)
-        axes.set_yticks(range(len(classes)), names)
+        axes.set_xticks(range(len(classes)), map(str, classes))
+        axes.set_yticks(range(len(classes)), map(str, classes))
         if classes[-1] > 99:
             axes.tick_params(axis="x", rotation=90, labelsize=7)
             axes.tick_params(axis="y", labelsize=7)
@@ -100,6 +88,15 @@ def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[int]) -> 
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     _save(figure, path)
+
+
+def _plot(axes: Any, curve: Mapping[int, float], **style: Any) -> Any:
+    """Draw a curve by step; return its line."""
+    steps = sorted(curve)
+    values = np.array([curve[step] for step in steps], np.float64)
+    values[np.abs(values) > 1e300] = np.nan  # a gap in the line: Matplotlib's scale ends there
+    marker = "." if len(steps) < 100 else ""  # a point with no neighbour is on no line
+    return axes.plot(steps, values, **{"marker": marker, **style})[0]
 
 
 def _save(figure: Any, target: Path | io.BytesIO, kind: str = "png") -> None:

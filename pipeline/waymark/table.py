@@ -53,15 +53,11 @@ def rate(value: float) -> str:
 
 
 def setting(text: str, digits: int = DIGITS) -> str:
-    """Return the text of a setting, its fractions in so many significant digits at most.
-
-    Integers, names and what is as short as that stay as they were written.
-    """
+    """Return the text of a setting, longer fractions in so many significant digits."""
 
     def short(match: re.Match[str]) -> str:
         written = match[0]
-        mantissa = re.split("[eE]", written)[0]
-        figures = re.sub(r"[^0-9]", "", mantissa).lstrip("0")
+        figures = re.sub("[eE].*|[^0-9]", "", written).lstrip("0")
         exact = len(figures) <= digits or not math.isfinite(float(written))
         return written if exact else f"{float(written):.{digits}g}"
 
@@ -70,10 +66,7 @@ def setting(text: str, digits: int = DIGITS) -> str:
 
 
 def settings_apart(texts: Iterable[str]) -> dict[str, str]:
-    """Return for each of some settings its text as `setting` has it.
-
-    Where two of them would look the same, all have as many more digits as tell them apart.
-    """
+    """Return each text as `setting` has it, in as many more digits as tell them apart."""
     different = set(texts)
     for digits in range(DIGITS, 18):
         shown = {text: setting(text, digits) for text in different}

@@ -14,7 +14,6 @@ OURS = (FOLDER, FOLDER.parent / "hydra_plugins")
 PYTHON = Path(sysconfig.get_path("stdlib"))
 INSTALLED = {"site-packages", "dist-packages"}
 FRAME = re.compile(r'File "([^"\n]+)", line (\d+)')  # in what TensorFlow says
-Frame = tuple[str, int]  # file, line
 
 
 def defined(function: Callable[..., Any]) -> str:
@@ -33,19 +32,19 @@ def place(error: BaseException) -> str:
     return _shown(named) or _shown([(frame.filename, frame.lineno or 0) for frame in frames])
 
 
-def _shown(frames: Sequence[Frame]) -> str:
+def _shown(frames: Sequence[tuple[str, int]]) -> str:
     """Return the innermost of the user's frames; what calls Waymark is not in question."""
     called = list(dropwhile(lambda frame: not _is_ours(frame[0]), frames)) or frames
-    own = [(name, line) for name, line in called if _is_users(name)]
-    if not own:
-        return ""
-    name, line = own[-1]
-    path, here = Path(name), Path.cwd()
-    return f" ({path.relative_to(here) if path.is_relative_to(here) else path}, line {line})"
+    for name, line in reversed(called):
+        if _is_users(name):
+            path, here = Path(name), Path.cwd()
+            shown = path.relative_to(here) if path.is_relative_to(here) else path
+            return f" ({shown}, line {line})"
+    return ""
 
 
 def _is_ours(name: str) -> bool:
-    return any(Path(name).is_relative_to(folder) for folder in OURS)
+    return any(map(Path(name).is_relative_to, OURS))
 
 
 def _is_users(name: str) -> bool:
