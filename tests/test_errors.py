@@ -149,7 +149,7 @@ def test_whether_there_are_instructions_for_bfloat16(
 def test_a_slow_bfloat16_is_said_before_training(
     known: bool | None, place: Path, main: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("waymark.execution.environment.has_bfloat16", lambda facts: known)
+    monkeypatch.setattr("waymark.comparison.environment.has_bfloat16", lambda facts: known)
     done = main("run", "precision=mixed_bfloat16", *SHORT)
     lines = [line for line in done.stderr.splitlines() if "mixed_bfloat16" in line]
     assert (done.returncode, len(lines)) == (0, int(known is False))

@@ -1,6 +1,8 @@
 """One run, carried out: trained, saved, restored, evaluated, compared, and its end recorded."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -8,16 +10,19 @@ from typing import Any
 
 from waymark import names
 from waymark.checkpoints.store import Manifest
-from waymark.comparison import rerun_report
+from waymark.comparison import environment, rerun_report
+from waymark.comparison.own_code import OwnCode
 from waymark.comparison.recorded_run import RecordedRun
+from waymark.comparison.repository import diffstat
+from waymark.comparison.rerun_report import RerunReport
 from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
+from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.sources import Dataset
 from waymark.errors import printable
 from waymark.evaluation.restore import refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
-from waymark.execution.environment import RecordedEnvironment, record_environment
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
@@ -50,7 +55,7 @@ class Result:
     state_digest: str
     folder: Path
     link: str = ""  # to the run in MLflow's UI, or the command that opens it
-    verdict: rerun_report.RerunReport | None = None  # of a rerun
+    verdict: RerunReport | None = None  # of a rerun
 
 
 @unfailing_output()
@@ -64,9 +69,8 @@ def run(
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
-    `began` is called when the run is recorded, before it trains: a trial's, for which others
-    wait, so that it is not compiled before. Unless told to `wait`, `wait_for_ended_runs` waits
-    until the run is delivered.
+    `began` is called when the run is recorded, before it is compiled or trains: others wait for
+    a trial's. Unless told to `wait`, `wait_for_ended_runs` waits until the run is delivered.
 
     Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
     of a sweep finds it hopeless, RerunDiverged, Failed otherwise.
@@ -121,6 +125,62 @@ def _fetch(store: RunStore, record: RunRecord) -> None:
             artifacts.fetch(store, record, name, record.folder)
 
 
+class RecordedEnvironment:
+    """What environment.json and the patches hold; those of earlier processes too, where others."""
+
+    def __init__(self, run: ActiveRun, config: Config) -> None:
+        self._run, self._with_changes = run, config.record.changes
+        self._before = environment.read_environment(run.info.folder / "environment.json")
+        self._found = environment.describe_environment(
+            config.runtime.intra_op_threads, own_modules(config)
+        )
+        self.own_code = OwnCode(self._with_changes)
+        self.facts = self._all_facts()
+
+    def refresh(self) -> None:
+        """Record the user's own modules that were imported since, as training may do."""
+        if self.own_code.look_again():
+            self.facts = self._all_facts()
+            self.write()
+
+    def write(self) -> None:
+        """Write the files into the run's folder."""
+        folder = self._run.info.folder
+        for name, patch in self.own_code.patches().items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            replace_file(folder / name, patch.encode(errors="surrogateescape"))
+        replace_file(folder / "environment.json", json_text(self.facts, indent=1))
+        self._run.mark_artifacts_dirty()
+
+    def _all_facts(self) -> dict[str, Any]:
+        own = self.own_code
+        facts = {**self._found, "code": {**self._found["code"], **own.digests}, "own": own.facts()}
+        facts["changes"] = diffstat(own.patch) if self._with_changes else None
+        before = {key: value for key, value in self._before.items() if key != "earlier"}
+        changed = [before] if environment.differences(before, facts) else []
+        earlier = [*self._before.get("earlier", []), *changed]
+        return {**facts, "earlier": earlier} if earlier else facts
+
+
+@contextmanager
+def record_environment(run: ActiveRun, config: Config) -> Iterator[RecordedEnvironment]:
+    """Record environment and code now, and what was imported since when the context ends."""
+    recorded = RecordedEnvironment(run, config)
+    if config.precision == "mixed_bfloat16" and environment.has_bfloat16(recorded.facts) is False:
+        print(
+            "waymark: precision=mixed_bfloat16: this processor has no instructions for it, so "
+            "that a step can take longer than in float32; on one without them a step of the "
+            "CNN took 930 ms, and 120 ms in float32",
+            file=sys.stderr,
+        )
+    recorded.write()
+    try:
+        yield recorded
+    finally:
+        with suppress(OSError):
+            recorded.refresh()
+
+
 @dataclass(frozen=True)
 class RunExecution:
     """What carries out a plan in a run that is recorded; the `pruner` is a trial's."""
@@ -143,22 +203,22 @@ class RunExecution:
     def execute(self) -> Result:
         """Carry out the plan, all but the record of its end.
 
-        Raises Interrupted, Pruned, Diverged (RerunDiverged for a rerun), CheckpointWriteError, and
-        whatever the user's own classes raise.
+        Raises Interrupted, Pruned, Diverged, RerunDiverged, CheckpointWriteError, and what the
+        user's own classes raise.
         """
         plan, run, config = self.plan, self.run, self.plan.resolved.config
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
         print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
-        with record_environment(run, config) as environment:
+        with record_environment(run, config) as recorded:
             self.stop.check()
             with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
-                saver = restore_or_initialise(plan, run, trainer, environment.refresh)
+                saver = restore_or_initialise(plan, run, trainer, recorded.refresh)
                 self.stop.check()
                 try:
                     trained = self.train_and_save(trainer, saver)
                 except Diverged as error:
-                    verdict = self.compare_with_original(environment, trainer.shapes)
+                    verdict = self._verdict(recorded, trainer)
                     if verdict is None:
                         raise
                     raise RerunDiverged(str(error), verdict) from error
@@ -166,7 +226,7 @@ class RunExecution:
                     result = self.restore_and_evaluate(trainer, saver, trained)
             if isinstance(trained, Pruned):
                 raise trained
-            verdict = self.compare_with_original(environment, trainer.shapes)
+            verdict = self._verdict(recorded, trainer)
         return replace(result, verdict=verdict)
 
     def _spooled(self) -> str:
@@ -184,12 +244,8 @@ class RunExecution:
         """
         config, run = self.plan.resolved.config, self.run
         progress = make_progress(config.progress, config.steps, trainer.step)
-
-        def decide(step: int) -> Pruned | bool | None:
-            return self.stop.signalled() or self._publish_and_judge(step)
-
         try:
-            score, decision = train(config, trainer, run.record, saver.save, progress, decide)
+            score, decision = train(config, trainer, run.record, saver.save, progress, self._decide)
             if decision:
                 step, points = trainer.step, run.points.items()
                 tested = {k: v[step] for k, v in points if k.startswith(names.TEST) and step in v}
@@ -201,9 +257,11 @@ class RunExecution:
         self.stop.check()
         return decision if isinstance(decision, Pruned) else score
 
-    def _publish_and_judge(self, step: int) -> Pruned | None:
-        """Tell a sweep's other trials of this one, and decide by theirs whether it is to end."""
+    def _decide(self, step: int) -> Pruned | bool | None:
+        """Tell whether to stop: after a signal, or by what the sweep's other trials have told."""
         pruner = self.pruner
+        if self.stop.signalled():
+            return True
         if not pruner or step not in pruner.steps:
             return None
         values = self.run.points[pruner.metric]
@@ -213,9 +271,8 @@ class RunExecution:
     def restore_and_evaluate(self, trainer: Trainer, saver: Saver, trained: Score | None) -> Result:
         """Restore the last checkpoint from disk into a new model, evaluate it and record that.
 
-        The model is made from config.yaml and its functions are compiled anew, so that nothing
-        comes from training but what is on disk. The trials of a sweep for which Waymark's own
-        models are compiled once in a process are scored with what the first one compiled here.
+        The model is made from config.yaml and compiled anew, so that nothing comes from training
+        but what is on disk; trials that share a trainer are scored with what its first compiled.
         """
         config, data, run = self.plan.resolved.config, self.plan.data, self.run
         manifest, state = saver.store.read(config.steps)
@@ -233,20 +290,15 @@ class RunExecution:
         steps, folder = saver.store.steps(), run.info.folder
         return Result(run.info.id, accuracy, score.accuracy, steps, manifest.digest, folder)
 
-    def compare_with_original(
-        self, environment: RecordedEnvironment, shapes: Mapping[str, tuple[int, ...]]
-    ) -> rerun_report.RerunReport | None:
-        """Compare a rerun with its original, and record the verdict; None for another run.
-
-        `shapes` are those of the model's parameters, by name.
-        """
+    def _verdict(self, recorded: RecordedEnvironment, trainer: Trainer) -> RerunReport | None:
+        """Compare a rerun with its original, and record the verdict; None for another run."""
         if self.plan.original is None:
             return None
         run = self.run
-        environment.refresh()
-        patches = environment.own_code.patches()
-        new = RecordedRun(run.info, run.history, environment.facts, patches)
-        verdict = rerun_report.compare_rerun(self.store, self.plan.original, new, shapes)
+        recorded.refresh()
+        patches = recorded.own_code.patches()
+        new = RecordedRun(run.info, run.history, recorded.facts, patches)
+        verdict = rerun_report.compare_rerun(self.store, self.plan.original, new, trainer.shapes)
         replace_file(run.info.folder / rerun_report.NAME, verdict.dump())
         run.mark_artifacts_dirty()
         run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
@@ -254,7 +306,6 @@ class RunExecution:
 
 
 def _write_scores(run: ActiveRun, data: Dataset, manifest: Manifest, score: Score) -> None:
-    """Write the scores of a restored checkpoint into the run's folder, where they are drawn."""
     folder = run.info.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     classes, counts = confusion(data.y_test, score.predictions, data.spec.classes)

@@ -3,12 +3,10 @@
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,13 +16,14 @@ from typing import IO, Any, TextIO
 from waymark.errors import BadInput, Failed, first_line
 from waymark.package import FOLDER
 from waymark.processes import process_state
-from waymark.processes.signals import SIGNALS, Interrupted, handling
+from waymark.processes.signals import SIGNALS, Interrupted, end_with_parent, handling
 
 HOME = str(FOLDER.parent)
 # Not by `-m`: where the process is to find its modules is known only when it begins.
 PROGRAM = "import json, sys; sys.path[:], sys.argv, *given = json.loads(sys.argv[1]); "
 PROGRAM += "from waymark.execution.new_process import main; main(*given)"
-LOOK = 1.0  # seconds between two looks whether the process that began this one is alive
+
+Tell = Callable[[str], None]  # is called with each line
 
 
 def call(why: str, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -69,7 +68,7 @@ def _not_portable(why: str, error: Exception) -> BadInput:
 
 def main(place: str, why: str) -> None:
     """Do the task in a file, and put the answer beside it."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent(_be_silent)
     process_state.command_line = True
     task = Path(place)
     try:
@@ -97,31 +96,23 @@ def _outcome(function: Callable[..., Any], arguments: Sequence[Any]) -> bytes:
         return pickle.dumps((None, Failed(f"{type(error).__name__}: {first_line(error)}")))
 
 
-def _end_with(parent: int) -> None:
-    """End in good order, by SIGTERM, when the process that began this one is gone."""
-    while os.getppid() == parent:
-        time.sleep(LOOK)
+def _be_silent() -> None:
+    """Leave standard output and standard error, which nobody reads any more."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):  # nobody reads what is said from now on
+    for stream in (1, 2):
         os.dup2(nowhere, stream)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
-def run(
-    command: Sequence[str],
-    out: Callable[[str], None],
-    err: Callable[[str], None],
-    variables: Mapping[str, str] | None = None,
-) -> int:
+def run(command: Sequence[str], out: Tell, err: Tell, env: Mapping[str, str] = os.environ) -> int:
     """Run a command to its end; return its status, or minus the signal that ended it.
 
-    `out` and `err` are called with each line of its standard output and standard error.
+    `out` and `err` are for its standard output and standard error.
     """
     with (
         # A session of its own: else a terminal's Ctrl-C would reach it besides what we pass on.
         subprocess.Popen(
             command,
-            env={**os.environ, **(variables or {})},
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -138,7 +129,7 @@ def run(
         return child.wait()
 
 
-def _each_line(lines: IO[str] | None, tell: Callable[[str], None]) -> None:
+def _each_line(lines: IO[str] | None, tell: Tell) -> None:
     for line in lines or ():
         tell(line)
 

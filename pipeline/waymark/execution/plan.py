@@ -60,10 +60,7 @@ def plan_new(
     tags: Mapping[str, str] | None = None,
     compile_now: bool = True,
 ) -> RunPlan:
-    """Plan a new run: load its data and initial parameters, and compile the user's own classes.
-
-    Raises BadInput for what does not fit, HiddenState.
-    """
+    """Plan a new run and compile the user's own classes; raise BadInput, HiddenState."""
     config = resolved.config
     start_if_imported(**vars(config.runtime))
     data = restore.load_data(config)
@@ -96,8 +93,7 @@ def plan_resume(
     Raises BadInput for an override, data or (without `allow_drift`) a numerical environment that
     would change the numbers; Failed if no checkpoint is valid; HiddenState.
     """
-    trusted = overrides.pop("trusted_modules", [])
-    path = record.folder / "config.yaml"
+    trusted, path = overrides.pop("trusted_modules", []), record.folder / "config.yaml"
     resolved = from_record(path, overrides, trusted, RESUME_FIXED, record.id)
     config = resolved.config
     start_if_imported(**vars(config.runtime))
@@ -172,10 +168,9 @@ def _initial_parameters(config: Config, data: Dataset) -> State:
 
 
 def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
-    """Return a trainer of the user's own classes, with all its functions compiled.
+    """Return a trainer of the user's own classes, compiled; None for Waymark's, which keep nothing.
 
-    Raises HiddenState, so that it comes before a run is made; whatever else is wrong the run
-    meets again, and records. None for that, and for Waymark's classes, which keep nothing.
+    Raises HiddenState, before a run is made; what else is wrong the run meets again, and records.
     """
     parts = config.model, config.optimizer
     if all(type(part).__module__.startswith("waymark.") for part in parts):
@@ -194,7 +189,7 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
 
 def own_modules(config: Config) -> list[str]:
     """Return the modules outside Waymark whose classes take part."""
-    parts = (config.model, config.data, config.optimizer, config.save)
+    parts = config.model, config.data, config.optimizer, config.save
     modules = {type(part).__module__ for part in parts}
     return sorted(name for name in modules if not name.startswith("waymark."))
 
@@ -205,21 +200,18 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
     Raises BadInput for an unknown run, a damaged record, or an override that does not fit.
     """
     given = {"tracking.uri": None, **overrides}
-    trusted = given.pop("trusted_modules", [])
     store = connect(given["tracking.uri"])
-    return record_of(store, find_single(store, text), given, trusted)
+    return record_of(store, find_single(store, text), given)
 
 
-def record_of(
-    store: RunStore, record: RunRecord, overrides: Mapping[str, Any], trusted: list[str]
-) -> Resolved:
+def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) -> Resolved:
     """Return the configuration of a run that was found; see `recorded`."""
     values, choices, masked = record_as_it_is(store, record)
     members = {key: str(overrides[key]) for key in choices if key in overrides}
-    separate = (*members, SEARCHPATH)
+    separate = (*members, SEARCHPATH, "trusted_modules")
     others = {key: value for key, value in overrides.items() if key not in separate}
     values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))
-    origin = f"recorded by run {record.id}"
+    trusted, origin = overrides.get("trusted_modules", []), f"recorded by run {record.id}"
     return with_overrides(values, choices, masked, others, trusted, origin)
 
 

@@ -55,7 +55,6 @@ def rerun(
     that is damaged; Failed and Interrupted as `run` does.
     """
     given = {"tracking.uri": None, **parse_overrides(overrides)}
-    trusted = given.pop("trusted_modules", [])
     tracking = connect(given["tracking.uri"])
     record = find_single(tracking, text)
     _refuse_others(given, tracking, record)
@@ -69,11 +68,11 @@ def rerun(
     given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
-    resolved = record_of(tracking, record, given, trusted)
+    resolved = record_of(tracking, record, given)
     try:
         verdict = run(resolved, original).verdict
     except RerunDiverged as diverged:  # as its original may have
-        verdict = diverged.verdict
+        return diverged.verdict
     assert verdict
     return verdict
 
@@ -87,24 +86,20 @@ def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunReco
         if key == "runtime.intra_op_threads":
             raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
         if key not in masked:
-            again = f"waymark run --config-from {record.id} {key}=..."
             raise BadInput(
                 f"{key}: could change the numbers, so a rerun does not take it; "
-                f"for an ordinary new run: {again}"
+                f"for an ordinary new run: waymark run --config-from {record.id} {key}=..."
             )
 
 
 def _in_a_new_process(
     words: Sequence[str], code: Sequence[str], checkout: str | None
 ) -> RerunReport:
-    """Do a rerun by the command line of the `code` folders, which may be an older Waymark.
-
-    Raises BadInput, Failed or Interrupted with what the process says.
-    """
+    """Do a rerun by the command line in the `code` folders; return its verdict, raise its error."""
     path = os.pathsep.join([*code, new_process.HOME, *filter(None, [os.environ.get("PYTHONPATH")])])
     old = bool(checkout) and Path(str(checkout), "hydra_plugins", "waymark.py").is_file()
     command = [sys.executable, "-P", "-m", OLD_PACKAGE if old else "waymark", *words, "--json"]
-    variables = {"PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
+    env = {**os.environ, "PYTHONPATH": path, **({CHECKOUT: checkout} if checkout else {})}
     answer, last = [""], ""
 
     def tell(line: str) -> None:  # the last one may be the error
@@ -112,7 +107,7 @@ def _in_a_new_process(
         new_process.show(last, sys.stdout)
         last = line
 
-    status = new_process.run(command, answer.append, tell, variables)
+    status = new_process.run(command, answer.append, tell, env)
     if status not in (1, 2):
         new_process.show(last, sys.stdout)
     if status in (0, 3):
@@ -137,10 +132,7 @@ class _Recorded:
 
 @contextmanager
 def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[str], str | None]]:
-    """Check out what a run recorded of its code and the user's.
-
-    Yield the folders it is imported from, and the one of the code's checkout, if there was one.
-    """
+    """Check out the recorded code; yield the folders to import from, and Waymark's checkout."""
     own = own_code.own_facts(original.facts)
     gone = [name for name in own.patches() if not original.patches.get(name)]
     if gone:
@@ -189,10 +181,7 @@ def _worktrees(original: RecordedRun, trust_code: bool) -> Iterator[tuple[list[s
 
 
 def _recorded_checkout(original: RecordedRun, own: own_code.OwnFacts) -> _Recorded | None:
-    """Return what a run recorded of the code's checkout, None if it was in none.
-
-    Raises BadInput if nothing at all is recorded, and if there is no checkout now.
-    """
+    """Return what a run recorded of the code's checkout, None if it was in none; raise BadInput."""
     run, commit = original.record, original.facts.get("git_commit")
     if commit is None and (own.repositories or own.copied):
         return None
@@ -212,10 +201,7 @@ def _recorded_checkout(original: RecordedRun, own: own_code.OwnFacts) -> _Record
 def _recorded_repository(
     original: RecordedRun, number: int, facts: own_code.RepositoryFacts
 ) -> _Recorded:
-    """Return what a run recorded of one of the user's repositories.
-
-    Raises BadInput if it is in none that its modules, or others, could be imported from now.
-    """
+    """Return what a run recorded of a repository of the user's; raise BadInput if it is gone."""
     if not COMMIT.fullmatch(facts.commit):
         raise BadInput(f"--at-commit: of {facts.name} no git commit is recorded.")
     patch = original.patches.get(own_code.patch_name(number), "")
@@ -231,10 +217,7 @@ def _recorded_repository(
 
 
 def _repositories_here(modules: Iterable[str]) -> list[Path]:
-    """Return the checkouts that modules could be imported from, the likely ones first.
-
-    Nothing is imported.
-    """
+    """Return the checkouts that modules could come from, the likely first; import nothing."""
     found = []
     for name in sorted({name.partition(".")[0] for name in modules}):
         with suppress(Exception):  # of somebody's own way to import

@@ -20,16 +20,11 @@ from waymark.training.loop import Trainer
 class Saver:
     """Commit copies of the state in the background, one at a time, records first.
 
-    `before` is called before a save on or off the schedule, as `train` asks for; `graph` is the
-    file beside the checkpoints that holds the graph, if the format has one.
+    `before` is called before each `save`; `graph` is the graph's file, if the format has one.
     """
 
     def __init__(
-        self,
-        store: CheckpointStore,
-        run: ActiveRun,
-        graph: Path | None = None,
-        before: Callable[[], None] = lambda: None,
+        self, store: CheckpointStore, run: ActiveRun, graph: Path | None, before: Callable[[], None]
     ) -> None:
         self.store, self._run, self._graph, self._before = store, run, graph, before
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -106,10 +101,7 @@ def restore_or_initialise(
 
 
 def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:
-    """Record the digests that only history.json or manifests hold.
-
-    The run was resumed on another machine, or killed before the outbox had them.
-    """
+    """Record digests of a run resumed on another machine, or killed before the outbox had them."""
     digests: dict[int, str] = {}
     with suppress(OSError):
         known = history.load((run.info.folder / history.NAME).read_bytes())

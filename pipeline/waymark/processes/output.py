@@ -1,29 +1,25 @@
 """Standard output and standard error whose failure never ends the work.
 
-The reader goes away, the disk of a log is full, the stream is closed or there is none: what is
-printed is given up, and the work goes on.
+The reader goes away, the disk of a log is full, the stream is closed or there is none.
 """
 
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 
 class Output:
-    """Stand for a text stream; give it up at the first text that it does not take.
+    """Stand for a text stream; give it up at the first text that it does not take."""
 
-    A character outside the stream's encoding is written as a backslash escape.
-    """
-
-    def __init__(self, stream: TextIO, given_up: Callable[[str], None]) -> None:
-        """Stand for `stream`; call `given_up` with the reason when it is given up."""
-        self._stream, self._given_up = stream, given_up
+    def __init__(self, stream: TextIO, told: "Output | None" = None) -> None:
+        """Stand for `stream`; tell `told` when it is given up."""
+        self._stream, self._told = stream, told
         self.failure: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
-        """Write a text; return its length, as a text stream does."""
+        """Write a text, what is outside the encoding as backslash escapes; return its length."""
         self._try(lambda: self._write(text))
         return len(text)
 
@@ -45,14 +41,16 @@ class Output:
             action()
         except (OSError, ValueError) as error:  # ValueError: it is closed
             self.failure = error
-            self._given_up(getattr(error, "strerror", None) or str(error))
+            reason = getattr(error, "strerror", None) or str(error)
+            if self._told:
+                text = f"waymark: standard output is given up ({reason}); the work goes on\n"
+                self._told.write(text)
 
     def isatty(self) -> bool:
         """Tell whether the stream is a terminal."""
-        try:
+        with suppress(ValueError):  # it is closed
             return self._stream.isatty()
-        except ValueError:  # it is closed
-            return False
+        return False
 
     def close(self) -> None:
         """Leave the stream open, which is its owner's: loggers close what they have written to."""
@@ -67,24 +65,16 @@ def unfailing_output(silent: bool = False) -> Iterator[Output]:
     """Put streams that never raise in place of `sys.stdout` and `sys.stderr`; yield the first.
 
     Unless `silent`, standard error is told once that standard output was given up.
-
-    A file that is opened while descriptor 1 or 2 is closed would get its number, and then what
-    TensorFlow prints: so descriptors 0 to 2 are opened where they are closed.
     """
     old = sys.stdout, sys.stderr
-    for number in range(3):
+    for number in range(3):  # else a file would get the number, and then what TensorFlow prints
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     with open(os.devnull, "w", encoding="utf-8") as nothing:
-        err = Output(old[1] or nothing, lambda reason: None)
-
-        def say(reason: str) -> None:
-            if not silent:
-                err.write(f"waymark: standard output is given up ({reason}); the work goes on\n")
-
-        out = Output(old[0] or nothing, say)
+        err = Output(old[1] or nothing)
+        out = Output(old[0] or nothing, None if silent else err)
         sys.stdout, sys.stderr = out, err
         try:
             yield out

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -11,7 +12,9 @@ from contextvars import copy_context
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
+LOOK = 1.0  # seconds between two looks whether the process that started this one is alive
 T = TypeVar("T")
+# By SIGUSR2 Slurm and submitit say that a job's time will be up in a moment.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
@@ -36,6 +39,19 @@ def handling(numbers: Iterable[int], handler: Callable[[int, Any], None]) -> Ite
             signal.signal(number, before)
 
 
+def end_with_parent(first: Callable[[], object]) -> None:
+    """When the process that started this one is gone, call `first` and end by SIGTERM."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        first()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
 class Interrupted(Exception):
     """The work ended early because of a signal."""
 
@@ -50,10 +66,8 @@ class Interrupted(Exception):
 class GracefulShutdown:
     """Note a signal while the context lasts; end the process unless `can_finish_gracefully`.
 
-    SIGUSR2 is how Slurm and submitit say that a job's time will be up in a moment.
-
-    A Python signal handler does not run while the main thread is inside a TensorFlow call, so
-    long work runs on a worker thread and the main thread only waits.
+    No Python signal handler runs while the main thread is inside a TensorFlow call: so long work
+    runs on a worker thread, and the main thread only waits.
     """
 
     last_signal: ClassVar[int | None] = None  # of this process, seen by work or come after it
