@@ -20,14 +20,14 @@ class TrialLauncher(Launcher):
     sweep: ClassVar[Any] = None  # the waymark.sweeps.sweep.Sweep that this process carries out
 
     def __init__(self, **settings: Any) -> None:
-        kind = Plugins.instance().class_name_to_class[self.sweep.plan.launcher]
+        kind = Plugins.instance().class_name_to_class[self.sweep.launcher]
         self._launcher: Launcher = kind(**settings)
 
     def setup(self, **given: Any) -> None:
         """Set the user's launcher up with what Hydra gives it before the first launch."""
         from waymark.config.compose import Composer
 
-        self.compose = Composer(given["hydra_context"].config_loader, given["config"])
+        self.sweep.compose = Composer(given["hydra_context"].config_loader, given["config"])
         self._launcher.setup(**given)
 
     def launch(
@@ -37,7 +37,7 @@ class TrialLauncher(Launcher):
         from waymark.config.compose import as_written
 
         jobs = [as_written(job) for job in job_overrides]  # a sweeper makes numbers
-        return self.sweep.launch(self._launcher.launch, self.compose, jobs, initial_job_idx)
+        return self.sweep.launch(self._launcher.launch, jobs, initial_job_idx)
 
 
 class GridSweeper(BasicSweeper):
@@ -56,10 +56,10 @@ class GridSweeper(BasicSweeper):
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Raise Hydra's error for an illegal job, and BadInput if no job can be done."""
-        sweep, compose = self.launcher.sweep, self.launcher.compose
-        failed = [job for job in batch if not sweep.identity_of(compose, tuple(job))]
+        sweep = self.launcher.sweep
+        failed = [job for job in batch if not sweep.identity_of(job)]
         super().validate_batch_is_legal(failed)
         if self.batch_index == 1:  # the first one
             jobs = [job for each in self.overrides for job in each]
-            sweep.check(compose, jobs)
+            sweep.check(jobs)
             sweep.planned = len(jobs)

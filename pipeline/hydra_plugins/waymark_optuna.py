@@ -66,19 +66,19 @@ class OptunaSweeper(Sweeper):
         sweep = TrialLauncher.sweep
         # Beside the runs, so that a store that is moved keeps its studies; relative, and braces
         # doubled, since Optuna takes a path for a pattern.
-        beside = os.path.relpath(sweep.plan.store.root / "optuna.db")
+        beside = os.path.relpath(sweep.store.root / "optuna.db")
         beside = beside.replace("{", "{{").replace("}", "}}")
         study = optuna.create_study(
             storage=self._storage or f"sqlite:///{beside}",
-            study_name=sweep.plan.parent,
-            direction="maximize" if sweep.plan.mode == "max" else "minimize",
+            study_name=sweep.parent,
+            direction="maximize" if sweep.mode == "max" else "minimize",
             load_if_exists=True,
         )
         sampler = dict(self._sampler)
         if sampler.get("seed") is not None:  # or a continued study would be proposed the same
             sampler["seed"] += len(study.trials)
         study.sampler = instantiate(sampler)
-        sweep.load_finished()
+        sweep.already_finished |= sweep.finished_before()
         return study
 
 

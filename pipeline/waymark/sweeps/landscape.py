@@ -30,31 +30,27 @@ class Axis:
 
     def __init__(self, key: str, texts: Sequence[str]) -> None:
         self.key = key
-        try:
-            numbers = {text: float(text) for text in texts}
-        except ValueError:
-            numbers = {}
-        numeric = bool(numbers) and all(map(math.isfinite, numbers.values()))
-        order = (lambda text: numbers[text]) if numeric else None
-        self.labels = sorted(set(texts), key=order)
         self.shown = {k: elided(v, LONGEST) for k, v in settings_apart(texts).items()}
-        low, high = (min(numbers.values()), max(numbers.values())) if numeric else (0.0, 0.0)
-        self.log = numeric and low > 0 and high / low >= WIDE
-        self._places = {text: float(place) for place, text in enumerate(self.labels)}
-        if numeric and low < high:
-            self._places = {t: math.log10(v) if self.log else v for t, v in numbers.items()}
+        try:
+            values = {text: float(text) for text in texts}
+        except ValueError:
+            values = {}
+        numeric = bool(values) and all(map(math.isfinite, values.values()))
+        self.labels = sorted(set(texts), key=(lambda text: values[text]) if numeric else None)
+        self.some = self.labels[:: max(1, len(self.labels) // 10)]  # so that they can be read
+        first, last = self.labels[0], self.labels[-1]
+        if not numeric or values[first] == values[last]:
+            values = {text: float(place) for place, text in enumerate(self.labels)}
+        elif values[first] > 0 and values[last] / values[first] >= WIDE:
+            values = {text: math.log10(value) for text, value in values.items()}
+        low, width = values[first], values[last] - values[first]
+        # Where each value stands: 0 is the first one, 1 the last.
+        self.places = {t: (v - low) / width if width else 0.5 for t, v in values.items()}
 
-    def place(self, text: str) -> float:
-        """Return where a value stands: 0 is the first one, 1 the last."""
-        low, high = (self._places[self.labels[i]] for i in (0, -1))
-        return (self._places[text] - low) / (high - low) if low != high else 0.5
-
-    def ticks(self, axis: Any, *, every: bool) -> None:
-        """Label a Matplotlib axis with the values, or with some of them if there are many."""
-        step = 1 if every else max(1, len(self.labels) // 10)
-        shown = self.labels[::step]
-        places = [self.labels.index(t) for t in shown] if every else [*map(self.place, shown)]
-        axis.set_ticks(places, [self.shown[text] for text in shown], parse_math=False)
+    def label(self, axis: Any, texts: Sequence[str], places: Sequence[float]) -> None:
+        """Label a Matplotlib axis with the key, and with some values at their places."""
+        axis.set_ticks(places, [self.shown[text] for text in texts], parse_math=False)
+        axis.set_label_text(self.key, parse_math=False)
 
 
 def landscape(keys: Sequence[str], points: Sequence[Point], metric: str) -> bytes:
@@ -81,14 +77,13 @@ def landscape(keys: Sequence[str], points: Sequence[Point], metric: str) -> byte
 
 def _curve(figure: Any, axis: Axis, points: Sequence[Point], metric: str) -> None:
     plot = figure.subplots()
-    ordered = sorted(points, key=lambda point: axis.place(point.values[0]))
-    places = [axis.place(point.values[0]) for point in ordered]
+    ordered = sorted(points, key=lambda point: axis.places[point.values[0]])
+    places = [axis.places[point.values[0]] for point in ordered]
     halves = [point.half or 0.0 for point in ordered]
     plot.errorbar(places, [p.mean for p in ordered], halves, marker="o", capsize=4)
     for place, point in zip(places, ordered, strict=True):
         plot.annotate(point.mark, (place, point.mean), (6, 4), textcoords="offset points")
-    axis.ticks(plot.xaxis, every=False)
-    plot.set_xlabel(axis.key, parse_math=False)
+    axis.label(plot.xaxis, axis.some, [axis.places[text] for text in axis.some])
     plot.set_ylabel(metric, parse_math=False)
 
 
@@ -105,10 +100,8 @@ def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric
             plot.text(column, row, text, ha="center", va="center", size=8, bbox=light)
     image = plot.imshow(grid, aspect="auto", cmap="viridis")
     figure.colorbar(image, label=metric)
-    across.ticks(plot.xaxis, every=True)
-    down.ticks(plot.yaxis, every=True)
-    plot.set_xlabel(across.key, parse_math=False)
-    plot.set_ylabel(down.key, parse_math=False)
+    for side, axis in ((plot.xaxis, across), (plot.yaxis, down)):
+        axis.label(side, axis.labels, range(len(axis.labels)))
 
 
 def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric: str) -> None:
@@ -119,14 +112,13 @@ def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric
     low, high = min(known, default=0.0), max(known, default=1.0)
     for point in points:
         share = (point.mean - low) / (high - low) if high > low else 0.5
-        heights = [axis.place(v) for axis, v in zip(axes, point.values, strict=True)]
+        heights = [axis.places[v] for axis, v in zip(axes, point.values, strict=True)]
         width = 2.5 if point.mark else 1.0
         plot.plot([*heights, share], color=colours(share), linewidth=width, alpha=0.8)
     for place, axis in enumerate(axes):
         plot.axvline(place, color="black", linewidth=0.8)
-        step = max(1, len(axis.labels) // 10)
-        for text in axis.labels[::step]:
-            plot.text(place, axis.place(text), f" {axis.shown[text]}", size=7, parse_math=False)
+        for text in axis.some:
+            plot.text(place, axis.places[text], f" {axis.shown[text]}", size=7, parse_math=False)
     plot.axvline(len(axes), color="black", linewidth=0.8)
     for share in (0.0, 0.5, 1.0):
         plot.text(len(axes), share, f" {number(low + share * (high - low))}", size=7)

@@ -1,9 +1,7 @@
 """Sweeps: one parent run, its trials nested under it; the same command again completes it.
 
-`sweep` has three steps. `prepare` finds or makes the parent and fixes the number of threads;
-`launch` hands the trials to Hydra's sweeper and launcher, before which a plugin of ours
-(`hydra_plugins.waymark`) asks `Sweep.launch` to skip finished trials and to launch again what took
-its process with it; `finish` records in the parent what became of the trials.
+Before each launch of Hydra's, a plugin of ours (`hydra_plugins.waymark`) asks `Sweep.launch` to
+skip finished trials and to launch again what took its process with it.
 """
 
 import csv
@@ -26,15 +24,8 @@ from typing import Any
 from waymark import names
 from waymark.comparison.report import Comparison
 from waymark.comparison.runs import compare_found
-from waymark.config.compose import (
-    CONF,
-    PACKAGES,
-    brought_by,
-    explain_hydra_error,
-    hydra_errors,
-    searchpath,
-    to_plain,
-)
+from waymark.config import compose
+from waymark.config.compose import CONF, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import own_singletons, parse_flags
 from waymark.config.values import flatten
@@ -45,10 +36,10 @@ from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
 from waymark.sweeps.landscape import Point, landscape
-from waymark.sweeps.sweep import Sweep, SweepPlan, TrialResult
+from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.table import number
 from waymark.tracking.limits import reason_of
-from waymark.tracking.parent_run import open_parent
+from waymark.tracking.parent_run import open_parent, withdraw
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.remote_store import connect
 
@@ -70,17 +61,15 @@ class SweepResult:
 
 
 def sweep(arguments: Sequence[str]) -> SweepResult:
-    """Carry out a sweep from its overrides to its recorded end.
+    """Carry out a sweep by the arguments of `waymark run -m`, and record its end.
 
-    `arguments` are those of `waymark run -m`. Raises BadInput as `prepare` does, and if no
-    trial can be done; Interrupted after a signal.
+    Raises BadInput as `prepare` does, and if no trial can be done; Interrupted after a signal.
     """
     set_variable("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
     with own_singletons(for_all_threads=True):
         install(CONF)
-        plan = prepare(arguments)
-        carried_out = Sweep(plan)
-        with _hydra_arguments([*arguments, *plan.overrides]):
+        carried_out = prepare(arguments)
+        with _hydra_arguments([*arguments, *carried_out.overrides]):
             status = launch(carried_out)
     result = finish(carried_out, status)
     if status > 128:
@@ -102,7 +91,7 @@ def _hydra_arguments(words: list[str]) -> Iterator[None]:
         os.environ.update({name: wanted} if wanted is not None else {})
 
 
-def prepare(arguments: Sequence[str]) -> SweepPlan:
+def prepare(arguments: Sequence[str]) -> Sweep:
     """Find or make the parent run of a sweep, and fix what its trials share.
 
     A sweep is the same one if its experiment, sweeper, objective, varied keys and all that is
@@ -111,20 +100,16 @@ def prepare(arguments: Sequence[str]) -> SweepPlan:
     """
     given = parse_flags(arguments)
     flags = [word for word in arguments if word not in given.overrides]
-    fixed, varied = _parse(given.overrides)
-    try:
-        values = _composed(fixed, given.config_dir)
-    except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, given.overrides)) from None
+    words = [str(without_password(word)) for word in (*flags, *given.overrides)]
+    command = shlex.join(["waymark", "run", *words])
+    values, swept = _composed(given.overrides, given.config_dir)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
-    _check(launcher, sweeper, values["objective"]["metric"], values["prune"])
-    varied = sorted({*varied, *(sweeper.get("params") or {})})
-    command = _command([*flags, *given.overrides])
+    _check(values)
+    varied = sorted({*swept, *(sweeper.get("params") or {})})
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
-    parent, before = open_parent(
-        store, values["experiment_name"], ", ".join(varied), tags, names.SWEEP
-    )
+    name, experiment = ", ".join(varied), values["experiment_name"]
+    parent, before = open_parent(store, experiment, name, tags, names.SWEEP)
     chosen = values["runtime"]["intra_op_threads"] or parent.tags.get(names.THREADS)
     threads = chosen or threads_of(launcher)
     store.set_tags(parent.id, {names.THREADS: str(threads)})
@@ -137,7 +122,7 @@ def prepare(arguments: Sequence[str]) -> SweepPlan:
     more = _overrides(values["hydra"], variables)
     if trial.THREADS not in varied:
         more.append(f"{trial.THREADS}={threads}")
-    return SweepPlan(
+    return Sweep(
         store=store,
         parent=parent.id,
         before=before,
@@ -150,21 +135,20 @@ def prepare(arguments: Sequence[str]) -> SweepPlan:
     )
 
 
-def _command(words: Sequence[str]) -> str:
-    """Return the command of a sweep as a shell takes it, without passwords."""
-    return shlex.join(["waymark", "run", *(str(without_password(word)) for word in words)])
-
-
-def _parse(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the overrides that all trials share, and the keys that are varied."""
+def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the values that all trials share, and the keys that are varied."""
+    import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
+        fixed += [compose.searchpath([config_dir])] if config_dir else []
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            values = compose.to_plain(hydra.compose("config", fixed, return_hydra_config=True))
     except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, list(overrides))) from None
-    fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
-    return fixed, [item.key_or_group for item in parsed if item.is_sweep_override()]
+        raise BadInput(explain_hydra_error(error, overrides)) from None
+    return values, [item.key_or_group for item in parsed if item.is_sweep_override()]
 
 
 def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[str, str]:
@@ -175,9 +159,9 @@ def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[st
     fixed = {k: v for k, v in rest.items() if not any(f"{k}.".startswith(f"{v}.") for v in varied)}
     sweeper = values["hydra"]["sweeper"]["_target_"]
     same = [varied, trial.by_content(fixed), sweeper, values["objective"]]
-    tags = {names.KIND: "sweep", names.SWEEP: trial.digest_of(same)}
     return {
-        **tags,
+        names.KIND: "sweep",
+        names.SWEEP: trial.digest_of(same),
         names.VARIED: json.dumps(varied),
         names.COMMAND: command,
         names.RESUME: command,
@@ -197,27 +181,19 @@ def _overrides(hydra: Mapping[str, Any], variables: Mapping[str, str]) -> list[s
     return more
 
 
-def _composed(overrides: list[str], config_dir: str | None) -> dict[str, Any]:
-    import hydra
-
-    own = [searchpath([config_dir])] if config_dir else []
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return to_plain(hydra.compose("config", [*overrides, *own], return_hydra_config=True))
-
-
-def _check(
-    launcher: Mapping[str, Any], sweeper: Mapping[str, Any], metric: str, prune: str | None
-) -> None:
+def _check(values: Mapping[str, Any]) -> None:
     """Raise BadInput for what only a sweep can find wrong."""
     from hydra.core.plugins import Plugins
 
-    target = str(launcher["_target_"])
+    target = str(values["hydra"]["launcher"]["_target_"])
     if target not in Plugins.instance().class_name_to_class:
-        names = {choice: choice.rpartition("=")[2] for choice in PACKAGES}
-        hints = [brought_by(c) for c, name in names.items() if f".hydra_{name}_launcher." in target]
+        launchers = {f".hydra_{c.rpartition('=')[2]}_launcher.": c for c in compose.PACKAGES}
+        hints = [compose.brought_by(choice) for n, choice in launchers.items() if n in target]
         raise BadInput(f"hydra.launcher._target_={target!r}: is not installed{''.join(hints)}.")
-    if sweeper["_target_"] == OPTUNA and not find_spec("optuna"):
-        raise BadInput(f"hydra/sweeper=optuna: needs Optuna{brought_by('hydra/sweeper=optuna')}.")
+    if values["hydra"]["sweeper"]["_target_"] == OPTUNA and not find_spec("optuna"):
+        choice = "hydra/sweeper=optuna"
+        raise BadInput(f"{choice}: needs Optuna{compose.brought_by(choice)}.")
+    prune, metric = values["prune"], values["objective"]["metric"]
     if prune and metric.rpartition("/")[2] not in ("accuracy", "loss"):
         raise BadInput(
             f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
@@ -247,6 +223,7 @@ def launch(sweep: Sweep) -> int:
     from hydra_plugins.waymark import TrialLauncher
 
     TrialLauncher.sweep, trial.in_parent = sweep, True
+    refusals: tuple[type[Exception], ...] = (BadInput, *hydra_errors())
     carry_out = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
         with handling((signal.SIGTERM, signal.SIGHUP), _leave):
@@ -255,24 +232,20 @@ def launch(sweep: Sweep) -> int:
         return 128 + signal.SIGINT
     except SystemExit as leaving:  # a signal's: Hydra takes every Exception for a trial's failure
         return int(leaving.code or 0)
-    except BadInput:
-        _withdraw(sweep)
-        raise
-    except hydra_errors() as error:
-        _withdraw(sweep)
+    except refusals as error:
+        with suppress(Exception):  # a store that does not answer
+            sweep.close()
+            if sweep.has_begun():
+                finish(sweep, 2)
+            else:
+                withdraw(sweep.store, sweep.parent, sweep.before)
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(explain_hydra_error(error, sys.argv[1:])) from None
     except Exception as error:  # the launcher could not even begin
         print(f"waymark: {reason_of(error)}", file=sys.stderr)
         return 1
     return 0
-
-
-def _withdraw(sweep: Sweep) -> None:
-    """Leave no trace of a sweep that was refused, unless trials had begun."""
-    with suppress(Exception):  # a store that does not answer
-        sweep.close()
-        if not sweep.withdraw():
-            finish(sweep, 2)
 
 
 def _leave(number: int, _: Any) -> None:
@@ -283,10 +256,7 @@ def _leave(number: int, _: Any) -> None:
 
 
 def finish(sweep: Sweep, status: int = 0) -> SweepResult:
-    """Record in the parent, and print, what came of a sweep.
-
-    `status` is not 0 if the sweep could not come to its end.
-    """
+    """Record in the parent, and print, what came of a sweep; `status` is what `launch` returned."""
     wait_for_ended_runs()
     sweep.close()
     try:
@@ -294,12 +264,12 @@ def finish(sweep: Sweep, status: int = 0) -> SweepResult:
     except Exception as error:  # of MLflow, the network
         reason = reason_of(error)
         print(f"waymark: the end of the sweep cannot be recorded ({reason})", file=sys.stderr)
-        print("to complete the sweep:", sweep.plan.command, file=sys.stderr)
-        return SweepResult(sweep.plan.parent, None, [], status or 1)
+        print("to complete the sweep:", sweep.command, file=sys.stderr)
+        return SweepResult(sweep.parent, None, [], status or 1)
 
 
 def _finish(sweep: Sweep, status: int) -> SweepResult:
-    plan, tracking, parent = sweep.plan, sweep.plan.store, sweep.plan.parent
+    tracking, parent = sweep.store, sweep.parent
     mark_dead_runs_killed(tracking)  # workers may have gone with the launcher
     found = sweep.outcome()
     known = tracking.metrics(parent)
@@ -310,15 +280,17 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _log_plots(sweep, table)
         print(table.text())
-    trials = found.trials(plan.metric)
+    trials = found.trials(sweep.metric)
     best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
     if best and best.objective is not None:
-        reached = f"{plan.metric} {number(best.objective)}"
+        reached = f"{sweep.metric} {number(best.objective)}"
         print(printable(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
     for each in trials:
         if each.status != "FINISHED":
             print(printable(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))
-    tracking.log_text(parent, _csv(trials), "trials.csv")
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([TrialResult._fields, *trials])
+    tracking.log_text(parent, text.getvalue(), "trials.csv")
     print(sweep.summary_line(found))
     lost, where = sweep.total - len(trials), without_password(tracking.address.display_uri)
     if lost > 0 and not status:
@@ -326,21 +298,14 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     tracking.end(parent, end)
-    tracking.set_tags(parent, {names.RESUME: plan.command if status else ""})
+    tracking.set_tags(parent, {names.RESUME: sweep.command if status else ""})
     if status:
-        print("to complete the sweep:", plan.command, file=sys.stderr)
+        print("to complete the sweep:", sweep.command, file=sys.stderr)
     return SweepResult(parent, best, trials, status)
 
 
-def _csv(trials: Sequence[TrialResult]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([TrialResult._fields, *trials])
-    return text.getvalue()
-
-
 def _log_plots(sweep: Sweep, table: Comparison) -> None:
-    """Put the table and the plots of a sweep into its parent run."""
-    points, metric = [], sweep.plan.metric
+    points, metric = [], sweep.metric
     for row in table.rows:
         known = row.metrics.get(metric)
         if known and all(key in row.values for key in table.keys):
@@ -353,4 +318,4 @@ def _log_plots(sweep: Sweep, table: Comparison) -> None:
         (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
         if points and table.keys:
             (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, metric))
-        sweep.plan.store.log_files(sweep.plan.parent, Path(scratch))
+        sweep.store.log_files(sweep.parent, Path(scratch))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 from waymark import names
@@ -15,7 +16,6 @@ from waymark.config.resolve import Resolved
 from waymark.errors import BadInput
 from waymark.sweeps import trial
 from waymark.table import rate
-from waymark.tracking.parent_run import withdraw
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
@@ -28,23 +28,8 @@ HEARTBEAT_INTERVAL_S = 20.0  # between two signs of life of the parent
 # Launchers whose trials see the files that this process sees.
 SAME_MACHINE = ("BasicLauncher", "JoblibLauncher", "LocalLauncher")
 
+Jobs = Sequence[Sequence[str]]  # each a trial's overrides
 RunAndSummary = tuple[RunRecord, RunSummary]
-
-
-@dataclass(frozen=True)
-class SweepPlan:
-    """What one command fixes before the first trial."""
-
-    store: RunStore
-    parent: str  # the id of the parent run
-    before: RunRecord | None  # the parent as this command found it; None if it made it
-    command_id: str  # the value of this command's tag at the trials that it comes to
-    command: str  # that completes the sweep
-    launcher: str  # the class that the user chose
-    overrides: list[str]  # for each trial, behind the command's own
-    progress: Any  # what the user asked for: auto, true or false
-    metric: str  # the objective
-    mode: str  # max or min: which way is better
 
 
 class TrialResult(NamedTuple):
@@ -57,11 +42,23 @@ class TrialResult(NamedTuple):
     objective: float | None  # None if the trial did not record it
 
 
+@dataclass(eq=False)
 class Sweep:
-    """The trials of a sweep as one command goes through them."""
+    """A sweep as one command carries it out; what is given was fixed before the first trial."""
 
-    def __init__(self, plan: SweepPlan) -> None:
-        self.plan = plan
+    store: RunStore
+    parent: str  # the id of the parent run
+    before: RunRecord | None  # the parent as this command found it; None if it made it
+    command_id: str  # the value of this command's tag at the trials that it comes to
+    command: str  # that completes the sweep
+    launcher: str  # the class that the user chose
+    overrides: list[str]  # for each trial, behind the command's own
+    progress: Any  # what the user asked for: auto, true or false
+    metric: str  # the objective
+    mode: str  # max or min: which way is better
+
+    def __post_init__(self) -> None:
+        self.compose: Callable[..., Resolved]  # a job's configuration, as Hydra composes it
         self.planned = 0  # trials that the sweeper will hand over, as far as it has told
         self.submitted: set[str] = set()  # trials handed over so far
         self.already_finished: dict[str, RunAndSummary] = {}  # by trial
@@ -69,35 +66,27 @@ class Sweep:
         self._began = time.monotonic()
         self._identities: dict[tuple[str, ...], tuple[str, Resolved] | None] = {}
         self._refused: dict[tuple[str, ...], str] = {}
-        self._finished_cache: dict[str, RunAndSummary] | None = None
+        self.finished_before = cache(self._finished_before)
         self._open = ExitStack()  # what ends with the sweep: its bar
 
-    def unfinished(
-        self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]
-    ) -> list[int]:
-        """Return which trials are not finished yet; a job is a trial's overrides.
+    def unfinished(self, jobs: Jobs) -> list[int]:
+        """Return which trials are not finished yet.
 
         Of a trial that cannot be identified here, or whose runs belong to another sweep, the
         process that does it will tell.
         """
-        over, seen, left = self._finished(), set(), []
+        over, seen, left = self.finished_before(), set(), []
         for index, job in enumerate(jobs):
-            found = self.identity_of(compose, tuple(job))
-            if found is None:
-                left.append(index)
-                continue
-            key, resolved = found
+            found, key = self.identity_of(job), self._key(job)
             pair = over.get(key)
-            if pair and trial.is_finished(pair[0], resolved.config):
+            if not found:
+                left.append(index)
+            elif pair and trial.is_finished(pair[0], found[1].config):
                 self.already_finished[key] = pair
             elif key not in seen:  # or it is the same trial in other words
                 seen.add(key)
                 left.append(index)
         return left
-
-    def load_finished(self) -> None:
-        """Count the trials that earlier commands finished: this one's sweeper hands over others."""
-        self.already_finished |= self._finished()
 
     @property
     def total(self) -> int:
@@ -114,65 +103,49 @@ class Sweep:
         self.planned = 0  # of what was planned there is no more
         self._open.close()
 
-    def withdraw(self) -> bool:
-        """Leave no trace of a command that has come to no trial; tell whether it has not."""
-        if any(self.belongs_to_this_command(record) for record, _ in self.members()):
-            return False
-        withdraw(self.plan.store, self.plan.parent, self.plan.before)
-        return True
+    def has_begun(self) -> bool:
+        """Tell whether this command has come to a trial."""
+        return any(self.belongs_to_this_command(record) for record, _ in self.members())
 
-    def _finished(self) -> dict[str, RunAndSummary]:
+    def _finished_before(self) -> dict[str, RunAndSummary]:
         """Return the finished trials of this sweep as they were found before the launch."""
-        if self._finished_cache is None:
-            self._finished_cache = {
-                record.tags.get(names.TRIAL, ""): (record, facts)
-                for record, facts in trial.members(self.plan.store, self.plan.parent)
-                if record.status == "FINISHED"
-            }
-        return self._finished_cache
+        return {
+            record.tags.get(names.TRIAL, ""): (record, facts)
+            for record, facts in trial.members(self.store, self.parent)
+            if record.status == "FINISHED"
+        }
 
-    def identity_of(
-        self, compose: Callable[..., Resolved], job: tuple[str, ...]
-    ) -> tuple[str, Resolved] | None:
+    def identity_of(self, words: Sequence[str]) -> tuple[str, Resolved] | None:
         """Return a trial's identity and configuration, None if its overrides allow none."""
+        job = tuple(words)
         if job not in self._identities:
             self._identities[job] = None
             resolved = None
             try:
-                resolved = compose(job)
+                resolved = self.compose(job)
                 self._identities[job] = trial.identity(resolved), resolved
             except BadInput as error:
-                if resolved is None or self.plan.launcher.endswith(SAME_MACHINE):
+                if resolved is None or self.launcher.endswith(SAME_MACHINE):
                     self._refused[job] = str(error)
             except hydra_errors():
                 pass  # the sweeper says why
         return self._identities[job]
 
-    def check(self, compose: Callable[..., Resolved], jobs: Sequence[Sequence[str]]) -> None:
+    def check(self, jobs: Jobs) -> None:
         """Raise BadInput if none of a sweep's trials can be done."""
-        known = [self.identity_of(compose, tuple(job)) for job in jobs]
-        reasons = [self._refused[tuple(job)] for job in jobs if tuple(job) in self._refused]
-        if len(reasons) == len(known) > 0:
-            raise BadInput(
-                reasons[0]
-                if len(set(reasons)) == 1
-                else f"none of the {len(jobs)} trials can be done; the first one: {reasons[0]}"
-            )
+        reasons = [self._refused.get(tuple(job)) for job in jobs if not self.identity_of(job)]
+        if jobs and len(reasons) == len(jobs) and None not in reasons:
+            several = f"none of the {len(jobs)} trials can be done; the first one: "
+            raise BadInput(f"{several if len(set(reasons)) > 1 else ''}{reasons[0]}")
 
-    def launch(
-        self,
-        launch: Callable[[Sequence[Sequence[str]], int], Sequence[Any]],
-        compose: Callable[..., Resolved],
-        jobs: Sequence[Sequence[str]],
-        first: int,
-    ) -> list[Any]:
-        """Do trials by the user's launcher; return Hydra's JobReturns, in order.
+    def launch(self, launch: Callable[..., Sequence[Any]], jobs: Jobs, first: int) -> list[Any]:
+        """Do trials by the `launch` of the user's launcher; return Hydra's JobReturns, in order.
 
         A worker that is killed takes the launcher's other workers with it, or their results:
         what is left is launched again, at last one by one, so that only the culprit is lost.
         """
         returns: dict[int, Any] = {}
-        left = self.unfinished(compose, jobs)
+        left = self.unfinished(jobs)
         keys = {self._key(job) for job in jobs}
         self._repeated += len(jobs) - len(keys - self.submitted)
         if not self.submitted:
@@ -184,9 +157,12 @@ class Sweep:
                 try:
                     done = launch([jobs[i] for i in batch], first)
                     returns.update(zip(batch, done, strict=True))
-                except Exception as error:
-                    self._after_launcher_failure(error)
-            left = [i for i in self.unfinished(compose, jobs) if i not in returns]
+                except Exception:
+                    self.finished_before.cache_clear()
+                    mark_dead_runs_killed(self.store)
+                    if not self.has_begun():
+                        raise
+            left = [i for i in self.unfinished(jobs) if i not in returns]
         by_trial = {self._key(jobs[index]): value for index, value in returns.items()}
         return [
             returns.get(index) or by_trial.get(self._key(job)) or self._skipped_return(job)
@@ -198,39 +174,31 @@ class Sweep:
         found = self._identities.get(tuple(job))
         return found[0] if found else " ".join(job)
 
-    def _after_launcher_failure(self, error: Exception) -> None:
-        """Note that a launcher gave up; raise what it raised if it had not even begun."""
-        self._finished_cache = None
-        mark_dead_runs_killed(self.plan.store)
-        if not any(self.belongs_to_this_command(record) for record, _ in self.members()):
-            raise error
-
     def _skipped_return(self, job: Sequence[str]) -> Any:
         from hydra.core.utils import JobReturn, JobStatus
 
         pair = self.already_finished.get(self._key(job))
-        value = trial.objective(*pair, self.plan.metric) if pair else math.nan
+        value = trial.objective(*pair, self.metric) if pair else math.nan
         return JobReturn(overrides=list(job), status=JobStatus.COMPLETED, _return_value=value)
 
     def summary_line(self, found: "Outcome") -> str:
         """Say how many trials there are, and how many this command has done in a minute."""
         counts = [f"{count} {name}" for name, count in found.counts().items() if count]
         text = f"trials                {', '.join(counts) or 'none'}"
-        done = sum(
-            self.belongs_to_this_command(record) for record, _ in [*found.finished, *found.pruned]
-        )
+        over = [*found.finished, *found.pruned]
+        done = sum(self.belongs_to_this_command(record) for record, _ in over)
         minutes = (time.monotonic() - self._began) / 60
         return f"{text}; {done} of them now, {rate(done / minutes)} a minute" if done else text
 
     def belongs_to_this_command(self, record: RunRecord) -> bool:
         """Tell whether this command came to a run last, and not another one."""
-        return record.tags.get(names.sweep_member_tag(self.plan.parent)) == self.plan.command_id
+        return record.tags.get(names.sweep_member_tag(self.parent)) == self.command_id
 
     def members(self) -> list[RunAndSummary]:
         """Return the runs of the trials that this command has come to, or finds finished."""
         return [
             (record, facts)
-            for record, facts in trial.members(self.plan.store, self.plan.parent)
+            for record, facts in trial.members(self.store, self.parent)
             if self.belongs_to_this_command(record)
             or (record.status == "FINISHED" and record.tags.get(names.TRIAL) in self.submitted)
         ]
@@ -247,9 +215,9 @@ class Sweep:
         runs = sorted(counting.values(), key=lambda pair: pair[0].start_time)
         over = [pair for pair in runs if pair[0].status == "FINISHED"]
         finished = [pair for pair in over if not pair[0].tags.get(names.PRUNED)]
-        metric = self.plan.metric
+        metric = self.metric
         scored = [p for p in finished if not math.isnan(p[1].metrics.get(metric, math.nan))]
-        pick: Callable[..., Any] = max if self.plan.mode == "max" else min
+        pick: Callable[..., Any] = max if self.mode == "max" else min
         best = pick(scored, key=lambda pair: pair[1].metrics[metric], default=None)
         pruned = [pair for pair in over if pair not in finished]
         return Outcome(finished, pruned, [pair for pair in runs if pair not in over], best)
@@ -257,7 +225,7 @@ class Sweep:
     @contextmanager
     def _report_progress(self) -> Iterator[None]:
         """Show how the sweep goes, on the terminal and in the parent run, while it goes."""
-        closing, bar = threading.Event(), make_sweep_progress(self.plan.progress, self.expected)
+        closing, bar = threading.Event(), make_sweep_progress(self.progress, self.expected)
 
         def watch() -> None:
             shown, beat = "", time.monotonic()
@@ -268,9 +236,8 @@ class Sweep:
                 with suppress(Exception):  # a store that does not answer: the next look will tell
                     shown = self._update_progress(bar, shown)
                     if began - beat > HEARTBEAT_INTERVAL_S:
-                        self.plan.store.set_tags(
-                            self.plan.parent, {names.HEARTBEAT: str(int(time.time()))}
-                        )
+                        now = str(int(time.time()))
+                        self.store.set_tags(self.parent, {names.HEARTBEAT: now})
                         beat = began
                 closing.wait(PAUSE_FACTOR * (time.monotonic() - began))
 
@@ -290,7 +257,7 @@ class Sweep:
         """Bring the bar and the parent's metrics up to date, if there is anything new."""
         found = self.outcome()
         counts = found.counts()
-        best = found.best[1].metrics[self.plan.metric] if found.best else None
+        best = found.best[1].metrics[self.metric] if found.best else None
         bar.show(self.expected, counts, best)
         now = json.dumps([self.expected, counts, found.best and found.best[0].id])
         if now != shown:
@@ -303,9 +270,9 @@ class Sweep:
         step = sum(found.counts().values()) - counts["running"]
         metrics: dict[str, float] = {f"{names.PROGRESS}{k}": count for k, count in counts.items()}
         if found.best:
-            self.plan.store.set_tags(self.plan.parent, {names.BEST_TRIAL: found.best[0].id})
-            metrics[f"{names.BEST}{self.plan.metric}"] = found.best[1].metrics[self.plan.metric]
-        self.plan.store.log_metrics(self.plan.parent, metrics, step)
+            self.store.set_tags(self.parent, {names.BEST_TRIAL: found.best[0].id})
+            metrics[f"{names.BEST}{self.metric}"] = found.best[1].metrics[self.metric]
+        self.store.log_metrics(self.parent, metrics, step)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
 """One trial of a sweep: done, resumed, or skipped, in whatever process a launcher starts it.
 
-A trial learns of its sweep by three ways, since a launcher passes a configuration and nothing
-else to its workers: the parent run, the varied keys and the command come as variables of the
-environment, which Hydra sets from `hydra.job.env_set`; the number of threads and other settings
-that the trials share are overrides. In the process of the command itself `in_parent` is true.
-(Hydra's plugins are given the `Sweep` by `hydra_plugins.waymark.TrialLauncher.sweep`, since
-Hydra makes them from the configuration.)
+Since a launcher passes its workers nothing but a configuration, the parent run, the varied keys
+and the command come as variables of the environment, from `hydra.job.env_set`, and what else the
+trials share as overrides.
 """
 
 import hashlib
@@ -16,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -41,13 +38,13 @@ from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
-from waymark.processes.signals import GracefulShutdown, Interrupted
+from waymark.processes.signals import GracefulShutdown, Interrupted, end_with_parent
 from waymark.table import elided, setting
 from waymark.tracking.finder import find, select, tagged
 from waymark.tracking.parent_run import record_failed_trial
 from waymark.tracking.questions import StoreError
 from waymark.tracking.recovery import mark_dead_runs_killed
-from waymark.tracking.remote_store import RemoteStore, connect
+from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 from waymark.training.pruning import Pruner, pruning_steps
@@ -68,6 +65,7 @@ POLL_INTERVAL_S = 1.0  # seconds between two looks at a trial that another proce
 
 trial_ended = threading.Event()  # a trial that this process does, or waits for, has ended
 _orphaned = threading.Event()
+_end_with_parent = cache(end_with_parent)  # once in a process
 in_parent = False  # this process is the sweep's own, not a launcher's worker
 
 
@@ -126,75 +124,45 @@ def run_trial(cfg: Any) -> float:
     return math.nan
 
 
-@cache
-def _end_with_parent() -> None:
-    """End in good order, by SIGTERM, when the process that started this one is gone.
-
-    Workers of joblib would go on with the sweep as long as there is something left of it.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_INTERVAL_S)
-        _orphaned.set()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    parent = os.getppid()
-    if not in_parent:
-        threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
 def claim_and_run(resolved: Resolved, name: str) -> float:
-    """Come to a trial's end, by this process or another; return its objective."""
-    _end_with_parent()
-    tracking, key = connect(resolved.config.tracking.uri, create=True), identity(resolved)
+    """Come to a trial's end, by this process or another; return its objective.
+
+    What is left of it is done here, others waiting until its run says that this process trains it.
+    """
+    if not in_parent:  # joblib's workers would go on as long as there is something left
+        _end_with_parent(_orphaned.set)
+    config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
+    tracking, key = connect(config.tracking.uri, create=True), identity(resolved)
+    tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
     lock = FileLock(tracking.root / "trials.lock")
     try:
-        known = wait_until_free(tracking, resolved.config.experiment_name, key, name, lock)
-        return run_or_resume(resolved, name, tracking, key, known, lock.release)
-    finally:
-        lock.release()
-        if _orphaned.is_set():
-            os._exit(128 + signal.SIGTERM)
-
-
-def run_or_resume(
-    resolved: Resolved,
-    name: str,
-    tracking: RemoteStore,
-    key: str,
-    known: list[tuple[RunRecord, RunSummary]],
-    began: Callable[[], None],
-) -> float:
-    """Do what is left of a trial whose runs so far are `known`; return its objective.
-
-    `began` is called as soon as the trial's run says that this process trains it.
-    """
-    config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
-    finished = [pair for pair in known if is_finished(pair[0], config)]
-    if finished:
-        tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
-        return objective(*finished[0], config.objective.metric)
-    unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
-    tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
-    pruner = _pruner(tracking.with_bound(PRUNING_ANSWER_S), config, parent, key)
-    try:
+        known = wait_until_free(tracking, config.experiment_name, key, name, lock)
+        finished = [pair for pair in known if is_finished(pair[0], config)]
+        if finished:
+            tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
+            return objective(*finished[0], config.objective.metric)
+        unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
+        pruner = _pruner(tracking.with_bound(PRUNING_ANSWER_S), config, parent, key)
+        doing: dict[str, Any] = {"pruner": pruner, "began": lock.release, "wait": not in_parent}
         if unfinished:
             run_id = unfinished[0].id
             tracking.set_tags(run_id, tags)
-            trusted = own_modules(config)  # the command itself names them
             given = {**resolved.secrets(), "tracking.uri": config.tracking.uri}
-            given["trusted_modules"] = trusted
-            execute.resume(run_id, given, pruner=pruner, began=began, wait=not in_parent)
+            given["trusted_modules"] = own_modules(config)  # the command itself names them
+            execute.resume(run_id, given, **doing)
         else:
             values = {**resolved.values, "run_name": resolved.values["run_name"] or name or None}
             own = replace(config, run_name=values["run_name"])
             named = replace(resolved, config=own, values=values)
-            run_id = execute.run(named, None, tags, pruner, began, wait=not in_parent).run_id
+            run_id = execute.run(named, tags=tags, **doing).run_id
+        record = find(tracking, run_id)
+        return objective(record, tracking.summary(record), config.objective.metric)
     except Pruned as pruned:
         return PrunedObjective(pruned.step, pruned.value)
-    record = find(tracking, run_id)
-    return objective(record, tracking.summary(record), config.objective.metric)
+    finally:
+        lock.release()
+        if _orphaned.is_set():
+            os._exit(128 + signal.SIGTERM)
 
 
 def wait_until_free(
@@ -202,16 +170,15 @@ def wait_until_free(
 ) -> list[tuple[RunRecord, RunSummary]]:
     """Return the runs of a trial, holding `lock`, as soon as no other process trains one of them.
 
-    Until this process has recorded that it does, no other one of this machine begins a trial.
+    No other process of this machine begins a trial until this one has recorded that it does.
     """
     announced = False
     while True:
         lock.acquire()
         known = tagged(tracking, experiment, names.TRIAL, key)
-        if not any(record.status == "RUNNING" for record, _ in known):
-            return known
-        mark_dead_runs_killed(tracking)
-        known = tagged(tracking, experiment, names.TRIAL, key)
+        if any(record.status == "RUNNING" for record, _ in known):
+            mark_dead_runs_killed(tracking)
+            known = tagged(tracking, experiment, names.TRIAL, key)
         elsewhere = [record.id for record, _ in known if record.status == "RUNNING"]
         if not elsewhere:
             return known
@@ -224,8 +191,8 @@ def wait_until_free(
 
 def is_finished(record: RunRecord, config: Config) -> bool:
     """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
-    over = record.status == "FINISHED" and not (record.tags.get(names.PRUNED) and not config.prune)
-    return over and not config.rerun_finished
+    again = config.rerun_finished or (record.tags.get(names.PRUNED) and not config.prune)
+    return record.status == "FINISHED" and not again
 
 
 def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
@@ -249,20 +216,17 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
     ended = cache(recorded)  # by a trial that was not judged itself, and has ended
 
     def other_trials() -> list[Mapping[int, float]]:
+        found: list[Mapping[int, float]] = []
         try:
-            return judged_by_now()
+            for record, _ in members(tracking, parent):
+                if record.tags.get(names.TRIAL) == key:
+                    continue
+                if record.tags.get(names.PRUNING_VALUES):
+                    found.append(judged_values(record) or recorded(record.id))
+                elif record.status == "FINISHED":
+                    found.append(ended(record.id))
         except (BadInput, StoreError):  # a store that does not answer: this trial goes on
             return []
-
-    def judged_by_now() -> list[Mapping[int, float]]:
-        found: list[Mapping[int, float]] = []
-        for record, _ in members(tracking, parent):
-            if record.tags.get(names.TRIAL) == key:
-                continue
-            if record.tags.get(names.PRUNING_VALUES):
-                found.append(judged_values(record) or recorded(record.id))
-            elif record.status == "FINISHED":
-                found.append(ended(record.id))
         return found
 
     return Pruner(config.prune, metric, sign, steps, other_trials)
@@ -274,10 +238,7 @@ def members(store: RunStore, parent: str) -> list[tuple[RunRecord, RunSummary]]:
 
 
 def judged_values(record: RunRecord) -> dict[int, float]:
-    """Return what a trial told the others: its value at each step at which it was judged.
-
-    Nothing if that was too much for a tag.
-    """
+    """Return a trial's value at each step at which it was judged; none if too many for a tag."""
     try:
         values = json.loads(record.tags.get(names.PRUNING_VALUES) or "{}")
     except ValueError:
@@ -292,11 +253,8 @@ def identity(resolved: Resolved) -> str:
     loaded or do not fit the model.
     """
     known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
-    values = {
-        key: value
-        for key, value in known.items()
-        if key.partition(".")[0] not in NOT_PART_OF_IDENTITY
-    }
+    left_out = NOT_PART_OF_IDENTITY
+    values = {k: v for k, v in known.items() if k.partition(".")[0] not in left_out}
     values.pop("data.path", None)
     data = load_data(resolved.config).digest
     own = tuple(own_modules(resolved.config))
@@ -317,15 +275,12 @@ def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
         with suppress(OSError, ValueError, RuntimeError):  # no path, no such user, not readable
             path = Path(value).expanduser()
             files = files_of(path) if key == "init_from" else [path]
-            plain = [file for file in files if file.is_file() or _is_elsewhere(file)]
+            around = Path.cwd(), *Path.cwd().parents
+            plain = [f for f in files if f.is_file() or (f.is_dir() and f.resolve() not in around)]
             return {"content": file_digest(plain)} if plain else value
         return value
 
     return {key: content(key, value) for key, value in values.items()}
-
-
-def _is_elsewhere(folder: Path) -> bool:
-    return folder.is_dir() and not Path.cwd().is_relative_to(folder.resolve())
 
 
 @cache
@@ -348,7 +303,6 @@ def trial_name(task: Sequence[str]) -> str:
 
 
 def _record_failure(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
-    """Record a trial that failed before it had a run of its own."""
     tracking, parent = connect(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
     own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
     tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
