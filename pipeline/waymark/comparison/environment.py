@@ -45,7 +45,7 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
     from tensorflow.python.framework.config import is_op_determinism_enabled
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
-    build = tf.sysconfig.get_build_info()
+    build, known = tf.sysconfig.get_build_info(), fingerprint()
     return {
         "format": FORMAT,
         "python": platform.python_version(),
@@ -59,8 +59,8 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
             "onednn": IsMklEnabled(),
             "deterministic_ops": is_op_determinism_enabled(),
         },
-        "settings": {name: os.environ[name] for name in NUMERICS_ENV_VARS if name in os.environ},
-        "cpu": _cpu(),
+        "settings": known["settings"],
+        "cpu": known["cpu"],
         "cores": os.cpu_count(),
         "gpus": _gpus(tf, build),
         "intra_op_threads": intra_op_threads,
@@ -79,60 +79,55 @@ def _installed() -> tuple[tuple[str, int], ...]:
 @lru_cache(1)
 def _packages(installed: object) -> dict[str, str]:
     """Return the packages installed and their versions; of two of one name, the one imported."""
-    found: dict[str, str] = {}
-    for distribution in distributions():
-        facts = distribution.metadata  # which is parsed anew each time it is asked for
-        if facts["Name"]:  # an interrupted pip leaves folders without metadata
-            found.setdefault(facts["Name"], facts["Version"])
+    metadata = [each.metadata for each in distributions()][::-1]
+    # An interrupted pip leaves folders without metadata.
+    found = {facts["Name"]: facts["Version"] for facts in metadata if facts["Name"]}
     return dict(sorted(found.items()))
 
 
 def _cpu() -> dict[str, Any]:
     """Return the CPU's model, instructions for arithmetic, and caches (Eigen's blocks fit them)."""
-    facts: dict[str, Any] = {"machine": platform.machine()}
+    machine = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:  # not Linux
         names = ("machdep.cpu.brand_string", "hw.l1dcachesize", "hw.l2cachesize")
         lines = (program_output("sysctl", "-n", *names) or "").splitlines()
         values = dict(zip(names, lines, strict=False))
-        return {**facts, "model": values.pop(names[0], platform.processor()), "caches": values}
+        model = values.pop(names[0], platform.processor())
+        return {"machine": machine, "model": model, "caches": values}
     info = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
     flags = info.get("flags") or info.get("Features") or ""  # on x86, on ARM
-    instructions = sorted(flag for flag in flags.split() if ARITHMETIC.match(flag))
-    model = info.get("model name")
-    return {**facts, "model": model, "instructions": instructions, "caches": _caches()}
-
-
-def has_bfloat16(facts: Mapping[str, Any]) -> bool | None:
-    """Tell whether what an environment computes on has instructions for bfloat16; None: unknown."""
-    instructions = facts["cpu"].get("instructions")
-    if facts["gpus"] or not instructions:
-        return None
-    return not BFLOAT16.isdisjoint(instructions)
-
-
-def _caches() -> dict[str, str]:
     caches = {}
     for index in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         with suppress(OSError):  # a container may hide it
             level, kind, size = ((index / n).read_text().strip() for n in ("level", "type", "size"))
             caches[f"L{level} {kind}"] = size
-    return caches
+    return {
+        "machine": machine,
+        "model": info.get("model name"),
+        "instructions": sorted(filter(ARITHMETIC.match, flags.split())),
+        "caches": caches,
+    }
+
+
+def has_bfloat16(facts: Mapping[str, Any]) -> bool | None:
+    """Tell whether what an environment computes on has instructions for bfloat16; None: unknown."""
+    instructions = facts["cpu"].get("instructions")
+    known = instructions and not facts["gpus"]
+    return not BFLOAT16.isdisjoint(instructions) if known else None
 
 
 def _gpus(tf: Any, build: Mapping[str, Any]) -> list[dict[str, str | None]]:
     """Return what decides the bits of each GPU; None what nothing tells."""
     found = []
     for device in tf.config.list_physical_devices("GPU"):
-        try:
+        details: dict[str, Any] = {}
+        with suppress(Exception):  # of a driver
             details = tf.config.experimental.get_device_details(device)
-        except Exception:  # of a driver
-            details = {}
-        capability = details.get("compute_capability")
         facts = {
             "name": details.get("device_name"),
-            "compute_capability": ".".join(map(str, capability)) if capability else None,
+            "compute_capability": ".".join(map(str, details.get("compute_capability") or ())),
             "driver": _driver(),
             "cuda": build.get("cuda_version"),
             "cudnn": build.get("cudnn_version"),
@@ -188,7 +183,7 @@ def parse_environment(body: bytes | None) -> dict[str, Any]:
         return {}
     if not isinstance(facts, dict):
         return {}
-    earlier = facts.pop("earlier", [])
+    earlier = facts.get("earlier")
     facts["earlier"] = [e for e in earlier if isinstance(e, dict)] if type(earlier) is list else []
     for each in (facts, *facts["earlier"]):
         if not isinstance(each.get("code", {}), dict):
@@ -208,20 +203,16 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Differen
             compare = _gpu_differences if topic == "gpus" else _topic_differences
             found += compare(topic, old[topic], new[topic])
     was, now = ({**each.get("code", {})} for each in (old, new))
-    if _is_renamed(was) != _is_renamed(now):  # all of Waymark's modules were: one line for them
+    main = f"{OLD_PACKAGE}.__main__"
+    if (main in was) != (main in now):  # all of Waymark's modules were renamed: one line for them
         for each in (was, now):
-            package = OLD_PACKAGE if _is_renamed(each) else "waymark"
+            package = OLD_PACKAGE if main in each else "waymark"
             own = [name for name in each if name.partition(".")[0] == package]
             each |= {package: str([each.pop(name) for name in own])} if own else {}
     changed = [name for name in sorted({*was, *now}) if was.get(name) != now.get(name)]
     if was and now and changed:
         found.append(("code", [x for x in changed if x in was], [x for x in changed if x in now]))
     return found
-
-
-def _is_renamed(code: Mapping[str, str]) -> bool:
-    """Tell whether Waymark's modules have the names that they had before its package's."""
-    return f"{OLD_PACKAGE}.__main__" in code
 
 
 def _topic_differences(topic: str, old: Any, new: Any) -> list[Difference]:
@@ -244,20 +235,19 @@ def _without(items: list[Any], others: list[Any]) -> list[str]:
 def _gpu_differences(topic: str, old: Any, new: Any) -> list[Difference]:
     """Return what differs between two lists of GPUs; what is unknown of one is no difference.
 
-    Nothing is known of those that older versions of Waymark recorded but that they were there.
+    Of those that an older Waymark recorded nothing is known but that they were there.
     """
     if not (isinstance(old, list) and isinstance(new, list)):
         return []
     if len(old) != len(new):
         return [(topic, _gpu_names(old), _gpu_names(new))]
-    found = []
-    for number, pair in enumerate(zip(old, new, strict=True)):
-        was, now = (each if isinstance(each, dict) else {} for each in pair)
-        for key in ("name", "compute_capability", "driver", "cuda", "cudnn"):
-            a, b = was.get(key), now.get(key)
-            if None not in (a, b) and a != b:
-                found.append((f"{topic}.{number}.{key}", a, b))
-    return found
+    was, now = ([x if isinstance(x, dict) else {} for x in each] for each in (old, new))
+    return [
+        (f"{topic}.{number}.{key}", a[key], b[key])
+        for number, (a, b) in enumerate(zip(was, now, strict=True))
+        for key in ("name", "compute_capability", "driver", "cuda", "cudnn")
+        if None not in (a.get(key), b.get(key)) and a[key] != b[key]
+    ]
 
 
 def _gpu_names(gpus: list[Any]) -> str:

@@ -74,7 +74,7 @@ class OwnCode:
 
     def __init__(self, with_changes: bool) -> None:
         self.digests: dict[str, str] = {}  # module -> SHA-256 of its file, but of a script's
-        self.patch: str | None = None  # of the checkout, see `changes`
+        self.patch = ""  # of the checkout, see `changes`
         self._with_changes = with_changes
         self._checkout_top = top_of(checkout().resolve())
         self._checkout: dict[str, str] = {}
@@ -84,14 +84,13 @@ class OwnCode:
         self._left_out: list[str] = []
         self._known: set[str] = set()
         self._count = 0
-        self._take_in(first=True)
+        self.look_again()
 
     def look_again(self) -> bool:
         """Take in the modules that were imported since; tell whether there are any."""
-        return len(sys.modules) != self._count and self._take_in()
-
-    def _take_in(self, first: bool = False) -> bool:
-        self._count = len(sys.modules)
+        if len(sys.modules) == self._count:
+            return False
+        first, self._count = not self._count, len(sys.modules)
         new = {name: file for name, file in own_files().items() if name not in self._known}
         self._known |= new.keys()
         below: dict[Path | None, dict[str, Path]] = {self._checkout_top: {}} if first else {}
@@ -104,24 +103,17 @@ class OwnCode:
         copied = below.pop(None, {})
         for top, files in below.items():
             assert top
-            if top == self._checkout_top:
-                self._add_to_checkout(files, first)
-            elif not self._add_to_repository(top, files):
-                copied |= files
+            if top != self._checkout_top:
+                copied |= {} if self._add_to_repository(top, files) else files
+                continue
+            self._checkout |= _relative(files, top)
+            if self._with_changes and first:
+                self.patch = changes(files.values()) or ""
+            elif self._with_changes:
+                self.patch = _with_later(self.patch, top, files)
         for name, file in copied.items():
             self._copy(name, file)
         return bool(new)
-
-    def _add_to_checkout(self, files: Mapping[str, Path], first: bool) -> None:
-        assert self._checkout_top
-        self._checkout |= _relative(files, self._checkout_top)
-        if not self._with_changes:
-            return
-        if first:
-            self.patch = changes(files.values())
-        else:
-            later = changes_at(self._checkout_top, files.values(), only=True)
-            self.patch = _merged(self.patch or "", later or "") or None
 
     def _add_to_repository(self, top: Path, files: Mapping[str, Path]) -> bool:
         """Take in modules of a repository; tell whether it has a commit to record."""
@@ -132,16 +124,14 @@ class OwnCode:
                 return False
             common = (top / lines[1]).resolve()  # the repository's own, of a worktree as well
             name = common.parent.name if common.name == ".git" else common.name
-            repository = RepositoryFacts(name.removesuffix(".git"), lines[2], None, {})
-            self._repositories[top] = repository
+            self._repositories[top] = RepositoryFacts(name.removesuffix(".git"), lines[2], None, {})
             patch = changes_at(top, files.values()) if self._with_changes else None
         else:
-            repository, patch = self._repositories[top], self._patches[top]
+            patch = self._patches[top]
             if patch is not None:
-                later = changes_at(top, files.values(), repository.commit, only=True)
-                patch = _merged(patch, later or "")
+                patch = _with_later(patch, top, files, self._repositories[top].commit)
         self._patches[top] = None if patch is None or len(patch) > MOST else patch
-        repository.modules.update(_relative(files, top))
+        self._repositories[top].modules.update(_relative(files, top))
         return True
 
     def _copy(self, name: str, file: Path) -> None:
@@ -160,10 +150,10 @@ class OwnCode:
 
     def facts(self) -> dict[str, Any]:
         """Return what environment.json tells of it."""
-        repositories = []
-        for top, each in self._repositories.items():
-            patch = self._patches[top]
-            repositories.append(replace(each, changes=None if patch is None else diffstat(patch)))
+        repositories = [
+            replace(each, changes=None if patch is None else diffstat(patch))
+            for each, patch in zip(self._repositories.values(), self._patches.values(), strict=True)
+        ]
         copied = sorted(self._copies)
         return asdict(OwnFacts(self._checkout, repositories, copied, sorted(self._left_out)))
 
@@ -171,7 +161,7 @@ class OwnCode:
         """Return the patches to keep, by the names of their artifacts."""
         found = {patch_name(n): patch or "" for n, patch in enumerate(self._patches.values())}
         found[COPIES] = "".join(self._copies[name] for name in sorted(self._copies))
-        found[CHANGES] = self.patch or ""
+        found[CHANGES] = self.patch
         return {name: patch for name, patch in found.items() if patch}
 
 
@@ -244,8 +234,9 @@ def _relative(files: Mapping[str, Path], top: Path) -> dict[str, str]:
     return {name: file.relative_to(top).as_posix() for name, file in files.items()}
 
 
-def _merged(patch: str, later: str) -> str:
-    """Return a patch in which the files of a later one are as that says."""
+def _with_later(patch: str, top: Path, files: Mapping[str, Path], since: str = "HEAD") -> str:
+    """Return a repository's patch in which some files, imported since, are as they are now."""
+    later = changes_at(top, files.values(), since, only=True) or ""
     parts = re.split(r"^(?=diff --git )", patch + later, flags=re.MULTILINE)
     sections = {part.partition("\n")[0]: part for part in parts if part}
     return "".join(sections[header] for header in sorted(sections))  # git's order

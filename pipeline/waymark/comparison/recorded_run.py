@@ -3,7 +3,8 @@
 import contextlib
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from waymark.checkpoints import State
 from waymark.checkpoints.external import read_parameters
 from waymark.checkpoints.store import CorruptCheckpoint, read_manifest, refuse_links
 from waymark.comparison.environment import Difference, differences, parse_environment
-from waymark.comparison.own_code import CHANGES, own_facts, patch_name
+from waymark.comparison.own_code import CHANGES, RepositoryFacts, own_facts, patch_name
 from waymark.comparison.repository import diffstat
 from waymark.errors import BadInput
 from waymark.tracking import artifacts
@@ -34,11 +35,9 @@ class RecordedRun:
     @property
     def accuracy(self) -> float | None:
         """Return the restored accuracy, else the last one in training."""
-        for key in (names.RESTORED_ACCURACY, names.TEST_ACCURACY):
-            known = self.history.metrics.get(key)
-            if known:
-                return known[max(known)]
-        return None
+        metrics = self.history.metrics
+        known = metrics.get(names.RESTORED_ACCURACY) or metrics.get(names.TEST_ACCURACY)
+        return known[max(known)] if known else None
 
 
 def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
@@ -64,47 +63,42 @@ def _with_manifests(known: History, record: RunRecord) -> History:
     steps = record.tags.get(names.STEPS, "")
     if names.STATE_DIGEST in record.tags and record.status == "FINISHED" and steps.isdecimal():
         digests.setdefault(int(steps), record.tags[names.STATE_DIGEST])
-    return History(known.metrics, digests)
+    return replace(known, digests=digests)
 
 
 def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
     """Return what differs between two runs beside their configuration, likely causes first."""
     found: list[Difference] = []
     for name, tag in (("data", names.DATA_DIGEST), ("init_from", names.INIT_DIGEST)):
-        was, now = old.record.tags.get(tag), new.record.tags.get(tag)
-        if was != now:
-            found.append((name, was, now))
+        values = old.record.tags.get(tag), new.record.tags.get(tag)
+        if values[0] != values[1]:
+            found.append((name, *values))
     found += differences(old.facts, new.facts)
-    recorded = all(run.facts.get("changes") is not None for run in (old, new))
-    a, b = (run.patches.get(CHANGES, "") for run in (old, new))
-    if recorded and a != b:
-        found.append(("uncommitted changes", diffstat(a, b), diffstat(b, a)))
-    found += _own_differences(old, new)
+    for (was, a), (now, b) in product(_repositories(old), _repositories(new)):
+        if was.modules.keys().isdisjoint(now.modules):
+            continue
+        if was.commit != now.commit:
+            found.append((f"commit of {was.name}", was.commit, now.commit))
+        if None not in (was.changes, now.changes) and a != b:
+            what = "uncommitted changes" + f" of {was.name}" * bool(was.name)
+            found.append((what, diffstat(a, b), diffstat(b, a)))
     for run in (old, new):  # was it resumed somewhere else?
         when = f"before and after run {run.record.id} was resumed"
         for earlier in run.facts.get("earlier", []):
-            for what, was, now in differences(earlier, run.facts):
-                found.append((f"{what}, {when}", was, now))
+            found += [(f"{w}, {when}", a, b) for w, a, b in differences(earlier, run.facts)]
     return found
 
 
-def _own_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
-    """Return how repositories of the user's, that both runs imported the same modules from, differ.
+def _repositories(run: RecordedRun) -> list[tuple[RepositoryFacts, str]]:
+    """Return what is recorded of each repository, and its patch; the code's checkout first.
 
-    Modules that differ are told with the rest of the code.
+    Two are the same one if a module comes from both. The checkout's commit and its modules are
+    told with the rest of the environment, so it has only changes here.
     """
-    found: list[Difference] = []
-    for i, was in enumerate(own_facts(old.facts).repositories):
-        for j, now in enumerate(own_facts(new.facts).repositories):
-            if not was.modules.keys() & now.modules.keys():
-                continue
-            if was.commit != now.commit:
-                found.append((f"commit of {was.name}", was.commit, now.commit))
-            a, b = old.patches.get(patch_name(i), ""), new.patches.get(patch_name(j), "")
-            if None not in (was.changes, now.changes) and a != b:
-                what = f"uncommitted changes of {was.name}"
-                found.append((what, diffstat(a, b), diffstat(b, a)))
-    return found
+    checkout = RepositoryFacts("", "", run.facts.get("changes"), {"": ""})
+    numbered = enumerate(own_facts(run.facts).repositories)
+    own = [(each, run.patches.get(patch_name(number), "")) for number, each in numbered]
+    return [(checkout, run.patches.get(CHANGES, "")), *own]
 
 
 def load_parameters(
@@ -112,15 +106,13 @@ def load_parameters(
 ) -> State:
     """Return the parameters that a run saved at a step; raise BadInput if it has them no more."""
     with tempfile.TemporaryDirectory() as scratch:
-        run = record.folder
-        path = _payload(run, step)
+        copy, path = Path(scratch) / "run", _payload(record.folder, step)
         if path is None:
-            run = Path(scratch) / "run"
             for name in artifacts.checkpoints(tracking, record):
                 if f"-{step}." in name:
-                    artifacts.fetch(tracking, record, name, run)
-            path = _payload(run, step)
-        return read_parameters(path or run / "none.npz", shapes, "checkpoint")
+                    artifacts.fetch(tracking, record, name, copy)
+            path = _payload(copy, step)
+        return read_parameters(path or copy / "none.npz", shapes, "checkpoint")
 
 
 def _payload(run: Path, step: int) -> Path | None:
@@ -128,7 +120,7 @@ def _payload(run: Path, step: int) -> Path | None:
     for path in sorted(run.glob(f"checkpoints/*-{step}.json")):
         with contextlib.suppress(CorruptCheckpoint, BadInput):
             manifest = read_manifest(path)
-            for name in manifest.files:
-                if manifest.step == step and name in (f"{path.stem}.npz", f"{path.stem}.index"):
+            for name in (f"{path.stem}.npz", f"{path.stem}.index"):
+                if manifest.step == step and name in manifest.files:
                     return path.with_name(name)
     return None

@@ -5,6 +5,7 @@ import html
 import io
 import math
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,8 +116,7 @@ class Comparison:
             cells += [_cell(row, key) for key in self.metrics]
             cells.append("-" if row.seconds is None else duration(row.seconds))
             cells.append("-" if row.steps_per_second is None else rate(row.steps_per_second))
-            cells.append(row.states[0][:8] if len(row.runs) == 1 and row.states else "-")
-            shown.append(cells)
+            shown.append([*cells, row.states[0][:8] if len(row.runs) == 1 and row.states else "-"])
         return columns, shown
 
     def notes(self) -> list[str]:
@@ -124,21 +124,18 @@ class Comparison:
         lines = ["metrics: final value / best value on the way; * the best of all rows"]
         if any(metric.ties for row in self.rows for metric in row.metrics.values()):
             lines[0] += "; ~ a tie with it: the 95 % intervals of the means overlap"
-        for runs in self.same_state:
-            lines.append(f"the same final state: {self._named(runs)}")
+        lines += [f"the same final state: {self._named(runs)}" for runs in self.same_state]
         if len(self.data) > 1:
             lines += [f"data {data[:8]}: {self._named(runs)}" for data, runs in self.data.items()]
-        for key, parting in (self.partings or {}).items():
-            values = f"{exact(parting.recorded)} and {exact(parting.now)}"
-            lines.append(f"{key} parts at step {parting.step}: {values}")
+        for key, at in (self.partings or {}).items():
+            lines.append(f"{key} parts at step {at.step}: {exact(at.recorded)} and {exact(at.now)}")
         if self.partings == {}:
             lines.append("no loss and no evaluation parts at any step that both recorded")
-        grouped: dict[str, list[str]] = {}
+        grouped = defaultdict(list)
         for run, found in self.differences.items():
             for each in found:
                 if each[0] != "data" or len(self.data) < 2:  # shown above
-                    line = format_difference(each, ("in the first run", "here"))
-                    grouped.setdefault(line, []).append(run)
+                    grouped[format_difference(each, ("in the first run", "here"))].append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [printable(line) for line in lines]
 

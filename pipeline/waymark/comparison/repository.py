@@ -14,8 +14,6 @@ SECRET = re.compile(
     r"|\b(AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|sk-\w{20,}|bearer\s)"
     r"|^.\s*[\"']?[A-Za-z0-9+/]{40,}\W*$"  # of a private key's body
 )
-
-
 # Variables by which git, in a hook, tells which repository called it; and those that change
 # which files it takes, or what its patches are.
 LEADING_GIT = (
@@ -23,12 +21,13 @@ LEADING_GIT = (
     "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_DIFF_OPTS",
     "GIT_LITERAL_PATHSPECS", "GIT_GLOB_PATHSPECS", "GIT_NOGLOB_PATHSPECS", "GIT_ICASE_PATHSPECS",
 )  # fmt: skip
-
-
 PATIENCE = 10.0  # seconds that a program which only tells something may take
-
-
 CHECKOUT = "WAYMARK_CHECKOUT"  # variable of `rerun --at-commit`: the code stands there
+# Options of `git diff`, whatever the user's git is set to.
+PLAIN = (
+    "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
+    "--src-prefix=a/", "--dst-prefix=b/",
+)  # fmt: skip
 
 
 def program_output(*command: str, env: Mapping[str, str] | None = None) -> str | None:
@@ -64,13 +63,6 @@ def git_commit() -> str | None:
     return (git("rev-parse", "HEAD") or "").strip() or None
 
 
-# Whatever the user's git is set to.
-PLAIN = (
-    "--no-color", "--no-ext-diff", "--no-textconv", "--no-relative",
-    "--src-prefix=a/", "--dst-prefix=b/",
-)  # fmt: skip
-
-
 def changes(files: Iterable[Path] = ()) -> str | None:
     """Return the uncommitted changes as a patch, lines that look like secrets masked.
 
@@ -90,18 +82,17 @@ def changes_at(
     Of what git does not know there are `files`, and those in `new`, a list as git prints it. With
     `only` nothing but `files` is looked at.
     """
-    paths = [str(path) for path in files]
-    literal = "--literal-pathspecs"
+    paths, literal = [str(path) for path in files], "--literal-pathspecs"
     if paths:
         new += git(literal, "ls-files", "--others", "-z", "--", *paths, at=where) or ""
-    chosen = paths if only else []
     with tempfile.TemporaryDirectory() as scratch:
         index = {}
         if new or since != "HEAD":  # into an index beside git's own, which stays as it is
             index = {"GIT_INDEX_FILE": f"{scratch}/index"}
             git("read-tree", since, at=where, **index)
-            names = [*new.rstrip("\0").split("\0")] if new else paths
+            names = new.rstrip("\0").split("\0") if new else paths
             git(literal, "add", "--intent-to-add", "--force", "--", *names, at=where, **index)
+        chosen = paths if only else []
         patch = git(literal, "diff", since, *PLAIN, "--", *chosen, at=where, **index)
     return None if patch is None else masked_lines(patch)
 
@@ -112,7 +103,7 @@ def masked_lines(patch: str) -> str:
     return "\n".join(f"{line[:1]}(masked)" if SECRET.search(line) else line for line in lines)
 
 
-def diffstat(patch: str | None, beside: str | None = None) -> str:
+def diffstat(patch: str, beside: str = "") -> str:
     """Return in one line how many lines of which files a patch adds and takes away.
 
     Files that another patch changes in just the same way are left out.
@@ -127,10 +118,10 @@ def diffstat(patch: str | None, beside: str | None = None) -> str:
     return ", ".join(counts[:10]) + more or "none"
 
 
-def _by_file(patch: str | None) -> dict[str, list[str]]:
+def _by_file(patch: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in (patch or "").splitlines():
+    for line in patch.splitlines():
         if line.startswith("diff --git "):
             lines = found.setdefault(line.rpartition(" b/")[2], [])
         elif not line.startswith("index "):

@@ -10,6 +10,7 @@ import pydantic
 
 from waymark import names
 from waymark.comparison import bits
+from waymark.comparison.bits import exact
 from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
 from waymark.config.values import json_text
@@ -60,17 +61,17 @@ class RerunReport:
         return lines
 
     def _partings(self) -> list[str]:
-        lines = []
-        for key, each in self.partings.items():
-            values = f"{bits.exact(each.recorded)} recorded, {bits.exact(each.now)} now"
-            lines.append(f"{key} parts at step {each.step}: {values}")
+        lines = [
+            f"{key} parts at step {each.step}: {exact(each.recorded)} recorded, {exact(each.now)} now"
+            for key, each in self.partings.items()
+        ]
         if names.TRAIN_LOSS not in self.partings:
             lines.append("no loss parts")
         if self.checkpoint is not None:
             lines.append(f"the state parts at the checkpoint of step {self.checkpoint}")
         for name, apart in self.weights.items():
-            far = f"at most {number(apart.absolute)} apart, {number(apart.relative)} relative"
-            lines.append(f"final {name}: {far}")
+            far = f"{number(apart.absolute)} apart, {number(apart.relative)} relative"
+            lines.append(f"final {name}: at most {far}")
         accuracies = ["-" if value is None else f"{value:.4f}" for value in self.accuracy]
         lines.append(f"accuracy {accuracies[0]} recorded, {accuracies[1]} now")
         return lines

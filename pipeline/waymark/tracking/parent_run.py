@@ -22,11 +22,7 @@ def open_parent(
     With it comes what it was before, None if it was made. Raises BadInput if the store does
     not answer.
     """
-    alive = {
-        names.PROCESS: process_tag(),
-        names.HEARTBEAT: str(int(time.time())),
-        names.REASON: "",
-    }
+    alive = {names.PROCESS: process_tag(), names.HEARTBEAT: str(int(time.time())), names.REASON: ""}
     with store_errors(f"{store.address.named}: takes no sweep"):
         known = tagged(store, experiment, key, tags[key])
         if not known:
