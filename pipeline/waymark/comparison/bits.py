@@ -35,10 +35,7 @@ def exact(value: float) -> str:
 
 
 def first_divergences(old: History, new: History) -> tuple[dict[str, Divergence], dict[str, int]]:
-    """Return where metrics part, the loss first, and how many values of each were compared.
-
-    A metric that measures the machine is left out.
-    """
+    """Return where metrics part, the loss first, and how many values were compared; no timings."""
     found, counts = {}, {}
     keys = [key for key in old.metrics if key in new.metrics and not is_timing(key)]
     for key in sorted(keys, key=lambda key: key != names.TRAIN_LOSS):

@@ -37,10 +37,7 @@ Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
 
 
 def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
-    """Describe everything beside configuration and data that can change a result's bits.
-
-    `own` names the modules outside Waymark whose classes take part.
-    """
+    """Describe all beside configuration and data that can change bits; `own` are users' modules."""
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled

@@ -148,10 +148,7 @@ class Comparison:
         return "\n".join([format_table(*self.table(), width), "", *self.notes()])
 
     def plot(self, path: Path) -> None:
-        """Draw the curves of losses and accuracies together, as a PNG file or an HTML page.
-
-        Raises BadInput for another kind of file.
-        """
+        """Draw all curves together, as a PNG file or an HTML page; raise BadInput for another."""
         path = plot_path(str(path))
         if path.suffix == ".png":
             replace_file(path, plots.curves(self.curves, "png"))

@@ -104,10 +104,7 @@ def masked_lines(patch: str) -> str:
 
 
 def diffstat(patch: str, beside: str = "") -> str:
-    """Return in one line how many lines of which files a patch adds and takes away.
-
-    Files that another patch changes in just the same way are left out.
-    """
+    """Count in one line a patch's lines by file, but of files that `beside` changes just the same."""
     own, other = _by_file(patch), _by_file(beside)
     counts = []
     for name, lines in own.items():

@@ -10,7 +10,6 @@ import pydantic
 
 from waymark import names
 from waymark.comparison import bits
-from waymark.comparison.bits import exact
 from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
 from waymark.config.values import json_text
@@ -61,10 +60,10 @@ class RerunReport:
         return lines
 
     def _partings(self) -> list[str]:
-        lines = [
-            f"{key} parts at step {each.step}: {exact(each.recorded)} recorded, {exact(each.now)} now"
-            for key, each in self.partings.items()
-        ]
+        lines = []
+        for key, at in self.partings.items():
+            values = f"{bits.exact(at.recorded)} recorded, {bits.exact(at.now)} now"
+            lines.append(f"{key} parts at step {at.step}: {values}")
         if names.TRAIN_LOSS not in self.partings:
             lines.append("no loss parts")
         if self.checkpoint is not None:

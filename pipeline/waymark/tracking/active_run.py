@@ -18,7 +18,7 @@ from waymark.tracking.delivery import DeliveryStatus
 from waymark.tracking.history import History
 from waymark.tracking.limits import SHORTER, fitted
 from waymark.tracking.liveness import this_process
-from waymark.tracking.lock import acquire_run_lock, is_own, may_be_alive, owner_and_heartbeat
+from waymark.tracking.lock import is_own, may_be_alive, owner_and_heartbeat, run_lock
 from waymark.tracking.outbox import Outbox, Points, RunCreation
 from waymark.tracking.ownership import Life
 from waymark.tracking.questions import StoreError
@@ -145,7 +145,7 @@ class ActiveRun:
         self._restarts = 1  # of the delivery that are left
         self._waits = store.server and not new and record.known  # to learn what MLflow has
         self._left = float(settings.flush_seconds)  # seconds that may still be waited for it
-        self.lock = acquire_run_lock(record)
+        self.lock = run_lock(record)
         content = outbox.read(record.outbox)
         self._outbox = Outbox(record.outbox)
         self._recorded = content.metrics()  # key -> step -> value

@@ -34,10 +34,7 @@ class Address:
 
 
 def resolve_address(uri: str | None) -> Address:
-    """Return where the store is: at `uri`, else at MLFLOW_TRACKING_URI, else in `mlruns`.
-
-    Raises BadInput for an address that cannot be used.
-    """
+    """Return where a store is: `uri`, MLFLOW_TRACKING_URI or `mlruns`; raise BadInput if unusable."""
     elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
     from_where = "MLFLOW_TRACKING_URI" if elsewhere and not uri else "tracking.uri"
     uri = uri or elsewhere or "sqlite:///mlruns/mlflow.db"
@@ -69,10 +66,9 @@ def location(folder: Path) -> str:
 
 
 def _database(uri: str, named: str) -> Path:
-    """Return the file that an address means, as it is written or percent-encoded.
+    """Return the file that an address means, as written or percent-encoded: what exists of more.
 
-    Where both are possible it is the one of which more exists. Raises BadInput for a path that
-    MLflow's database cannot have.
+    Raises BadInput for a path that MLflow's database cannot have.
     """
 
     def existing(path: Path) -> int:

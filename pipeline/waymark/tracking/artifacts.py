@@ -24,10 +24,7 @@ def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
 
 @question
 def newer(store: RunStore, record: RunRecord) -> list[str]:
-    """Return a remote run's checkpoint files if they are newer than those here, else none.
-
-    Manifests come last, as they do when a checkpoint is published.
-    """
+    """Return a remote run's `checkpoints` if they are newer than those here, else none."""
     there = checkpoints(store, record)
     here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
     return there if _newest(there) > _newest(here) else []
@@ -35,10 +32,7 @@ def newer(store: RunStore, record: RunRecord) -> list[str]:
 
 @question
 def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
-    """Return the names of a remote run's checkpoint files, manifests last; none of a local's.
-
-    Raises BadInput if the store does not answer.
-    """
+    """Return a remote run's checkpoint files, manifests last; raise BadInput without an answer."""
     if not record.remote or record.offline:
         return []
     names = listed(store, record, "checkpoints")
@@ -55,10 +49,7 @@ def listed(store: RunStore, record: RunRecord, folder: str | None = None) -> lis
 
 @question
 def read(store: RunStore, record: RunRecord, name: str, there: bool = False) -> bytes | None:
-    """Return what a small artifact of a run holds, None if the run has none of that name.
-
-    `there` asks the run's remote home, whether or not a copy is here.
-    """
+    """Return a small artifact, None if the run has none; `there`: from its remote home alone."""
     with suppress(OSError, BadInput):
         path = record.folder / name
         if (path.exists() and not there) or not record.remote or record.offline:
@@ -76,12 +67,9 @@ def _newest(names: list[str]) -> int:
 
 
 def list_files(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return size and change time (ns) of each file below a folder, but temporary ones.
-
-    JSON files are listed first, payload second, so that no manifest is listed without its payload.
-    """
+    """Return size and change time (ns) of each file below a folder, but temporary ones."""
     found = {}
-    for describing in (True, False):
+    for describing in (True, False):  # no manifest may be listed without its payload
         for path in folder.rglob("*"):
             with suppress(FileNotFoundError):
                 wanted = not path.name.startswith(".") and (path.suffix == ".json") is describing

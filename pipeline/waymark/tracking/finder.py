@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from waymark import names
@@ -34,73 +34,60 @@ def find_single(store: RunStore, text: str) -> RunRecord:
 
 @question
 def find(store: RunStore, text: str) -> RunRecord:
-    """Find RUN: an id, a unique prefix of one, a unique name, or `latest`.
-
-    Raises BadInput if there is none, or more than one.
-    """
+    """Find RUN: an id, a prefix of one, a name, or `latest`; raise BadInput if it is not one run."""
+    where, trouble = store.address.display_uri, ""
     try:
         if store.server:
             mark_dead_runs_killed(store)
         found = [store.record(run) for run in _matching(store, text)]
+    except BadInput:
+        raise
     except Exception as error:  # whatever is wrong with the server, what is here is here
-        if isinstance(error, BadInput):
-            raise
+        reason = reason_of(error)
         if not store.server:
-            reason = reason_of(error)
-            raise BadInput(
-                f"RUN={text!r}: {store.address.display_uri} cannot be read ({reason})."
-            ) from None
-        found, trouble = [], f"; {store.address.named}: cannot be used ({reason_of(error)})"
-    else:
-        trouble = ""
+            raise BadInput(f"RUN={text!r}: {where} cannot be read ({reason}).") from None
+        found, trouble = [], f"; {store.address.named}: cannot be used ({reason})"
     here = [record for record in _spooled(store) if trouble or not record.known]
     if text == "latest":
         past = _present() / 1000
-        order = sorted([*found, *here], key=lambda r: (r.start_time <= past, r.start_time))
-        found = order[-1:]
+        found = sorted([*found, *here], key=lambda r: (r.start_time <= past, r.start_time))[-1:]
     elif not found and len(text) >= 4:
-        found = [
-            record for record in here if record.id.startswith(text) or record.local.startswith(text)
-        ] or [record for record in here if record.name == text != "offline"]
+        found = [each for each in here if each.id.startswith(text) or each.local.startswith(text)]
+        found = found or [each for each in here if each.name == text != "offline"]
     if not found:
-        raise BadInput(
-            f"RUN={text!r}: there is no such run in {store.address.display_uri}{trouble}."
-        )
+        raise BadInput(f"RUN={text!r}: there is no such run in {where}{trouble}.")
     if len(found) > 1:
         ids = ", ".join(record.id[:12] for record in found[:5])
         raise BadInput(f"RUN={text!r}: more than one run fits ({ids}); give more of its id.")
+    (record,) = found
     try:
-        content = outbox.read(found[0].outbox) if outbox.is_pending(found[0].outbox) else None
+        content = outbox.read(record.outbox) if outbox.is_pending(record.outbox) else None
     except OSError as error:  # another user's, who has closed it
-        reason = f"{found[0].folder.parent}: cannot be read ({error.strerror})"
-        raise BadInput(f"run {found[0].id}: {reason}.") from None
-    owner = ownership.owner(found[0].tags, found[0].status == "FINISHED")
+        reason = f"{record.folder.parent}: cannot be read ({error.strerror})"
+        raise BadInput(f"run {record.id}: {reason}.") from None
+    owner = ownership.owner(record.tags, record.status == "FINISHED")
     written = content.status if content and content.may_write(owner) else None
     # Without one it ended, if it did, as MLflow says; else MLflow has not heard of it yet.
-    return replace(found[0], status=written[0]) if written else found[0]
+    return replace(record, status=written[0]) if written else record
 
 
 def _matching(store: RunStore, text: str) -> list[Any]:
     if text == "latest":
-        found: list[Any] = []
-        for when in (f"<= {_present()}", f"> {_present()}"):  # the latter by a wrong clock
-            query = f"tags.`waymark.version` != '' AND attributes.start_time {when}"
-            runs = store.search(query, NEWEST_FIRST)
-            own = (run for run in runs if run.data.tags.get(names.KIND) != "sweep")
-            found = found or list(islice(own, 1))
-        return found
-    found = []
+        own = f"tags.`{names.VERSION}` != '' AND attributes.start_time"
+        queries = [f"{own} <= {_present()}", f"{own} > {_present()}"]  # the latter by a wrong clock
+        runs = chain.from_iterable(store.search(query, NEWEST_FIRST) for query in queries)
+        return list(islice((run for run in runs if run.data.tags.get(names.KIND) != "sweep"), 1))
     if len(text) >= 4 and text.isalnum():
-        found = list(islice(store.search(f"attributes.run_id LIKE '{text}%'"), 50))
-        found = found or list(islice(store.search(f"tags.`{names.LOCAL_ID}` LIKE '{text}%'"), 50))
-    if not found and text:
-        # MLflow's filters know no escape, but a pattern in which `_` is any character.
-        pattern = text.replace("'", "_")
-        quote = '"' if "'" in text else "'"
-        same = f"= {quote}{text}{quote}" if quote not in text else f"LIKE '{pattern}'"
-        alike = store.search(f"attributes.run_name {same}")
-        found = list(islice((run for run in alike if run.info.run_name == text), 50))
-    return found
+        for key in ("attributes.run_id", f"tags.`{names.LOCAL_ID}`"):
+            found = list(islice(store.search(f"{key} LIKE '{text}%'"), 50))
+            if found:
+                return found
+    # MLflow's filters know no escape, but a pattern in which `_` is any character.
+    pattern = text.replace("'", "_")
+    quote = '"' if "'" in text else "'"
+    same = f"= {quote}{text}{quote}" if quote not in text else f"LIKE '{pattern}'"
+    alike = store.search(f"attributes.run_name {same}") if text else ()
+    return list(islice((run for run in alike if run.info.run_name == text), 50))
 
 
 def _spooled(store: RunStore) -> Iterator[RunRecord]:
@@ -123,9 +110,8 @@ def select(
 ) -> list[tuple[RunRecord, RunSummary]]:
     """Return the runs that fit all conditions, the one started last first, `most` at most.
 
-    `sweep` is RUN of a parent, whose children are meant, or of one of a sweep's trials, which
-    are meant then; `where` is a filter of MLflow's, as in "params.model = 'cnn'". Raises
-    BadInput for what does not exist or cannot be read.
+    `sweep` is RUN of a sweep or of one of its trials, all of which are meant; `where` is a filter
+    of MLflow's. Raises BadInput for what does not exist or cannot be read.
     """
     conditions = [where] if where else []
     if sweep is not None:
@@ -138,14 +124,13 @@ def select(
             mark_dead_runs_killed(store)
         page = min(most or 1000, 1000)
         runs = store.search(" AND ".join(conditions), NEWEST_FIRST, experiment, page)
-        found = [(store.record(run), summary_of(run)) for run in islice(runs, most)]
+        return [(store.record(run), summary_of(run)) for run in islice(runs, most)]
     except BadInput:
         raise
     except Exception as error:  # of MLflow, the network
         wrong = where and getattr(error, "error_code", "") == "INVALID_PARAMETER_VALUE"
         what = f"--where={where!r}" if wrong else store.address.named
         raise BadInput(f"{what}: cannot be used ({reason_of(error)}).") from None
-    return found
 
 
 @question

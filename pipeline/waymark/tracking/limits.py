@@ -36,10 +36,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def param_name(key: str) -> str:
-    """Return a setting's key as a param's name: `conv@1` is `conv:40:1`, the character's number.
-
-    A key that MLflow takes stays as it is.
-    """
+    """Return a key as MLflow takes it: `conv@1` is `conv:40:1`, by the character's number."""
     name = re.sub(r"[^/\w.\- :]", lambda match: f":{ord(match[0]):x}:", key)
     if posixpath.normpath(name) != name or name.startswith("/"):  # MLflow takes it for a path
         name = name.replace("/", ":2f:")

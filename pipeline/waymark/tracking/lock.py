@@ -2,11 +2,10 @@
 
 import contextlib
 import fcntl
-import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ class RunLocked(BadInput):
     """Say that another process has a run."""
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager["RunLock"]):
     """The lock of a run's folder, held until every process that has its descriptor has let go."""
 
     def __init__(self, path: Path, patience: float) -> None:
@@ -48,19 +47,12 @@ class RunLock:
             os.close(self.descriptor)
             self.descriptor = -1
 
-
-@contextlib.contextmanager
-def run_lock(record: RunRecord, patience: float | None = None) -> Iterator[None]:
-    """Hold a run for this process; raise RunLocked as `acquire_run_lock` does."""
-    lock = acquire_run_lock(record, patience)
-    try:
-        yield
-    finally:
-        lock.release()
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
-def acquire_run_lock(record: RunRecord, patience: float | None = None) -> RunLock:
-    """Hold a run until the lock that is returned is released; raise RunLocked if it is not free.
+def run_lock(record: RunRecord, patience: float | None = None) -> RunLock:
+    """Hold a run until the lock returned is released, or left; raise RunLocked if it is not free.
 
     It is waited for `patience` seconds; of an owner that has died the delivery process, which is
     about to end, unless that is given. Raises BadInput if this user may not write to the run.
@@ -87,17 +79,12 @@ def acquire_run_lock(record: RunRecord, patience: float | None = None) -> RunLoc
 def is_held(record: RunRecord) -> bool | None:
     """Tell whether a process has a run whose outbox is here; None if that cannot be asked."""
     try:
-        acquire_run_lock(record, 0).release()
+        run_lock(record, 0).release()
     except RunLocked:
         return True
     except BadInput:  # a store that may only be read
         return None
     return False
-
-
-def process_tag() -> str:
-    """Return what names this process, as a tag."""
-    return json.dumps(this_process())
 
 
 def may_be_alive(record: RunRecord) -> bool:

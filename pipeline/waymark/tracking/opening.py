@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,7 @@ from waymark.tracking.address import Address, database_uri, location, resolve_ad
 from waymark.tracking.limits import store_errors
 from waymark.tracking.recovery import mark_dead_runs_killed, report_left_out
 from waymark.tracking.runs import remove_deleted_spools
-from waymark.tracking.store import LocalFile, RunStore
+from waymark.tracking.store import RunStore
 
 LOCATION_COLUMNS = {"experiments": "artifact_location", "runs": "artifact_uri"}
 
@@ -31,7 +30,7 @@ def open_store(
     """Open the store, creating a local one if asked; raise BadInput if it cannot be used.
 
     With `reading` a local one that may not be written to will do. `recovered` is told the id
-    of each dead run that is delivered on the way, and what was left out of it, in words.
+    of each dead run that is delivered on the way, and what was left out of it.
     """
     address = resolve_address(uri)
     check_there(address, create)
@@ -41,11 +40,17 @@ def open_store(
         _check_writable(address.root)
     _mlflow_defaults()
     with store_errors(f"{address.named}: cannot be used"):
-        file = _open_file(address.database, address, read_only) if address.database else None
         from mlflow.tracking import MlflowClient
 
-        client = MlflowClient(file.uri if file else address.uri)
-        store = RunStore(address, client, file, read_only, recovered)
+        path, copy, maker, moved_from = address.database, None, None, []
+        if address.database and read_only:
+            copy = local_store.copy_to_read(address.database)
+            path = Path(copy.name) / address.database.name if copy else address.database
+        if path:
+            maker = _mlflow_store(path, address.root, read_only)
+            moved_from = _relocate(path, address.root, read_only)
+        client = MlflowClient(database_uri(path) if path else address.uri)
+        store = RunStore(address, client, recovered, maker or client, moved_from, copy)
         if not (address.server or read_only):
             mark_dead_runs_killed(store)
     if not read_only:
@@ -54,54 +59,37 @@ def open_store(
 
 
 def check_there(address: Address, create: bool) -> None:
-    """Raise BadInput if a local store is not there and not to be made, or may not be read."""
-    if not address.database or _is_there(address.database) or create:
-        return
-    lost = next(address.root.glob(f"artifacts/*/*/{outbox.NAME}"), None)
-    hint = "; waymark sync makes it again from the runs' folders" if lost else ""
-    raise BadInput(f"there are no runs here: {address.database} does not exist{hint}.")
-
-
-def _is_there(database: Path) -> bool:
-    """Tell whether there is a file; raise BadInput if it may not be read.
+    """Raise BadInput if a local store is not there and not to be made, or may not be read.
 
     It is not opened: closing it would drop all locks that SQLite has on it in this process.
     """
+    if not address.database:
+        return
     try:
-        database.stat()
-        if not os.access(database, os.R_OK):
+        address.database.stat()
+        if not os.access(address.database, os.R_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return True
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        if not create:
+            lost = any(address.root.glob(f"artifacts/*/*/{outbox.NAME}"))
+            hint = "; waymark sync makes it again from the runs' folders" * lost
+            missing = f"{address.database} does not exist{hint}"
+            raise BadInput(f"there are no runs here: {missing}.") from None
     except OSError as error:
-        raise BadInput(f"{database}: cannot be read ({error.strerror}).") from None
+        raise BadInput(f"{address.database}: cannot be read ({error.strerror}).") from None
 
 
 def _check_writable(root: Path) -> None:
     """Create the folder for everything that runs write, where needed, and try to write."""
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):  # without a name: a kill leaves nothing
-            pass
+        tempfile.TemporaryFile(dir=root).close()  # without a name: a kill leaves nothing
     except OSError as error:
         raise BadInput(f"{root}: cannot be written to ({error.strerror}).") from None
 
 
-def _open_file(database: Path, address: Address, read_only: bool) -> LocalFile:
-    """Open the database of a local store, which is then as it has to be."""
-    path, uri, copy = database, address.uri, None
-    if read_only:
-        copy = local_store.copy_to_read(database)
-        if copy:
-            path = Path(copy.name) / database.name
-            uri = database_uri(path)
-    store = _mlflow_store(path, uri, address.root, read_only)
-    return LocalFile(path, uri, store, _relocate(path, address.root, read_only), copy)
-
-
 def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
-    """Point a moved or copied store's rows to where it lies now: MLflow's are absolute.
+    """Point a moved store's rows, which are absolute, to where it lies now.
 
     Returns the roots that stay in the rows, the longest first, where nothing may be written.
     """
@@ -122,26 +110,22 @@ def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
                 )
             change = "UPDATE experiment_tags SET value = ? WHERE key = ? AND value = ?"
             database.execute(change, (root, names.ROOT_TAG, old))
-        new = f"SELECT experiment_id FROM experiments WHERE {own}"
-        for (experiment,) in database.execute(
-            new, (f"{root}/artifacts/", names.ROOT_TAG)
-        ).fetchall():
-            database.execute(
-                "INSERT OR IGNORE INTO experiment_tags (key, value, experiment_id) "
-                "VALUES (?, ?, ?)",  # another process may have done so meanwhile
-                (names.ROOT_TAG, root, experiment),
-            )
+        new = f"SELECT ?, ?, experiment_id FROM experiments WHERE {own}"
+        given = names.ROOT_TAG, root, f"{root}/artifacts/", names.ROOT_TAG
+        rows = database.execute(new, given).fetchall()
+        insert = "INSERT OR IGNORE INTO experiment_tags (key, value, experiment_id)"
+        database.executemany(f"{insert} VALUES (?, ?, ?)", rows)  # another process may do so, too
     return []
 
 
 _stores: dict[Any, Any] = {}  # at most one
 
 
-def _mlflow_store(path: Path, uri: str, root: Path, read_only: bool) -> Any:
+def _mlflow_store(path: Path, root: Path, read_only: bool) -> Any:
     """Return MLflow's store of a local file, made and checked anew only if it may differ."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    artifacts = location(root / "artifacts")
+    uri, artifacts = database_uri(path), location(root / "artifacts")
     known = path.exists() and (uri, *_version(path))
     if known not in _stores:
         if not read_only:
@@ -184,25 +168,3 @@ def _mlflow_defaults() -> None:
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # it logs what it raises as well
         for name in ("mlflow", "alembic"):
             set_level(name, logging.CRITICAL)
-
-
-def ui_command(store: RunStore, host: str, port: int) -> list[str]:
-    """Return the command line of MLflow's server on a local store."""
-    _mlflow_defaults()
-    set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
-    set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
-    set_variable("PYTHONWARNINGS", "ignore")  # of what MLflow imports, for its authors
-    options = {
-        "--backend-store-uri": store.uri,
-        "--artifacts-destination": location(store.root / "artifacts"),
-        "--host": host,
-        "--port": str(port),
-        "--workers": "1",
-    }
-    return [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        *(x for pair in options.items() for x in pair),
-    ]

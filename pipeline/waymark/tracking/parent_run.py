@@ -1,5 +1,6 @@
 """The parent run of a sweep, and trials that failed before they had a run of their own."""
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from waymark import names
 from waymark.tracking.finder import tagged
 from waymark.tracking.limits import KEY, TAG, fitted, store_errors
-from waymark.tracking.lock import process_tag
+from waymark.tracking.liveness import this_process
 from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore, user_name
@@ -17,20 +18,19 @@ from waymark.tracking.store import RunStore, user_name
 def open_parent(
     store: RunStore, experiment: str, name: str, tags: Mapping[str, str], key: str
 ) -> tuple[RunRecord, RunRecord | None]:
-    """Return the experiment's run of the same tag `key`, made if need be, RUNNING from now on.
+    """Return the run of the same tag `key`, made if need be and RUNNING now, and what it was.
 
-    With it comes what it was before, None if it was made. Raises BadInput if the store does
-    not answer.
+    That is None if it was made. Raises BadInput if the store does not answer.
     """
-    alive = {names.PROCESS: process_tag(), names.HEARTBEAT: str(int(time.time())), names.REASON: ""}
+    alive = {names.PROCESS: json.dumps(this_process()), names.HEARTBEAT: str(int(time.time()))}
+    tags = {**tags, **alive, names.REASON: ""}
     with store_errors(f"{store.address.named}: takes no sweep"):
         known = tagged(store, experiment, key, tags[key])
         if not known:
-            return store.record(_made(store, experiment, name, {**tags, **alive})), None
+            return store.record(_made(store, experiment, name, tags)), None
         record = known[-1][0]  # the first one that was made
         store.client.update_run(record.id, status="RUNNING")
-        for tag, text in {**tags, **alive}.items():
-            store.client.set_tag(record.id, tag, text)
+        store.set_tags(record.id, tags)
         return record, record
 
 
@@ -40,9 +40,8 @@ def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:
     if before is None:
         store.client.delete_run(run_id)
         return
-    for tag, text in before.tags.items():
-        if tag.startswith("waymark."):
-            store.client.set_tag(run_id, tag, text)
+    own = {tag: text for tag, text in before.tags.items() if tag.startswith("waymark.")}
+    store.set_tags(run_id, own)
     store.client.update_run(run_id, status=before.status)
 
 

@@ -13,9 +13,9 @@ from waymark.tracking import history
 
 
 def draw(folder: Path) -> bool:
-    """Draw the pictures of an evaluation that has none yet, or older ones; tell whether it had.
+    """Draw what an evaluation, if there is one, lacks or has older; tell whether it did.
 
-    Nothing is drawn of a run that was not evaluated. Raises OSError for a full disk.
+    Raises OSError for a full disk.
     """
     place = folder / "evaluation"
     try:

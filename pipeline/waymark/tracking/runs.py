@@ -37,10 +37,7 @@ class RunRecord:
         return self.folder.parent / outbox.NAME
 
     def recorded_tag(self, key: str) -> str | None:
-        """Return a tag; the one the run was created with, if its outbox is here and MLflow lost it.
-
-        None if nothing tells.
-        """
+        """Return a tag, or, if MLflow has lost it, that of the run's creation; None if unknown."""
         if key in self.tags:
             return self.tags[key]
         creation = outbox.read(self.outbox).creation

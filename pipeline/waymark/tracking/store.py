@@ -4,9 +4,8 @@ import getpass
 import os
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import url2pathname
@@ -24,17 +23,6 @@ T = TypeVar("T")
 ACTIVE, ALL = 1, 3  # MLflow's views of what it holds; the second one with what was deleted
 
 
-@dataclass(frozen=True)
-class LocalFile:
-    """The database of a local store, open."""
-
-    path: Path  # which is read: a copy, where the store itself cannot be read as it lies
-    uri: str
-    store: Any  # MLflow's
-    moved_from: list[str]  # roots of a moved store that may not be written to, longest first
-    copy: tempfile.TemporaryDirectory[str] | None = None  # is gone when this object is
-
-
 class RunStore:
     """A store of runs: a local SQLite file beside its artifacts, or whatever MLflow reaches.
 
@@ -48,15 +36,19 @@ class RunStore:
         self,
         address: Address,
         client: Any,
-        file: LocalFile | None,
-        read_only: bool,
         recovered: Callable[[str, str], None],
+        maker: Any,
+        moved_from: Sequence[str],
+        copy: tempfile.TemporaryDirectory[str] | None,
     ) -> None:
-        """See `opening.open_store`; `client` is MLflow's, `file` that of a local store."""
-        self.address, self.client, self.read_only = address, client, read_only
-        self.recovered = recovered
-        self._file = file
-        self.uri = file.uri if file else address.uri
+        """See `opening.open_store`; `client` and the `maker` of experiments are MLflow's.
+
+        `moved_from` are the roots of a moved store that may not be written to, the longest first;
+        `copy` holds the database that is read in its place, until this object is gone.
+        """
+        self.address, self.client, self.recovered = address, client, recovered
+        self._maker, self._moved_from, self._copy = maker, moved_from, copy
+        self.uri = client.tracking_uri
         self.root, self.database, self.server = address.root, address.database, address.server
 
     def answer(self, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -70,20 +62,16 @@ class RunStore:
 
     def sql(self, patience: float = 5.0) -> AbstractContextManager[sqlite3.Connection]:
         """Open the local database itself; commit at the end. A lock is waited for so long."""
-        assert self._file
-        return local_store.connected(self._file.path, patience=patience)
-
-    def _relocate(self, artifact_uri: str) -> str:
-        """Return where artifacts lie now whose store was moved and may not be written to."""
-        for old in self._file.moved_from if self._file else ():
-            if artifact_uri.startswith(f"{old}/"):
-                return location(self.root) + artifact_uri[len(old) :]
-        return artifact_uri
+        assert self.database
+        return local_store.connected(self.database, patience=patience)
 
     def record(self, run: Any) -> RunRecord:
         """Return what MLflow knows of a run, and where its files lie here."""
         info, tags = run.info, dict(run.data.tags)
-        artifact_uri = self._relocate(info.artifact_uri)
+        artifact_uri = info.artifact_uri
+        old = next((old for old in self._moved_from if artifact_uri.startswith(f"{old}/")), None)
+        if old:
+            artifact_uri = location(self.root) + artifact_uri[len(old) :]
         local = next((t for t in (tags.get(names.LOCAL_ID, ""), info.run_id) if t.isalnum()), None)
         if local is None:  # it becomes the name of a folder
             raise BadInput(f"run {info.run_id!r}: is no id of MLflow's.")
@@ -123,9 +111,7 @@ class RunStore:
     def get_or_create(
         self, creation: RunCreation | None, record: RunRecord | None, may_exist: bool
     ) -> Any:
-        """Return MLflow's run, created where there is none.
-
-        `may_exist`: an earlier request may have created it, so it is looked for first."""
+        """Return MLflow's run, created where there is none; looked for first if it `may_exist`."""
         from mlflow.exceptions import MlflowException
 
         if record and record.known:
@@ -160,10 +146,9 @@ class RunStore:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                # The local store makes <mlruns>/artifacts/<experiment id>; the client alone
+                # A local store itself makes <mlruns>/artifacts/<experiment id>; the client alone
                 # would make ./mlruns/<experiment id>.
-                maker = self._file.store if self._file else self.client
-                made = maker.create_experiment(name)
+                made = self._maker.create_experiment(name)
                 if self.database:
                     self.client.set_experiment_tag(made, names.ROOT_TAG, location(self.root))
             except MlflowException:  # another process made it meanwhile
@@ -189,10 +174,9 @@ class RunStore:
         page: int = 50,
         view: int = ACTIVE,
     ) -> Iterator[Any]:
-        """Yield the runs that fit a filter of MLflow's, of one experiment or of all.
+        """Yield the runs that fit a filter of MLflow's; `page` is how many are asked for at once.
 
-        `page` is how many are asked for at once; a store may give fewer. Raises BadInput for an
-        experiment that does not exist, and what MLflow raises.
+        Raises BadInput for an experiment that does not exist, and what MLflow raises.
         """
         if experiment is None:
             ask = self.client.search_experiments
@@ -217,10 +201,8 @@ class RunStore:
                 return summary_of(self.client.get_run(record.id))
         content = outbox.read(record.outbox)
         last = {p.key: p.values[-1] for p in content.points if p.values}
-        settings = content.creation.params if content.creation else {}
-        return RunSummary(
-            params(settings), last, content.status[1] / 1000 if content.status else None
-        )
+        settings = params(content.creation.params) if content.creation else {}
+        return RunSummary(settings, last, content.status[1] / 1000 if content.status else None)
 
     @question
     def metric_history(self, run_id: str, key: str) -> list[tuple[int, float]]:
@@ -253,8 +235,7 @@ class RunStore:
     @question
     def log_files(self, run_id: str, folder: Path) -> None:
         """Put the files of a folder among a run's artifacts."""
-        for path in sorted(folder.iterdir()):
-            self.client.log_artifact(run_id, str(path))
+        self.client.log_artifacts(run_id, str(folder))
 
     @question
     def end(self, run_id: str, status: str) -> None:
@@ -265,23 +246,19 @@ class RunStore:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
         if not record.known:
             return f"{self.address.display_uri}, once waymark sync has brought it there"
-        page = (
-            f"#/experiments/{record.experiment_id}/runs/{record.id}?workflowType=machine_learning"
-        )
-        if self.database:
-            return f"waymark ui, then http://127.0.0.1:5000/{page}"
-        return f"{self.address.display_uri}/{page}"
+        page = f"#/experiments/{record.experiment_id}/runs/{record.id}"
+        ours = "waymark ui, then http://127.0.0.1:5000"
+        site = ours if self.database else self.address.display_uri
+        return f"{site}/{page}?workflowType=machine_learning"
 
 
 def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
     """Yield all that MLflow has, page by page; `ask` takes the token of a page, None first."""
-    token = None
-    while True:
-        page = ask(token)
+    page = ask(None)
+    yield from page
+    while page.token:
+        page = ask(page.token)
         yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def summary_of(run: Any) -> RunSummary:

@@ -4,15 +4,17 @@ import os
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+import sys
+from contextlib import AbstractContextManager, suppress
 
 from waymark.errors import BadInput
+from waymark.processes.process_state import set_variable
+from waymark.tracking.address import location
 from waymark.tracking.finder import select
-from waymark.tracking.opening import ui_command
 from waymark.tracking.store import RunStore
 
 
-class Ui:
+class Ui(AbstractContextManager["Ui"]):
     """MLflow's UI: `address` is its page; a `with` block closes it at its end."""
 
     def __init__(self, address: str, process: "subprocess.Popen[bytes] | None") -> None:
@@ -39,9 +41,6 @@ class Ui:
         self.stop()
         self.wait()
 
-    def __enter__(self) -> "Ui":
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -53,9 +52,17 @@ def start_ui(store: RunStore, host: str, port: int) -> Ui:
     _check_free(host, port)
     newest = select(store, None, None, None, 1)
     page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
+    set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
+    set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
+    set_variable("PYTHONWARNINGS", "ignore")  # of what MLflow imports, for its authors
+    command = [
+        *(sys.executable, "-m", "mlflow", "server", "--workers=1"),
+        *(f"--host={host}", f"--port={port}", f"--backend-store-uri={store.uri}"),
+        f"--artifacts-destination={location(store.root / 'artifacts')}",
+    ]
     # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
     # of which prints a traceback.
-    process = subprocess.Popen(ui_command(store, host, port), start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True)
     return Ui(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", process)
 
 
