@@ -42,7 +42,7 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
     from tensorflow.python.framework.config import is_op_determinism_enabled
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
-    build, known = tf.sysconfig.get_build_info(), fingerprint()
+    build = tf.sysconfig.get_build_info()
     return {
         "format": FORMAT,
         "python": platform.python_version(),
@@ -56,8 +56,8 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
             "onednn": IsMklEnabled(),
             "deterministic_ops": is_op_determinism_enabled(),
         },
-        "settings": known["settings"],
-        "cpu": known["cpu"],
+        "settings": _settings(),
+        "cpu": _cpu(),
         "cores": os.cpu_count(),
         "gpus": _gpus(tf, build),
         "intra_op_threads": intra_op_threads,
@@ -147,8 +147,11 @@ def _driver() -> str | None:
 
 def fingerprint() -> dict[str, Any]:
     """Return what decides the bits beside configuration, data and code, without TensorFlow."""
-    settings = {name: os.environ[name] for name in NUMERICS_ENV_VARS if name in os.environ}
-    return {"tensorflow": version("tensorflow"), "cpu": _cpu(), "settings": settings}
+    return {"tensorflow": version("tensorflow"), "cpu": _cpu(), "settings": _settings()}
+
+
+def _settings() -> dict[str, str]:
+    return {name: os.environ[name] for name in NUMERICS_ENV_VARS if name in os.environ}
 
 
 def code(own: Iterable[str]) -> dict[str, str]:

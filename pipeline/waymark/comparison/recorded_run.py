@@ -50,12 +50,7 @@ def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
     patches = {k: v.decode(errors="surrogateescape") for k, v in found.items() if v is not None}
     with store_errors(f"run {record.id}: cannot be read"):
         known = history(tracking, record)
-    return RecordedRun(record, _with_manifests(known, record), facts, patches)
-
-
-def _with_manifests(known: History, record: RunRecord) -> History:
-    """Add the digests that stand in manifests alone, and that of the final state."""
-    digests = dict(known.digests)
+    digests = dict(known.digests)  # some stand in manifests alone, and that of the final state
     for path in record.folder.glob("checkpoints/*-*.json"):
         with contextlib.suppress(CorruptCheckpoint, BadInput):
             manifest = read_manifest(path)
@@ -63,7 +58,7 @@ def _with_manifests(known: History, record: RunRecord) -> History:
     steps = record.tags.get(names.STEPS, "")
     if names.STATE_DIGEST in record.tags and record.status == "FINISHED" and steps.isdecimal():
         digests.setdefault(int(steps), record.tags[names.STATE_DIGEST])
-    return replace(known, digests=digests)
+    return RecordedRun(record, replace(known, digests=digests), facts, patches)
 
 
 def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:

@@ -182,10 +182,7 @@ svg {{ max-width: 100%; height: auto }}</style>
 
 def plot_path(text: str) -> Path:
     """Return the file that a plot is to be written to; raise BadInput for one that cannot be."""
-    try:
-        path = Path(text).expanduser().absolute()
-    except RuntimeError:  # there is no such user
-        path = Path(text).absolute()
+    path = Path(os.path.expanduser(text)).absolute()  # unlike Path's it takes an unknown ~user
     if path.suffix not in (".png", ".html"):
         raise BadInput(f"--plot={text!r}: must end in .png or .html.")
     if not os.path.isdir(path.parent) or os.path.isdir(path):

@@ -104,7 +104,7 @@ def masked_lines(patch: str) -> str:
 
 
 def diffstat(patch: str, beside: str = "") -> str:
-    """Count in one line a patch's lines by file, but of files that `beside` changes just the same."""
+    """Count a patch's lines by file, in one line; not of files that `beside` changes likewise."""
     own, other = _by_file(patch), _by_file(beside)
     counts = []
     for name, lines in own.items():

@@ -43,21 +43,19 @@ class RerunReport:
 
     def lines(self) -> list[str]:
         """Return the verdict as lines for a terminal."""
-        compared = (
-            f"{self.losses} losses, {self.evaluations} evaluations, {self.checkpoints} checkpoints"
-        )
-        head = "identical to" if self.identical else "different from"
-        lines = [f"{head} run {self.rerun_of} ({compared} compared)"]
         if not (self.losses or self.checkpoints):
             return [f"nothing that run {self.rerun_of} recorded can be compared"]
+        compared = f"{self.losses} losses, {self.evaluations} evaluations"
+        head = "identical to" if self.identical else "different from"
+        counts = f"({compared}, {self.checkpoints} checkpoints compared)"
+        lines = [f"{head} run {self.rerun_of} {counts}"]
         if not self.identical:
             lines += self._partings()
         if self.differences:
             lines.append("although these differ:" if self.identical else "what differs:")
-            lines += [f"  {format_difference(each)}" for each in self.differences]
         elif not self.identical:
             lines.append("nothing that was recorded of data, code and environment differs")
-        return lines
+        return [*lines, *(f"  {format_difference(each)}" for each in self.differences)]
 
     def _partings(self) -> list[str]:
         lines = []

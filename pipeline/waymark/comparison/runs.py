@@ -12,7 +12,7 @@ from typing import Any
 from waymark import names
 from waymark.comparison.bits import first_divergences
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
-from waymark.comparison.report import Comparison, Curves, Metric, Row
+from waymark.comparison.report import Comparison, Metric, Row
 from waymark.config.old_names import CLASSES
 from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
@@ -97,6 +97,11 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
         if [other.label for other in rows].count(row.label) > 1:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
+    curves = [
+        (row.label, known.get(names.TRAIN_LOSS, {}), known.get(names.TEST_ACCURACY, {}))
+        for row, members in zip(rows, groups, strict=True)
+        for known in (run.history.metrics for run, _ in members)
+    ]
     return Comparison(
         mark_best(rows),
         keys,
@@ -105,7 +110,7 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
         {run_id: differences for run_id, differences in others.items() if differences},
         first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
         {each.record.id: each.record.name for each in found},
-        [_curves(row, run) for row, own in zip(rows, groups, strict=True) for run, _ in own],
+        curves,
     )
 
 
@@ -135,11 +140,6 @@ def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
         return False
     pairs = {(known.get(group), known.get(key)) for known in params}
     return len(pairs) == len({member for member, _ in pairs})
-
-
-def _curves(row: Row, run: RecordedRun) -> Curves:
-    metrics = run.history.metrics
-    return row.label, metrics.get(names.TRAIN_LOSS, {}), metrics.get(names.TEST_ACCURACY, {})
 
 
 def group_by_seed(runs: Sequence[Run]) -> list[list[Run]]:

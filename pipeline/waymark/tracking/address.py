@@ -34,27 +34,25 @@ class Address:
 
 
 def resolve_address(uri: str | None) -> Address:
-    """Return where a store is: `uri`, MLFLOW_TRACKING_URI or `mlruns`; raise BadInput if unusable."""
+    """Return what `uri`, MLFLOW_TRACKING_URI or `mlruns` means; raise BadInput if unusable."""
     elsewhere = os.environ.get("MLFLOW_TRACKING_URI")
     from_where = "MLFLOW_TRACKING_URI" if elsewhere and not uri else "tracking.uri"
     uri = uri or elsewhere or "sqlite:///mlruns/mlflow.db"
     scheme = urlsplit(uri).scheme.partition("+")[0]
     named = f"{from_where}={without_password(uri)!r}"
+    server = scheme in ("http", "https")
     try:
-        port = urlsplit(uri).port if scheme in ("http", "https") else None
-        usable = scheme in SCHEMES and port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+        if scheme not in SCHEMES or (server and urlsplit(uri).port == 0):
+            raise ValueError
+    except ValueError:  # of the port, too
         raise BadInput(
             f"{named}: cannot be used; give sqlite:///FILE, "
             f"an http(s)://HOST:PORT server, or a database that MLflow knows."
-        )
+        ) from None
     if scheme == "sqlite":
         database = _database(uri, named)
         return Address(named, database_uri(database), database, database.parent, server=False)
-    root = Path("mlruns").absolute()
-    return Address(named, uri, None, root, server=scheme in ("http", "https"))
+    return Address(named, uri, None, Path("mlruns").absolute(), server)
 
 
 def location(folder: Path) -> str:

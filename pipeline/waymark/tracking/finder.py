@@ -34,7 +34,7 @@ def find_single(store: RunStore, text: str) -> RunRecord:
 
 @question
 def find(store: RunStore, text: str) -> RunRecord:
-    """Find RUN: an id, a prefix of one, a name, or `latest`; raise BadInput if it is not one run."""
+    """Find RUN: an id, a prefix of one, a name, or `latest`; raise BadInput if it is not one."""
     where, trouble = store.address.display_uri, ""
     try:
         if store.server:

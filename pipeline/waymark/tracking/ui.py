@@ -15,16 +15,14 @@ from waymark.tracking.store import RunStore
 
 
 class Ui(AbstractContextManager["Ui"]):
-    """MLflow's UI: `address` is its page; a `with` block closes it at its end."""
+    """MLflow's UI: `address` is its page; a `with` block closes it at its end.
+
+    `is_ours` tells whether it was started here, and not by a server's operator.
+    """
 
     def __init__(self, address: str, process: "subprocess.Popen[bytes] | None") -> None:
         self.address = address
-        self._process = process  # None where a server has the UI already
-
-    @property
-    def is_ours(self) -> bool:
-        """Tell whether it was started here, and not by a server's operator."""
-        return self._process is not None
+        self._process, self.is_ours = process, process is not None
 
     def wait(self) -> int:
         """Wait for its end; return its exit status, or minus the signal that ended it."""
