@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
-from waymark.comparison.bits import Divergence
 from waymark.comparison.report import Metric
+from waymark.comparison.rerun_report import Divergence
 from waymark.comparison.runs import with_current_steps
 from waymark.names import DATA_DIGEST, STATE_DIGEST, VERSION
 

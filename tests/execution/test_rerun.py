@@ -17,10 +17,9 @@ import yaml
 from mlflow.tracking import MlflowClient
 from waymark import api
 from waymark.checkpoints.store import CheckpointStore, CheckpointWriteError
-from waymark.comparison.bits import ArrayDifference, Divergence
 from waymark.comparison.recorded_run import load_recorded_run
 from waymark.comparison.repository import CHECKOUT
-from waymark.comparison.rerun_report import compare_rerun, load
+from waymark.comparison.rerun_report import ArrayDifference, Divergence, compare_rerun, load
 from waymark.errors import BadInput, Failed
 from waymark.processes.signals import Interrupted
 from waymark.tracking.finder import find

@@ -15,9 +15,8 @@ from typing import Any
 import pytest
 from waymark import api
 from waymark.comparison import environment, repository
-from waymark.comparison.bits import ArrayDifference, Divergence
 from waymark.comparison.repository import CHECKOUT, changes, diffstat, git_commit
-from waymark.comparison.rerun_report import RerunReport
+from waymark.comparison.rerun_report import ArrayDifference, Divergence, RerunReport
 from waymark.errors import BadInput, Failed
 from waymark.execution import rerunning
 from waymark.processes.signals import Interrupted

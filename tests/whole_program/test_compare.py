@@ -19,10 +19,10 @@ from mlflow.entities import Param, RunTag
 from mlflow.tracking import MlflowClient
 from scipy import stats
 from waymark import api, listing
-from waymark.comparison.bits import Divergence
 from waymark.comparison.recorded_run import load_recorded_run
 from waymark.comparison.report import Comparison, Row
 from waymark.comparison.repository import CHECKOUT
+from waymark.comparison.rerun_report import Divergence
 from waymark.errors import BadInput
 from waymark.names import VERSION
 from waymark.tracking.finder import find

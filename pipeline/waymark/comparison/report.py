@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from waymark import plots
-from waymark.comparison.bits import Divergence, exact
 from waymark.comparison.environment import format_difference
+from waymark.comparison.rerun_report import Divergence, exact
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file

@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from waymark import names
-from waymark.comparison.bits import first_divergences
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
 from waymark.comparison.report import Comparison, Metric, Row
+from waymark.comparison.rerun_report import first_divergences
 from waymark.config.old_names import CLASSES
 from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
