@@ -136,7 +136,7 @@ def array_difference(was: np.ndarray, now: np.ndarray) -> ArrayDifference:
 def compare_rerun(
     tracking: RunStore, old: RecordedRun, new: RecordedRun, shapes: Mapping[str, Any]
 ) -> RerunReport:
-    """Compare a rerun with its original: every value and digest that both have, by its
+    """Compare a rerun with its original: every value and digest that both have, by its bits.
 
     `shapes` names the model's parameters, whose final values are compared if anything differs.
     """
