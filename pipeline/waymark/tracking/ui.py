@@ -54,9 +54,9 @@ def start_ui(store: RunStore, host: str, port: int) -> Ui:
     set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
     set_variable("PYTHONWARNINGS", "ignore")  # of what MLflow imports, for its authors
     command = [
-        *(sys.executable, "-m", "mlflow", "server", "--workers=1"),
-        *(f"--host={host}", f"--port={port}", f"--backend-store-uri={store.uri}"),
-        f"--artifacts-destination={location(store.root / 'artifacts')}",
+        *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+        *("--host", host, "--port", str(port), "--backend-store-uri", store.uri),
+        *("--artifacts-destination", location(store.root / "artifacts")),
     ]
     # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
     # of which prints a traceback.
