@@ -136,9 +136,9 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     monkeypatch.setattr("waymark.sweeps.trial.select", lambda *_: [(record, None)])
     pruner = _pruner(tracking, compose_config(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
-    assert pruner._other_trials() == [values]
+    assert pruner.other_trials() == [values]
     record.tags[PRUNING_VALUES] = '{"1": 0.5}'
-    assert pruner._other_trials() == [{1: 0.5}]
+    assert pruner.other_trials() == [{1: 0.5}]
 
 
 def test_pruning_goes_on_where_the_store_gives_no_answer(place: Path, client: Open) -> None:
@@ -151,9 +151,11 @@ def test_pruning_goes_on_where_the_store_gives_no_answer(place: Path, client: Op
     assert pruner is not None
     process = psutil.Process(store.process()._process.pid)
     process.suspend()
-    assert pruner._other_trials() == []
-    process.resume()
-    assert poll(pruner._other_trials) == [{1: 0.5}]
+    try:
+        assert pruner.other_trials() == []
+    finally:
+        process.resume()
+    assert poll(pruner.other_trials) == [{1: 0.5}]
 
 
 def study(place: Path, parent: Run) -> Any:
