@@ -39,7 +39,8 @@ def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedR
     pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
     if steps != "-" and (pruned or record.status != "FINISHED"):
         steps = f"{pruned or last_step(tracking, record, names.TRAIN_LOSS)} of {steps}"
-    accuracy = facts.metrics.get(names.RESTORED_ACCURACY, facts.metrics.get(names.TEST_ACCURACY))
+    known = (names.RESTORED_ACCURACY, *names.EVALUATED)
+    accuracy = next((facts.metrics[key] for key in known if key in facts.metrics), None)
     sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
     stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))
     # False, too, for what another user has closed, and where only reading is allowed.

@@ -40,12 +40,15 @@ VARIED = "waymark.varied"  # JSON: the keys that are varied
 ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
 
 # Metrics: what was measured on, a slash, what was measured.
-TEST, RESTORED, BEST, PROGRESS = "test/", "restored/", "best/", "sweep/"
+RESTORED, BEST, PROGRESS = "restored/", "best/", "sweep/"
 TRAIN_LOSS = "train/loss"
 STEPS_PER_SECOND = "train/steps_per_second"
+VAL_ACCURACY = "val/accuracy"
 TEST_ACCURACY = "test/accuracy"
 RESTORED_ACCURACY = "restored/accuracy"
-KeepBestMetric = Literal["test/accuracy", "test/loss"]
+# Of the evaluations in training: on the validation set where there is one.
+EVALUATED = (VAL_ACCURACY, TEST_ACCURACY)
+KeepBestMetric = Literal["val/accuracy", "val/loss", "test/accuracy", "test/loss"]
 
 
 def sweep_member_tag(parent: str) -> str:

@@ -20,8 +20,10 @@ def prepare() -> None:
     _save(Figure(), io.BytesIO())
 
 
-def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float]) -> None:
-    """Draw every recorded loss by step and the test accuracies over it, as a PNG file."""
+def loss_curve(
+    path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float], part: str = "test"
+) -> None:
+    """Draw every recorded loss by step and the accuracies on a set over it, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
@@ -32,7 +34,7 @@ def loss_curve(path: Path, losses: Mapping[int, float], accuracies: Mapping[int,
     left.set_title("training loss", loc="left", color="tab:blue", size="medium")
     right = left.twinx()
     _plot(right, accuracies, color="tab:orange", marker="o")
-    right.set_title("test accuracy", loc="right", color="tab:orange", size="medium")
+    right.set_title(f"{part} accuracy", loc="right", color="tab:orange", size="medium")
     _save(figure, path)
 
 
@@ -48,7 +50,7 @@ def curves(
     names = list(dict.fromkeys(name for name, _, _ in runs))
     colours = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(len(names))
     figure, lines = Figure(figsize=(11, 4.5), layout="constrained"), {}
-    for place, title in enumerate(("training loss", "test accuracy")):
+    for place, title in enumerate(("training loss", "accuracy in training")):
         axes = figure.add_subplot(1, 2, place + 1)
         for name, *values in runs:
             colour = colours(names.index(name))

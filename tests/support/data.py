@@ -1,13 +1,19 @@
 """Small data sets for tests and benchmarks."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+from waymark.data.sources import Dataset
 
 # What a run's record needs of a data set, where nothing is trained.
-POINTS = SimpleNamespace(
-    x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points", digest="d" * 64, source="test"
+POINTS = Dataset(
+    name="points",
+    source="test",
+    x_train=np.zeros((3, 2)),
+    y_train=np.zeros(3),
+    x_test=np.zeros((1, 2)),
+    y_test=np.zeros(1),
+    read_digest="d" * 64,
 )
 
 

@@ -36,7 +36,8 @@ class RecordedRun:
     def accuracy(self) -> float | None:
         """Return the restored accuracy, else the last one in training."""
         metrics = self.history.metrics
-        known = metrics.get(names.RESTORED_ACCURACY) or metrics.get(names.TEST_ACCURACY)
+        kinds = (names.RESTORED_ACCURACY, *names.EVALUATED)
+        known = next((metrics[kind] for kind in kinds if metrics.get(kind)), None)
         return known[max(known)] if known else None
 
 

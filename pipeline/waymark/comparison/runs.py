@@ -98,7 +98,11 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
     curves = [
-        (row.label, known.get(names.TRAIN_LOSS, {}), known.get(names.TEST_ACCURACY, {}))
+        (
+            row.label,
+            known.get(names.TRAIN_LOSS, {}),
+            known.get(names.VAL_ACCURACY) or known.get(names.TEST_ACCURACY, {}),
+        )
         for row, members in zip(rows, groups, strict=True)
         for known in (run.history.metrics for run, _ in members)
     ]
@@ -188,11 +192,11 @@ def _final_and_best(key: str, run: RecordedRun, facts: RunSummary) -> tuple[floa
     """Return a metric's last and best value; the last is the best where neither way is better."""
     known = run.history.metrics.get(key, {})
     final = known[max(known)] if known else facts.metrics[key]
-    better, values = _better(key), [v for v in known.values() if not math.isnan(v)]
+    better, values = better_value(key), [v for v in known.values() if not math.isnan(v)]
     return final, better(values) if better and values else final
 
 
-def _better(key: str) -> Best | None:
+def better_value(key: str) -> Best | None:
     """Return what picks the best of some values of a metric, None if its name does not tell."""
     words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
     words |= {word.rstrip("0123456789") for word in words}  # accuracy5
@@ -224,7 +228,7 @@ def _metric(values: list[tuple[float, float]]) -> Metric:
 def mark_best(rows: list[Row]) -> list[Row]:
     """Return the rows with the best of each metric marked, and what ties with it."""
     for key in dict.fromkeys(key for row in rows for key in row.metrics):
-        better = _better(key)
+        better = better_value(key)
         known = {i: row.metrics[key] for i, row in enumerate(rows) if key in row.metrics}
         if not better or len(known) < 2:
             continue

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
+from inspect import signature
 from typing import Any, get_args, get_type_hints
 
 import pydantic
@@ -13,7 +14,16 @@ import yaml
 from waymark.config import masking
 from waymark.config.masking import Secret, mask_secrets, reveal_secrets
 from waymark.config.old_names import CLASSES
-from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS, NAME, TAG, TAG_VALUE, Config
+from waymark.config.schema import (
+    FORMAT,
+    GROUP_PROTOCOLS,
+    LABELS,
+    NAME,
+    SPLIT_DEFAULTS,
+    TAG,
+    TAG_VALUE,
+    Config,
+)
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import MISSING
 from waymark.errors import BadInput, first_line
@@ -170,6 +180,10 @@ def build_group(
     if missing:
         said = f"{key}={given['_target_']!r} ({source(key)})"
         raise BadInput(f"{said}: has no method {missing[0]}().")
+    if group == "data":
+        known = getattr(cls, "__dataclass_fields__", signature(cls).parameters)
+        given = SPLIT_DEFAULTS.items()
+        own = {k: v for k, v in own.items() if k in known or (k, v) not in given}
     return _checked(cls, own, f"{group}.", source)
 
 

@@ -18,6 +18,16 @@ GROUP_PROTOCOLS = {
     "save": ("write", "read"),
 }
 
+# What of `data` says which examples are held out: nothing, as in older records and in classes of
+# the user's own that have no such settings.
+SPLIT_DEFAULTS = {
+    "test": None,
+    "validation": 0,
+    "split": "random",
+    "split_seed": 0,
+    "group": None,
+}
+
 # A pattern, the most characters, and both in words. What is refused: controls, line separators,
 # directions of writing and halves of characters, which deceive a reader, and the shell's syntax.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -83,11 +93,12 @@ class Record:
 class Objective:
     """By what the trials of a sweep are compared."""
 
-    metric: str
-    """the metric by which the best trial of a sweep is chosen"""
-    mode: Literal["min", "max"]
+    metric: str | None
+    """the metric by which the best trial of a sweep is chosen; null: `val/accuracy` with a
+    validation set, else `restored/accuracy`"""
+    mode: Literal["min", "max"] | None
     """`max` or `min`: whether the greatest or the smallest value of `objective.metric` is the
-    best"""
+    best; null: the smallest of a loss, the greatest of all else"""
 
 
 @settings
@@ -97,8 +108,7 @@ class Config:
     model: Any
     """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
-    """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`; `data.sampling` is `replacement` (uniform
-    draws) or `epoch` (shuffled, without)"""
+    """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`"""
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
     model's (softmax 1e-3, cnn 1e-4) unless given"""

@@ -11,23 +11,24 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from waymark.config.schema import settings
+from waymark.data.dataset import Dataset, from_arrays, pick
+from waymark.data.dataset import ImageSpec as ImageSpec
 from waymark.data.randomness import SAMPLING, Tensor, random_key
-from waymark.digest import SETTLED, digest
+from waymark.digest import SETTLED
 from waymark.errors import BadInput
 from waymark.npz import read_npz
 
-MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
 FASHION_FILES = {
     "x_train": "train-images-idx3-ubyte.gz",
     "y_train": "train-labels-idx1-ubyte.gz",
@@ -45,55 +46,37 @@ MNIST = "f2ac7fc2144e34f20bef0b37c9a0e143fc4dfb4dcfba2f75d14fc408e357af8e"
 FASHION_MNIST = "1c589f633fb7441c891fb090bf5d618f28f825aba4fe6bcb1fba4f8e51ed0d89"
 
 
-@dataclass(frozen=True)
-class ImageSpec:
-    """What a model must fit."""
-
-    shape: tuple[int, ...]  # of one image: (H, W, C) or (D,)
-    classes: int
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Images [N, H, W, C] or [N, D], uint8 or float32 in [0, 1]; labels int32 [N] from 0."""
-
-    name: str
-    source: str  # the file, folder or package they came from
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-
-    @property
-    def spec(self) -> ImageSpec:
-        """Return the form of one image and the number of classes in both sets together."""
-        highest = max(self.y_train.max(), self.y_test.max())
-        return ImageSpec(self.x_train.shape[1:], int(highest) + 1)
-
-    @property
-    def nbytes(self) -> int:
-        """Return how many bytes the four arrays take."""
-        return sum(getattr(self, name).nbytes for name in ENTRIES)
-
-    @cached_property
-    def digest(self) -> str:
-        """Return the SHA-256 of the four arrays as they stand here (see waymark.digest)."""
-        return digest({name: getattr(self, name) for name in ENTRIES})
-
-
 _last: dict[Any, Dataset] = {}  # at most one
 
 
 @settings
 class Loader(ABC):
-    """How batches are drawn from the training set."""
+    """How batches are drawn, and what is held out to evaluate on."""
 
+    # The defaults stand in conf/config.yaml; these are for code that makes a loader itself.
     sampling: Literal["replacement", "epoch"]
     """`replacement` (uniform draws) or `epoch` (shuffled, without)"""
+    test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
+    """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
+    of examples of it, or another file with `x_test` and `y_test`"""
+    validation: Annotated[float, Field(ge=0, lt=1)] | NonNegativeInt = 0
+    """a fraction of the training set, or a number of examples of it, on which training is evaluated
+    in place of the test set; 0: none"""
+    split: Literal["random", "ordered"] = "random"
+    """how they are chosen: `random` (each class, or group, in its share) or `ordered` (the last
+    rows)"""
+    split_seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+    """of the random choice, the same for every `seed`"""
+    group: str | None = None
+    """the entry of an npz, [N] of the training set, whose equal values stay on one side"""
 
     @abstractmethod
     def load(self) -> Dataset:
         """Read the data set; raise BadInput for whatever is wrong with it."""
+
+    def has_validation(self) -> bool:
+        """Tell whether there will be a validation set."""
+        return self.validation > 0
 
 
 @settings
@@ -139,42 +122,59 @@ class FashionMnist(Loader):
 
 @settings
 class Arrays(Loader):
-    """The user's own arrays: an npz of x_train, y_train, x_test and y_test.
+    """The user's own arrays: an npz of x_train and y_train.
 
-    Images [N, H, W], [N, H, W, C] or [N, D], uint8 or float in [0, 1]; labels integers from 0.
+    x_test and y_test, x_val and y_val may be there too. Images [N, H, W], [N, H, W, C] or [N, D],
+    uint8 or float in [0, 1]; labels integers from 0.
     """
 
     path: str
-    """an npz with `x_train`, `y_train`, `x_test` and `y_test`"""
+    """an npz with `x_train` and `y_train`, and, if you have them, `x_test` and `y_test`, `x_val`
+    and `y_val`"""
 
     def load(self) -> Dataset:
         """Read the npz; raise BadInput naming the array that has another form."""
         path = _expand(self.path)
-        return _load("arrays", str(path), [path])
+        files = [path, *([_expand(self.test)] if isinstance(self.test, str) else [])]
+        return _load("arrays", str(path), files, group=self.group)
+
+    def has_validation(self) -> bool:
+        """Tell whether there will be a validation set: asked for, or in the file."""
+        brought: list[str] = []
+        with suppress(OSError, ValueError, zipfile.BadZipFile):  # `load` says what is wrong
+            brought = zipfile.ZipFile(_expand(self.path)).namelist()
+        return "x_val.npy" in brought or super().has_validation()
 
 
-def _load(name: str, source: str, files: list[Path], published: str | None = None) -> Dataset:
-    """Return the data set in an npz, or in an idx file for each of ENTRIES.
+def _load(
+    name: str,
+    source: str,
+    files: list[Path],
+    published: str | None = None,
+    group: str | None = None,
+) -> Dataset:
+    """Return the data set in an npz, with or without one of the test set, or in four idx files.
 
-    `published` is the digest it must have. One data set is kept, if it is small, so that the runs
-    of a process do not read it again while its files are the same.
+    `published` is the digest it must have, `group` the entry that holds the groups. One data set
+    is kept, if it is small, so that the runs of a process do not read it again while its files are
+    the same.
     """
     now = time.time()
     try:
         facts = [path.stat() for path in files]  # before they are read
     except (OSError, ValueError):  # the reader says it better
-        return _dataset(name, source, files, published)
+        return _read(name, source, files, published, group)
     marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
-    key = name, tuple(map(str, files)), tuple(marks)
+    key = name, tuple(map(str, files)), tuple(marks), group
     found = _last.get(key)
     if found is None:
         _last.clear()
-        found = _dataset(name, source, files, published)
+        found = _read(name, source, files, published, group)
         # Just after one change another one could bear the same time.
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
         if settled and found.nbytes < SMALL:
-            for entry in ENTRIES:
-                getattr(found, entry).flags.writeable = False
+            for array in found.arrays.values():
+                array.flags.writeable = False
             _last[key] = found
     return found
 
@@ -236,12 +236,9 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the four arrays of an npz; nothing in it is executed or believed unchecked."""
+    """Read the arrays of an npz; nothing in it is executed or believed unchecked."""
     with _reading(path, "npz file"):
-        arrays = read_npz(path)
-    if sorted(arrays) != sorted(ENTRIES):
-        raise BadInput(f"{path} holds {sorted(arrays)[:9]}; allowed are exactly {sorted(ENTRIES)}.")
-    return arrays
+        return read_npz(path)
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -257,66 +254,25 @@ def _read_idx(path: Path) -> np.ndarray:
         return np.frombuffer(file.read(), np.uint8).reshape(shape)
 
 
-def _dataset(name: str, source: str, files: list[Path], published: str | None) -> Dataset:
-    """Read four arrays into the form that Dataset describes; raise BadInput for others."""
-    if len(files) == 1:
-        arrays = _read_npz(files[0])
-    else:
+def _read(
+    name: str, source: str, files: list[Path], published: str | None, group: str | None
+) -> Dataset:
+    if len(files) == len(ENTRIES):
         arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
-    checked: dict[str, np.ndarray] = {}
-    for part in ("train", "test"):
-        images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
-        labels = checked[f"y_{part}"] = _labels(f"{source}: y_{part}", arrays[f"y_{part}"])
-        if len(images) != len(labels):
-            raise BadInput(
-                f"{source}: x_{part} has {len(images)} images, but y_{part} {len(labels)} labels."
-            )
-    train, test = checked["x_train"], checked["x_test"]
-    if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
-        raise BadInput(
-            f"{source}: x_test has images of shape {list(test.shape[1:])} and dtype {test.dtype}, "
-            f"but x_train {list(train.shape[1:])} and {train.dtype}; both must be the same."
-        )
-    dataset = Dataset(name, source, **checked)
-    if dataset.spec.classes < 2:
-        raise BadInput(f"{source}: y_train and y_test hold only label 0; allowed are 2 classes up.")
+    else:
+        found, *test_set = map(_read_npz, files)
+        arrays = {name: array for name, array in found.items() if name != "groups"}
+        if group is not None:
+            arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]
+        for entries in test_set:
+            arrays |= pick(entries, ("x_test", "y_test"), files[1])
+    dataset = from_arrays(name, source, arrays)
     if published and dataset.digest != published:
         raise BadInput(
             f"{source} does not hold {name} as published: its digest is "
             f"{dataset.digest[:12]}, not {published[:12]}; data=arrays reads arrays of your own."
         )
     return dataset
-
-
-def _images(name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim not in (2, 3, 4) or array.size == 0:
-        raise BadInput(
-            f"{name} has shape {list(array.shape)}; "
-            f"allowed are [N, H, W], [N, H, W, C] and [N, D], none of them 0."
-        )
-    if array.dtype.name in ("float16", "float32", "float64"):
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # NaN compares false
-            raise BadInput(f"{name} has values from {low} to {high}; floats must lie in 0 to 1.")
-        array = array.astype(np.float32, copy=False)
-    elif array.dtype != np.uint8:
-        raise BadInput(
-            f"{name} has dtype {array.dtype}; allowed are uint8, float16, float32 and float64."
-        )
-    return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
-
-
-def _labels(name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim != 1 or array.size == 0:
-        raise BadInput(f"{name} has shape {list(array.shape)}; allowed is [N], N not 0.")
-    if array.dtype.kind not in "iu":
-        raise BadInput(f"{name} has dtype {array.dtype}; allowed are integers.")
-    low, high = array.min(), array.max()
-    if low < 0 or high >= MAX_CLASSES:
-        raise BadInput(
-            f"{name} has labels from {low} to {high}; allowed are 0 to {MAX_CLASSES - 1}."
-        )
-    return array.astype(np.int32)
 
 
 def batch_indices(

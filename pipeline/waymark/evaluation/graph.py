@@ -13,7 +13,7 @@ import numpy as np
 
 from waymark.checkpoints.tf_bundle import check_bundle, readable
 from waymark.config.schema import Config
-from waymark.data.sources import Dataset, ImageSpec
+from waymark.data.dataset import Dataset, ImageSpec
 from waymark.errors import BadInput, first_line
 from waymark.models import forward
 from waymark.training.hidden_state import refuse_variables

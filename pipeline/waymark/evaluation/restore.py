@@ -16,10 +16,11 @@ from waymark.config.compose import SEARCHPATH
 from waymark.config.record import from_record
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
-from waymark.data.sources import Dataset, ImageSpec
+from waymark.data.dataset import Dataset, ImageSpec
+from waymark.data.splits import hold_out
 from waymark.errors import BadInput
 from waymark.evaluation import graph
-from waymark.names import DATA_DIGEST, TEST_ACCURACY, VERSION
+from waymark.names import DATA_DIGEST, EVALUATED, TEST_ACCURACY, VERSION
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find_single
 from waymark.tracking.remote_store import connect
@@ -48,11 +49,17 @@ class Evaluation:
 
 def load_data(config: Config) -> Dataset:
     """Load the data set and check that configuration and model fit it; raise BadInput."""
-    data: Dataset = config.data.load()
+    data = hold_out(config.data.load(), config.data)
     if config.batch_size > len(data.x_train):
         raise BadInput(
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
             f"the size of {data.name}'s training set."
+        )
+    best = config.save.keep_best
+    if best and not best.metric.startswith(data.evaluated):
+        raise BadInput(
+            f"save.keep_best.metric={best.metric}: is not recorded in training, where "
+            f"{data.evaluated}/accuracy and {data.evaluated}/loss are."
         )
     check = getattr(config.model, "check", None)
     if check:
@@ -138,11 +145,12 @@ def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
     if step == "latest" and steps:
         return steps[-1]
     if step == "best":
-        rule = store.save.keep_best or KeepBest(metric=TEST_ACCURACY, mode="max")  # type: ignore[arg-type]
         best = None
         for at in steps:
             try:
                 found = store.manifest(at)
+                metric = next((key for key in EVALUATED if key in found.metrics), TEST_ACCURACY)
+                rule = store.save.keep_best or KeepBest(metric=metric, mode="max")  # type: ignore[arg-type]
                 best = better(best, Save(at, found.time, found.metrics), rule)
             except CorruptCheckpoint as error:
                 print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.config.values import json_text
-from waymark.data.sources import Dataset
+from waymark.data.dataset import Dataset
 from waymark.errors import printable
 from waymark.evaluation.restore import refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
@@ -210,6 +210,7 @@ class RunExecution:
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
         print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
+        self._tell_of_data()
         with record_environment(run, config) as recorded:
             self.stop.check()
             with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
@@ -229,6 +230,18 @@ class RunExecution:
             verdict = self._verdict(recorded, trainer)
         return replace(result, verdict=verdict)
 
+    def _tell_of_data(self) -> None:
+        """Say how many examples are held out, if any, and what the best checkpoint is chosen by."""
+        config, data = self.plan.resolved.config, self.plan.data
+        if data.held_out:
+            print(printable(f"{data.name}: {data.held_out}"), flush=True)
+        if config.save.keep_best and data.evaluated == "test" and not self.pruner:
+            print(
+                "waymark: save.keep_best selects on the test set; data.validation=0.1 holds out "
+                "examples of the training set to select on",
+                file=sys.stderr,
+            )
+
     def _spooled(self) -> str:
         """Say where a run is kept for which a local store has given no answer; else nothing."""
         if not (self.store.database and self.run.info.remote):
@@ -243,12 +256,13 @@ class RunExecution:
         checkpoint, after a signal; Diverged, CheckpointWriteError.
         """
         config, run = self.plan.resolved.config, self.run
-        progress = make_progress(config.progress, config.steps, trainer.step)
+        progress = make_progress(config.progress, config.steps, trainer.step, trainer.evaluated)
         try:
             score, decision = train(config, trainer, run.record, saver.save, progress, self._decide)
             if decision:
                 step, points = trainer.step, run.points.items()
-                tested = {k: v[step] for k, v in points if k.startswith(names.TEST) and step in v}
+                part = f"{trainer.evaluated}/"
+                tested = {k: v[step] for k, v in points if k.startswith(part) and step in v}
                 saver.stop(step, trainer.state, tested)
         finally:
             progress.close()
@@ -285,7 +299,7 @@ class RunExecution:
         run.record([config.steps], restored)
         run.set_tags({names.STATE_DIGEST: manifest.digest})
         _write_scores(run, data, manifest, score)
-        recorded = run.points.get(names.TEST_ACCURACY, {}).get(config.steps)
+        recorded = run.points.get(f"{data.evaluated}/accuracy", {}).get(config.steps)
         accuracy = trained.accuracy if trained else recorded
         steps, folder = saver.store.steps(), run.info.folder
         return Result(run.info.id, accuracy, score.accuracy, steps, manifest.digest, folder)

@@ -18,7 +18,7 @@ from waymark.config.compose import SEARCHPATH, with_group_members
 from waymark.config.record import from_record, read_record, with_overrides
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
-from waymark.data.sources import Dataset
+from waymark.data.dataset import Dataset
 from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore

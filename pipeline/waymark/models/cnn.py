@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat
 
 from waymark.config.schema import settings
+from waymark.data.dataset import ImageSpec
 from waymark.data.randomness import Tensor
-from waymark.data.sources import ImageSpec
 from waymark.errors import BadInput
 from waymark.models import Tensors, truncated_normal
 

@@ -23,13 +23,15 @@ from typing import Any
 
 from waymark import names
 from waymark.comparison.report import Comparison
-from waymark.comparison.runs import compare_found
+from waymark.comparison.runs import better_value, compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import own_singletons, parse_flags
+from waymark.config.resolve import build_group
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
+from waymark.data.splits import evaluated_part
 from waymark.errors import BadInput, printable
 from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
@@ -46,6 +48,7 @@ from waymark.tracking.remote_store import connect
 # What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
 # the trials' lines are not repeated here; a trial has one core.
 RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
+ON_TEST_SET = ("test/", "restored/")  # what metrics of the test set begin with
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -104,7 +107,14 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     command = shlex.join(["waymark", "run", *words])
     values, swept = _composed(given.overrides, given.config_dir)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
+    values["objective"] = _objective(values)
     _check(values)
+    if values["objective"]["metric"].startswith(ON_TEST_SET):
+        print(
+            "waymark: this sweep selects on the test set; data.validation=0.1 holds out examples "
+            "of the training set to select on",
+            file=sys.stderr,
+        )
     varied = sorted({*swept, *(sweeper.get("params") or {})})
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
@@ -120,6 +130,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         trial.COMMAND_ID: command_id,
     }
     more = _overrides(values["hydra"], variables)
+    more += [f"objective.{key}={value}" for key, value in values["objective"].items()]
     if trial.THREADS not in varied:
         more.append(f"{trial.THREADS}={threads}")
     return Sweep(
@@ -133,6 +144,25 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         progress=values["progress"],
         **values["objective"],
     )
+
+
+def _objective(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metric and the mode of a sweep's objective; raise BadInput if neither tells."""
+    metric, mode = values["objective"]["metric"], values["objective"]["mode"]
+    if metric is None:
+        with suppress(BadInput):  # of a data set that the trials name
+            loader = build_group("data", values, lambda key: "defaults", None)
+            metric = names.VAL_ACCURACY if evaluated_part(loader) == "val" else None
+        metric = metric or names.RESTORED_ACCURACY
+    if mode is None:
+        better = better_value(metric)
+        if better is None:
+            raise BadInput(
+                f"objective.metric={metric!r}: its name does not tell which way is better; "
+                f"say so with objective.mode=max or objective.mode=min."
+            )
+        mode = better.__name__
+    return {"metric": metric, "mode": mode}
 
 
 def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, Any], list[str]]:

@@ -30,6 +30,7 @@ from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
 from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
+from waymark.data.splits import evaluated_part
 from waymark.digest import file_digest
 from waymark.errors import BadInput, Failed, explain
 from waymark.evaluation.restore import load_data
@@ -140,7 +141,7 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
         finished = [pair for pair in known if is_finished(pair[0], config)]
         if finished:
             tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
-            return objective(*finished[0], config.objective.metric)
+            return objective(*finished[0], str(config.objective.metric))
         unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
         pruner = _pruner(tracking.with_bound(PRUNING_ANSWER_S), config, parent, key)
         doing: dict[str, Any] = {"pruner": pruner, "began": lock.release, "wait": not in_parent}
@@ -156,7 +157,7 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
             named = replace(resolved, config=own, values=values)
             run_id = execute.run(named, tags=tags, **doing).run_id
         record = find(tracking, run_id)
-        return objective(record, tracking.summary(record), config.objective.metric)
+        return objective(record, tracking.summary(record), str(config.objective.metric))
     except Pruned as pruned:
         return PrunedObjective(pruned.step, pruned.value)
     finally:
@@ -206,7 +207,7 @@ def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
 def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner | None:
     if config.prune is None:
         return None
-    metric = f"{names.TEST}{config.objective.metric.rpartition('/')[2]}"
+    metric = f"{evaluated_part(config.data)}/{str(config.objective.metric).rpartition('/')[2]}"
     sign = 1 if config.objective.mode == "max" else -1
     steps = pruning_steps(config.prune, config.steps, config.eval_every)
 

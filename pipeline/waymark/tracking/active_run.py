@@ -44,7 +44,8 @@ def create_run(
     run that can be resumed. Raises BadInput if the store takes no run.
     """
     config = resolved.config
-    shapes = json.dumps({"x_train": data.x_train.shape, "x_test": data.x_test.shape})
+    parts = ("x_train", "x_val", "x_test")
+    shapes = json.dumps({name: data.arrays[name].shape for name in parts if name in data.arrays})
     life = ownership.new_life(this_process(), Life(), 0)
     creation = RunCreation(
         id=uuid.uuid4().hex,

@@ -25,9 +25,12 @@ def draw(folder: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     recorded = history.load(known) or history.History({})
-    points = [recorded.metrics.get(key, {}) for key in (names.TRAIN_LOSS, names.TEST_ACCURACY)]
+    losses = recorded.metrics.get(names.TRAIN_LOSS, {})
+    part = "validation" if recorded.metrics.get(names.VAL_ACCURACY) else "test"
+    key = names.VAL_ACCURACY if part == "validation" else names.TEST_ACCURACY
+    accuracies = recorded.metrics.get(key, {})
     drawings = {
-        "loss.png": partial(plots.loss_curve, losses=points[0], accuracies=points[1]),
+        "loss.png": partial(plots.loss_curve, losses=losses, accuracies=accuracies, part=part),
         "confusion_matrix.png": partial(plots.confusion_matrix, counts=counts, classes=classes),
     }
     drawn = False

@@ -13,12 +13,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from waymark.checkpoints import State
-from waymark.config.schema import Config
+from waymark.config.schema import SPLIT_DEFAULTS, Config
+from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
-from waymark.data.sources import SMALL, Dataset, ImageSpec, batch_indices
+from waymark.data.sources import SMALL, batch_indices
 from waymark.errors import Sentence
 from waymark.models import Tensors, check_outputs, forward, scale
-from waymark.names import STEPS_PER_SECOND, TEST, TRAIN_LOSS
+from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
 from waymark.training.hidden_state import refuse_variables, trace
 from waymark.training.score import Score, Scorer
@@ -152,7 +153,8 @@ class Trainer:
         self._variables = {k: tf.Variable(value, trainable=False) for k, value in initial.items()}
         self.parameters = {name: self._variables[name] for name in names}
         self._run_steps = compile_steps(config, data, self._variables, self.parameters)
-        self.scorer = Scorer(config.model, config.precision, data)
+        self.evaluated = data.evaluated  # the set that evaluations in training are on
+        self.scorer = Scorer(config.model, config.precision, data, data.evaluated)
         self.scorer.compile(self.parameters)
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
@@ -193,7 +195,7 @@ class Trainer:
         return {name: tuple(v.shape) for name, v in self.parameters.items()}
 
     def score(self) -> Score:
-        """Score the parameters as they are on the whole test set."""
+        """Score the parameters as they are on the whole validation set, else the test set."""
         return self.scorer(self.parameters)
 
 
@@ -217,7 +219,8 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
-        *(data.digest, config.data.sampling, config.batch_size, config.precision),
+        *(data.digest, *(getattr(config.data, name, None) for name in SPLIT_DEFAULTS)),
+        *(config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),
     )
@@ -254,14 +257,14 @@ def reuse_or_compile(
 class NoProgress:
     """What a training of `steps` steps tells of how it goes, from the step `done` on: nothing."""
 
-    def __init__(self, steps: int, done: int) -> None:
-        self.steps, self.done = steps, done
+    def __init__(self, steps: int, done: int, evaluated: str = "test") -> None:
+        self.steps, self.done, self.evaluated = steps, done, evaluated
 
     def on_steps(self, step: int, loss: float) -> None:
         """Show that training has reached `step`, whose mean loss of the batch is `loss`."""
 
     def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
-        """Show the batch's mean loss, and the accuracy, 0 to 1, on the test set at `step`."""
+        """Show the batch's mean loss, and the accuracy, 0 to 1, of the evaluation at `step`."""
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
@@ -301,7 +304,7 @@ def train(
         metrics = {}
         if due(step, config.eval_every, last):
             score = trainer.score()
-            metrics = {f"{TEST}{name}": value for name, value in score.metrics.items()}
+            metrics = {f"{trainer.evaluated}/{k}": value for k, value in score.metrics.items()}
             rate = {STEPS_PER_SECOND: rated_steps / rated_seconds}
             rated_steps, rated_seconds = 0, 0.0
             record([step], {k: [v] for k, v in (metrics | rate).items()})

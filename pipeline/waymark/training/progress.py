@@ -18,14 +18,15 @@ class LogLines(NoProgress):
         """Print the line."""
         # As the TF1 tutorial has it, where that shows a loss.
         shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
-        print(f"Step: {step:04d}, Loss: {shown}, Test_Acc: {accuracy:.5f}", flush=True)
+        name = f"{self.evaluated.title()}_Acc"
+        print(f"Step: {step:04d}, Loss: {shown}, {name}: {accuracy:.5f}", flush=True)
 
 
 class ProgressBar(NoProgress):
     """Draw a bar with steps per second, loss, last accuracy and time left, at the end taken."""
 
-    def __init__(self, steps: int, done: int) -> None:
-        super().__init__(steps, done)
+    def __init__(self, steps: int, done: int, evaluated: str = "test") -> None:
+        super().__init__(steps, done, evaluated)
         text = "{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}"
         self._bar = _draw(text, ("rate", "loss", "acc"), steps, done, elapsed_when_finished=True)
 
@@ -58,11 +59,12 @@ def _draw(
     return bar
 
 
-def make_progress(mode: Any, steps: int, done: int) -> NoProgress:
+def make_progress(mode: Any, steps: int, done: int, evaluated: str = "test") -> NoProgress:
     """Return what `progress=` asks for: auto, true (a bar even without a terminal), false."""
     if mode is False:
         return NoProgress(steps, done)
-    return (ProgressBar if mode is True or sys.stdout.isatty() else LogLines)(steps, done)
+    kind = ProgressBar if mode is True or sys.stdout.isatty() else LogLines
+    return kind(steps, done, evaluated)
 
 
 class NoSweepProgress:

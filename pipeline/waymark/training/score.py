@@ -1,11 +1,11 @@
-"""Score a model on a whole test set, in batches: in training and after restoring, alike."""
+"""Score a model on a whole set of examples, in batches: in training and restored, alike."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from waymark.data.sources import Dataset
+from waymark.data.dataset import Dataset
 from waymark.models import Tensors, check_outputs, forward, scale
 from waymark.training.hidden_state import trace
 
@@ -39,13 +39,16 @@ class Score:
 
 
 class Scorer:
-    """A compiled function of the parameters, over a test set that stays on the device."""
+    """A compiled function of the parameters, over a set that stays on the device."""
 
-    def __init__(self, model: Any, precision: str, data: Dataset) -> None:
+    def __init__(
+        self, model: Any, precision: str, data: Dataset, part: Literal["val", "test"] = "test"
+    ) -> None:
         import tensorflow as tf
 
-        images, labels = tf.constant(data.x_test), tf.constant(data.y_test)
-        batches = -(-len(data.y_test) // IMAGES_PER_BATCH)
+        x, y = data.examples(part)
+        images, labels = tf.constant(x), tf.constant(y)
+        batches = -(-len(y) // IMAGES_PER_BATCH)
 
         @tf.function(autograph=False)
         def score(parameters: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
@@ -70,7 +73,7 @@ class Scorer:
             )
             return losses.concat(), classes.concat()
 
-        self._model, self._score, self._labels = model, score, data.y_test
+        self._model, self._score, self._labels = model, score, y
         self._compiled: Any = None
 
     def compile(self, parameters: Tensors) -> None:

@@ -1,0 +1,158 @@
+"""A data set as every part of Waymark sees it, and how arrays are checked and brought into it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+
+from waymark.digest import digest
+from waymark.errors import BadInput
+
+PARTS = ("train", "val", "test")
+MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What a model must fit."""
+
+    shape: tuple[int, ...]  # of one image: (H, W, C) or (D,)
+    classes: int
+
+
+def _nothing() -> np.ndarray:
+    return np.empty(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Images [N, H, W, C] or [N, D], uint8 or float32 in [0, 1]; labels int32 [N] from 0.
+
+    A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
+    """
+
+    name: str
+    source: str  # the file, folder or package they came from
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray = field(default_factory=_nothing)
+    y_test: np.ndarray = field(default_factory=_nothing)
+    x_val: np.ndarray = field(default_factory=_nothing)
+    y_val: np.ndarray = field(default_factory=_nothing)
+    groups: np.ndarray = field(default_factory=_nothing)
+    """[N] of the training set: rows with equal values stay on one side of every split"""
+    read_digest: str = ""
+    """the digest of what was read, where something was held out of it"""
+    held_out: str = ""
+    """how many examples each set has, where something was held out"""
+
+    @property
+    def spec(self) -> ImageSpec:
+        """Return the form of one image and the number of classes in all sets together."""
+        highest = max(y.max() for y in (self.y_train, self.y_val, self.y_test) if len(y))
+        return ImageSpec(self.x_train.shape[1:], int(highest) + 1)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays that are there, by their names."""
+        names = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
+        return {name: vars(self)[name] for name in [*names, "groups"] if len(vars(self)[name])}
+
+    @property
+    def nbytes(self) -> int:
+        """Return how many bytes the arrays take."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    @cached_property
+    def digest(self) -> str:
+        """Return the SHA-256 of the arrays as they were read (see waymark.digest)."""
+        return self.read_digest or digest(self.arrays)
+
+    @property
+    def evaluated(self) -> Literal["val", "test"]:
+        """Return which set evaluations in training are on: the validation set, if there is one."""
+        return "val" if len(self.x_val) else "test"
+
+    def examples(self, part: Literal["train", "val", "test"]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images and the labels of a set."""
+        return vars(self)[f"x_{part}"], vars(self)[f"y_{part}"]
+
+
+def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
+    """Bring x_train and y_train, and what there is of the other entries, into Dataset's form.
+
+    Raises BadInput naming the array, what it has and what is allowed.
+    """
+    checked: dict[str, Any] = {}
+    for part in PARTS:
+        pair = (f"x_{part}", f"y_{part}")
+        if part != "train" and not any(entry in arrays for entry in pair):
+            continue
+        pick(arrays, pair, source)
+        images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
+        labels = checked[f"y_{part}"] = _labels(f"{source}: y_{part}", arrays[f"y_{part}"])
+        if len(images) != len(labels):
+            raise BadInput(
+                f"{source}: x_{part} has {len(images)} images, but y_{part} {len(labels)} labels."
+            )
+        train = checked["x_train"]
+        if (train.shape[1:], train.dtype) != (images.shape[1:], images.dtype):
+            raise BadInput(
+                f"{source}: x_{part} has images of shape {list(images.shape[1:])} and dtype "
+                f"{images.dtype}, but x_train {list(train.shape[1:])} and {train.dtype}; both must "
+                f"be the same."
+            )
+    if "groups" in arrays:
+        groups = checked["groups"] = arrays["groups"]
+        if groups.shape != (len(train),) or groups.dtype.kind not in "iuUSb":
+            raise BadInput(
+                f"{source}: data.group is {groups.dtype}{list(groups.shape)}; allowed are "
+                f"{len(train)} integers or texts, one for each row of x_train."
+            )
+    dataset = Dataset(name=name, source=source, **checked)
+    if dataset.spec.classes < 2:
+        given = " and ".join(key for key in checked if key.startswith("y_"))
+        raise BadInput(f"{source}: {given} hold only label 0; allowed are 2 classes up.")
+    return dataset
+
+
+def pick(arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...], source: object) -> Any:
+    """Return the entries of a file that are wanted; raise BadInput if one is not there."""
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        there = ", ".join(sorted(arrays)[:9]) or "nothing"
+        raise BadInput(f"{source} has no entry {missing[0]}; it holds {there}.")
+    return {name: arrays[name] for name in wanted}
+
+
+def _images(name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim not in (2, 3, 4) or array.size == 0:
+        raise BadInput(
+            f"{name} has shape {list(array.shape)}; "
+            f"allowed are [N, H, W], [N, H, W, C] and [N, D], none of them 0."
+        )
+    if array.dtype.name in ("float16", "float32", "float64"):
+        low, high = array.min(), array.max()
+        if not (low >= 0 and high <= 1):  # NaN compares false
+            raise BadInput(f"{name} has values from {low} to {high}; floats must lie in 0 to 1.")
+        array = array.astype(np.float32, copy=False)
+    elif array.dtype != np.uint8:
+        raise BadInput(
+            f"{name} has dtype {array.dtype}; allowed are uint8, float16, float32 and float64."
+        )
+    return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
+
+
+def _labels(name: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim != 1 or array.size == 0:
+        raise BadInput(f"{name} has shape {list(array.shape)}; allowed is [N], N not 0.")
+    if array.dtype.kind not in "iu":
+        raise BadInput(f"{name} has dtype {array.dtype}; allowed are integers.")
+    low, high = array.min(), array.max()
+    if low < 0 or high >= MAX_CLASSES:
+        raise BadInput(
+            f"{name} has labels from {low} to {high}; allowed are 0 to {MAX_CLASSES - 1}."
+        )
+    return array.astype(np.int32)

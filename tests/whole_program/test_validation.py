@@ -1,0 +1,239 @@
+"""A validation set: held out or brought, it alone is what training and sweeps are judged by."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waymark.config.compose import compose_config
+from waymark.data.sources import Dataset
+from waymark.evaluation.restore import load_data
+
+from tests.support.data import pictures
+from tests.support.ends import local_end
+from tests.support.processes import THREADS, Main, Open, killed
+
+SHORT = ["steps=60", "save.every=20", "eval_every=20", "batch_size=10", THREADS, "progress=false"]
+HELD_OUT = [*SHORT, "data.validation=0.2", "save=npz"]
+
+
+def write(folder: Path, **more: Any) -> str:
+    """Write an npz of 200 and 60 pictures; what is None in `more` is left out."""
+    arrays = {**pictures(200, 60), **more}
+    np.savez(folder / "mine.npz", **{k: v for k, v in arrays.items() if v is not None})
+    return f"data.path={folder}/mine.npz"
+
+
+def data_of(*overrides: str) -> Dataset:
+    return load_data(compose_config(["data=arrays", *overrides]).config)
+
+
+def points(client: Any, run_id: str) -> dict[str, list[int]]:
+    return {
+        key: sorted(point.step for point in client.get_metric_history(run_id, key))
+        for key in client.get_run(run_id).data.metrics
+        if key.partition("/")[0] in ("val", "test", "restored")
+    }
+
+
+def test_training_is_evaluated_on_it_and_the_test_set_is_scored_once(
+    place: Path, main: Main, client: Open
+) -> None:
+    path = write(place)
+    done = main("run", "data=arrays", path, *HELD_OUT)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, second = done.stdout.splitlines()[:2]
+    assert second == (
+        "arrays: 160 examples to train on, 40 examples to validate on, 60 examples to test on"
+    )
+    run_id = first.split()[1]
+    assert points(client(place), run_id) == {
+        "val/accuracy": [20, 40, 60],
+        "val/loss": [20, 40, 60],
+        "restored/accuracy": [60],
+        "restored/loss": [60],
+    }
+    # NumPy, on what a checkpoint holds and on the rows that are in no other set.
+    data = data_of(path, "data.validation=0.2")
+    (file,) = place.glob(f"mlruns/artifacts/*/{run_id}/artifacts/checkpoints/weights-40.npz")
+    weights = np.load(file)["weights"].astype(np.float64)
+    whole = {image.tobytes(): label for image, label in zip(*rows(path), strict=True)}
+    for image in data.x_train:
+        del whole[image.tobytes()]
+    images = np.array([np.frombuffer(image, np.uint8) for image in whole]) / 255
+    hits = (images @ weights).argmax(1) == np.array(list(whole.values()))
+    history = client(place).get_metric_history(run_id, "val/accuracy")
+    assert [point.value for point in history if point.step == 40] == [hits.mean()]
+
+
+def rows(path: str) -> tuple[np.ndarray, np.ndarray]:
+    arrays = np.load(path.removeprefix("data.path="))
+    return arrays["x_train"], arrays["y_train"]
+
+
+@pytest.mark.parametrize("save", ["ckpt", "npz"])
+def test_a_killed_run_and_a_rerun_have_the_same_split_and_bits(
+    place: Path, main: Main, client: Open, save: str
+) -> None:
+    best = "save.keep_best={metric: val/accuracy, mode: max}"
+    words = ["data=arrays", write(place), *HELD_OUT, f"save={save}", best]
+    whole = main("run", *words).stdout.split()[1]
+    begun = killed(40, *words)
+    assert main("resume", begun).returncode == 0
+    assert not local_end(place, begun).unlike(local_end(place, whole))
+    done = main("rerun", whole)
+    assert done.returncode == 0 and "identical" in done.stdout
+    scored = json.loads(main("evaluate", whole, "--json").stdout)
+    known = client(place).get_run(whole).data.metrics
+    assert scored["accuracy"] == known["restored/accuracy"]
+    step = json.loads(main("evaluate", whole, "--step", "best", "--json").stdout)["step"]
+    history = client(place).get_metric_history(whole, "val/accuracy")
+    values = {point.step: point.value for point in history}
+    assert step == max(values, key=lambda at: (values[at], -at))
+    refused = main("resume", whole, "data.split_seed=1")
+    assert refused.returncode == 2 and "data.split_seed: cannot change" in refused.stderr
+
+
+def test_seeds_share_the_split(place: Path) -> None:
+    path = write(place)
+    first, second, other = (
+        data_of(path, "data.validation=40", *more)
+        for more in ([], ["seed=7"], ["data.split_seed=1"])
+    )
+    assert np.array_equal(first.x_val, second.x_val)
+    assert not np.array_equal(first.x_val, other.x_val)
+    assert first.digest == other.digest == data_of(path).digest
+
+
+def test_sets_that_the_file_brings(place: Path, main: Main, client: Open) -> None:
+    brought = pictures(200, 60)
+    own = {"x_val": brought["x_train"][:50], "y_val": brought["y_train"][:50]}
+    path = write(place, **own, notes=np.arange(3))
+    done = main("run", "data=arrays", path, *SHORT)
+    assert done.returncode == 0 and "val/accuracy" in points(client(place), done.stdout.split()[1])
+    data = data_of(path)
+    assert np.array_equal(data.x_val[..., 0], own["x_val"]) and len(data.x_train) == 200
+
+
+def test_a_test_set_is_held_out_where_there_is_none(place: Path, main: Main) -> None:
+    path = write(place, x_test=None, y_test=None)
+    done = main("run", "data=arrays", path, *HELD_OUT)
+    assert done.stdout.splitlines()[1] == (
+        "arrays: 128 examples to train on, 32 examples to validate on, 40 examples to test on "
+        "(data.test=0.2 unless given)"
+    )
+    data = data_of(path, "data.test=50", "data.validation=30")
+    assert [len(data.x_train), len(data.x_val), len(data.x_test)] == [120, 30, 50]
+    last = data_of(path, "data.split=ordered", "data.test=50", "data.validation=30")
+    assert np.array_equal(last.y_test, rows(path)[1][150:])
+    assert np.array_equal(last.y_val, rows(path)[1][120:150])
+    other = place / "other.npz"
+    np.savez(other, x_test=rows(path)[0][:9], y_test=rows(path)[1][:9])
+    assert len(data_of(path, f"data.test={other}").x_test) == 9
+
+
+def test_a_group_stays_on_one_side(place: Path) -> None:
+    path = write(place, patient=np.repeat(np.arange(50), 4), x_test=None, y_test=None)
+    data = data_of(path, "data.group=patient", "data.validation=0.25")
+    images = [{image.tobytes() for image in data.examples(p)[0]} for p in ("train", "val", "test")]
+    for start in range(0, 200, 4):
+        family = {image.tobytes() for image in rows(path)[0][start : start + 4]}
+        assert sum(bool(family & each) for each in images) == 1
+    assert abs(len(data.x_test) - 40) <= 2 and abs(len(data.x_val) - 40) <= 2
+
+
+ONE = {"y_train": np.array([1] * 199 + [0])}
+REFUSED = {
+    "data.validation=200": ({}, "data.validation=200: holds out 200 of 200 examples; "),
+    "data.validation=0.001": ({}, "data.validation=0.001: holds out 0 of 200 examples; "),
+    "data.validation=-1": ({}, "data.validation=-1 (the command line): "),
+    "data.validation=1.5": ({}, "data.validation=1.5 (the command line): "),
+    "data.test=0.1": ({}, "data.test=0.1: "),
+    "data.validation=0.2": (ONE, "class 0 has 1 example to split; "),
+    "data.validation=5": ({}, "a split into 195 and 5 examples has no room for each of 10 "),
+    "data.split_seed=-1": ({}, "data.split_seed=-1 (the command line): "),
+    "data.split=both": ({}, "data.split='both' (the command line): "),
+    "data.group=patient": ({}, "data.group='patient': "),
+    "save.keep_best={metric: val/loss, mode: min}": ({}, "save.keep_best.metric=val/loss: "),
+    "+objective.metrics=1": ({}, "objective.metrics (the command line): there is no such setting"),
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_cannot_be_held_out_is_refused(place: Path, main: Main, override: str) -> None:
+    changed, said = REFUSED[override]
+    done = main("run", "data=arrays", write(place, **changed), *SHORT, override)
+    assert done.returncode == 2 and done.stderr.startswith(f"waymark: {said}"), done.stderr
+    assert not list(place.glob("mlruns/artifacts/*/*"))
+
+
+def test_a_set_that_the_file_brings_is_not_held_out_as_well(place: Path, main: Main) -> None:
+    brought = pictures(200, 60)
+    path = write(place, x_val=brought["x_test"], y_val=brought["y_test"])
+    done = main("run", "data=arrays", path, *SHORT, "data.validation=0.1")
+    assert done.returncode == 2 and "brings its own validation set" in done.stderr
+    path = write(place, x_val=brought["x_test"])
+    done = main("run", "data=arrays", path, *SHORT)
+    assert done.returncode == 2 and "has no entry y_val" in done.stderr
+
+
+def test_a_sweep_selects_on_it(place: Path, main: Main, client: Open) -> None:
+    words = ["data=arrays", write(place), *HELD_OUT, "optimizer.learning_rate=1e-5,1e-2"]
+    done = main("run", "-m", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    parent = next(
+        each
+        for each in client(place).search_runs(["1"])
+        if each.data.tags.get("waymark.kind") == "sweep"
+    )
+    text = client(place).download_artifacts(parent.info.run_id, "trials.csv", str(place))
+    trials = list(csv.DictReader(Path(text).read_text().splitlines()))
+    for trial in trials:
+        known = client(place).get_run(trial["run_id"]).data.metrics
+        assert float(trial["objective"]) == known["val/accuracy"]
+    best = max(trials, key=lambda trial: float(trial["objective"]))
+    assert f"({best['run_id'][:8]}), val/accuracy" in done.stdout
+    done = main("run", "-m", *words, "data.validation=0")
+    assert done.returncode == 0 and "), restored/accuracy" in done.stdout
+    assert done.stderr.startswith("waymark: this sweep selects on the test set; data.validation=")
+
+
+def test_keep_best_says_where_it_selects_on_the_test_set(place: Path, main: Main) -> None:
+    best = "save.keep_best={metric: test/accuracy, mode: max}"
+    done = main("run", "data=arrays", write(place), *SHORT, best)
+    assert done.returncode == 0
+    assert done.stderr.startswith("waymark: save.keep_best selects on the test set; ")
+    done = main("run", "data=arrays", write(place), *HELD_OUT, best)
+    assert done.returncode == 2 and "is not recorded in training" in done.stderr
+
+
+OWN = """
+from dataclasses import dataclass
+from waymark.data.sources import Arrays
+
+
+@dataclass
+class Plain:
+    sampling: str
+    path: str
+
+    def load(self):
+        given = {"test": None, "validation": 0, "split": "random", "split_seed": 0, "group": None}
+        return Arrays(sampling=self.sampling, path=self.path, **given).load()
+"""
+
+
+def test_a_class_without_such_settings_works_as_before(
+    place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "plain_data.py").write_text(OWN)
+    (place / "conf" / "data").mkdir(parents=True)
+    (place / "conf" / "data" / "plain.yaml").write_text("_target_: plain_data.Plain\npath: ???\n")
+    monkeypatch.syspath_prepend(place)
+    words = ["--config-dir", "conf", "data=plain", write(place), *SHORT]
+    done = main("run", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = main("run", *words, "data.validation=0.1")
+    assert done.returncode == 2 and "argument 'validation'" in done.stderr
