@@ -37,6 +37,7 @@ def list_runs(uri: str | None, most: int) -> list[ListedRun]:
 def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedRun:
     steps = record.tags.get(names.STEPS, facts.params.get("steps", "-"))
     pruned = record.tags.get(names.PRUNED)  # "" if it was trained to its end since
+    pruned = pruned or record.tags.get(names.STOPPED)
     if steps != "-" and (pruned or record.status != "FINISHED"):
         steps = f"{pruned or last_step(tracking, record, names.TRAIN_LOSS)} of {steps}"
     known = (names.RESTORED_ACCURACY, *names.EVALUATED)

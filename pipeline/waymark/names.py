@@ -13,6 +13,8 @@ LOCAL_ID = "waymark.local_id"  # the run's id on the machine that began it
 REASON = "waymark.reason"  # why it was stopped or failed
 RESUME = "waymark.resume"  # the command that continues it
 PRUNED = "waymark.pruned"  # the step at which a trial was pruned
+STOPPED = "waymark.stopped"  # the step at which a run was stopped early
+SCORED = "waymark.scored"  # the step whose checkpoint a run that was stopped early was scored by
 # What it is.
 VERSION = "waymark.version"  # Waymark's
 STEPS = "waymark.steps"  # how many were asked for last
@@ -48,7 +50,7 @@ TEST_ACCURACY = "test/accuracy"
 RESTORED_ACCURACY = "restored/accuracy"
 # Of the evaluations in training: on the validation set where there is one.
 EVALUATED = (VAL_ACCURACY, TEST_ACCURACY)
-KeepBestMetric = Literal["val/accuracy", "val/loss", "test/accuracy", "test/loss"]
+EvaluationMetric = Literal["val/accuracy", "val/loss", "test/accuracy", "test/loss"]
 
 
 def sweep_member_tag(parent: str) -> str:

@@ -157,6 +157,8 @@ REFUSED = {
     "data.split=both": ({}, "data.split='both' (the command line): "),
     "data.group=patient": ({}, "data.group='patient': "),
     "save.keep_best={metric: val/loss, mode: min}": ({}, "save.keep_best.metric=val/loss: "),
+    "stop={metric: val/loss, mode: min, patience: 1}": ({}, "stop.metric=val/loss: "),
+    "stop={metric: val/loss, mode: min, patience: 0}": ({}, "stop.patience=0 (the command line): "),
     "+objective.metrics=1": ({}, "objective.metrics (the command line): there is no such setting"),
 }
 
@@ -207,6 +209,42 @@ def test_keep_best_says_where_it_selects_on_the_test_set(place: Path, main: Main
     assert done.stderr.startswith("waymark: save.keep_best selects on the test set; ")
     done = main("run", "data=arrays", write(place), *HELD_OUT, best)
     assert done.returncode == 2 and "is not recorded in training" in done.stderr
+
+
+def test_a_run_stops_early_at_the_same_step_whatever_happens_to_it(
+    place: Path, main: Main, client: Open
+) -> None:
+    # So high a learning rate that the loss only gets worse.
+    words = ["data=arrays", write(place), *HELD_OUT, "optimizer.learning_rate=3", "steps=200"]
+    words += ["stop={metric: val/loss, mode: min, patience: 3}", "save.every=30"]
+    words += ["save.keep_best={metric: val/accuracy, mode: max}"]
+    done = main("run", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    whole = done.stdout.split()[1]
+    run = client(place).get_run(whole)
+    step, scored = (int(run.data.tags[f"waymark.{name}"]) for name in ("stopped", "scored"))
+    assert step < 200 and run.info.status == "FINISHED"
+    assert f"stopped early at step {step}: val/loss has not improved" in done.stdout
+    history = client(place).get_metric_history(whole, "val/accuracy")
+    values = {point.step: point.value for point in history}
+    assert max(values) == step and scored == max(values, key=lambda at: (values[at], -at))
+    assert points(client(place), whole)["restored/accuracy"] == [scored]
+    evaluated = main("evaluate", whole, "--step", str(scored), "--json")
+    assert json.loads(evaluated.stdout)["accuracy"] == run.data.metrics["restored/accuracy"]
+
+    begun = killed(step - 20, *words)
+    assert main("resume", begun).returncode == 0
+    assert not local_end(place, begun).unlike(local_end(place, whole))
+    again = main("rerun", whole)
+    assert again.returncode == 0 and "identical" in again.stdout
+    said = main("resume", whole).stdout
+    assert said.startswith(f"stopped early at step {step}: ") and "nothing left to do" in said
+    assert main("resume", whole, "stop=null").returncode == 0
+    ended = client(place).get_run(whole).data
+    assert (
+        not ended.tags["waymark.stopped"] and max(points(client(place), whole)["val/loss"]) == 200
+    )
+    assert f"{step} of 200" in main("runs").stdout
 
 
 OWN = """

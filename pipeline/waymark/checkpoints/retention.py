@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from waymark.config.schema import settings
-from waymark.names import KeepBestMetric
+from waymark.names import EvaluationMetric
 
 Pair = tuple[int, float]  # a checkpoint's step and time
 
@@ -22,7 +22,7 @@ Pair = tuple[int, float]  # a checkpoint's step and time
 class KeepBest:
     """By what the best checkpoint is chosen."""
 
-    metric: KeepBestMetric
+    metric: EvaluationMetric
     """the metric of an evaluation that is compared, `test/accuracy` for example"""
     mode: Literal["max", "min"]
     """`max` or `min`: whether the greatest or the smallest value is the best"""

@@ -66,6 +66,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         # Keys that came later than the first records of this format, and what was done before.
         body.setdefault("objective", {"metric": RESTORED_ACCURACY, "mode": "max"})
         body.setdefault("prune", None)
+        body.setdefault("stop", None)
         body.setdefault("rerun_finished", False)
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)
@@ -110,7 +111,8 @@ def from_record(
     body, choices, masked = read_record(path)
     known = {**flatten(body), **choices}
     _check_known(overrides, known)
-    changed = {key: value for key, value in overrides.items() if value != known.get(key)}
+    # What was recorded with keys of its own is known by them alone: null is a change of it.
+    changed = {key: value for key, value in overrides.items() if value != known.get(key, ...)}
     free = ("data.path", *masked)
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]
     if fixed:

@@ -3,7 +3,9 @@
 from typing import Annotated, Any, Literal, dataclass_transform
 
 import pydantic
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from waymark.names import EvaluationMetric
 
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
 
@@ -102,6 +104,20 @@ class Objective:
 
 
 @settings
+class Stop:
+    """When a run ends before its last step."""
+
+    metric: EvaluationMetric
+    """a metric of the evaluations in training"""
+    mode: Literal["min", "max"]
+    """`max` or `min`: which way is better"""
+    patience: PositiveInt
+    """so many evaluations without an improvement end the run"""
+    min_delta: NonNegativeFloat = 0.0
+    """an improvement is more than so much"""
+
+
+@settings
 class Config:
     """Everything that decides a run. The README's table holds the same words for each field."""
 
@@ -130,6 +146,9 @@ class Config:
     """steps between recorded losses"""
     on_nan: Literal["stop", "continue"]
     """a loss that is not finite: `stop` (the run is FAILED) or `continue`"""
+    stop: Stop | None
+    """end the run early: `{metric: val/loss, mode: min, patience: 3, min_delta: 0}` where so many
+    evaluations bring no improvement, which is more than `min_delta`"""
     init_from: str | None
     """an npz or checkpoint whose parameters are the start"""
     runtime: Runtime

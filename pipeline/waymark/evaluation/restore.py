@@ -55,12 +55,12 @@ def load_data(config: Config) -> Dataset:
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
             f"the size of {data.name}'s training set."
         )
-    best = config.save.keep_best
-    if best and not best.metric.startswith(data.evaluated):
-        raise BadInput(
-            f"save.keep_best.metric={best.metric}: is not recorded in training, where "
-            f"{data.evaluated}/accuracy and {data.evaluated}/loss are."
-        )
+    for key, rule in {"save.keep_best": config.save.keep_best, "stop": config.stop}.items():
+        if rule and not rule.metric.startswith(data.evaluated):
+            raise BadInput(
+                f"{key}.metric={rule.metric}: is not recorded in training, where "
+                f"{data.evaluated}/accuracy and {data.evaluated}/loss are."
+            )
     check = getattr(config.model, "check", None)
     if check:
         check(data.spec)
@@ -99,7 +99,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         path = folder / "config.yaml"
         config = from_record(path, overrides, trusted, ("",), record.id).config
         store = CheckpointStore(folder / "checkpoints", config.save)
-        chosen = _choose(store, step, record.id)
+        chosen = choose_step(store, step, record.id)
         start_if_imported(**vars(config.runtime))
         data = load_data(config)
         refuse_other_data(record, data)
@@ -139,7 +139,7 @@ def refuse_other_data(record: RunRecord, data: Dataset) -> None:
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
 
 
-def _choose(store: CheckpointStore, step: str, run_id: str) -> int:
+def choose_step(store: CheckpointStore, step: str, run_id: str) -> int:
     """Return the step that `step` means; raise BadInput listing those that exist."""
     steps = store.steps()
     if step == "latest" and steps:

@@ -21,7 +21,7 @@ from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
 from waymark.errors import printable
-from waymark.evaluation.restore import refuse_foreign, score_state
+from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.saver import Saver, restore_or_initialise
@@ -40,6 +40,7 @@ from waymark.training.progress import make_progress
 from waymark.training.pruning import Pruner
 from waymark.training.runtime import import_tensorflow, start_tensorflow
 from waymark.training.score import Score, Scorer, confusion
+from waymark.training.stopping import Stopped, early_stop
 
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
 
@@ -107,6 +108,8 @@ def resume(
             _fetch(store, record)
         plan = plan_resume(store, record, given, allow_drift, compile_now=began is None)
         if plan is None:
+            if record.tags.get(names.STOPPED):
+                print(f"{record.tags[names.REASON]}; stop=null, or more patience, goes on")
             deliver_ended_run(store, record)
             return None
         active = reopen_run(store, record, plan.resolved.config, plan.step)
@@ -249,16 +252,22 @@ class RunExecution:
         where = f"{self.run.info.folder.parent}, and waymark sync delivers it"
         return f"; {self.store.address.named} gives no answer: it is kept in {where}"
 
-    def train_and_save(self, trainer: Trainer, saver: Saver) -> Score | Pruned | None:
+    def train_and_save(self, trainer: Trainer, saver: Saver) -> Score | Pruned | Stopped | None:
         """Train to the last step; return its evaluation, None if there was no step to train.
 
-        Return Pruned, with a checkpoint, for a trial that is to end. Raises Interrupted, with a
+        Return Pruned, with a checkpoint, for a trial that is to end, Stopped for a run that has
+        not improved. Raises Interrupted, with a
         checkpoint, after a signal; Diverged, CheckpointWriteError.
         """
         config, run = self.plan.resolved.config, self.run
         progress = make_progress(config.progress, config.steps, trainer.step, trainer.evaluated)
         try:
-            score, decision = train(config, trainer, run.record, saver.save, progress, self._decide)
+            score: Score | None = None
+            decision: Pruned | Stopped | bool | None = self._stop_early(trainer.step)
+            if not decision:
+                score, decision = train(
+                    config, trainer, run.record, saver.save, progress, self._decide
+                )
             if decision:
                 step, points = trainer.step, run.points.items()
                 part = f"{trainer.evaluated}/"
@@ -269,40 +278,57 @@ class RunExecution:
             saver.wait()
         run.flush()
         self.stop.check()
-        return decision if isinstance(decision, Pruned) else score
+        return decision if isinstance(decision, Pruned | Stopped) else score
 
-    def _decide(self, step: int) -> Pruned | bool | None:
-        """Tell whether to stop: after a signal, or by what the sweep's other trials have told."""
+    def _stop_early(self, step: int) -> Stopped | None:
+        rule = self.plan.resolved.config.stop
+        return early_stop(self.run.points.get(rule.metric, {}), rule, step) if rule else None
+
+    def _decide(self, step: int) -> Pruned | Stopped | bool | None:
+        """Tell whether to end: by a signal, the run's own evaluations, or the other trials'."""
         pruner = self.pruner
         if self.stop.signalled():
             return True
+        if stopped := self._stop_early(step):
+            return stopped
         if not pruner or step not in pruner.steps:
             return None
         values = self.run.points[pruner.metric]
         self.run.set_tags({names.PRUNING_VALUES: json_text(pruner.values(values))})
         return Pruned(step, values[step]) if pruner(step, values) else None
 
-    def restore_and_evaluate(self, trainer: Trainer, saver: Saver, trained: Score | None) -> Result:
+    def restore_and_evaluate(
+        self, trainer: Trainer, saver: Saver, trained: Score | Stopped | None
+    ) -> Result:
         """Restore the last checkpoint from disk into a new model, evaluate it and record that.
+
+        Where the run stopped early and the best one is kept, it is the best one.
 
         The model is made from config.yaml and compiled anew, so that nothing comes from training
         but what is on disk; trials that share a trainer are scored with what its first compiled.
         """
         config, data, run = self.plan.resolved.config, self.plan.data, self.run
-        manifest, state = saver.store.read(config.steps)
+        last = step = trainer.step
+        if isinstance(trained, Stopped):
+            step = choose_step(saver.store, "best", run.info.id) if config.save.keep_best else last
+            facts = {names.STOPPED: last, names.SCORED: step, names.REASON: trained.reason}
+            run.set_tags({name: str(fact) for name, fact in facts.items()})
+            print(f"{trained.reason}; step {step} is scored", flush=True)
+        manifest, state = saver.store.read(step)
         model = recorded_model(run.info.folder / "config.yaml", config.model, own_modules(config))
         fresh = replace(config, model=model)
         if trainer.restored_scorer is None:
             trainer.restored_scorer = Scorer(model, config.precision, data)
         score = score_state(fresh, data, state, trainer.restored_scorer)
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
-        run.record([config.steps], restored)
-        run.set_tags({names.STATE_DIGEST: manifest.digest})
+        run.record([step], restored)
+        state_digest = saver.store.manifest(last).digest
+        run.set_tags({names.STATE_DIGEST: state_digest})
         _write_scores(run, data, manifest, score)
-        recorded = run.points.get(f"{data.evaluated}/accuracy", {}).get(config.steps)
-        accuracy = trained.accuracy if trained else recorded
+        recorded = run.points.get(f"{data.evaluated}/accuracy", {}).get(last)
+        accuracy = trained.accuracy if isinstance(trained, Score) else recorded
         steps, folder = saver.store.steps(), run.info.folder
-        return Result(run.info.id, accuracy, score.accuracy, steps, manifest.digest, folder)
+        return Result(run.info.id, accuracy, score.accuracy, steps, state_digest, folder)
 
     def _verdict(self, recorded: RecordedEnvironment, trainer: Trainer) -> RerunReport | None:
         """Compare a rerun with its original, and record the verdict; None for another run."""

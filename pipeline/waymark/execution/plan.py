@@ -23,7 +23,7 @@ from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore
 from waymark.package import __version__
-from waymark.tracking import artifacts
+from waymark.tracking import artifacts, history
 from waymark.tracking.finder import find, find_single
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
@@ -31,6 +31,7 @@ from waymark.tracking.store import RunStore
 from waymark.training.hidden_state import HiddenState
 from waymark.training.loop import Trainer
 from waymark.training.runtime import start_if_imported, start_tensorflow
+from waymark.training.stopping import early_stop
 
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
@@ -104,15 +105,20 @@ def plan_resume(
     reached = checkpoint[0].step if checkpoint else 0
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
-    if record.status == "FINISHED" and reached == config.steps:
+    finished = reached == config.steps
+    if not finished and config.stop and names.STOPPED in record.tags:
+        known = history.history(store, record).metrics.get(config.stop.metric, {})
+        finished = early_stop(known, config.stop, reached) is not None
+    if record.status == "FINISHED" and finished:
         return None
     if not allow_drift:
         _refuse_drift(record, config)
     parameters = {} if checkpoint else _initial_parameters(config, data)
     if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
-    pruned = {names.PRUNED: ""} if names.PRUNED in record.tags else {}
-    tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **pruned}
+    over = (names.PRUNED, names.STOPPED, names.SCORED)
+    ended = {name: "" for name in over if name in record.tags}
+    tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **ended}
     original = _original_of(store, record)
     trainer = _compile_own_classes(config, data) if compile_now else None
     return RunPlan(resolved, data, tags, parameters, checkpoint, reached, original, trainer)
