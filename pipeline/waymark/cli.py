@@ -91,7 +91,7 @@ def _run(cfg: Any, arguments: list[str]) -> int:
 
     resolved = check(cfg, HydraConfig.get().runtime.choices, arguments)
     steps, every = resolved.config.steps, resolved.config.save.every
-    if every > steps:
+    if every > steps and resolved.config.epochs is None:
         complain(f"save.every={every} is above steps={steps}: only the last step is saved.")
     _summary(work(resolved))
     return 0

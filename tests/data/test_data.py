@@ -113,7 +113,7 @@ def test_group_file_gives_every_setting_but_those_of_all_data(choice: str) -> No
     assert {*shared, *values} == set(cls.__dataclass_fields__)
     own = {key: cls.__dataclass_fields__[key].default for key in shared if key != "sampling"}
     assert own == {key: shared[key] for key in own}
-    assert values in ({}, {"path": None}, {"path": "???"})
+    assert values in ({}, {"path": None}, {"path": "???", "sampling": "epoch"})
 
 
 def test_sampling_is_one_of_two() -> None:

@@ -247,6 +247,30 @@ def test_a_run_stops_early_at_the_same_step_whatever_happens_to_it(
     assert f"{step} of 200" in main("runs").stdout
 
 
+def test_epochs_are_turned_into_steps(place: Path, main: Main, client: Open) -> None:
+    path, rest = write(place), [word for word in HELD_OUT if not word.startswith("steps")]
+    words = ["data=arrays", path, *rest, "batch_size=30", "epochs=3", "eval_every=epoch"]
+    done = main("run", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    run_id = done.stdout.split()[1]
+    params = client(place).get_run(run_id).data.params
+    # 160 examples: 16 batches of 30 hold them three times, six hold them once.
+    assert [params[key] for key in ("steps", "epochs", "eval_every")] == ["16", "None", "6"]
+    assert points(client(place), run_id)["val/loss"] == [6, 12, 16]
+    same = main("run", "data=arrays", path, *rest, "batch_size=30", "steps=16", "eval_every=6")
+    assert local_end(place, same.stdout.split()[1]).digest == local_end(place, run_id).digest
+    assert main("resume", run_id, "epochs=4").returncode == 0
+    assert max(points(client(place), run_id)["val/loss"]) == 22
+    done = main("run", *words, "steps=20")
+    assert done.returncode == 2 and "steps=20 and epochs=3: give one of them" in done.stderr
+    done = main("resume", run_id, "epochs=9", "steps=100")
+    assert done.returncode == 2 and "steps=100 and epochs=9: give one of them" in done.stderr
+    swept = [*words, "optimizer.learning_rate=1e-3,1e-2", "prune=median"]
+    assert main("run", "-m", *swept).returncode == 0
+    trials = [r for r in client(place).search_runs(["1"]) if "waymark.trial" in r.data.tags]
+    assert [trial.data.params["steps"] for trial in trials] == ["16", "16"]
+
+
 OWN = """
 from dataclasses import dataclass
 from waymark.data.sources import Arrays

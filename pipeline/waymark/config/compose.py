@@ -15,7 +15,7 @@ import yaml
 
 from waymark.config import masking
 from waymark.config.own_hydra import load, own_singletons
-from waymark.config.resolve import Resolved, resolve
+from waymark.config.resolve import COMMAND_LINE, Resolved, resolve
 from waymark.config.schema import GROUP_PROTOCOLS, Config
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import yaml_class
@@ -129,7 +129,7 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
 
     def source(key: str) -> str:
         above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
-        return "the command line" if given & {key, *above} else "conf/"
+        return COMMAND_LINE if given & {key, *above} else "conf/"
 
     choices = {group: str(chosen.get(group)) for group in GROUP_PROTOCOLS}
     own = _without_hydra(cfg)

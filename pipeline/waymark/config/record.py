@@ -12,7 +12,7 @@ import yaml
 
 from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
-from waymark.config.resolve import Resolved, build_group, resolve
+from waymark.config.resolve import Resolved, build_group, refuse_both, resolve
 from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS, SPLIT_DEFAULTS
 from waymark.config.values import flatten, json_text, nearest
 from waymark.config.yaml_source import decode_yaml, yaml_problem
@@ -67,6 +67,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         body.setdefault("objective", {"metric": RESTORED_ACCURACY, "mode": "max"})
         body.setdefault("prune", None)
         body.setdefault("stop", None)
+        body.setdefault("epochs", None)
         body.setdefault("rerun_finished", False)
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)
@@ -168,6 +169,8 @@ def with_overrides(
             f"{', '.join(missing)} ({origin}): secrets are not recorded; give {again} again"
             f"{', with what was masked by *** put in' if unknown else ''}."
         )
+    if "steps" in overrides:
+        refuse_both(overrides)
     for key, value in overrides.items():
         *parents, last = key.split(".")
         reduce(getitem, parents, body)[last] = value

@@ -29,6 +29,7 @@ from waymark.config.yaml_source import MISSING
 from waymark.errors import BadInput, first_line
 from waymark.users_code import place
 
+COMMAND_LINE = "the command line"  # where an override came from
 Source = Callable[[str], str]  # where the value of a key came from
 
 
@@ -86,6 +87,8 @@ def resolve(
             raise BadInput(f"{said}: holds an interpolation, which is never recorded.")
         if str(value).encode(errors="replace").decode() != str(value):
             raise BadInput(f"{said}: is not UTF-8 and cannot be recorded.")
+    if source("steps") == COMMAND_LINE:
+        refuse_both(values)
     given, known = flatten(values), flatten(recorded)
     masks = [key for key in given if isinstance(given[key], Secret) or given[key] != known[key]]
     hidden = {key: reveal_secrets(given[key]) for key in masks}
@@ -104,6 +107,15 @@ def resolve(
             said = said.replace(f"{key}={value!r}", f"{key}={known[key]!r}")
         raise BadInput(said) from None
     return Resolved(config, recorded, choices, hidden)
+
+
+def refuse_both(values: Mapping[str, Any]) -> None:
+    """Raise BadInput where `steps` are given and epochs as well."""
+    if values.get("epochs") is not None:
+        raise BadInput(
+            f"steps={values['steps']} and epochs={values['epochs']}: give one of them; "
+            f"epochs are turned into steps."
+        )
 
 
 def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source) -> Any:

@@ -132,6 +132,9 @@ class Config:
     """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
     steps: PositiveInt
     """the total, also of a resumed run"""
+    epochs: PositiveInt | None
+    """in place of `steps`: so many times the training set, turned into steps when the data are
+    known"""
     batch_size: PositiveInt
     """up to the size of the training set"""
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -140,8 +143,8 @@ class Config:
     """or `mixed_bfloat16`: parameters and optimizer state stay float32; where the processor has no
     instructions for it (AVX512_BF16, AMX, ARM's BF16), a line before training says that steps may
     be slower"""
-    eval_every: NonNegativeInt
-    """steps between evaluations; 0: only at the end"""
+    eval_every: NonNegativeInt | Literal["epoch"]
+    """steps between evaluations, or `epoch`; 0: only at the end"""
     log_every: PositiveInt
     """steps between recorded losses"""
     on_nan: Literal["stop", "continue"]

@@ -4,9 +4,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from waymark.checkpoints import State
 from waymark.checkpoints.external import find_bundle, read_parameters
@@ -65,6 +65,22 @@ def load_data(config: Config) -> Dataset:
     if check:
         check(data.spec)
     return data
+
+
+def in_steps(resolved: Resolved, data: Dataset) -> Resolved:
+    """Return a configuration whose epochs are turned into steps, of which the last may be partial.
+
+    The batches of an epoch run on into the next one, so that so many epochs are the batches that
+    hold so many times the training set.
+    """
+    config, size = resolved.config, len(data.x_train)
+    changed: dict[str, int | None] = {}
+    if config.epochs is not None:
+        changed |= {"steps": -(-config.epochs * size // config.batch_size), "epochs": None}
+    if config.eval_every == "epoch":
+        changed["eval_every"] = -(-size // config.batch_size)
+    values = {**resolved.values, **changed}
+    return replace(resolved, config=replace(config, **cast(Any, changed)), values=values)
 
 
 def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ...]]:

@@ -80,7 +80,7 @@ def run(
         store = connect(resolved.config.tracking.uri, create=True)
         plan = plan_new(resolved, original, tags, compile_now=began is None)
         start = partial(start_tensorflow, **vars(resolved.config.runtime))
-        active = create_run(store, resolved, plan.tags, plan.data, meanwhile=start)
+        active = create_run(store, plan.resolved, plan.tags, plan.data, meanwhile=start)
         return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)
 
 

@@ -65,6 +65,8 @@ def plan_new(
     config = resolved.config
     start_if_imported(**vars(config.runtime))
     data = restore.load_data(config)
+    resolved = restore.in_steps(resolved, data)
+    config = resolved.config
     start_if_imported(**vars(config.runtime))  # by the user's own classes
     parameters = _initial_parameters(config, data)
     commit = git_commit()
@@ -100,6 +102,8 @@ def plan_resume(
     start_if_imported(**vars(config.runtime))
     data = restore.load_data(config)
     restore.refuse_other_data(record, data)
+    resolved = restore.in_steps(resolved, data)
+    config = resolved.config
     start_tensorflow(**vars(config.runtime))
     checkpoint = _newest_checkpoint(record, config)
     reached = checkpoint[0].step if checkpoint else 0

@@ -33,7 +33,7 @@ from waymark.config.values import flatten
 from waymark.data.splits import evaluated_part
 from waymark.digest import file_digest
 from waymark.errors import BadInput, Failed, explain
-from waymark.evaluation.restore import load_data
+from waymark.evaluation.restore import in_steps, load_data
 from waymark.execution import execute, new_process
 from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
@@ -134,6 +134,8 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
         _end_with_parent(_orphaned.set)
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
     tracking, key = connect(config.tracking.uri, create=True), identity(resolved)
+    resolved = in_steps(resolved, load_data(config))
+    config = resolved.config
     tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
     lock = FileLock(tracking.root / "trials.lock")
     try:
@@ -209,7 +211,7 @@ def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner
         return None
     metric = f"{evaluated_part(config.data)}/{str(config.objective.metric).rpartition('/')[2]}"
     sign = 1 if config.objective.mode == "max" else -1
-    steps = pruning_steps(config.prune, config.steps, config.eval_every)
+    steps = pruning_steps(config.prune, config.steps, int(config.eval_every))
 
     def recorded(run_id: str) -> Mapping[int, float]:
         return dict(tracking.metric_history(run_id, metric))

@@ -287,12 +287,10 @@ def train(
     Return the last evaluation and the decision, None where there was none. Raises Diverged if
     `on_nan` is stop and a loss is not finite.
     """
-    step, last = trainer.step, config.steps
+    step, last, eval_every = trainer.step, config.steps, int(config.eval_every)
     chunk, score, decision, rated_steps, rated_seconds = 1, None, None, 0, 0.0
     while step < last and decision is None:
-        steps = min(
-            chunk, *(_steps_until(step, n, last) for n in (config.save.every, config.eval_every))
-        )
+        steps = min(chunk, *(_steps_until(step, n, last) for n in (config.save.every, eval_every)))
         began = time.perf_counter()
         losses = trainer.run_steps(steps)
         seconds = time.perf_counter() - began
@@ -302,7 +300,7 @@ def train(
         _record_losses(config, record, first, losses)
         progress.on_steps(step, float(losses[-1]))
         metrics = {}
-        if due(step, config.eval_every, last):
+        if due(step, eval_every, last):
             score = trainer.score()
             metrics = {f"{trainer.evaluated}/{k}": value for k, value in score.metrics.items()}
             rate = {STEPS_PER_SECOND: rated_steps / rated_seconds}
