@@ -17,8 +17,8 @@ from waymark.package import __version__ as __version__
 if TYPE_CHECKING:
     from waymark.api import *
 
-__all__ = ["BadInput", "Failed", "compare", "configure", "evaluate", "rerun"]
-__all__ += ["resume", "run", "runs", "sweep", "sync", "ui"]
+__all__ = ["BadInput", "Failed", "compare", "configure", "describe_data", "evaluate"]
+__all__ += ["rerun", "resume", "run", "runs", "sweep", "sync", "ui"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
 from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.schema import Config
+from waymark.data.summary import DataSummary, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
 from waymark.evaluation import restore as evaluation
@@ -64,6 +65,15 @@ class Synced:
 def configure(*overrides: str) -> Config:
     """Return the typed configuration of Hydra's `overrides`; raise BadInput."""
     return compose_config(overrides).typed()
+
+
+def describe_data(*overrides: str) -> DataSummary:
+    """Return what the configuration of `overrides` would read, and how it would be split.
+
+    Raises BadInput for data that cannot be read or split so.
+    """
+    with taken_back():
+        return summarise(evaluation.load_data(compose_config(overrides).config))
 
 
 def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:

@@ -98,6 +98,23 @@ def _run(cfg: Any, arguments: list[str]) -> int:
 
 
 @cli.command()
+@OVERRIDES
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@CONFIG_DIR
+def data(overrides: tuple[str, ...], as_json: bool, config_dir: str | None) -> int:
+    """Show what a configuration would read and how it would be split; trains nothing.
+
+    Takes the overrides of `waymark run`: data=arrays data.path=mine.npz data.validation=0.1
+    """
+    from waymark import api
+    from waymark.config.values import json_text
+
+    found = api.describe_data(*_with_folder(overrides, config_dir))
+    print(json_text(found.plain()) if as_json else found.text(_width()))
+    return 0
+
+
+@cli.command()
 @click.argument("run")
 @OVERRIDES
 @click.option("--allow-drift", is_flag=True, help="Go on in another numerical environment.")

@@ -70,17 +70,24 @@ def curves(
     return file.getvalue()
 
 
-def confusion_matrix(path: Path, counts: np.ndarray, classes: Sequence[int]) -> None:
-    """Draw int [N, N] counts of these N classes, true class by row, as a PNG file."""
+def confusion_matrix(
+    path: Path, counts: np.ndarray, classes: Sequence[int], names: Sequence[str] = ()
+) -> None:
+    """Draw int [N, N] counts of these N classes, true class by row, as a PNG file.
+
+    `names` stand in the place of the classes' numbers, if there are any.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5, 4.6))
-    axes = figure.add_axes((0.14, 0.15, 0.84, 0.83))
+    texts = [elided(printable(name), 14) for name in names] or [str(each) for each in classes]
+    wide = max(map(len, texts)) > 2
+    figure = Figure(figsize=(6, 5.5) if names else (5, 4.6))
+    axes = figure.add_axes((0.24, 0.24, 0.74, 0.74) if names else (0.14, 0.15, 0.84, 0.83))
     axes.imshow(counts, cmap="Blues", norm="symlog")
     if len(classes) <= 20:
-        axes.set_xticks(range(len(classes)), map(str, classes))
-        axes.set_yticks(range(len(classes)), map(str, classes))
-        if classes[-1] > 99:
+        axes.set_xticks(range(len(classes)), texts, parse_math=False)
+        axes.set_yticks(range(len(classes)), texts, parse_math=False)
+        if wide:
             axes.tick_params(axis="x", rotation=90, labelsize=7)
             axes.tick_params(axis="y", labelsize=7)
         for (row, column), count in np.ndenumerate(counts):

@@ -415,6 +415,23 @@ def test_flipped_pixel_is_refused(tmp_path: Path) -> None:
         arrays(tmp_path / "mine.npz")
 
 
+def test_labels_in_every_form_are_the_same_labels(tmp_path: Path) -> None:
+    numbers = small()
+    whole = arrays(npz(tmp_path, numbers))
+    for form in (
+        lambda y: y[:, np.newaxis].astype(np.uint8),
+        lambda y: np.eye(3, dtype=np.float32)[y],
+        lambda y: np.eye(3, dtype=bool)[y],
+        lambda y: np.array(["ant", "bee", "cat"])[y],
+        lambda y: np.array(["ant", "bee", "cat"])[y][:, np.newaxis],
+    ):
+        formed = {key: form(y) for key, y in numbers.items() if key.startswith("y_")}
+        dataset = arrays(npz(tmp_path, {**numbers, **formed}))
+        assert dataset.digest == whole.digest
+        texts = formed["y_train"].dtype.kind == "U"
+        assert dataset.class_names == (("ant", "bee", "cat") if texts else ())
+
+
 NAN = np.full((2, 4, 3), np.nan, np.float32)
 FLOATS = np.zeros((6, 4, 3), np.float32)
 
@@ -442,10 +459,22 @@ FLOATS = np.zeros((6, 4, 3), np.float32)
         ({"x_test": np.zeros((2, 12), np.uint8)}, r"x_test has .*\[12\].*\[4, 3, 1\]"),
         ({"y_train": np.zeros(5, int)}, "x_train has 6 images, but y_train 5 labels"),
         ({"y_test": np.zeros(3, int)}, "x_test has 2 images, but y_test 3 labels"),
-        ({"y_test": np.zeros((2, 1), int)}, r"y_test has shape \[2, 1\]; allowed is \[N\]"),
-        ({"y_test": np.zeros(0, int)}, r"y_test has shape \[0\]; allowed is \[N\]"),
-        ({"y_test": np.zeros(2)}, "y_test has dtype float64; allowed are integers"),
-        ({"y_test": np.zeros(2, bool)}, "y_test has dtype bool; allowed are integers"),
+        ({"y_test": np.zeros((2, 1, 1), int)}, r"y_test has shape \[2, 1, 1\]; allowed are \[N\]"),
+        ({"y_test": np.zeros(0, int)}, r"y_test has shape \[0\]; allowed are \[N\]"),
+        ({"y_test": np.array([[0, 1, 0], [0, 1, 1]])}, "y_test has .* row 1 is not one-hot"),
+        ({"y_test": np.array([[0.0, 1.0], [0.5, 0.5]])}, "y_test has .* row 1 is not one-hot"),
+        ({"y_test": np.array([[0.0, np.nan]] * 2)}, "y_test has .* row 0 is not one-hot"),
+        ({"y_test": np.zeros(2)}, "y_test has dtype float64; allowed are integers and texts"),
+        ({"y_test": np.zeros(2, bool)}, "y_test has dtype bool; allowed are integers and texts"),
+        (
+            {"y_test": np.array(["a", "b"])},
+            "label 'a' in row 0 is a text, unlike y_train's",
+        ),
+        (
+            {"y_train": np.array(list("abcabc")), "y_test": np.array(["a", "d"])},
+            "y_test: label 'd' in row 1 is not among the 3 of y_train",
+        ),
+        ({"y_train": np.array(list("abcabc"))}, "y_test has dtype int64; allowed are texts"),
         ({"y_test": np.array([0, -1])}, "y_test has labels from -1 to 0; allowed are 0 to 65535"),
         ({"y_test": np.array([0, 65536])}, "y_test has labels from 0 to 65536; allowed are 0 to"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "y_test has labels from 0 to 184467"),

@@ -271,6 +271,43 @@ def test_epochs_are_turned_into_steps(place: Path, main: Main, client: Open) -> 
     assert [trial.data.params["steps"] for trial in trials] == ["16", "16"]
 
 
+def test_what_would_be_read_is_shown(place: Path, main: Main) -> None:
+    brought = pictures(200, 60)
+    names = np.array([f"thing {i}" for i in range(10)])
+    twice = brought["x_test"].copy()
+    twice[:7] = brought["x_train"][:7]
+    path = write(place, x_test=twice, **{k: names[brought[k]] for k in ("y_train", "y_test")})
+    done = main("data", "data=arrays", path, "data.validation=0.2", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    dataset = data_of(path, "data.validation=0.2")
+    assert found["digest"] == dataset.digest
+    assert {part: each["examples"] for part, each in found["parts"].items()} == {
+        "train": 160,
+        "val": 40,
+        "test": 60,
+    }
+    train = {image.tobytes() for image in dataset.x_train}
+    again = sum(image.tobytes() in train for image in dataset.x_test)
+    assert 0 < again <= 7 and found["parts"]["test"]["in_train"] == again
+    for part, each in found["parts"].items():
+        counts = np.bincount(dataset.examples(part)[1], minlength=10)
+        assert each["classes"] == dict(zip(names.tolist(), counts.tolist(), strict=True))
+    text = main("data", "data=arrays", path, "data.validation=0.2").stdout
+    assert "thing 9" in text and "[8, 8, 1]  uint8  0 to 25" in text
+    assert not list(place.glob("mlruns/artifacts/*/*"))
+
+
+def test_class_names_stand_in_the_picture(place: Path, main: Main) -> None:
+    brought, names = pictures(200, 60), np.array([f"thing $x^{i}$" for i in range(10)])
+    path = write(place, **{k: names[brought[k]] for k in ("y_train", "y_test")})
+    done = main("run", "data=arrays", path, *SHORT)
+    assert (done.returncode, done.stderr) == (0, "")
+    (file,) = place.glob("mlruns/artifacts/*/*/artifacts/evaluation/metrics.json")
+    assert json.loads(file.read_text())["class_names"] == names.tolist()
+    assert file.with_name("confusion_matrix.png").stat().st_size > 5000
+
+
 OWN = """
 from dataclasses import dataclass
 from waymark.data.sources import Arrays

@@ -43,6 +43,8 @@ class Dataset:
     y_val: np.ndarray = field(default_factory=_nothing)
     groups: np.ndarray = field(default_factory=_nothing)
     """[N] of the training set: rows with equal values stay on one side of every split"""
+    class_names: tuple[str, ...] = ()
+    """of the labels from 0 up, where they were texts"""
     read_digest: str = ""
     """the digest of what was read, where something was held out of it"""
     held_out: str = ""
@@ -75,8 +77,8 @@ class Dataset:
         """Return which set evaluations in training are on: the validation set, if there is one."""
         return "val" if len(self.x_val) else "test"
 
-    def examples(self, part: Literal["train", "val", "test"]) -> tuple[np.ndarray, np.ndarray]:
-        """Return the images and the labels of a set."""
+    def examples(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images and the labels of a set: train, val or test."""
         return vars(self)[f"x_{part}"], vars(self)[f"y_{part}"]
 
 
@@ -92,7 +94,9 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
             continue
         pick(arrays, pair, source)
         images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
-        labels = checked[f"y_{part}"] = _labels(f"{source}: y_{part}", arrays[f"y_{part}"])
+        names = checked.setdefault("class_names", _class_names(arrays["y_train"]))
+        labels = _labels(f"{source}: y_{part}", arrays[f"y_{part}"], names)
+        checked[f"y_{part}"] = labels
         if len(images) != len(labels):
             raise BadInput(
                 f"{source}: x_{part} has {len(images)} images, but y_{part} {len(labels)} labels."
@@ -114,7 +118,8 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
     dataset = Dataset(name=name, source=source, **checked)
     if dataset.spec.classes < 2:
         given = " and ".join(key for key in checked if key.startswith("y_"))
-        raise BadInput(f"{source}: {given} hold only label 0; allowed are 2 classes up.")
+        only = repr(dataset.class_names[0]) if dataset.class_names else "0"
+        raise BadInput(f"{source}: {given} hold only label {only}; allowed are 2 classes up.")
     return dataset
 
 
@@ -145,14 +150,48 @@ def _images(name: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
 
 
-def _labels(name: str, array: np.ndarray) -> np.ndarray:
+def _labels(name: str, array: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Return labels as int32 [N], from 0; texts as their places among the `names`."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    elif array.ndim == 2 and array.dtype.kind in "biuf" and array.size:
+        array = _decode_one_hot(name, array)
     if array.ndim != 1 or array.size == 0:
-        raise BadInput(f"{name} has shape {list(array.shape)}; allowed is [N], N not 0.")
-    if array.dtype.kind not in "iu":
-        raise BadInput(f"{name} has dtype {array.dtype}; allowed are integers.")
+        raise BadInput(
+            f"{name} has shape {list(array.shape)}; "
+            f"allowed are [N], [N, 1] and one-hot [N, K], none of them 0."
+        )
+    if array.dtype.kind == "U":
+        array = _numbers(name, array, names)
+    elif names or array.dtype.kind not in "iu":
+        allowed = "texts, as in y_train" if names else "integers and texts"
+        raise BadInput(f"{name} has dtype {array.dtype}; allowed are {allowed}.")
     low, high = array.min(), array.max()
     if low < 0 or high >= MAX_CLASSES:
         raise BadInput(
             f"{name} has labels from {low} to {high}; allowed are 0 to {MAX_CLASSES - 1}."
         )
     return array.astype(np.int32)
+
+
+def _decode_one_hot(name: str, array: np.ndarray) -> np.ndarray:
+    wrong = np.flatnonzero(((array != 0) & (array != 1)).any(axis=1) | (array.sum(axis=1) != 1))
+    if wrong.size:
+        raise BadInput(
+            f"{name} has shape {list(array.shape)}, but row {wrong[0]} is not one-hot; "
+            f"allowed are [N], [N, 1] and one-hot [N, K]."
+        )
+    return array.argmax(axis=1)
+
+
+def _numbers(name: str, texts: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    unknown = np.flatnonzero(~np.isin(texts, names))
+    if unknown.size:
+        known = f"not among the {len(names)} of y_train" if names else "a text, unlike y_train's"
+        raise BadInput(f"{name}: label {str(texts[unknown[0]])!r} in row {unknown[0]} is {known}.")
+    return np.searchsorted(np.array(names), texts)
+
+
+def _class_names(labels: np.ndarray) -> tuple[str, ...]:
+    """Return the texts that occur as labels, sorted; () where they are no texts."""
+    return tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ()

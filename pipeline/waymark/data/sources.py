@@ -55,7 +55,7 @@ class Loader(ABC):
 
     # The defaults stand in conf/config.yaml; these are for code that makes a loader itself.
     sampling: Literal["replacement", "epoch"]
-    """`replacement` (uniform draws) or `epoch` (shuffled, without)"""
+    """`replacement` (uniform draws) or `epoch` (shuffled, without; what `arrays` has)"""
     test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
     """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
     of examples of it, or another file with `x_test` and `y_test`"""
@@ -125,7 +125,7 @@ class Arrays(Loader):
     """The user's own arrays: an npz of x_train and y_train.
 
     x_test and y_test, x_val and y_val may be there too. Images [N, H, W], [N, H, W, C] or [N, D],
-    uint8 or float in [0, 1]; labels integers from 0.
+    uint8 or float in [0, 1]; labels [N] or [N, 1], integers from 0 or texts, or one-hot [N, K].
     """
 
     path: str

@@ -68,7 +68,7 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
     elif groups is not None:
         rows = grouped(groups, count, key)
     else:
-        rows = stratified(data.y_train, count, key)
+        rows = stratified(data.y_train, count, key, data.class_names)
     kept = np.ones(examples, bool)
     kept[rows] = False
     return replace(

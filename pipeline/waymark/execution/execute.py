@@ -349,6 +349,7 @@ def _write_scores(run: ActiveRun, data: Dataset, manifest: Manifest, score: Scor
     folder = run.info.folder / "evaluation"
     folder.mkdir(exist_ok=True)
     classes, counts = confusion(data.y_test, score.predictions, data.spec.classes)
+    named = bool(data.class_names) and classes[-1] < len(data.class_names)
     body = {
         "step": manifest.step,
         "state_digest": manifest.digest,
@@ -358,6 +359,7 @@ def _write_scores(run: ActiveRun, data: Dataset, manifest: Manifest, score: Scor
         "loss": score.loss,
         "confusion_matrix": counts.tolist(),
         "confusion_classes": classes,
+        **({"class_names": [data.class_names[each] for each in classes]} if named else {}),
     }
     replace_file(folder / "metrics.json", json_text(body))
     run.mark_artifacts_dirty()

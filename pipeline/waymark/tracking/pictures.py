@@ -31,7 +31,12 @@ def draw(folder: Path) -> bool:
     accuracies = recorded.metrics.get(key, {})
     drawings = {
         "loss.png": partial(plots.loss_curve, losses=losses, accuracies=accuracies, part=part),
-        "confusion_matrix.png": partial(plots.confusion_matrix, counts=counts, classes=classes),
+        "confusion_matrix.png": partial(
+            plots.confusion_matrix,
+            counts=counts,
+            classes=classes,
+            names=facts.get("class_names", ()),
+        ),
     }
     drawn = False
     for name, drawing in drawings.items():
