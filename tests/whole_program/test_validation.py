@@ -46,7 +46,8 @@ def test_training_is_evaluated_on_it_and_the_test_set_is_scored_once(
     assert (done.returncode, done.stderr) == (0, "")
     first, second = done.stdout.splitlines()[:2]
     assert second == (
-        "arrays: 160 examples to train on, 40 examples to validate on, 60 examples to test on"
+        "arrays: 160 examples to train on, 40 examples to validate on, 60 examples to test on; "
+        "divided by 255"
     )
     run_id = first.split()[1]
     assert points(client(place), run_id) == {
@@ -122,7 +123,7 @@ def test_a_test_set_is_held_out_where_there_is_none(place: Path, main: Main) -> 
     done = main("run", "data=arrays", path, *HELD_OUT)
     assert done.stdout.splitlines()[1] == (
         "arrays: 128 examples to train on, 32 examples to validate on, 40 examples to test on "
-        "(data.test=0.2 unless given)"
+        "(data.test=0.2 unless given); divided by 255"
     )
     data = data_of(path, "data.test=50", "data.validation=30")
     assert [len(data.x_train), len(data.x_val), len(data.x_test)] == [120, 30, 50]
@@ -154,6 +155,7 @@ REFUSED = {
     "data.validation=0.2": (ONE, "class 0 has 1 example to split; "),
     "data.validation=5": ({}, "a split into 195 and 5 examples has no room for each of 10 "),
     "data.split_seed=-1": ({}, "data.split_seed=-1 (the command line): "),
+    "data.scale=256": ({}, "data.scale=256 (the command line): "),
     "data.split=both": ({}, "data.split='both' (the command line): "),
     "data.group=patient": ({}, "data.group='patient': "),
     "save.keep_best={metric: val/loss, mode: min}": ({}, "save.keep_best.metric=val/loss: "),
@@ -269,6 +271,36 @@ def test_epochs_are_turned_into_steps(place: Path, main: Main, client: Open) -> 
     assert main("run", "-m", *swept).returncode == 0
     trials = [r for r in client(place).search_runs(["1"]) if "waymark.trial" in r.data.tags]
     assert [trial.data.params["steps"] for trial in trials] == ["16", "16"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "flat", "scale", "divided"),
+    [
+        ("uint8", False, "auto", True),
+        ("uint8", True, "auto", False),
+        ("uint8", True, "uint8", True),
+        ("float32", False, "auto", False),
+        ("float32", False, "255", True),
+        ("int16", True, "none", False),
+    ],
+)
+def test_features_of_any_kind_are_scaled_as_asked(
+    place: Path, main: Main, client: Open, dtype: str, flat: bool, scale: str, divided: bool
+) -> None:
+    brought = pictures(200, 60)
+    x = {key: brought[key].astype(dtype) for key in ("x_train", "x_test")}
+    x = {key: each.reshape(len(each), -1) if flat else each for key, each in x.items()}
+    words = ["data=arrays", write(place, **x), *SHORT, f"data.scale={scale}", "save=npz"]
+    done = main("run", *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "divided by 255" if divided else f"{dtype} as it is"
+    assert done.stdout.splitlines()[1].endswith(f"; {said}")
+    run_id = done.stdout.split()[1]
+    (file,) = place.glob(f"mlruns/artifacts/*/{run_id}/artifacts/checkpoints/weights-60.npz")
+    features = x["x_test"].reshape(60, -1).astype(np.float64) / (255 if divided else 1)
+    hits = (features @ np.load(file)["weights"].astype(np.float64)).argmax(1) == brought["y_test"]
+    known = client(place).get_run(run_id).data.metrics
+    assert known["restored/accuracy"] == hits.mean()
 
 
 def test_what_would_be_read_is_shown(place: Path, main: Main) -> None:

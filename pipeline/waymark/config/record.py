@@ -13,7 +13,7 @@ import yaml
 from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.resolve import Resolved, build_group, refuse_both, resolve
-from waymark.config.schema import FORMAT, GROUP_PROTOCOLS, LABELS, SPLIT_DEFAULTS
+from waymark.config.schema import DATA_DEFAULTS, FORMAT, GROUP_PROTOCOLS, LABELS
 from waymark.config.values import flatten, json_text, nearest
 from waymark.config.yaml_source import decode_yaml, yaml_problem
 from waymark.errors import BadInput, first_line
@@ -72,7 +72,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)
         if isinstance(body.get("data"), dict):
-            body["data"] = {**SPLIT_DEFAULTS, **body["data"]}
+            body["data"] = {**DATA_DEFAULTS, "scale": "uint8", **body["data"]}
         version = body.pop("format")
     except yaml.YAMLError as error:
         raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None

@@ -15,11 +15,11 @@ from waymark.config import masking
 from waymark.config.masking import Secret, mask_secrets, reveal_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.schema import (
+    DATA_DEFAULTS,
     FORMAT,
     GROUP_PROTOCOLS,
     LABELS,
     NAME,
-    SPLIT_DEFAULTS,
     TAG,
     TAG_VALUE,
     Config,
@@ -194,7 +194,7 @@ def build_group(
         raise BadInput(f"{said}: has no method {missing[0]}().")
     if group == "data":
         known = getattr(cls, "__dataclass_fields__", signature(cls).parameters)
-        given = SPLIT_DEFAULTS.items()
+        given = DATA_DEFAULTS.items()
         own = {k: v for k, v in own.items() if k in known or (k, v) not in given}
     return _checked(cls, own, f"{group}.", source)
 

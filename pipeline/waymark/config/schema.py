@@ -20,14 +20,14 @@ GROUP_PROTOCOLS = {
     "save": ("write", "read"),
 }
 
-# What of `data` says which examples are held out: nothing, as in older records and in classes of
-# the user's own that have no such settings.
-SPLIT_DEFAULTS = {
+# What all data sets of Waymark's can be told; a class of the user's own need not know of it.
+DATA_DEFAULTS = {
     "test": None,
     "validation": 0,
     "split": "random",
     "split_seed": 0,
     "group": None,
+    "scale": "auto",
 }
 
 # A pattern, the most characters, and both in words. What is refused: controls, line separators,

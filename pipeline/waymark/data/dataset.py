@@ -28,7 +28,7 @@ def _nothing() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images [N, H, W, C] or [N, D], uint8 or float32 in [0, 1]; labels int32 [N] from 0.
+    """Features [N, ...], images [N, H, W, C], integers or float32; labels int32 [N] from 0.
 
     A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
     """
@@ -45,10 +45,12 @@ class Dataset:
     """[N] of the training set: rows with equal values stay on one side of every split"""
     class_names: tuple[str, ...] = ()
     """of the labels from 0 up, where they were texts"""
+    scale: Literal["auto", "none", "uint8", 255] = "uint8"
+    """what of the features is divided by 255 before a model has them, see `Loader.scale`"""
     read_digest: str = ""
-    """the digest of what was read, where something was held out of it"""
-    held_out: str = ""
-    """how many examples each set has, where something was held out"""
+    """the digest of what was read, before anything was held out of it"""
+    summary: str = ""
+    """how many examples each set has, and how they are scaled"""
 
     @property
     def spec(self) -> ImageSpec:
@@ -71,6 +73,14 @@ class Dataset:
     def digest(self) -> str:
         """Return the SHA-256 of the arrays as they were read (see waymark.digest)."""
         return self.read_digest or digest(self.arrays)
+
+    @property
+    def divide(self) -> bool:
+        """Tell whether features are divided by 255 before a model has them."""
+        if self.scale in ("none", 255):
+            return self.scale == 255
+        pictures = self.x_train.ndim == 4 or self.scale == "uint8"
+        return bool(self.x_train.dtype == np.uint8 and pictures)
 
     @property
     def evaluated(self) -> Literal["val", "test"]:
@@ -133,19 +143,19 @@ def pick(arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...], source: obje
 
 
 def _images(name: str, array: np.ndarray) -> np.ndarray:
-    if array.ndim not in (2, 3, 4) or array.size == 0:
+    if array.ndim < 2 or array.size == 0:
         raise BadInput(
-            f"{name} has shape {list(array.shape)}; "
-            f"allowed are [N, H, W], [N, H, W, C] and [N, D], none of them 0."
+            f"{name} has shape {list(array.shape)}; allowed are [N, D], [N, H, W], [N, H, W, C] "
+            f"and [N, ...], none of them 0."
         )
     if array.dtype.name in ("float16", "float32", "float64"):
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # NaN compares false
-            raise BadInput(f"{name} has values from {low} to {high}; floats must lie in 0 to 1.")
+        rows = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+        if not rows.all():
+            raise BadInput(f"{name} has a value in row {rows.argmin()} that is not finite.")
         array = array.astype(np.float32, copy=False)
-    elif array.dtype != np.uint8:
+    elif array.dtype.kind not in "iu":
         raise BadInput(
-            f"{name} has dtype {array.dtype}; allowed are uint8, float16, float32 and float64."
+            f"{name} has dtype {array.dtype}; allowed are integers, float16, float32 and float64."
         )
     return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
 

@@ -56,6 +56,9 @@ class Loader(ABC):
     # The defaults stand in conf/config.yaml; these are for code that makes a loader itself.
     sampling: Literal["replacement", "epoch"]
     """`replacement` (uniform draws) or `epoch` (shuffled, without; what `arrays` has)"""
+    scale: Literal["auto", "none", "uint8", 255] = "auto"
+    """what is divided by 255 before a model has it: `auto` (uint8 images [N,H,W] and [N,H,W,C]),
+    `uint8` (all that is uint8, as in records without this setting), `255` (all) or `none`"""
     test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
     """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
     of examples of it, or another file with `x_test` and `y_test`"""
@@ -124,8 +127,9 @@ class FashionMnist(Loader):
 class Arrays(Loader):
     """The user's own arrays: an npz of x_train and y_train.
 
-    x_test and y_test, x_val and y_val may be there too. Images [N, H, W], [N, H, W, C] or [N, D],
-    uint8 or float in [0, 1]; labels [N] or [N, 1], integers from 0 or texts, or one-hot [N, K].
+    x_test and y_test, x_val and y_val may be there too. Features [N, ...], images [N, H, W] or
+    [N, H, W, C], integers or floats; labels [N] or [N, 1], integers from 0 or texts, or one-hot
+    [N, K].
     """
 
     path: str

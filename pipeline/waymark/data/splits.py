@@ -27,28 +27,27 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
     A loader of the user's own that has no such settings brings both itself. Raises BadInput for
     what is asked for and already there, and for what cannot be split.
     """
-    if not isinstance(loader, Loader):
-        if not len(data.x_test):
-            raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
-        return data
-    if isinstance(loader.test, int | float) and len(data.x_test):
-        raise BadInput(f"data.test={loader.test}: {data.source} brings its own test set.")
-    if loader.validation and len(data.x_val):
-        raise BadInput(
-            f"data.validation={loader.validation}: {data.source} brings its own validation set."
-        )
     note = ""
-    if not len(data.x_test):
-        assert not isinstance(loader.test, str)  # a file, whose entries would be there
-        note = f" (data.test={TEST_SHARE} unless given)" if loader.test is None else ""
-        data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
-    if loader.validation:
-        data = _move(data, loader, "val", loader.validation, VALIDATION)
-    if not data.read_digest:
-        return data
+    if isinstance(loader, Loader):
+        data = replace(data, scale=loader.scale, read_digest=data.digest)
+        if isinstance(loader.test, int | float) and len(data.x_test):
+            raise BadInput(f"data.test={loader.test}: {data.source} brings its own test set.")
+        if loader.validation and len(data.x_val):
+            raise BadInput(
+                f"data.validation={loader.validation}: {data.source} brings its own validation set."
+            )
+        if not len(data.x_test):
+            assert not isinstance(loader.test, str)  # a file, whose entries would be there
+            note = f" (data.test={TEST_SHARE} unless given)" if loader.test is None else ""
+            data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
+        if loader.validation:
+            data = _move(data, loader, "val", loader.validation, VALIDATION)
+    elif not len(data.x_test):
+        raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
-    return replace(data, held_out=f"{', '.join(sizes)}{note}")
+    scaled = "divided by 255" if data.divide else f"{data.x_train.dtype} as it is"
+    return replace(data, summary=f"{', '.join(sizes)}{note}; {scaled}")
 
 
 def evaluated_part(loader: Any) -> Literal["val", "test"]:
@@ -76,7 +75,6 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
         x_train=data.x_train[kept],
         y_train=data.y_train[kept],
         groups=data.groups[kept] if groups is not None else data.groups,
-        read_digest=data.digest,
         **{f"x_{part}": data.x_train[rows], f"y_{part}": data.y_train[rows]},
     )
 

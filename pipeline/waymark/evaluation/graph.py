@@ -117,7 +117,7 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
             hits = 0
             for start in range(0, len(pixels), IMAGES_PER_BATCH):
                 batch = pixels[start : start + IMAGES_PER_BATCH].astype(np.float32)
-                batch = batch / np.float32(255) if pixels.dtype == np.uint8 else batch
+                batch = batch / np.float32(255) if data.divide else batch
                 truth = data.y_test[start : start + IMAGES_PER_BATCH, None] == classes  # one-hot
                 feed = {inputs: batch, labels: truth.astype(np.float32)}
                 share = session.run(accuracy, feed)

@@ -234,10 +234,9 @@ class RunExecution:
         return replace(result, verdict=verdict)
 
     def _tell_of_data(self) -> None:
-        """Say how many examples are held out, if any, and what the best checkpoint is chosen by."""
+        """Say how many examples there are, and what the best checkpoint is chosen by."""
         config, data = self.plan.resolved.config, self.plan.data
-        if data.held_out:
-            print(printable(f"{data.name}: {data.held_out}"), flush=True)
+        print(printable(f"{data.name}: {data.summary}"), flush=True)
         if config.save.keep_best and data.evaluated == "test" and not self.pruner:
             print(
                 "waymark: save.keep_best selects on the test set; data.validation=0.1 holds out "

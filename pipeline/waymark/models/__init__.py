@@ -38,12 +38,12 @@ def truncated_normal(shape: tuple[int, ...], stddev: float, key: Tensor) -> Tens
     return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
 
 
-def scale(images: Tensor) -> Tensor:
-    """Return images as float32 in [0, 1]: bytes divided by 255, floats as they are."""
+def scale(images: Tensor, divide: bool) -> Tensor:
+    """Return features as float32, divided by 255 if need be as NumPy divides float32."""
     import tensorflow as tf
 
     pixels = tf.cast(images, tf.float32)
-    if images.dtype != tf.uint8:
+    if not divide:
         return pixels
     # In a compiled function TensorFlow turns `/ 255.0` into a multiplication by 1 / 255, which
     # differs for 126 of the 256 values; this division it leaves alone.

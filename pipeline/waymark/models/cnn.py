@@ -36,7 +36,7 @@ class Cnn:
         if len(spec.shape) != 3:
             raise BadInput(
                 f"model=cnn needs images [N,H,W] or [N,H,W,C]; "
-                f"this data has [N,{spec.shape[0]}]: use model=softmax."
+                f"this data has [N,{','.join(map(str, spec.shape))}]: use model=softmax."
             )
 
     def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:

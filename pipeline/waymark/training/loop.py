@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from waymark.checkpoints import State
-from waymark.config.schema import SPLIT_DEFAULTS, Config
+from waymark.config.schema import DATA_DEFAULTS, Config
 from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
 from waymark.data.sources import SMALL, batch_indices
@@ -110,7 +110,7 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
     def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         sampling, size = config.data.sampling, config.batch_size
         picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        return scale(tf.gather(images, picked)), tf.gather(labels, picked)
+        return scale(tf.gather(images, picked), data.divide), tf.gather(labels, picked)
 
     kinds = (tf.int32, tf.int64, tf.float32)
 
@@ -219,7 +219,7 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
-        *(data.digest, *(getattr(config.data, name, None) for name in SPLIT_DEFAULTS)),
+        *(data.digest, *(getattr(config.data, name, None) for name in DATA_DEFAULTS)),
         *(config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),

@@ -56,7 +56,7 @@ class Scorer:
                 i: tf.Tensor, losses: tf.TensorArray, classes: tf.TensorArray
             ) -> tuple[tf.Tensor, tf.TensorArray, tf.TensorArray]:
                 rows = slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH)
-                logits = forward(model, precision, parameters, scale(images[rows]))
+                logits = forward(model, precision, parameters, scale(images[rows], data.divide))
                 check_outputs(model, logits, data.spec.classes)
                 loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels[rows], logits)
                 return i + 1, losses.write(i, loss), classes.write(i, tf.argmax(logits, 1))
