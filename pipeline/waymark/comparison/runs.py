@@ -14,6 +14,7 @@ from waymark.comparison.recorded_run import RecordedRun, all_differences, load_r
 from waymark.comparison.report import Comparison, Metric, Row
 from waymark.comparison.rerun_report import first_divergences
 from waymark.config.old_names import CLASSES
+from waymark.config.schema import DATA_DEFAULTS
 from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
 from waymark.table import setting
@@ -32,6 +33,9 @@ HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bl
 HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
 LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
+# Settings that older records have not, and what was done before.
+ADDED_LATER = {"epochs": "None", "stop": "None"}
+ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
 # Settings of Waymark's that decide what is shown and where it is sent, not what comes out.
 FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
 
@@ -84,7 +88,12 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     params = facts.params.items()
     own = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
-    return replace(facts, params={**own, **steps})
+    later = {
+        key: text
+        for key, text in ADDED_LATER.items()
+        if not any(name.startswith(f"{key}.") for name in own)
+    }
+    return replace(facts, params={**later, **own, **steps})
 
 
 def compare_recorded(runs: Sequence[Run]) -> Comparison:

@@ -192,10 +192,10 @@ def build_group(
     if missing:
         said = f"{key}={given['_target_']!r} ({source(key)})"
         raise BadInput(f"{said}: has no method {missing[0]}().")
-    if group == "data":
+    if group == "data":  # a class without these settings does as they say by default
         known = getattr(cls, "__dataclass_fields__", signature(cls).parameters)
-        given = DATA_DEFAULTS.items()
-        own = {k: v for k, v in own.items() if k in known or (k, v) not in given}
+        default = [*DATA_DEFAULTS.items(), ("scale", "uint8")]
+        own = {k: v for k, v in own.items() if k in known or (k, v) not in default}
     return _checked(cls, own, f"{group}.", source)
 
 
