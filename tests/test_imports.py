@@ -120,7 +120,7 @@ def group(package: str) -> list[str]:
 
 
 def test_this_test_sees_the_imports() -> None:
-    assert {"waymark.models", "waymark.config.schema", "waymark.data.sources"} <= own(
+    assert {"waymark.models", "waymark.config.schema", "waymark.data.dataset"} <= own(
         "waymark.models.cnn"
     )
     assert ("tensorflow", False) in imports("waymark.models.cnn")

@@ -42,7 +42,7 @@ VARIED = "waymark.varied"  # JSON: the keys that are varied
 ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
 
 # Metrics: what was measured on, a slash, what was measured.
-RESTORED, BEST, PROGRESS = "restored/", "best/", "sweep/"
+VAL, TEST, RESTORED, BEST, PROGRESS = "val/", "test/", "restored/", "best/", "sweep/"
 TRAIN_LOSS = "train/loss"
 STEPS_PER_SECOND = "train/steps_per_second"
 VAL_ACCURACY = "val/accuracy"

@@ -1,6 +1,7 @@
 """The pictures of a run, its curves and its confusion matrix, and of several runs together."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -42,8 +43,6 @@ def curves(
     runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str
 ) -> bytes:
     """Return a `png` or `svg` of runs' losses and accuracies by step, one colour for each name."""
-    import warnings
-
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -64,9 +63,7 @@ def curves(
         for text in legend.get_texts():
             text.set_parse_math(False)
     file = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
-        _save(figure, file, kind)
+    _save(figure, file, kind)
     return file.getvalue()
 
 
@@ -112,5 +109,6 @@ def _save(figure: Any, target: Path | io.BytesIO, kind: str = "png") -> None:
     """Draw a figure; fitting each letter to the pixels would take longer than all the rest."""
     from matplotlib import rc_context
 
-    with rc_context({"text.hinting": "none"}):
+    with rc_context({"text.hinting": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of scripts that the font has not
         figure.savefig(target, dpi=100, format=kind)

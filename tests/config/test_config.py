@@ -22,7 +22,7 @@ from waymark.config.compose import PACKAGES, as_written, compose_config, parse_o
 from waymark.config.masking import without_password
 from waymark.config.record import from_record
 from waymark.config.resolve import Resolved, resolve
-from waymark.config.schema import FORMAT, GROUP_PROTOCOLS
+from waymark.config.schema import DATA_DEFAULTS, FORMAT, GROUP_PROTOCOLS
 from waymark.config.values import flatten
 from waymark.errors import BadInput
 
@@ -559,7 +559,7 @@ def test_frozen_keys_do_not_change(tmp_path: Path) -> None:
     path.write_text(RECORD_CNN.record())
     frozen = ("model", "data", "seed", "runtime")
     for override in [{"seed": 1}, {"model.keep_prob": 0.5}, {"model": "softmax"},
-                     {"save": "npz"}, {"data.sampling": "epoch"}]:  # fmt: skip
+                     {"save": "npz"}, {"data.sampling": "replacement"}]:  # fmt: skip
         with pytest.raises(BadInput, match=rf"^{next(iter(override))}: cannot change"):
             from_record(path, override, [], frozen)
     moved = {"data.path": "/elsewhere.npz", "seed": 0, "model": "cnn", "steps": 5}
@@ -691,7 +691,13 @@ def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
     config = found.config
     assert found.choices == {"model": "cnn", "data": "arrays", "optimizer": "sgd", "save": "npz"}
     assert asdict(config.model) == {"init_stddev": 0.1, "init_bias": 0.1, "keep_prob": 0.5}
-    assert asdict(config.data) == {"sampling": "epoch", "path": "digits.npz"}
+    data = {"sampling": "epoch", "path": "digits.npz", "scale": "uint8"}
+    assert asdict(config.data) == {**DATA_DEFAULTS, **data}
+    assert (config.stop, config.epochs, config.objective.metric) == (
+        None,
+        None,
+        "restored/accuracy",
+    )
     assert asdict(config.optimizer) == {"learning_rate": 0.01, "momentum": 0.9}
     assert (config.save.every, config.save.keep_best.metric) == (50, "test/loss")
     assert (config.seed, config.precision, config.runtime.intra_op_threads) == (

@@ -69,7 +69,7 @@ def test_each_row_is_held_out_as_often_as_another() -> None:
 
 def test_what_cannot_be_split_is_named() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
-    with pytest.raises(BadInput, match=r"^class dog has 1 example to split; "):
+    with pytest.raises(BadInput, match=r"^class dog has 1 example left to split; "):
         splits.stratified(labels, 3, (0, 1), ["cat", "dog", "owl"])
     with pytest.raises(BadInput, match="no room for each of 2 classes"):
         splits.stratified(np.array([0, 0, 1, 1]), 1, (0, 1))

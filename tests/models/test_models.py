@@ -114,13 +114,13 @@ def test_a_models_parameters_are_found_by_name() -> None:
 
 def test_pixels_are_divided_as_numpy_divides() -> None:
     values = np.arange(256, dtype=np.uint8)
-    scaled = scale(tf.constant(values)).numpy()
+    scaled = scale(tf.constant(values), True).numpy()
     assert scaled.dtype == np.float32
     assert np.array_equal(scaled, values.astype(np.float32) / np.float32(255))
-    compiled = tf.function(lambda x: scale(x), autograph=False)(tf.constant(values)).numpy()
+    compiled = tf.function(lambda x: scale(x, True), autograph=False)(tf.constant(values)).numpy()
     assert np.array_equal(compiled, scaled)  # no rewriting into a multiplication either
     floats = np.random.default_rng(0).random(100, np.float32)
-    assert np.array_equal(scale(tf.constant(floats)).numpy(), floats)
+    assert np.array_equal(scale(tf.constant(floats), False).numpy(), floats)
 
 
 @pytest.mark.parametrize("model", [SOFTMAX, CNN], ids=["softmax", "cnn"])

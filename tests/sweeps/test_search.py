@@ -134,7 +134,7 @@ def test_a_trial_judged_too_often_for_a_tag_is_judged_by_what_it_recorded(
     record = SimpleNamespace(id="a", tags={PRUNING_VALUES: text, TRIAL: "other"}, status="RUNNING")
     tracking = SimpleNamespace(metric_history=lambda *_: list(values.items()))
     monkeypatch.setattr("waymark.sweeps.trial.select", lambda *_: [(record, None)])
-    pruner = _pruner(tracking, compose_config(["prune=median"]).config, "sweep", "mine")  # type: ignore[arg-type]
+    pruner = _pruner(tracking, compose_config(["prune=median"]).config, "test", "sweep", "mine")  # type: ignore[arg-type]
     assert pruner is not None
     assert pruner.other_trials() == [values]
     record.tags[PRUNING_VALUES] = '{"1": 0.5}'
@@ -147,7 +147,7 @@ def test_pruning_goes_on_where_the_store_gives_no_answer(place: Path, client: Op
     tags = {sweep_member_tag("sweep"): "c", TRIAL: "other", PRUNING_VALUES: '{"1": 0.5}'}
     client(place).create_run("0", tags=tags)
     config = compose_config(["prune=median"]).config
-    pruner = _pruner(store.with_bound(0.2), config, "sweep", "mine")
+    pruner = _pruner(store.with_bound(0.2), config, "test", "sweep", "mine")
     assert pruner is not None
     process = psutil.Process(store.process()._process.pid)
     process.suspend()

@@ -376,9 +376,9 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
         time.sleep(0.5)
         learn(delivery, run)
 
-    def curve(path: Path, losses: Any, accuracies: Any) -> None:
+    def curve(path: Path, losses: Any, **more: Any) -> None:
         drawn.append(set(losses))
-        draw(path, losses, accuracies)
+        draw(path, losses, **more)
 
     draw = plots.loss_curve
     with monkeypatch.context() as slow:

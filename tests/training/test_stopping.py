@@ -17,7 +17,7 @@ def rule(patience: int, mode: Any = "min", min_delta: float = 0.0) -> Stop:
 
 
 def stop(values: list[float], *settings: Any) -> int | None:
-    found = early_stop({10 * (i + 1): v for i, v in enumerate(values)}, rule(*settings), 10**6)
+    found = early_stop({10 * (i + 1): v for i, v in enumerate(values)}, rule(*settings), 10**6, 10)
     return found.step if found else None
 
 
@@ -64,7 +64,13 @@ def test_it_stops_where_keras_does(
 
 def test_what_lies_behind_the_step_is_not_looked_at() -> None:
     values = {10: 1.0, 20: 2.0, 30: 3.0}
-    assert early_stop(values, rule(2), 20) is None
-    found = early_stop(values, rule(2), 30)
+    assert early_stop(values, rule(2), 20, 10) is None
+    found = early_stop(values, rule(2), 30, 10)
     assert found == Stopped(30, 10, "val/loss")
     assert found.reason == "stopped early at step 30: val/loss has not improved since step 10"
+
+
+def test_an_evaluation_at_a_former_end_does_not_count() -> None:
+    values = {20: 1.0, 30: 2.0, 40: 2.0}  # a run of 30 steps was made longer
+    assert early_stop(values, rule(2), 40, 20) is None
+    assert early_stop(values, rule(1), 40, 20) == Stopped(40, 20, "val/loss")

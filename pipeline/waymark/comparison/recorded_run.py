@@ -56,7 +56,7 @@ def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
         with contextlib.suppress(CorruptCheckpoint, BadInput):
             manifest = read_manifest(path)
             digests.setdefault(manifest.step, manifest.digest)
-    steps = record.tags.get(names.STEPS, "")
+    steps = record.tags.get(names.STOPPED) or record.tags.get(names.STEPS, "")
     if names.STATE_DIGEST in record.tags and record.status == "FINISHED" and steps.isdecimal():
         digests.setdefault(int(steps), record.tags[names.STATE_DIGEST])
     return RecordedRun(record, replace(known, digests=digests), facts, patches)

@@ -36,8 +36,12 @@ CONFIDENCE = 0.95
 # Settings that older records have not, and what was done before.
 ADDED_LATER = {"epochs": "None", "stop": "None"}
 ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
+ADDED_LATER["data.scale"] = "uint8"
 # Settings of Waymark's that decide what is shown and where it is sent, not what comes out.
-FOR_SHOW = ("progress", "tracking", "record", "trusted_modules", "rerun_finished")
+FOR_SHOW = (
+    *("progress", "tracking", "record", "trusted_modules", "rerun_finished"),
+    "objective",
+)
 
 
 @taken_back()

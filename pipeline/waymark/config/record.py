@@ -72,7 +72,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)
         if isinstance(body.get("data"), dict):
-            body["data"] = {**DATA_DEFAULTS, "scale": "uint8", **body["data"]}
+            for key, value in {**DATA_DEFAULTS, "scale": "uint8"}.items():
+                body["data"].setdefault(key, value)
         version = body.pop("format")
     except yaml.YAMLError as error:
         raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None
@@ -114,12 +115,20 @@ def from_record(
     _check_known(overrides, known)
     # What was recorded with keys of its own is known by them alone: null is a change of it.
     changed = {key: value for key, value in overrides.items() if value != known.get(key, ...)}
-    free = ("data.path", *masked)
+    moved = is_moved_file(known.get("data.test"), overrides.get("data.test"))
+    free = ("data.path", *(["data.test"] if moved else []), *masked)
+    if "steps" in overrides:
+        refuse_both(overrides)
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]
     if fixed:
         again = shlex.join(["waymark", "run", "--config-from", name, *map(_given, changed.items())])
         raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; a new one: {again}")
     return with_overrides(body, choices, masked, changed, trusted, f"recorded in {path}")
+
+
+def is_moved_file(recorded: object, given: object) -> bool:
+    """Tell whether a test set's file is named anew: that it is the same one the digest tells."""
+    return isinstance(recorded, str) and isinstance(given, str)
 
 
 def _given(setting: tuple[str, Any]) -> str:

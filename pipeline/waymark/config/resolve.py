@@ -97,6 +97,9 @@ def resolve(
     if isinstance(runtime, Mapping) and runtime.get("intra_op_threads", 0) is None:
         runtime = {**runtime, "intra_op_threads": os.cpu_count() or 1}
         values, recorded = ({**each, "runtime": runtime} for each in (values, recorded))
+    if isinstance(stop := values.get("stop"), Mapping):
+        stop = {"min_delta": 0.0, **stop}
+        values, recorded = ({**each, "stop": stop} for each in (values, recorded))
     try:
         parts = {group: build_group(group, values, source, trusted) for group in GROUP_PROTOCOLS}
         config = _checked(Config, {**values, **parts}, "", source)
@@ -192,11 +195,32 @@ def build_group(
     if missing:
         said = f"{key}={given['_target_']!r} ({source(key)})"
         raise BadInput(f"{said}: has no method {missing[0]}().")
-    if group == "data":  # a class without these settings does as they say by default
-        known = getattr(cls, "__dataclass_fields__", signature(cls).parameters)
-        default = [*DATA_DEFAULTS.items(), ("scale", "uint8")]
-        own = {k: v for k, v in own.items() if k in known or (k, v) not in default}
+    if group == "data":
+        own = _without_defaults(cls, own, source)
     return _checked(cls, own, f"{group}.", source)
+
+
+def _without_defaults(cls: type, own: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Leave out what asks for nothing of a data set's class that has a default, or no such setting.
+
+    Raises BadInput for what asks for something that the class does not have.
+    """
+    parameters = signature(cls).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return own
+    for key, value in [(key, own[key]) for key in DATA_DEFAULTS if key in own]:
+        known = parameters.get(key)
+        default = value == DATA_DEFAULTS[key]
+        if known is not None and not (default and known.default is not known.empty):
+            continue
+        if default or (key, value) == ("scale", "uint8"):
+            del own[key]
+        else:
+            raise BadInput(
+                f"data.{key}={value!r} ({source(f'data.{key}')}): {cls.__name__} has no such "
+                f"setting; a class that is derived from Loader has."
+            )
+    return own
 
 
 def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:

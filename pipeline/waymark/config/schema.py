@@ -113,7 +113,7 @@ class Stop:
     """`max` or `min`: which way is better"""
     patience: PositiveInt
     """so many evaluations without an improvement end the run"""
-    min_delta: NonNegativeFloat = 0.0
+    min_delta: NonNegativeFloat
     """an improvement is more than so much"""
 
 

@@ -50,7 +50,7 @@ class Dataset:
     read_digest: str = ""
     """the digest of what was read, before anything was held out of it"""
     summary: str = ""
-    """how many examples each set has, and how they are scaled"""
+    """how many examples each set has, and how they are scaled, where that is to be said"""
 
     @property
     def spec(self) -> ImageSpec:
@@ -97,14 +97,15 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
 
     Raises BadInput naming the array, what it has and what is allowed.
     """
-    checked: dict[str, Any] = {}
+    labels = pick(arrays, ("x_train", "y_train"), source)["y_train"]
+    names = tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ()
+    checked: dict[str, Any] = {"class_names": names}
     for part in PARTS:
         pair = (f"x_{part}", f"y_{part}")
         if part != "train" and not any(entry in arrays for entry in pair):
             continue
         pick(arrays, pair, source)
         images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
-        names = checked.setdefault("class_names", _class_names(arrays["y_train"]))
         labels = _labels(f"{source}: y_{part}", arrays[f"y_{part}"], names)
         checked[f"y_{part}"] = labels
         if len(images) != len(labels):
@@ -149,14 +150,18 @@ def _images(name: str, array: np.ndarray) -> np.ndarray:
             f"and [N, ...], none of them 0."
         )
     if array.dtype.name in ("float16", "float32", "float64"):
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32, copy=False)
         rows = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
         if not rows.all():
-            raise BadInput(f"{name} has a value in row {rows.argmin()} that is not finite.")
-        array = array.astype(np.float32, copy=False)
+            raise BadInput(
+                f"{name} has a value in row {rows.argmin()} that is not finite as a float32."
+            )
     elif array.dtype.kind not in "iu":
         raise BadInput(
             f"{name} has dtype {array.dtype}; allowed are integers, float16, float32 and float64."
         )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
 
 
@@ -200,8 +205,3 @@ def _numbers(name: str, texts: np.ndarray, names: tuple[str, ...]) -> np.ndarray
         known = f"not among the {len(names)} of y_train" if names else "a text, unlike y_train's"
         raise BadInput(f"{name}: label {str(texts[unknown[0]])!r} in row {unknown[0]} is {known}.")
     return np.searchsorted(np.array(names), texts)
-
-
-def _class_names(labels: np.ndarray) -> tuple[str, ...]:
-    """Return the texts that occur as labels, sorted; () where they are no texts."""
-    return tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ()

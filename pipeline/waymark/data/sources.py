@@ -1,4 +1,4 @@
-"""Data sets: four arrays in one form, their digest, and where they were read from.
+"""Data sets: arrays in one form, their digest, and where they were read from.
 
 A data set of your own is a subclass of Loader, or any class with `sampling` and `load`,
 named by `_target_` in a file under conf/data/. Nothing is converted on the way but labels
@@ -77,6 +77,10 @@ class Loader(ABC):
     def load(self) -> Dataset:
         """Read the data set; raise BadInput for whatever is wrong with it."""
 
+    def reads_test_file(self) -> bool:
+        """Tell whether `test` may name a file, which `load` reads."""
+        return False
+
     def has_validation(self) -> bool:
         """Tell whether there will be a validation set."""
         return self.validation > 0
@@ -142,11 +146,16 @@ class Arrays(Loader):
         files = [path, *([_expand(self.test)] if isinstance(self.test, str) else [])]
         return _load("arrays", str(path), files, group=self.group)
 
+    def reads_test_file(self) -> bool:
+        """Tell that `test` may name a file."""
+        return True
+
     def has_validation(self) -> bool:
         """Tell whether there will be a validation set: asked for, or in the file."""
         brought: list[str] = []
-        with suppress(OSError, ValueError, zipfile.BadZipFile):  # `load` says what is wrong
-            brought = zipfile.ZipFile(_expand(self.path)).namelist()
+        problems = suppress(OSError, ValueError, zipfile.BadZipFile)  # `load` says what is wrong
+        with problems, zipfile.ZipFile(_expand(self.path)) as archive:
+            brought = archive.namelist()
         return "x_val.npy" in brought or super().has_validation()
 
 
@@ -268,6 +277,8 @@ def _read(
         arrays = {name: array for name, array in found.items() if name != "groups"}
         if group is not None:
             arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]
+        if test_set and "x_test" in found:
+            raise BadInput(f"data.test={str(files[1])!r}: {source} brings its own test set.")
         for entries in test_set:
             arrays |= pick(entries, ("x_test", "y_test"), files[1])
     dataset = from_arrays(name, source, arrays)

@@ -27,23 +27,31 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
     A loader of the user's own that has no such settings brings both itself. Raises BadInput for
     what is asked for and already there, and for what cannot be split.
     """
-    note = ""
+    note, before = "", len(data.x_train)
     if isinstance(loader, Loader):
         data = replace(data, scale=loader.scale, read_digest=data.digest)
-        if isinstance(loader.test, int | float) and len(data.x_test):
+        if isinstance(loader.test, str):
+            if not loader.reads_test_file():
+                raise BadInput(f"data.test={loader.test!r}: {data.name} reads no other file.")
+        elif loader.test is not None and len(data.x_test):
             raise BadInput(f"data.test={loader.test}: {data.source} brings its own test set.")
+        if loader.group is not None and not len(data.groups):
+            raise BadInput(f"data.group={loader.group!r}: {data.name} has no groups.")
         if loader.validation and len(data.x_val):
             raise BadInput(
-                f"data.validation={loader.validation}: {data.source} brings its own validation set."
+                f"data.validation={loader.validation}: {data.source} brings its own validation "
+                f"set; data.validation=0 takes that."
             )
         if not len(data.x_test):
-            assert not isinstance(loader.test, str)  # a file, whose entries would be there
+            assert not isinstance(loader.test, str)  # whose entries are there
             note = f" (data.test={TEST_SHARE} unless given)" if loader.test is None else ""
             data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
         if loader.validation:
             data = _move(data, loader, "val", loader.validation, VALIDATION)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
+    if len(data.x_train) == before and data.divide and data.x_train.dtype == np.uint8:
+        return data  # as the TF1 tutorial has it
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
     scaled = "divided by 255" if data.divide else f"{data.x_train.dtype} as it is"
@@ -51,10 +59,10 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
 
 
 def evaluated_part(loader: Any) -> Literal["val", "test"]:
-    """Return which set evaluations in training are on, without reading it where that tells."""
-    if isinstance(loader, Loader):
+    """Return which set evaluations in training are on; a user's own class is asked to load it."""
+    if type(loader).__module__.startswith("waymark."):
         return "val" if loader.has_validation() else "test"
-    return loader.load().evaluated
+    return hold_out(loader.load(), loader).evaluated
 
 
 def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: int) -> Dataset:
@@ -106,14 +114,13 @@ def stratified(
     if few.size:
         name = names[classes[few[0]]] if names else classes[few[0]]
         raise BadInput(
-            f"class {name} has {sizes[few[0]]} example to split; a class needs one on each side, "
-            f"so remove it, or split with data.split=ordered."
+            f"class {name} has {sizes[few[0]]} example left to split; a class needs one on each "
+            f"side, so remove it, or split with data.split=ordered."
         )
     if not len(classes) <= count <= len(labels) - len(classes):
         raise BadInput(
             f"a split into {len(labels) - count} and {count} examples has no room for each of "
-            f"{len(classes)} classes on both sides; hold out {len(classes)} to "
-            f"{len(labels) - len(classes)}."
+            f"{len(classes)} classes on both sides."
         )
     ideal = sizes * (count / len(labels))
     shares = np.clip(np.floor(ideal).astype(np.int64), 1, sizes - 1)
@@ -136,7 +143,7 @@ def grouped(groups: np.ndarray, count: int, key: tuple[int, int]) -> np.ndarray:
     """
     values, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(values) < 2:
-        raise BadInput(f"data.group has the one value {values[0]!r}, which cannot be split.")
+        raise BadInput(f"data.group has the one value {values[0].item()!r}, which cannot be split.")
     order = _shuffled(len(values), key)
     held = np.cumsum(sizes[order])[:-1]  # by the first 1, 2, ... groups, never by all
     chosen = order[: int(np.abs(held - count).argmin()) + 1]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from waymark.data.dataset import PARTS, Dataset
+from waymark.errors import printable
 from waymark.table import format_table
 
 SHOWN_CLASSES = 100  # of which the text gives the counts; JSON has those of all
@@ -47,7 +48,7 @@ class DataSummary:
             for name, each in self.parts.items()
         ]  # fmt: skip
         columns = ["set", "examples", "shape", "dtype", "values", "also in train"]
-        lines = [f"{self.name} from {self.source}", f"digest {self.digest}", ""]
+        lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}", ""]
         lines += [format_table(columns, sets, width), ""]
         names = list(self.parts["train"].classes)
         rows = [

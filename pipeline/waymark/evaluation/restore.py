@@ -55,6 +55,8 @@ def load_data(config: Config) -> Dataset:
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
             f"the size of {data.name}'s training set."
         )
+    if config.stop and config.eval_every == 0:
+        raise BadInput("stop: needs evaluations on the way; eval_every=0 has none.")
     for key, rule in {"save.keep_best": config.save.keep_best, "stop": config.stop}.items():
         if rule and not rule.metric.startswith(data.evaluated):
             raise BadInput(

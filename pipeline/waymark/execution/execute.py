@@ -20,7 +20,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
-from waymark.errors import printable
+from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
@@ -50,7 +50,7 @@ class Result:
     """What a finished run is: accuracies are fractions of the whole test set."""
 
     run_id: str
-    training_accuracy: float | None  # None if the last step was not evaluated
+    training_accuracy: float | None  # of the validation set, if there is one; None if not evaluated
     restored_accuracy: float
     checkpoints: list[int]
     state_digest: str
@@ -236,11 +236,14 @@ class RunExecution:
     def _tell_of_data(self) -> None:
         """Say how many examples there are, and what the best checkpoint is chosen by."""
         config, data = self.plan.resolved.config, self.plan.data
-        print(printable(f"{data.name}: {data.summary}"), flush=True)
-        if config.save.keep_best and data.evaluated == "test" and not self.pruner:
+        if data.summary:
+            print(printable(f"{data.name}: {data.summary}"), flush=True)
+        rules = {"save.keep_best": config.save.keep_best, "stop": config.stop}
+        by = " and ".join(key for key, rule in rules.items() if rule)
+        if by and data.evaluated == "test" and names.PARENT_RUN not in self.plan.tags:
             print(
-                "waymark: save.keep_best selects on the test set; data.validation=0.1 holds out "
-                "examples of the training set to select on",
+                f"waymark: {by} selects on the test set; data.validation=0.1 holds out examples "
+                f"of the training set to select on",
                 file=sys.stderr,
             )
 
@@ -261,6 +264,8 @@ class RunExecution:
         config, run = self.plan.resolved.config, self.run
         progress = make_progress(config.progress, config.steps, trainer.step, trainer.evaluated)
         try:
+            if config.stop:
+                run.wait_for_earlier_history(self.stop.signalled)
             score: Score | None = None
             decision: Pruned | Stopped | bool | None = self._stop_early(trainer.step)
             if not decision:
@@ -280,8 +285,13 @@ class RunExecution:
         return decision if isinstance(decision, Pruned | Stopped) else score
 
     def _stop_early(self, step: int) -> Stopped | None:
-        rule = self.plan.resolved.config.stop
-        return early_stop(self.run.points.get(rule.metric, {}), rule, step) if rule else None
+        """Return the stop that is due at an evaluation, by those that are recorded."""
+        config = self.plan.resolved.config
+        rule, every = config.stop, int(config.eval_every)
+        if not rule or step % every:
+            return None
+        found = early_stop(self.run.points.get(rule.metric, {}), rule, step, every)
+        return replace(found, step=step) if found else None  # a resume may have less patience
 
     def _decide(self, step: int) -> Pruned | Stopped | bool | None:
         """Tell whether to end: by a signal, the run's own evaluations, or the other trials'."""
@@ -301,7 +311,7 @@ class RunExecution:
     ) -> Result:
         """Restore the last checkpoint from disk into a new model, evaluate it and record that.
 
-        Where the run stopped early and the best one is kept, it is the best one.
+        Where the run stopped early and the best one is kept, it is the best one that is scored.
 
         The model is made from config.yaml and compiled anew, so that nothing comes from training
         but what is on disk; trials that share a trainer are scored with what its first compiled.
@@ -309,7 +319,9 @@ class RunExecution:
         config, data, run = self.plan.resolved.config, self.plan.data, self.run
         last = step = trainer.step
         if isinstance(trained, Stopped):
-            step = choose_step(saver.store, "best", run.info.id) if config.save.keep_best else last
+            if config.save.keep_best:
+                with suppress(BadInput):  # no evaluation was a number: the last one it is
+                    step = choose_step(saver.store, "best", run.info.id)
             facts = {names.STOPPED: last, names.SCORED: step, names.REASON: trained.reason}
             run.set_tags({name: str(fact) for name, fact in facts.items()})
             print(f"{trained.reason}; step {step} is scored", flush=True)
@@ -320,7 +332,7 @@ class RunExecution:
             trainer.restored_scorer = Scorer(model, config.precision, data)
         score = score_state(fresh, data, state, trainer.restored_scorer)
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
-        run.record([step], restored)
+        run.record([last], restored)
         state_digest = saver.store.manifest(last).digest
         run.set_tags({names.STATE_DIGEST: state_digest})
         _write_scores(run, data, manifest, score)

@@ -25,6 +25,7 @@ from waymark.evaluation import graph, restore
 from waymark.package import __version__
 from waymark.tracking import artifacts, history
 from waymark.tracking.finder import find, find_single
+from waymark.tracking.limits import store_errors
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -110,9 +111,11 @@ def plan_resume(
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     finished = reached == config.steps
-    if not finished and config.stop and names.STOPPED in record.tags:
-        known = history.history(store, record).metrics.get(config.stop.metric, {})
-        finished = early_stop(known, config.stop, reached) is not None
+    if not finished and config.stop and record.tags.get(names.STOPPED):
+        with store_errors(f"run {record.id}: cannot be read"):
+            known = history.history(store, record).metrics.get(config.stop.metric, {})
+        every = int(config.eval_every)
+        finished = early_stop(known, config.stop, reached, every) is not None
     if record.status == "FINISHED" and finished:
         return None
     if not allow_drift:

@@ -18,6 +18,7 @@ from waymark.comparison.repository import CHECKOUT, checkout, diffstat, git_envi
 from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
+from waymark.config.record import is_moved_file
 from waymark.config.schema import NAME
 from waymark.errors import BadInput, Failed, printable
 from waymark.execution import new_process
@@ -69,6 +70,9 @@ def rerun(
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
     resolved = record_of(tracking, record, given)
+    decisive = [key for key in ("eval_every", "save.keep_best") if key in given]
+    if resolved.config.stop and decisive:
+        raise BadInput(f"{decisive[0]}: decides where a run with stop ends, so a rerun takes none.")
     try:
         verdict = run(resolved, original).verdict
     except RerunDiverged as diverged:  # as its original may have
@@ -81,8 +85,10 @@ def _refuse_others(given: Mapping[str, Any], tracking: RunStore, record: RunReco
     """Raise BadInput for a setting that could change the numbers, unless the record masks it."""
     others = [key for key in given if key not in RERUN_OVERRIDABLE]
     others = [key for key in others if key.partition(".")[0] not in ("save", "tracking")]
-    masked = record_as_it_is(tracking, record)[2] if others else []
+    values, _, masked = record_as_it_is(tracking, record) if others else ({}, {}, [])
     for key in others:
+        if key == "data.test" and is_moved_file(values["data"].get("test"), given[key]):
+            continue
         if key == "runtime.intra_op_threads":
             raise BadInput(f"{key}: the number of threads changes the bits; see with --threads N.")
         if key not in masked:

@@ -20,16 +20,22 @@ from waymark.training.loop import Trainer
 class Saver:
     """Commit copies of the state in the background, one at a time, records first.
 
-    `before` is called before each `save`; `graph` is the graph's file, if the format has one.
+    `before` is called before each `save`; `graph` is the graph's file, if the format has one;
+    `newest` is the step that is saved already, -1 if none is.
     """
 
     def __init__(
-        self, store: CheckpointStore, run: ActiveRun, graph: Path | None, before: Callable[[], None]
+        self,
+        store: CheckpointStore,
+        run: ActiveRun,
+        graph: Path | None,
+        before: Callable[[], None],
+        newest: int,
     ) -> None:
         self.store, self._run, self._graph, self._before = store, run, graph, before
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
-        self._newest = -1  # the step handed over last
+        self._newest = newest  # the step handed over last
 
     def save(
         self, step: int, state: State, metrics: Mapping[str, float], on_schedule: bool = True
@@ -97,7 +103,8 @@ def restore_or_initialise(
     file = folder / config.save.graph if config.save.graph else None
     if file and not graph_is_valid:
         replace_file(file, graph.export(config, plan.data.spec, trainer.shapes))
-    return Saver(store, run, file, before)
+    newest = plan.step if plan.checkpoint else -1
+    return Saver(store, run, file, before, newest)
 
 
 def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:

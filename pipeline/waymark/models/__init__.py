@@ -6,7 +6,7 @@ A model is a settings dataclass with two methods (a user's own needs nothing els
     logits(parameters, images, dropout) the logits of a batch, [B, classes]
 
 `key(i)` is the key (int64 [2]) with which the i-th parameter is drawn by `tf.random.stateless_*`.
-`parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, D] in [0, 1]. Both are
+`parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, ...], scaled. Both are
 float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
 a key in training, None otherwise.
 

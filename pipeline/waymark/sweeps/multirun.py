@@ -48,7 +48,6 @@ from waymark.tracking.remote_store import connect
 # What Ray is told unless the user does: a running cluster refuses the launcher's own memory size;
 # the trials' lines are not repeated here; a trial has one core.
 RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
-ON_TEST_SET = ("test/", "restored/")  # what metrics of the test set begin with
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
@@ -107,14 +106,9 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     command = shlex.join(["waymark", "run", *words])
     values, swept = _composed(given.overrides, given.config_dir)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
-    values["objective"] = _objective(values)
+    given_objective, part = values["objective"], _evaluated_part(values)
+    values["objective"] = _objective(given_objective, part)
     _check(values)
-    if values["objective"]["metric"].startswith(ON_TEST_SET):
-        print(
-            "waymark: this sweep selects on the test set; data.validation=0.1 holds out examples "
-            "of the training set to select on",
-            file=sys.stderr,
-        )
     varied = sorted({*swept, *(sweeper.get("params") or {})})
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
@@ -130,7 +124,8 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         trial.COMMAND_ID: command_id,
     }
     more = _overrides(values["hydra"], variables)
-    more += [f"objective.{key}={value}" for key, value in values["objective"].items()]
+    found = values["objective"].items()
+    more += [f"objective.{key}={value}" for key, value in found if given_objective[key] is None]
     if trial.THREADS not in varied:
         more.append(f"{trial.THREADS}={threads}")
     return Sweep(
@@ -142,27 +137,44 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         launcher=launcher["_target_"],
         overrides=more,
         progress=values["progress"],
+        selection=_selection(values, part),
         **values["objective"],
     )
 
 
-def _objective(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the metric and the mode of a sweep's objective; raise BadInput if neither tells."""
-    metric, mode = values["objective"]["metric"], values["objective"]["mode"]
+def _evaluated_part(values: Mapping[str, Any]) -> str | None:
+    """Return which set trials are evaluated on in training; None where only they will know."""
+    with suppress(Exception):  # what is wrong with the data is said of each trial
+        return evaluated_part(build_group("data", values, lambda key: "conf/", None))
+    return None
+
+
+def _objective(given: Mapping[str, Any], part: str | None) -> dict[str, str]:
+    """Return the metric and the mode of a sweep's objective.
+
+    Raises BadInput for a metric that is no text, or that no trial would record.
+    """
+    metric = given["metric"]
     if metric is None:
-        with suppress(BadInput):  # of a data set that the trials name
-            loader = build_group("data", values, lambda key: "defaults", None)
-            metric = names.VAL_ACCURACY if evaluated_part(loader) == "val" else None
-        metric = metric or names.RESTORED_ACCURACY
-    if mode is None:
-        better = better_value(metric)
-        if better is None:
-            raise BadInput(
-                f"objective.metric={metric!r}: its name does not tell which way is better; "
-                f"say so with objective.mode=max or objective.mode=min."
-            )
-        mode = better.__name__
-    return {"metric": metric, "mode": mode}
+        metric = names.VAL_ACCURACY if part == "val" else names.RESTORED_ACCURACY
+    if not isinstance(metric, str):
+        raise BadInput(f"objective.metric={metric!r}: must be a text, the name of a metric.")
+    if part and metric.startswith(names.TEST if part == "val" else names.VAL):
+        raise BadInput(
+            f"objective.metric={metric}: is not recorded in training, where {part}/accuracy and "
+            f"{part}/loss are."
+        )
+    return {"metric": metric, "mode": given["mode"] or (better_value(metric) or max).__name__}
+
+
+def _selection(values: Mapping[str, Any], part: str | None) -> str:
+    """Say if the best trial, or which ones are pruned, is decided on the test set; else nothing."""
+    metric, prune = values["objective"]["metric"], values["prune"] and part == "test"
+    if not prune and not metric.startswith((names.TEST, names.RESTORED)):
+        return ""
+    if part == "val":
+        return f"the test set; objective.metric={names.VAL_ACCURACY} is of the validation set"
+    return "the test set; data.validation=0.1 holds out examples of the training set for that"
 
 
 def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, Any], list[str]]:
@@ -315,6 +327,8 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     if best and best.objective is not None:
         reached = f"{sweep.metric} {number(best.objective)}"
         print(printable(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
+        if sweep.selection:
+            print(f"selected on           {sweep.selection}")
     for each in trials:
         if each.status != "FINISHED":
             print(printable(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))

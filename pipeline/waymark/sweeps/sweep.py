@@ -54,6 +54,7 @@ class Sweep:
     launcher: str  # the class that the user chose
     overrides: list[str]  # for each trial, behind the command's own
     progress: Any  # what the user asked for: auto, true or false
+    selection: str  # what trials are selected on, where that is to be said
     metric: str  # the objective
     mode: str  # max or min: which way is better
 

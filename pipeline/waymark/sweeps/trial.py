@@ -30,7 +30,7 @@ from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
 from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
-from waymark.data.splits import evaluated_part
+from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
 from waymark.errors import BadInput, Failed, explain
 from waymark.evaluation.restore import in_steps, load_data
@@ -133,8 +133,9 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
     if not in_parent:  # joblib's workers would go on as long as there is something left
         _end_with_parent(_orphaned.set)
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
-    tracking, key = connect(config.tracking.uri, create=True), identity(resolved)
-    resolved = in_steps(resolved, load_data(config))
+    data = load_data(config)
+    tracking, key = connect(config.tracking.uri, create=True), identity(resolved, data)
+    resolved = in_steps(resolved, data)
     config = resolved.config
     tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
     lock = FileLock(tracking.root / "trials.lock")
@@ -145,7 +146,8 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
             tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
             return objective(*finished[0], str(config.objective.metric))
         unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
-        pruner = _pruner(tracking.with_bound(PRUNING_ANSWER_S), config, parent, key)
+        bounded = tracking.with_bound(PRUNING_ANSWER_S)
+        pruner = _pruner(bounded, config, data.evaluated, parent, key)
         doing: dict[str, Any] = {"pruner": pruner, "began": lock.release, "wait": not in_parent}
         if unfinished:
             run_id = unfinished[0].id
@@ -206,10 +208,10 @@ def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:
     return facts.metrics.get(metric, math.nan)
 
 
-def _pruner(tracking: RunStore, config: Config, parent: str, key: str) -> Pruner | None:
+def _pruner(tracking: RunStore, config: Config, part: str, parent: str, key: str) -> Pruner | None:
     if config.prune is None:
         return None
-    metric = f"{evaluated_part(config.data)}/{str(config.objective.metric).rpartition('/')[2]}"
+    metric = f"{part}/{str(config.objective.metric).rpartition('/')[2]}"
     sign = 1 if config.objective.mode == "max" else -1
     steps = pruning_steps(config.prune, config.steps, int(config.eval_every))
 
@@ -249,7 +251,7 @@ def judged_values(record: RunRecord) -> dict[int, float]:
     return {int(step): float(value) for step, value in values.items()}
 
 
-def identity(resolved: Resolved) -> str:
+def identity(resolved: Resolved, data: Dataset | None = None) -> str:
     """Return what makes two trials one: experiment, configuration, data, code, environment.
 
     Files that settings name count by what they hold. Raises BadInput for data that cannot be
@@ -259,9 +261,9 @@ def identity(resolved: Resolved) -> str:
     left_out = NOT_PART_OF_IDENTITY
     values = {k: v for k, v in known.items() if k.partition(".")[0] not in left_out}
     values.pop("data.path", None)
-    data = load_data(resolved.config).digest
+    known_data = (data or load_data(resolved.config)).digest
     own = tuple(own_modules(resolved.config))
-    return digest_of([by_content(values), data, code_and_environment_digest(own)])
+    return digest_of([by_content(values), known_data, code_and_environment_digest(own)])
 
 
 def by_content(values: Mapping[str, Any]) -> dict[str, Any]:

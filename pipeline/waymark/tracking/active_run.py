@@ -45,7 +45,8 @@ def create_run(
     """
     config = resolved.config
     parts = ("x_train", "x_val", "x_test")
-    shapes = json.dumps({name: data.arrays[name].shape for name in parts if name in data.arrays})
+    arrays = {name: vars(data).get(name, ()) for name in parts}
+    shapes = json.dumps({name: array.shape for name, array in arrays.items() if len(array)})
     life = ownership.new_life(this_process(), Life(), 0)
     creation = RunCreation(
         id=uuid.uuid4().hex,

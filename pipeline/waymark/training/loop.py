@@ -80,7 +80,7 @@ def train_step(
 ) -> Tensor:
     """Take one gradient step, in place; return its loss, float32 [].
 
-    `images` are float32 [batch, H, W, C] or [batch, D] in [0, 1], `labels` int32 [batch];
+    `images` are float32 [batch, H, W, C] or [batch, ...], scaled, `labels` int32 [batch];
     `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs.
     """
     import tensorflow as tf

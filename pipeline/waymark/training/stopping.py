@@ -26,15 +26,18 @@ class Stopped:
         return f"stopped early at step {self.step}: {self.metric} has not improved {since}"
 
 
-def early_stop(values: Mapping[int, float], rule: Stop, step: int) -> Stopped | None:
+def early_stop(values: Mapping[int, float], rule: Stop, step: int, every: int) -> Stopped | None:
     """Return where training stops by a metric's values up to `step`; None if it goes on.
+
+    Of the values only those at every so many steps count: a run that was made longer has one at
+    its former end as well.
 
     A value is an improvement if it is better than the best one by more than `min_delta`; one that
     is not a number never is.
     """
     best, waited = None, 0
     sign = 1 if rule.mode == "max" else -1
-    for at in sorted(at for at in values if at <= step):
+    for at in sorted(at for at in values if at <= step and at % every == 0):
         better = best is None or sign * (values[at] - values[best]) > rule.min_delta
         if better and not math.isnan(values[at]):
             best, waited = at, 0
