@@ -14,8 +14,9 @@ from tests.support.processes import REPO
 # From the lowest on: what stands here imports nothing that stands after it, however indirectly.
 ORDER = (
     *("package", "names", "users_code", "errors", "files", "config", "table", "plots", "digest"),
-    *("npz", "processes", "data", "models", "optimizers", "checkpoints", "tracking", "training"),
-    *("evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli", "__main__"),
+    *("npz", "processes", "data", "tasks", "models", "optimizers", "checkpoints", "tracking"),
+    *("training", "evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli"),
+    "__main__",
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),

@@ -12,7 +12,7 @@ from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
 from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.schema import Config
-from waymark.data.splits import hold_out
+from waymark.data import splits
 from waymark.data.summary import DataSummary, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
@@ -74,8 +74,8 @@ def describe_data(*overrides: str) -> DataSummary:
     Raises BadInput for data that cannot be read or split so.
     """
     with taken_back():
-        loader = compose_config(overrides).config.data
-        return summarise(hold_out(loader.load(), loader))
+        config = compose_config(overrides).config
+        return summarise(splits.load(config.data, config.task))
 
 
 def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:

@@ -26,6 +26,8 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
         promised = sum(member.file_size for member in members)
         if promised > MAX_EXPANSION * file.stat().st_size + EXPANSION_ALLOWANCE:
             raise ValueError(f"it promises {promised:,} bytes, far more than the file holds")
+        if any(member.comment for member in members):  # which zipfile takes for one entry's text
+            raise ValueError("an entry bears a comment, which NumPy never writes: it hides others")
         arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
     if len(arrays) < len(members):
         raise ValueError("it holds two entries of one name")

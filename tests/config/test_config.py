@@ -69,7 +69,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 def test_the_defaults_are_the_tutorials() -> None:
     config, cnn = PLAIN.config, compose_config(["model=cnn"]).config
     assert PLAIN.choices == {
-        "model": "softmax", "data": "mnist_5k", "optimizer": "adam", "save": "ckpt",
+        "model": "softmax", "data": "mnist_5k", "task": "classification", "optimizer": "adam",
+        "save": "ckpt",
     }  # fmt: skip
     assert (config.steps, config.batch_size, config.seed) == (1000, 100, 0)
     assert (config.model.init_stddev, config.optimizer.learning_rate) == (0.01, 1e-3)
@@ -689,7 +690,8 @@ tags: {who: me, n: 1.5}
 def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
     found = read(FORMAT_1, tmp_path)
     config = found.config
-    assert found.choices == {"model": "cnn", "data": "arrays", "optimizer": "sgd", "save": "npz"}
+    given = {"model": "cnn", "data": "arrays", "optimizer": "sgd", "save": "npz"}
+    assert found.choices == {**given, "task": "classification"}  # as before there were others
     assert asdict(config.model) == {"init_stddev": 0.1, "init_bias": 0.1, "keep_prob": 0.5}
     data = {"sampling": "epoch", "path": "digits.npz", "scale": "uint8"}
     assert asdict(config.data) == {**DATA_DEFAULTS, **data}

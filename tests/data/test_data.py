@@ -23,6 +23,7 @@ from waymark.data import sources as data
 from waymark.data.sources import Arrays, Dataset, FashionMnist, ImageSpec, Mnist, Mnist5k
 from waymark.digest import digest
 from waymark.errors import BadInput
+from waymark.tasks.classification import Classification
 
 from tests.support.processes import REPO
 
@@ -69,7 +70,8 @@ def npz(folder: Path, arrays: dict[str, Any]) -> Path:
 
 
 def arrays(path: Path | str) -> Dataset:
-    return Arrays(path=str(path), sampling="replacement").load()
+    loader = Arrays(path=str(path), sampling="replacement")
+    return Classification().prepare(loader.load())
 
 
 def entries(dataset: Dataset) -> dict[str, np.ndarray]:
@@ -405,6 +407,20 @@ def test_damage_is_refused_or_harmless(kind: str, folder: Path, draw: st.DataObj
     found = outcome(path)
     assert found == untouched or found.startswith(str(path))
     assert "\n" not in found
+
+
+def test_an_entry_whose_comment_hides_the_next_ones_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(WHOLE["stored"])) as archive:
+        first, last = archive.infolist()[0], archive.infolist()[-1]
+    whole = bytearray(WHOLE["stored"])
+    directory = whole.rindex(b"PK\x01\x02", 0, whole.index(b"PK\x01\x02", last.header_offset) + 4)
+    hidden = 46 + len(archive.infolist()[1].filename)  # the second entry of the directory
+    whole[directory + 32 : directory + 34] = hidden.to_bytes(2, "little")
+    path = tmp_path / "hidden.npz"
+    path.write_bytes(whole)
+    with zipfile.ZipFile(path) as archive:
+        assert len(archive.infolist()) == 3 and archive.infolist()[0].filename == first.filename
+    assert outcome(path).startswith(f"{path} is not a readable npz file: an entry bears a comment")
 
 
 def test_flipped_pixel_is_refused(tmp_path: Path) -> None:

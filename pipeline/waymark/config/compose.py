@@ -350,7 +350,7 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
 
 def _known_keys(arguments: list[str]) -> list[str]:
     """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
-    chosen = [a for a in arguments if re.match(r"(model|data|optimizer|save)=\w+$", a)]
+    chosen = [a for a in arguments if re.match(r"(model|data|task|optimizer|save)=\w+$", a)]
     for groups in (chosen, []):
         with contextlib.suppress(BadInput):
             return [*GROUP_PROTOCOLS, *_defaults(groups)]

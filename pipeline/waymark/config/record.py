@@ -82,6 +82,9 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         raise BadInput(f"{unreadable}: {inside or first_line(error)}") from None
     check_format(version, path)
     choices = body.pop("choices", None)
+    if isinstance(choices, dict) and "task" not in body:  # as all runs were before there were tasks
+        body["task"] = {"_target_": "waymark.tasks.classification.Classification"}
+        choices["task"] = "classification"
     if not isinstance(choices, dict) or set(choices) != set(GROUP_PROTOCOLS):
         raise BadInput(f"{unreadable}: its choices are not there.")
     if isinstance(body.get("tags"), dict):  # they may be numbers in an older record

@@ -16,6 +16,7 @@ LABELS = ("experiment_name", "run_name", "tags")
 GROUP_PROTOCOLS = {
     "model": ("initial", "logits"),
     "data": ("load",),
+    "task": ("prepare",),
     "optimizer": ("slots", "apply"),
     "save": ("write", "read"),
 }
@@ -125,6 +126,8 @@ class Config:
     """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
     """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`"""
+    task: Any
+    """`classification`"""
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
     model's (softmax 1e-3, cnn 1e-4) unless given"""

@@ -11,7 +11,6 @@ from waymark.digest import digest
 from waymark.errors import BadInput
 
 PARTS = ("train", "val", "test")
-MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,10 @@ def _nothing() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Features [N, ...], images [N, H, W, C], integers or float32; labels int32 [N] from 0.
+    """Features [N, ...], images [N, H, W, C], integers or float32; labels as a task has them.
+
+    Until a task has prepared them, labels are [N, ...] as they were read. Those of classification
+    are int32 [N] from 0.
 
     A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
     """
@@ -95,19 +97,21 @@ class Dataset:
 def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
     """Bring x_train and y_train, and what there is of the other entries, into Dataset's form.
 
-    Raises BadInput naming the array, what it has and what is allowed.
+    The labels stay as they are: their form is the task's (see `waymark.tasks`). Raises BadInput
+    naming the array, what it has and what is allowed.
     """
-    labels = pick(arrays, ("x_train", "y_train"), source)["y_train"]
-    names = tuple(np.unique(labels).tolist()) if labels.dtype.kind == "U" else ()
-    checked: dict[str, Any] = {"class_names": names}
+    checked: dict[str, Any] = {}
     for part in PARTS:
         pair = (f"x_{part}", f"y_{part}")
         if part != "train" and not any(entry in arrays for entry in pair):
             continue
-        pick(arrays, pair, source)
+        labels = checked[f"y_{part}"] = pick(arrays, pair, source)[f"y_{part}"]
         images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
-        labels = _labels(f"{source}: y_{part}", arrays[f"y_{part}"], names)
-        checked[f"y_{part}"] = labels
+        if labels.ndim == 0 or labels.size == 0:
+            raise BadInput(
+                f"{source}: y_{part} has shape {list(labels.shape)}; "
+                f"allowed are [N] and [N, ...], none of them 0."
+            )
         if len(images) != len(labels):
             raise BadInput(
                 f"{source}: x_{part} has {len(images)} images, but y_{part} {len(labels)} labels."
@@ -126,12 +130,7 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
                 f"{source}: data.group is {groups.dtype}{list(groups.shape)}; allowed are "
                 f"{len(train)} integers or texts, one for each row of x_train."
             )
-    dataset = Dataset(name=name, source=source, **checked)
-    if dataset.spec.classes < 2:
-        given = " and ".join(key for key in checked if key.startswith("y_"))
-        only = repr(dataset.class_names[0]) if dataset.class_names else "0"
-        raise BadInput(f"{source}: {given} hold only label {only}; allowed are 2 classes up.")
-    return dataset
+    return Dataset(name=name, source=source, **checked)
 
 
 def pick(arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...], source: object) -> Any:
@@ -163,45 +162,3 @@ def _images(name: str, array: np.ndarray) -> np.ndarray:
         )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)
-
-
-def _labels(name: str, array: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    """Return labels as int32 [N], from 0; texts as their places among the `names`."""
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    elif array.ndim == 2 and array.dtype.kind in "biuf" and array.size:
-        array = _decode_one_hot(name, array)
-    if array.ndim != 1 or array.size == 0:
-        raise BadInput(
-            f"{name} has shape {list(array.shape)}; "
-            f"allowed are [N], [N, 1] and one-hot [N, K], none of them 0."
-        )
-    if array.dtype.kind == "U":
-        array = _numbers(name, array, names)
-    elif names or array.dtype.kind not in "iu":
-        allowed = "texts, as in y_train" if names else "integers and texts"
-        raise BadInput(f"{name} has dtype {array.dtype}; allowed are {allowed}.")
-    low, high = array.min(), array.max()
-    if low < 0 or high >= MAX_CLASSES:
-        raise BadInput(
-            f"{name} has labels from {low} to {high}; allowed are 0 to {MAX_CLASSES - 1}."
-        )
-    return array.astype(np.int32)
-
-
-def _decode_one_hot(name: str, array: np.ndarray) -> np.ndarray:
-    wrong = np.flatnonzero(((array != 0) & (array != 1)).any(axis=1) | (array.sum(axis=1) != 1))
-    if wrong.size:
-        raise BadInput(
-            f"{name} has shape {list(array.shape)}, but row {wrong[0]} is not one-hot; "
-            f"allowed are [N], [N, 1] and one-hot [N, K]."
-        )
-    return array.argmax(axis=1)
-
-
-def _numbers(name: str, texts: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
-    unknown = np.flatnonzero(~np.isin(texts, names))
-    if unknown.size:
-        known = f"not among the {len(names)} of y_train" if names else "a text, unlike y_train's"
-        raise BadInput(f"{name}: label {str(texts[unknown[0]])!r} in row {unknown[0]} is {known}.")
-    return np.searchsorted(np.array(names), texts)

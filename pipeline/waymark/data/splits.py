@@ -20,6 +20,11 @@ TEST, VALIDATION = 1, 2  # the second word of a split's key
 TEST_SHARE = 0.2  # of the training set, for data that bring no test set
 
 
+def load(loader: Any, task: Any) -> Dataset:
+    """Return what a loader reads, its labels in the form of a task, split; raise BadInput."""
+    return hold_out(task.prepare(loader.load()), loader)
+
+
 def hold_out(data: Dataset, loader: object) -> Dataset:
     """Return a data set with the test and validation sets that its loader's settings ask for.
 
@@ -58,11 +63,11 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
     return replace(data, summary=f"{', '.join(sizes)}{note}; {scaled}")
 
 
-def evaluated_part(loader: Any) -> Literal["val", "test"]:
+def evaluated_part(loader: Any, task: Any) -> Literal["val", "test"]:
     """Return which set evaluations in training are on; a user's own class is asked to load it."""
     if type(loader).__module__.startswith("waymark."):
         return "val" if loader.has_validation() else "test"
-    return hold_out(loader.load(), loader).evaluated
+    return load(loader, task).evaluated
 
 
 def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: int) -> Dataset:

@@ -16,8 +16,8 @@ from waymark.config.compose import SEARCHPATH
 from waymark.config.record import from_record
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
+from waymark.data import splits
 from waymark.data.dataset import Dataset, ImageSpec
-from waymark.data.splits import hold_out
 from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.names import DATA_DIGEST, EVALUATED, TEST_ACCURACY, VERSION
@@ -49,7 +49,7 @@ class Evaluation:
 
 def load_data(config: Config) -> Dataset:
     """Load the data set and check that configuration and model fit it; raise BadInput."""
-    data = hold_out(config.data.load(), config.data)
+    data = splits.load(config.data, config.task)
     if config.batch_size > len(data.x_train):
         raise BadInput(
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "

@@ -37,8 +37,8 @@ from waymark.training.stopping import early_stop
 # What decides the numbers or the files; a resume refuses to change it. (`data.path` may move:
 # the digest of the data decides.)
 RESUME_FIXED = (
-    *("model", "data", "optimizer", "batch_size", "seed", "precision", "init_from", "runtime"),
-    *("save._target_", "save.meta_graph"),
+    *("model", "data", "task", "optimizer", "batch_size", "seed", "precision", "init_from"),
+    *("runtime", "save._target_", "save.meta_graph"),
 )
 
 

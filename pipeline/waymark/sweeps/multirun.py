@@ -145,7 +145,8 @@ def prepare(arguments: Sequence[str]) -> Sweep:
 def _evaluated_part(values: Mapping[str, Any]) -> str | None:
     """Return which set trials are evaluated on in training; None where only they will know."""
     with suppress(Exception):  # what is wrong with the data is said of each trial
-        return evaluated_part(build_group("data", values, lambda key: "conf/", None))
+        parts = [build_group(each, values, lambda key: "conf/", None) for each in ("data", "task")]
+        return evaluated_part(*parts)
     return None
 
 

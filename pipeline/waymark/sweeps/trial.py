@@ -60,7 +60,8 @@ NOT_PART_OF_IDENTITY = (
     *("tracking", "record", "progress", "run_name", "tags"),
     *("trusted_modules", "objective", "prune", "rerun_finished"),
 )
-READS_FILES = ("model", "data", "optimizer", "init_from")  # whose settings may name files to read
+# Whose settings may name files to read.
+READS_FILES = ("model", "data", "task", "optimizer", "init_from")
 PRUNING_ANSWER_S = 30.0  # that the other trials' values are waited for: this one goes on then
 POLL_INTERVAL_S = 1.0  # seconds between two looks at a trial that another process is training
 
