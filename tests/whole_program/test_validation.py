@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlflow.tracking import MlflowClient
+from mlflow.types.schema import Schema
 from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset
 from waymark.evaluation.restore import load_data
@@ -404,6 +406,17 @@ def test_class_names_stand_in_the_picture(place: Path, main: Main) -> None:
     (file,) = place.glob("mlruns/artifacts/*/*/artifacts/evaluation/metrics.json")
     assert json.loads(file.read_text())["class_names"] == names.tolist()
     assert file.with_name("confusion_matrix.png").stat().st_size > 5000
+    run = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(file.parents[2].name)
+    data = run.inputs.dataset_inputs[0].dataset
+    assert json.loads(data.profile) == {
+        "x_train": [200, 8, 8, 1],
+        "x_test": [60, 8, 8, 1],
+        "class_names": names.tolist(),
+    }
+    spec = json.loads(data.schema)["mlflow_tensorspec"]  # as MLflow reads it
+    shapes = {key: Schema.from_json(spec[key]).inputs[0] for key in ("features", "targets")}
+    assert (shapes["features"].type, shapes["features"].shape) == (np.uint8, (-1, 8, 8, 1))
+    assert (shapes["targets"].type, shapes["targets"].shape) == (np.int32, (-1,))
 
 
 OWN = """

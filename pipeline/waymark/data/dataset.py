@@ -1,5 +1,6 @@
 """A data set as every part of Waymark sees it, and how arrays are checked and brought into it."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -88,6 +89,26 @@ class Dataset:
     def evaluated(self) -> Literal["val", "test"]:
         """Return which set evaluations in training are on: the validation set, if there is one."""
         return "val" if len(self.x_val) else "test"
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Return the form of features and labels as MLflow's data sets have it."""
+        specs = {}
+        for name, array in (("features", self.x_train), ("targets", self.y_train)):
+            spec = {"dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]}
+            specs[name] = json.dumps([{"type": "tensor", "tensor-spec": spec}])
+        return {"mlflow_tensorspec": specs}
+
+    @property
+    def profile(self) -> dict[str, Any]:
+        """Return the shape of each set's features and the names of the classes, if they have any.
+
+        Of very many names the first thousand stand there.
+        """
+        sets = {f"x_{part}": vars(self)[f"x_{part}"].shape for part in PARTS}
+        shapes = {name: list(shape) for name, shape in sets.items() if shape[0]}
+        names = {"class_names": list(self.class_names[:1000])} if self.class_names else {}
+        return {**shapes, **names}
 
     def examples(self, part: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the images and the labels of a set: train, val or test."""

@@ -44,9 +44,6 @@ def create_run(
     run that can be resumed. Raises BadInput if the store takes no run.
     """
     config = resolved.config
-    parts = ("x_train", "x_val", "x_test")
-    arrays = {name: vars(data).get(name, ()) for name in parts}
-    shapes = json.dumps({name: array.shape for name, array in arrays.items() if len(array)})
     life = ownership.new_life(this_process(), Life(), 0)
     creation = RunCreation(
         id=uuid.uuid4().hex,
@@ -67,7 +64,8 @@ def create_run(
             "name": data.name,
             "digest": data.digest[:36],
             "source": without_secrets(data.source).encode(errors="backslashreplace").decode(),
-            "profile": shapes,
+            "profile": json.dumps(data.profile),
+            "schema": json.dumps(data.schema),
         },
     )
     spooled = store.offline(creation, None, "RUNNING", store.root / "spool" / creation.id)

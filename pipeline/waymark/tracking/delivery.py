@@ -247,9 +247,10 @@ class Delivery:
         there, data = run.data, creation.dataset
         known = params(creation.params).items()
         self._send("params", [Param(key, v) for key, v in known if key not in there.params])
-        if len(data) == 4 and not (run.inputs and run.inputs.dataset_inputs):
+        if data and not (run.inputs and run.inputs.dataset_inputs):
             name, source = fitted(data["name"], 500), fitted(data["source"], 5000)
-            entry = Dataset(name, data["digest"], "local", source, profile=data["profile"])
+            schema, profile = data.get("schema"), data["profile"]
+            entry = Dataset(name, data["digest"], "local", source, schema, profile)
             inputs = [DatasetInput(entry, [InputTag(DATA_CONTEXT, "training")])]
             try:
                 self._client.log_inputs(self.info.id, inputs)

@@ -50,7 +50,8 @@ class RunCreation:
     start: NonNegativeInt  # ms since the epoch
     tags: dict[str, str]
     params: dict[str, str]
-    dataset: dict[Literal["name", "digest", "source", "profile"], str]  # all of them or none
+    # All of them or none; earlier runs have no schema.
+    dataset: dict[Literal["name", "digest", "source", "profile", "schema"], str]
 
 
 @dataclass
@@ -182,7 +183,7 @@ def _put(content: Content, kind: str, value: Any) -> None:
     """Take up an entry; raise ValueError or TypeError for one that no outbox holds."""
     if kind == "run":
         creation = RunCreation(**value)
-        if len(creation.dataset) not in (0, 4):
+        if creation.dataset and {"name", "digest", "source", "profile"} - creation.dataset.keys():
             raise ValueError
         content.creation = content.creation or creation
     elif kind == "points":
