@@ -7,13 +7,14 @@ import contextlib
 import os
 import signal
 import sys
+from dataclasses import astuple
 from typing import Any
 
 import click
 
 from waymark.errors import BadInput, explain, printable
 from waymark.package import __version__
-from waymark.table import age, format_table, number
+from waymark.table import age, format_table, metric_value, number
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="With YAML files of your own.")
@@ -168,10 +169,15 @@ def rerun(
 @click.option("--from", "from_meta", type=click.Choice(["state", "meta"]), default="state",
               callback=lambda _context, _option, source: source == "meta",
               help="meta: graph and weights from the files alone, with no model code.")  # fmt: skip
+@click.option("--per-class", is_flag=True, help="Precision, recall, F1, support of each class.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @CONFIG_DIR
 def evaluate(
-    arguments: tuple[str, ...], as_json: bool, config_dir: str | None, **options: Any
+    arguments: tuple[str, ...],
+    per_class: bool,
+    as_json: bool,
+    config_dir: str | None,
+    **options: Any,
 ) -> int:
     """Restore a checkpoint and score it on the test set; writes nothing.
 
@@ -180,6 +186,7 @@ def evaluate(
     """
     from waymark import api
     from waymark.config.values import json_text
+    from waymark.tasks.report import CLASS_COLUMNS
 
     checkpoint = options["checkpoint"]
     if not checkpoint and (not arguments or "=" in arguments[0]):
@@ -187,12 +194,21 @@ def evaluate(
     run = None if checkpoint else arguments[0]
     overrides = _with_folder(arguments if checkpoint else arguments[1:], config_dir)
     found = api.evaluate(run, *overrides, **options)
+    if per_class and not found.per_class:
+        why = "a graph tells no predictions" if options["from_meta"] else "this task has no classes"
+        raise BadInput(f"--per-class: {why}.")
     if as_json:
-        print(json_text(found.plain()))
-    else:
-        loss = "" if found.loss is None else f", loss {number(found.loss)}"
-        print(f"accuracy {found.accuracy:.4f}{loss} ({found.hits} of {found.total} images)")
-        print(f"restored from {found.source}")
+        rows = {"per_class": [vars(each) for each in found.per_class]} if per_class else {}
+        print(json_text({**found.plain(), **rows}))
+        return 0
+    values = ", ".join(f"{name} {metric_value(name, x)}" for name, x in found.metrics.items())
+    hits = f"{found.hits} of {found.total} images"
+    print(f"{values} ({hits if found.hits is not None else f'{found.total} examples'})")
+    print(f"restored from {found.source}")
+    if per_class:
+        lines = [[number(cell) if isinstance(cell, float) else str(cell) for cell in astuple(each)]
+                 for each in found.per_class]  # fmt: skip
+        print(format_table(CLASS_COLUMNS, lines, _width()))
     return 0
 
 
@@ -240,7 +256,10 @@ def runs(overrides: tuple[str, ...], limit: int) -> int:
     columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
     rows = []
     for run in list_runs(_store_uri(overrides), limit):
-        facts = [run.id[:8], run.name, run.model, run.status, run.steps, _accuracy(run.accuracy)]
+        judged = metric_value(run.metric, run.value)
+        if run.metric != "accuracy" and run.value is not None:
+            judged = f"{run.metric} {judged}"
+        facts = [run.id[:8], run.name, run.model, run.status, run.steps, judged]
         rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
     print(format_table(columns, rows, _width()) if rows else "there are no runs here yet")
     return 0
@@ -310,15 +329,13 @@ def _with_folder(overrides: tuple[str, ...], config_dir: str | None) -> tuple[st
 
 def _summary(result: Any) -> None:
     steps = ", ".join(map(str, result.checkpoints))
-    print(f"accuracy in training  {_accuracy(result.training_accuracy)}")
-    print(f"accuracy restored     {_accuracy(result.restored_accuracy)}")
+    name, restored = next(iter(result.restored.items()))
+    values = {"in training": result.training.get(name), "restored": restored}
+    for when, value in values.items():
+        print(f"{f'{name} {when}':<20}  {metric_value(name, value)}")
     print(f"checkpoints kept      {steps}")
     print(f"run                   {result.run_id}")
     print(f"in the UI             {result.link}")
-
-
-def _accuracy(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
 
 
 def _verdict(verdict: Any, as_json: bool = False) -> int:

@@ -1,6 +1,7 @@
 """Errors that are one sentence for the user: escaped, without secrets, with their place."""
 
 import re
+from collections.abc import Sequence
 
 from waymark.users_code import place
 
@@ -47,6 +48,11 @@ HEADING = re.compile(
     r"Graph execution error:|Detected at node |<stack traces|\d+ root error"
     r"|in user code:|Exception encountered when calling |\s"
 )
+
+
+def listed(words: Sequence[str]) -> str:
+    """Return words as they stand in a sentence: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def first_line(error: BaseException) -> str:

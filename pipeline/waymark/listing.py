@@ -22,9 +22,15 @@ class ListedRun:
     model: str
     status: str
     steps: str  # reached and asked for
-    accuracy: float | None
+    metric: str  # by which it is judged
+    value: float | None  # of that, restored or else in training
     age: float  # seconds since it began; negative by a clock that was ahead
     resumable: bool
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the accuracy, None of a run that is judged by something else."""
+        return self.value if self.metric == "accuracy" else None
 
 
 @taken_back()
@@ -40,8 +46,9 @@ def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedR
     pruned = pruned or record.tags.get(names.STOPPED)
     if steps != "-" and (pruned or record.status != "FINISHED"):
         steps = f"{pruned or last_step(tracking, record, names.TRAIN_LOSS)} of {steps}"
-    known = (names.RESTORED_ACCURACY, *names.EVALUATED)
-    accuracy = next((facts.metrics[key] for key in known if key in facts.metrics), None)
+    metric = names.judged_metric(record.tags)
+    known = [f"{part}{metric}" for part in (names.RESTORED, *names.EVALUATED)]
+    judged = metric, next((facts.metrics[key] for key in known if key in facts.metrics), None)
     sweep, folder = record.tags.get(names.KIND) == "sweep", record.folder
     stopped = record.status in ("FAILED", "KILLED") and bool(record.tags.get(names.RESUME))
     # False, too, for what another user has closed, and where only reading is allowed.
@@ -49,4 +56,4 @@ def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedR
     resumable = stopped and (record.remote or here) and not sweep
     model = facts.params.get("model", "sweep" if sweep else "-")
     age = time.time() - record.start_time
-    return ListedRun(record.id, record.name, model, record.status, steps, accuracy, age, resumable)
+    return ListedRun(record.id, record.name, model, record.status, steps, *judged, age, resumable)

@@ -1,6 +1,6 @@
 """Every tag and metric that Waymark writes to MLflow: recorded, so no name ever changes."""
 
-from typing import Literal
+from collections.abc import Mapping
 
 # Tags of a run: which process owns it (see `tracking.ownership`), and whether it still lives.
 PROCESS = "waymark.process"  # JSON: what names the process
@@ -21,6 +21,7 @@ STEPS = "waymark.steps"  # how many were asked for last
 SAVE_FORMAT = "waymark.save_format"
 DATA_DIGEST = "waymark.data_digest"
 INIT_DIGEST = "waymark.init_digest"  # of the parameters from `init_from`
+METRIC = "waymark.metric"  # the name of the metric by which the run is judged
 STATE_DIGEST = "waymark.state_digest"  # of the state at the last step
 RERUN_OF = "waymark.rerun_of"  # the id of the run that it repeats
 VERDICT = "waymark.verdict"  # of a rerun: identical or different
@@ -43,16 +44,19 @@ ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
 
 # Metrics: what was measured on, a slash, what was measured.
 VAL, TEST, RESTORED, BEST, PROGRESS = "val/", "test/", "restored/", "best/", "sweep/"
+TRAIN = "train/"
 TRAIN_LOSS = "train/loss"
 STEPS_PER_SECOND = "train/steps_per_second"
-VAL_ACCURACY = "val/accuracy"
-TEST_ACCURACY = "test/accuracy"
 RESTORED_ACCURACY = "restored/accuracy"
-# Of the evaluations in training: on the validation set where there is one.
-EVALUATED = (VAL_ACCURACY, TEST_ACCURACY)
-EvaluationMetric = Literal["val/accuracy", "val/loss", "test/accuracy", "test/loss"]
+# What evaluations in training are on: the validation set where there is one.
+EVALUATED = (VAL, TEST)
 
 
 def sweep_member_tag(parent: str) -> str:
     """Return the tag of all trials of a sweep; its value is the command that came to it last."""
     return f"{SWEEP}.{parent}"
+
+
+def judged_metric(tags: Mapping[str, str]) -> str:
+    """Return the metric by which a run with these tags is judged; of older runs the accuracy."""
+    return tags.get(METRIC, "accuracy")

@@ -2,7 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 from waymark.errors import printable
 from waymark.table import elided
+
+MAX_TARGETS = 10  # of a regression, that are drawn
 
 
 @cache
@@ -22,9 +25,12 @@ def prepare() -> None:
 
 
 def loss_curve(
-    path: Path, losses: Mapping[int, float], accuracies: Mapping[int, float], part: str = "test"
+    path: Path,
+    losses: Mapping[int, float],
+    values: Mapping[int, float],
+    title: str = "test accuracy",
 ) -> None:
-    """Draw every recorded loss by step and the accuracies on a set over it, as a PNG file."""
+    """Draw every recorded loss by step and a metric's values over it, as a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4))  # a layout engine would draw everything twice
@@ -34,8 +40,8 @@ def loss_curve(
     # Above the axes, where they meet no number, however long it is.
     left.set_title("training loss", loc="left", color="tab:blue", size="medium")
     right = left.twinx()
-    _plot(right, accuracies, color="tab:orange", marker="o")
-    right.set_title(f"{part} accuracy", loc="right", color="tab:orange", size="medium")
+    _plot(right, values, color="tab:orange", marker="o")
+    right.set_title(title, loc="right", color="tab:orange", size="medium", parse_math=False)
     _save(figure, path)
 
 
@@ -93,6 +99,64 @@ def confusion_matrix(
                 axes.text(column, row, str(count), ha="center", va="center", color=color, size=7)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+    _save(figure, path)
+
+
+def label_bars(
+    path: Path, names: Sequence[str], shares: Mapping[str, Sequence[float]], most: int = 40
+) -> None:
+    """Draw shares (0..1) of each label as bars beside each other, as a PNG file.
+
+    Of more than `most` labels those with the lowest last share are drawn.
+    """
+    from matplotlib.figure import Figure
+
+    *_, last = shares.values()
+    shown = sorted(sorted(range(len(names)), key=lambda i: last[i])[:most])
+    texts = [elided(printable(names[i]), 20) for i in shown]
+    figure = Figure(figsize=(6, 1.2 + 0.4 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (name, values) in enumerate(shares.items()):
+        at = [row + (place - 1) * 0.27 for row in range(len(shown))]
+        axes.barh(at, [values[i] for i in shown], height=0.27, label=name)
+    axes.set_yticks(range(len(shown)), texts, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"of {len(names)} labels the worst {most}" if len(names) > most else "")
+    figure.legend(loc="outside upper center", ncols=len(shares))
+    _save(figure, path)
+
+
+def predictions(path: Path, truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Draw predictions over targets, both [N, T], and where they are equal, as a PNG file."""
+    with _points(path, truth, predicted, ("true", "predicted")) as axes:
+        axes.axline((0, 0), slope=1, color="black", linewidth=0.8)
+
+
+def residuals(path: Path, truth: np.ndarray, predicted: np.ndarray) -> None:
+    """Draw targets minus predictions over predictions, all [N, T], as a PNG file."""
+    with _points(path, predicted, truth - predicted, ("predicted", "true - predicted")) as axes:
+        axes.axhline(0, color="black", linewidth=0.8)
+
+
+@contextmanager
+def _points(
+    path: Path, across: np.ndarray, up: np.ndarray, titles: tuple[str, str]
+) -> Iterator[Any]:
+    """Draw points, both [N, T], in a colour for each target; yield the axes for more."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
+    axes, shown = figure.add_subplot(), min(up.shape[1], MAX_TARGETS)
+    for target in range(shown):
+        columns = across[:, target], up[:, target]
+        x, y = (np.where(np.abs(each) < 1e300, each, np.nan) for each in columns)
+        axes.plot(x, y, ".", markersize=4, alpha=0.6, label=f"target {target}")
+    axes.set_xlabel(titles[0])
+    axes.set_ylabel(titles[1])
+    if shown > 1:
+        figure.legend(loc="outside right upper", fontsize=8)
+    yield axes
     _save(figure, path)
 
 

@@ -47,6 +47,13 @@ def number(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:#.{DIGITS}g}".rstrip(".")
 
 
+def metric_value(name: str, value: float | None) -> str:
+    """Return the value of a metric, an accuracy in four decimals; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if name == "accuracy" else number(value)
+
+
 def rate(value: float) -> str:
     """Return how many a second or minute, in whole ones from 100 up."""
     return number(round(value) if value >= 100 else value)

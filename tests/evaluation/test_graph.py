@@ -15,7 +15,7 @@ from waymark.data.sources import Dataset, ImageSpec
 from waymark.errors import BadInput
 from waymark.evaluation import graph
 from waymark.training.runtime import start_tensorflow
-from waymark.training.score import Scorer
+from waymark.training.score import make_scorer
 
 THREADS = 2
 Tamper = Callable[[Any], None]
@@ -168,7 +168,7 @@ def test_what_waymark_exports_is_scored(model: str, precision: str, tmp_path: Pa
     save.write(tmp_path / "model_ckpt-1", state)
     (tmp_path / "model_ckpt.meta").write_bytes(graph.export(resolved.config, spec, shapes))
     found = graph.score(tmp_path / "model_ckpt.meta", tmp_path / "model_ckpt-1", DATA, THREADS)
-    scorer = Scorer(resolved.config.model, resolved.config.precision, DATA)
+    scorer = make_scorer(resolved.config, DATA)
     assert found == scorer(state).hits
 
 

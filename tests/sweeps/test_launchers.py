@@ -42,7 +42,7 @@ class Signalled(NoProgress):
             else:
                 os.kill(os.getpid(), signal.Signals[number])
 
-waymark.execution.execute.make_progress = lambda wish, steps, done, part: Signalled(steps, done)
+waymark.execution.execute.make_progress = lambda wish, steps, done, *_: Signalled(steps, done)
 """
 
 

@@ -10,12 +10,16 @@ from waymark.data.sources import Dataset
 from waymark.models import forward
 from waymark.models.cnn import Cnn
 from waymark.models.softmax import Softmax
+from waymark.tasks import report
+from waymark.tasks.classification import Classification
+from waymark.tasks.report import confusion
 from waymark.training import score
 from waymark.training.runtime import start_tensorflow
-from waymark.training.score import Score, Scorer, confusion
+from waymark.training.score import Score, Scorer
 
 tf: Any = start_tensorflow(2)
 
+TASK = Classification()
 SOFTMAX = Softmax(init_stddev=0.5)
 CNN = Cnn(init_stddev=0.1, init_bias=0.1, keep_prob=0.5)
 
@@ -43,12 +47,12 @@ def numpy_score(weights: np.ndarray, data: Dataset) -> tuple[int, float]:
 def test_softmax_scores_as_numpy_does(count: int, kind: str) -> None:
     data = dataset(count, kind)
     parameters = SOFTMAX.initial(data.spec, partial(random_key, 1, INITIAL))
-    found = Scorer(SOFTMAX, "float32", data)(parameters)
+    found = Scorer(SOFTMAX, "float32", data, task=TASK)(parameters)
     hits, loss = numpy_score(parameters["weights"].numpy(), data)
-    assert (found.hits, found.accuracy) == (hits, hits / count)
-    assert found.loss == pytest.approx(loss, rel=1e-6)
+    assert found.judged == found.metrics["accuracy"] == hits / count
+    assert found.metrics["loss"] == pytest.approx(loss, rel=1e-6)
     assert (found.predictions.dtype, len(found.predictions)) == (np.int64, count)
-    assert found.hits == np.count_nonzero(found.predictions == data.y_test)
+    assert hits == np.count_nonzero(found.predictions == data.y_test)
 
 
 @pytest.mark.parametrize("model", [SOFTMAX, CNN], ids=["softmax", "cnn"])
@@ -60,28 +64,28 @@ def test_the_batch_size_does_not_change_the_result(
     results = []
     for batch in (1, 7, 250, 299, 300, 10_000):
         monkeypatch.setattr(score, "IMAGES_PER_BATCH", batch)
-        results.append(Scorer(model, "float32", data)(parameters))
+        results.append(Scorer(model, "float32", data, task=TASK)(parameters))
     for result in results:
         assert np.array_equal(result.predictions, results[0].predictions)
-        assert result.hits == results[0].hits
-        assert result.loss == pytest.approx(results[0].loss, rel=1e-6)
+        assert result.judged == results[0].judged
+        assert result.metrics["loss"] == pytest.approx(results[0].metrics["loss"], rel=1e-6)
 
 
 def test_nothing_is_dropped_in_scoring() -> None:
     data = dataset(100)
     parameters = CNN.initial(data.spec, partial(random_key, 1, INITIAL))
-    scorer = Scorer(CNN, "float32", data)
+    scorer = Scorer(CNN, "float32", data, task=TASK)
     images = tf.constant(data.x_test.astype(np.float32) / np.float32(255))
     logits = forward(CNN, "float32", parameters, images).numpy()
     first, second = scorer(parameters), scorer(parameters)
     assert np.array_equal(first.predictions, logits.argmax(1))
     assert np.array_equal(first.predictions, second.predictions)
-    assert first.loss == second.loss
+    assert first.metrics["loss"] == second.metrics["loss"]
 
 
 def test_it_takes_variables_arrays_and_other_values_later() -> None:
     data = dataset(60)
-    scorer = Scorer(SOFTMAX, "float32", data)
+    scorer = Scorer(SOFTMAX, "float32", data, task=TASK)
     values = [SOFTMAX.initial(data.spec, partial(random_key, seed, INITIAL)) for seed in (1, 2)]
     variable = tf.Variable(values[0]["weights"])
     first = scorer({"weights": variable})
@@ -99,8 +103,8 @@ def test_two_and_many_classes() -> None:
         data = dataset(400, classes=classes)
         parameters = SOFTMAX.initial(data.spec, partial(random_key, 1, INITIAL))
         hits, loss = numpy_score(parameters["weights"].numpy(), data)
-        found = Scorer(SOFTMAX, "float32", data)(parameters)
-        assert (found.hits, found.loss) == (hits, pytest.approx(loss, rel=1e-6))
+        found = Scorer(SOFTMAX, "float32", data, task=TASK)(parameters)
+        assert found.metrics == {"accuracy": hits / 400, "loss": pytest.approx(loss, rel=1e-6)}
 
 
 def test_the_mean_is_taken_in_float64() -> None:
@@ -110,26 +114,19 @@ def test_the_mean_is_taken_in_float64() -> None:
     y[-1] = 1
     data = Dataset("alike", "memory", x, y, x, y)
     weights = np.array([[0.1, 0.4]], np.float32)
-    found = Scorer(SOFTMAX, "float32", data)({"weights": weights})
+    found = Scorer(SOFTMAX, "float32", data, task=TASK)({"weights": weights})
     each = np.log1p(np.exp(np.array([0.3, -0.3])))  # of class 0 and of class 1
-    assert found.loss == pytest.approx((each[0] * 99_999 + each[1]) / 100_000, rel=1e-7)
-    assert (found.hits, found.accuracy) == (1, 1e-5)
-    assert found.loss != float(np.float32(found.loss))
+    assert found.metrics["loss"] == pytest.approx((each[0] * 99_999 + each[1]) / 100_000, rel=1e-7)
+    assert found.judged == 1e-5
+    assert found.metrics["loss"] != float(np.float32(found.metrics["loss"]))
 
 
 def test_nan_parameters_give_a_nan_loss_and_a_number_of_hits() -> None:
     data = dataset(100)
     weights = np.full((30, 10), np.nan, np.float32)
-    found = Scorer(SOFTMAX, "float32", data)({"weights": weights})
-    assert np.isnan(found.loss)
-    assert 0 <= found.accuracy <= 1
-
-
-def test_what_a_score_says() -> None:
-    found = Score(np.array([1, 2, 3]), 2, 0.5)
-    assert found.accuracy == 2 / 3
-    assert found.metrics == {"accuracy": 2 / 3, "loss": 0.5}
-    assert found.summary == {"accuracy": 2 / 3, "loss": 0.5, "hits": 2, "total": 3}
+    found = Scorer(SOFTMAX, "float32", data, task=TASK)({"weights": weights})
+    assert np.isnan(found.metrics["loss"])
+    assert 0 <= found.judged <= 1
 
 
 def test_confusion_of_few_classes_is_whole() -> None:
@@ -151,7 +148,7 @@ def test_confusion_of_many_classes_is_of_the_most_confused() -> None:
     truth[120:140] = 64_001  # and all of them right
     predictions[120:140] = 64_001
     shown, counts = confusion(truth, predictions, 65_536)
-    assert len(shown) == len(counts) == score.MOST_CONFUSED
+    assert len(shown) == len(counts) == report.MOST_CONFUSED
     assert {7, 9, 64_000, 64_001, 65_535} <= set(shown)
     at = {each: place for place, each in enumerate(shown)}
     assert (counts[at[7], at[65_535]], counts[at[65_535], at[7]]) == (50, 40)

@@ -488,7 +488,7 @@ class Fake:
 
     def score(self) -> Score:
         self.events.append(("score", self.step))
-        return Score(np.zeros(4, np.int64), self.step % 5, float(self.step))
+        return Score(np.zeros(4), {"accuracy": self.step % 5 / 4, "loss": float(self.step)})
 
     def state(self) -> State:
         self.events.append(("state", self.step))

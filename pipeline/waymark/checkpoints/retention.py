@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Mapping
 from ctypes import c_float
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from waymark.config.schema import settings
-from waymark.names import EvaluationMetric
 
 Pair = tuple[int, float]  # a checkpoint's step and time
 
@@ -22,7 +23,7 @@ Pair = tuple[int, float]  # a checkpoint's step and time
 class KeepBest:
     """By what the best checkpoint is chosen."""
 
-    metric: EvaluationMetric
+    metric: Annotated[str, Field(min_length=1)]
     """the metric of an evaluation that is compared, `test/accuracy` for example"""
     mode: Literal["max", "min"]
     """`max` or `min`: whether the greatest or the smallest value is the best"""

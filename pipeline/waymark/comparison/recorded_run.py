@@ -33,11 +33,22 @@ class RecordedRun:
     patches: Mapping[str, str] = field(default_factory=dict)  # by the names of their artifacts
 
     @property
-    def accuracy(self) -> float | None:
-        """Return the restored accuracy, else the last one in training."""
+    def metric(self) -> str:
+        """Return the name of the metric by which the run is judged."""
+        return names.judged_metric(self.record.tags)
+
+    @property
+    def evaluations(self) -> Mapping[int, float]:
+        """Return the values of that metric in training, by step."""
         metrics = self.history.metrics
-        kinds = (names.RESTORED_ACCURACY, *names.EVALUATED)
-        known = next((metrics[kind] for kind in kinds if metrics.get(kind)), None)
+        found = (metrics.get(f"{part}{self.metric}") for part in names.EVALUATED)
+        return next(filter(None, found), {})
+
+    @property
+    def judged(self) -> float | None:
+        """Return the restored value of that metric, else the last one in training."""
+        restored = self.history.metrics.get(f"{names.RESTORED}{self.metric}")
+        known = restored or self.evaluations
         return known[max(known)] if known else None
 
 

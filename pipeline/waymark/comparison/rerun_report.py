@@ -15,7 +15,7 @@ from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
 from waymark.config.values import json_text
 from waymark.errors import BadInput
-from waymark.table import number
+from waymark.table import metric_value, number
 from waymark.tracking.history import History, is_timing
 from waymark.tracking.store import RunStore
 
@@ -52,8 +52,9 @@ class RerunReport:
     partings: dict[str, Divergence]  # metric -> where it parts first; empty if none does
     checkpoint: int | None  # the first step at which the saved states differ
     weights: dict[str, ArrayDifference]  # by parameter, at the last step saved by both
-    accuracy: tuple[float | None, float | None]  # recorded, now
+    accuracy: tuple[float | None, float | None]  # or what else `metric` is: recorded, now
     differences: list[Difference] = field(default_factory=list)  # of data, code, environment
+    metric: str = "accuracy"  # by which the runs are judged
 
     def dump(self, indent: int | None = 1) -> str:
         """Return the text of rerun.json."""
@@ -88,8 +89,8 @@ class RerunReport:
         for name, apart in self.weights.items():
             far = f"{number(apart.absolute)} apart, {number(apart.relative)} relative"
             lines.append(f"final {name}: at most {far}")
-        accuracies = ["-" if value is None else f"{value:.4f}" for value in self.accuracy]
-        lines.append(f"accuracy {accuracies[0]} recorded, {accuracies[1]} now")
+        recorded, now = (metric_value(self.metric, value) for value in self.accuracy)
+        lines.append(f"{self.metric} {recorded} recorded, {now} now")
         return lines
 
 
@@ -153,11 +154,12 @@ def compare_rerun(
         run_id=new.record.id,
         rerun_of=old.record.id,
         losses=counts.pop(names.TRAIN_LOSS, 0),
-        evaluations=sum(count for key, count in counts.items() if key.endswith("/accuracy")),
+        evaluations=sum(n for key, n in counts.items() if key.endswith(f"/{old.metric}")),
         checkpoints=len(saved),
         partings=parted,
         checkpoint=apart[0] if apart else None,
         weights=weights,
-        accuracy=(old.accuracy, new.accuracy),
+        accuracy=(old.judged, new.judged),
         differences=all_differences(old, new),
+        metric=old.metric,
     )

@@ -30,13 +30,18 @@ Best = Callable[[Iterable[float]], float]  # min or max
 
 # Words in a metric's name that tell which way is better; the second ones win.
 HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
-HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity"}
+HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity", "top"}
 LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
 # Settings that older records have not, and what was done before.
-ADDED_LATER = {"epochs": "None", "stop": "None"}
+ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
 ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
 ADDED_LATER["data.scale"] = "uint8"
+CLASSIFICATION = {
+    "task._target_": "waymark.tasks.classification.Classification",
+    "task.class_weights": "None",
+    "task.label_smoothing": "0.0",
+}
 # Settings of Waymark's that decide what is shown and where it is sent, not what comes out.
 FOR_SHOW = (
     *("progress", "tracking", "record", "trusted_modules", "rerun_finished"),
@@ -92,9 +97,11 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     params = facts.params.items()
     own = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
+    classes = own.get("task", "classification") == "classification"
+    added = ADDED_LATER | (CLASSIFICATION if classes else {})
     later = {
         key: text
-        for key, text in ADDED_LATER.items()
+        for key, text in added.items()
         if not any(name.startswith(f"{key}.") for name in own)
     }
     return replace(facts, params={**later, **own, **steps})
@@ -111,13 +118,9 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
     others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
     curves = [
-        (
-            row.label,
-            known.get(names.TRAIN_LOSS, {}),
-            known.get(names.VAL_ACCURACY) or known.get(names.TEST_ACCURACY, {}),
-        )
+        (row.label, run.history.metrics.get(names.TRAIN_LOSS, {}), run.evaluations)
         for row, members in zip(rows, groups, strict=True)
-        for known in (run.history.metrics for run, _ in members)
+        for run, _ in members
     ]
     return Comparison(
         mark_best(rows),

@@ -68,6 +68,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         body.setdefault("prune", None)
         body.setdefault("stop", None)
         body.setdefault("epochs", None)
+        body.setdefault("metrics", [])
         body.setdefault("rerun_finished", False)
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)

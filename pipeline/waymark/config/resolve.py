@@ -104,6 +104,9 @@ def resolve(
         parts = {group: build_group(group, values, source, trusted) for group in GROUP_PROTOCOLS}
         config = _checked(Config, {**values, **parts}, "", source)
         _check_texts(config, source)
+        for name in config.metrics:
+            if "." in name:
+                _locate(name, "metrics", source, trusted)
     except BadInput as error:
         said = str(error)
         for key, value in hidden.items():
@@ -223,11 +226,15 @@ def _without_defaults(cls: type, own: dict[str, Any], source: Source) -> dict[st
     return own
 
 
-def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> type:
-    from hydra.utils import get_class
+def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> Any:
+    """Return the class that a group names, or the user's own function that `metrics` does."""
+    from hydra.utils import get_class, get_method
+
+    own = ("waymark",) if key != "metrics" else ()  # none of whose functions is a metric
+    find: Callable[[str], Any] = get_class if own else get_method
 
     def allowed(name: str) -> bool:
-        roots = tuple(f"{root}." for root in ("waymark", *(trusted or [])))
+        roots = tuple(f"{root}." for root in (*own, *(trusted or [])))
         return trusted is None or f"{name}.".startswith(roots)
 
     said = f"{key}={target!r} ({source(key)})"
@@ -242,13 +249,14 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     log = logging.getLogger("hydra.utils")
     disabled, log.disabled = log.disabled, True  # it prints what is raised as well
     try:
-        cls = get_class(target)
+        found = find(target)
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
         raise BadInput(f"{said}: cannot be loaded: {reason}") from None
     finally:
         log.disabled = disabled
-    if not allowed(cls.__module__):  # a dotted name also walks through what a module imports
+    # A dotted name also walks through what a module imports.
+    if not allowed(str(getattr(found, "__module__", ""))):
         raise distrust
-    return cls
+    return found

@@ -5,8 +5,6 @@ from typing import Annotated, Any, Literal, dataclass_transform
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from waymark.names import EvaluationMetric
-
 FORMAT = 1  # of config.yaml, manifests and environment.json; a newer one is refused by name
 
 # What only names or finds a run, so that it need not be known again.
@@ -16,7 +14,7 @@ LABELS = ("experiment_name", "run_name", "tags")
 GROUP_PROTOCOLS = {
     "model": ("initial", "logits"),
     "data": ("load",),
-    "task": ("prepare",),
+    "task": ("prepare", "losses", "predict", "metrics"),
     "optimizer": ("slots", "apply"),
     "save": ("write", "read"),
 }
@@ -97,18 +95,18 @@ class Objective:
     """By what the trials of a sweep are compared."""
 
     metric: str | None
-    """the metric by which the best trial of a sweep is chosen; null: `val/accuracy` with a
-    validation set, else `restored/accuracy`"""
+    """the metric by which the best trial of a sweep is chosen; null: `val/` with a validation set,
+    else `restored/`, and the task's first metric"""
     mode: Literal["min", "max"] | None
     """`max` or `min`: whether the greatest or the smallest value of `objective.metric` is the
-    best; null: the smallest of a loss, the greatest of all else"""
+    best; null: as the metric has it, which of a function of your own is not known"""
 
 
 @settings
 class Stop:
     """When a run ends before its last step."""
 
-    metric: EvaluationMetric
+    metric: Annotated[str, Field(min_length=1)]
     """a metric of the evaluations in training"""
     mode: Literal["min", "max"]
     """`max` or `min`: which way is better"""
@@ -127,7 +125,10 @@ class Config:
     data: Any
     """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`"""
     task: Any
-    """`classification`"""
+    """`classification`, `multilabel` or `regression`"""
+    metrics: list[str]
+    """what is measured of each evaluation beside the task's own: names of metrics, and functions of
+    your own `(labels, outputs) -> float` by their dotted names"""
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
     model's (softmax 1e-3, cnn 1e-4) unless given"""

@@ -19,7 +19,12 @@ class ImageSpec:
     """What a model must fit."""
 
     shape: tuple[int, ...]  # of one image: (H, W, C) or (D,)
-    classes: int
+    outputs: int  # of the model, for one image
+
+    @property
+    def classes(self) -> int:
+        """Return `outputs`, which models read by this name before there were tasks."""
+        return self.outputs
 
 
 def _nothing() -> np.ndarray:
@@ -30,8 +35,8 @@ def _nothing() -> np.ndarray:
 class Dataset:
     """Features [N, ...], images [N, H, W, C], integers or float32; labels as a task has them.
 
-    Until a task has prepared them, labels are [N, ...] as they were read. Those of classification
-    are int32 [N] from 0.
+    Until a task has prepared them, labels are [N, ...] as they were read. Then those of
+    classification are int32 [N] from 0, of multilabel uint8 [N, K], of regression float32 [N, T].
 
     A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
     """
@@ -46,6 +51,10 @@ class Dataset:
     y_val: np.ndarray = field(default_factory=_nothing)
     groups: np.ndarray = field(default_factory=_nothing)
     """[N] of the training set: rows with equal values stay on one side of every split"""
+    sample_weight: np.ndarray = field(default_factory=_nothing)
+    """float32 [N] of the training set, at least 0: what each example counts in the training loss"""
+    outputs: int | None = None
+    """how many outputs a model must have; None: one for each class"""
     class_names: tuple[str, ...] = ()
     """of the labels from 0 up, where they were texts"""
     scale: Literal["auto", "none", "uint8", 255] = "uint8"
@@ -57,15 +66,23 @@ class Dataset:
 
     @property
     def spec(self) -> ImageSpec:
-        """Return the form of one image and the number of classes in all sets together."""
+        """Return the form of one image, and `outputs` or the classes in all sets together."""
+        if self.outputs is not None:
+            return ImageSpec(self.x_train.shape[1:], self.outputs)
         highest = max(y.max() for y in (self.y_train, self.y_val, self.y_test) if len(y))
         return ImageSpec(self.x_train.shape[1:], int(highest) + 1)
+
+    @property
+    def has_classes(self) -> bool:
+        """Tell whether a label is the number of a class."""
+        return self.y_train.ndim == 1 and self.y_train.dtype.kind in "iu"
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that are there, by their names."""
         names = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
-        return {name: vars(self)[name] for name in [*names, "groups"] if len(vars(self)[name])}
+        names += ["groups", "sample_weight"]
+        return {name: vars(self)[name] for name in names if len(vars(self)[name])}
 
     @property
     def nbytes(self) -> int:
@@ -151,6 +168,9 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
                 f"{source}: data.group is {groups.dtype}{list(groups.shape)}; allowed are "
                 f"{len(train)} integers or texts, one for each row of x_train."
             )
+    if "sample_weight" in arrays:
+        given = arrays["sample_weight"]
+        checked["sample_weight"] = _weights(f"{source}: sample_weight", given, len(train))
     return Dataset(name=name, source=source, **checked)
 
 
@@ -161,6 +181,24 @@ def pick(arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...], source: obje
         there = ", ".join(sorted(arrays)[:9]) or "nothing"
         raise BadInput(f"{source} has no entry {missing[0]}; it holds {there}.")
     return {name: arrays[name] for name in wanted}
+
+
+def _weights(name: str, array: np.ndarray, examples: int) -> np.ndarray:
+    if array.shape != (examples,) or array.dtype.kind not in "iuf":
+        raise BadInput(
+            f"{name} is {array.dtype}{list(array.shape)}; allowed are {examples} numbers, one for "
+            f"each row of x_train."
+        )
+    with np.errstate(over="ignore"):
+        weights = array.astype(np.float32)
+    wrong = np.flatnonzero(~((weights >= 0) & np.isfinite(weights)))
+    if wrong.size:
+        raise BadInput(
+            f"{name} is {array[wrong[0]]} in row {wrong[0]}; allowed are finite numbers from 0 up."
+        )
+    if not weights.any():
+        raise BadInput(f"{name} is 0 in every row, so that there would be nothing to train on.")
+    return weights
 
 
 def _images(name: str, array: np.ndarray) -> np.ndarray:

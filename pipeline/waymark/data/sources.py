@@ -132,13 +132,13 @@ class Arrays(Loader):
     """The user's own arrays: an npz of x_train and y_train.
 
     x_test and y_test, x_val and y_val may be there too. Features [N, ...], images [N, H, W] or
-    [N, H, W, C], integers or floats; labels [N] or [N, 1], integers from 0 or texts, or one-hot
-    [N, K].
+    [N, H, W, C], integers or floats; labels as the task takes them; sample_weight [N] of the
+    training set.
     """
 
     path: str
     """an npz with `x_train` and `y_train`, and, if you have them, `x_test` and `y_test`, `x_val`
-    and `y_val`"""
+    and `y_val`, `sample_weight`"""
 
     def load(self) -> Dataset:
         """Read the npz; raise BadInput naming the array that has another form."""

@@ -79,6 +79,8 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
         rows = last_rows(examples, count, groups)
     elif groups is not None:
         rows = grouped(groups, count, key)
+    elif not data.has_classes:
+        rows = np.sort(_shuffled(examples, key)[:count])
     else:
         rows = stratified(data.y_train, count, key, data.class_names)
     kept = np.ones(examples, bool)
@@ -88,6 +90,7 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
         x_train=data.x_train[kept],
         y_train=data.y_train[kept],
         groups=data.groups[kept] if groups is not None else data.groups,
+        sample_weight=data.sample_weight[kept] if len(data.sample_weight) else data.sample_weight,
         **{f"x_{part}": data.x_train[rows], f"y_{part}": data.y_train[rows]},
     )
 

@@ -11,7 +11,7 @@ from waymark.data.dataset import PARTS, Dataset
 from waymark.errors import printable
 from waymark.table import format_table
 
-SHOWN_CLASSES = 100  # of which the text gives the counts; JSON has those of all
+SHOWN_CLASSES = 100  # or labels or targets, of which the text tells; JSON tells of all
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class PartSummary:
     dtype: str
     lowest: float
     highest: float
-    classes: Mapping[str, int]  # examples of each class, by name or number
+    classes: Mapping[str, int]  # examples of each class or label, by name or number
+    targets: list[tuple[float, float, float]]  # the lowest, mean and highest value of each target
     in_train: int  # examples that stand in the training set as well
 
 
@@ -50,36 +51,58 @@ class DataSummary:
         columns = ["set", "examples", "shape", "dtype", "values", "also in train"]
         lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}", ""]
         lines += [format_table(columns, sets, width), ""]
-        names = list(self.parts["train"].classes)
-        rows = [
-            [name, *(str(each.classes[name]) for each in self.parts.values())]
-            for name in names[:SHOWN_CLASSES]
-        ]
-        lines.append(format_table(["class", *self.parts], rows, width))
-        more = len(names) - SHOWN_CLASSES
-        return "\n".join([*lines, *([f"and {more} more classes"] if more > 0 else [])])
+        kind, rows = self._labels()
+        lines.append(format_table([kind, *self.parts], rows[:SHOWN_CLASSES], width))
+        more = len(rows) - SHOWN_CLASSES
+        return "\n".join([*lines, *([f"and {more} more of them"] if more > 0 else [])])
+
+    def _labels(self) -> tuple[str, list[list[str]]]:
+        """Return what labels are, and a row for each of them: its name, and what each set has."""
+        parts = self.parts.values()
+        if names := list(self.parts["train"].classes):
+            return "class", [[name, *(str(each.classes[name]) for each in parts)] for name in names]
+        words = [["{:g} to {:g}, mean {:g}".format(*t) for t in each.targets] for each in parts]
+        return "target", [[str(i), *row] for i, row in enumerate(zip(*words, strict=True))]
 
 
 def summarise(data: Dataset) -> DataSummary:
     """Count and measure what is in each set of a data set."""
-    classes = range(data.spec.classes)
-    names = [data.class_names[i] if data.class_names else str(i) for i in classes]
     known = set(_digests(data.x_train))
     parts = {}
     for part in PARTS:
         x, y = data.examples(part)
         if len(x):
-            counts = np.bincount(y, minlength=len(names)).tolist()
             parts[part] = PartSummary(
                 examples=len(x),
                 shape=list(x.shape[1:]),
                 dtype=x.dtype.name,
                 lowest=float(x.min()),
                 highest=float(x.max()),
-                classes=dict(zip(names, counts, strict=True)),
+                classes=_counts(data, y),
+                targets=_ranges(y) if y.ndim == 2 and y.dtype.kind == "f" else [],
                 in_train=sum(each in known for each in _digests(x)),
             )
     return DataSummary(data.name, data.source, data.digest, parts)
+
+
+def _counts(data: Dataset, labels: np.ndarray) -> dict[str, int]:
+    """Return how many examples have each class or label; none if labels are something else."""
+    count = data.spec.outputs
+    if data.has_classes:
+        counts = np.bincount(labels, minlength=count)
+    elif labels.ndim == 2 and labels.dtype.kind in "biu":
+        counts = labels.sum(axis=0, dtype=np.int64)
+    else:
+        return {}
+    named = len(data.class_names) == len(counts)
+    names = data.class_names if named else map(str, range(len(counts)))
+    return dict(zip(names, counts.tolist(), strict=True))
+
+
+def _ranges(targets: np.ndarray) -> list[tuple[float, float, float]]:
+    wide = targets.astype(np.float64)
+    ends = zip(wide.min(axis=0), wide.mean(axis=0), wide.max(axis=0), strict=True)
+    return [(float(low), float(high), float(mean)) for low, mean, high in ends]
 
 
 def _digests(examples: np.ndarray) -> Iterator[bytes]:

@@ -55,6 +55,12 @@ OPS = """
 ALLOWED_OPS = FILE_OPS | set(OPS.split())
 
 
+def file_name(config: Config) -> str | None:
+    """Return the name of the graph's file, None where the format or the task has none."""
+    classes = getattr(config.task, "kind", "") == "classification"
+    return config.save.graph if classes else None
+
+
 def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """Return the serialized MetaGraphDef that scores a model of these float32 parameters."""
     import tensorflow as tf
@@ -68,7 +74,7 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
             for name, shape in shapes.items()
         }
         inputs = v1.placeholder(tf.float32, [None, prod(spec.shape)], name="inputs")
-        labels = v1.placeholder(tf.float32, [None, spec.classes], name="labels")
+        labels = v1.placeholder(tf.float32, [None, spec.outputs], name="labels")
         values = {name: variable.read_value() for name, variable in variables.items()}
         images = tf.reshape(inputs, [-1, *spec.shape])
         with refuse_variables([config.model]):
@@ -105,7 +111,7 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
         raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")
     _check_operations(meta, body, names)
     pixels = data.x_test.reshape(len(data.x_test), -1)
-    classes = np.arange(data.spec.classes)
+    classes = np.arange(data.spec.outputs)
     options = v1.ConfigProto(intra_op_parallelism_threads=threads)
     with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
         try:

@@ -3,8 +3,8 @@
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,9 +18,12 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.data import splits
 from waymark.data.dataset import Dataset, ImageSpec
-from waymark.errors import BadInput
+from waymark.errors import BadInput, listed
 from waymark.evaluation import graph
-from waymark.names import DATA_DIGEST, EVALUATED, TEST_ACCURACY, VERSION
+from waymark.names import DATA_DIGEST, EVALUATED, TEST, VERSION
+from waymark.tasks import scores_of_classes
+from waymark.tasks.metrics import judged_by, modes, refuse_few_outputs
+from waymark.tasks.report import ClassScore
 from waymark.tracking import artifacts
 from waymark.tracking.finder import find_single
 from waymark.tracking.remote_store import connect
@@ -28,28 +31,45 @@ from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 from waymark.training.loop import check_state, initial_state
 from waymark.training.runtime import import_tensorflow, start_if_imported, start_tensorflow
-from waymark.training.score import Score, Scorer
+from waymark.training.score import Score, Scorer, make_scorer
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What a restored checkpoint scored on the whole test set."""
 
-    accuracy: float  # hits / total
-    hits: int
+    metrics: Mapping[str, float]  # the one that the task is judged by first; a graph tells no more
     total: int
     source: str  # which files were restored
     step: int | None = None  # of a run's checkpoint
-    loss: float | None = None  # mean softmax cross entropy; a graph alone does not tell it
+    per_class: Sequence[ClassScore] = field(default_factory=list)  # none if the task has no classes
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share of hits, None of a task without them."""
+        return self.metrics.get("accuracy")
+
+    @property
+    def loss(self) -> float | None:
+        """Return the mean loss; a graph alone does not tell it."""
+        return self.metrics.get("loss")
+
+    @property
+    def hits(self) -> int | None:
+        """Return how many of `total` are right, None of a task without an accuracy."""
+        return None if self.accuracy is None else round(self.accuracy * self.total)
 
     def plain(self) -> dict[str, Any]:
-        """Return the fields that are known."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        """Return the metrics and the fields that are known, without the scores of classes."""
+        fields = {"hits": self.hits, "total": self.total, "source": self.source, "step": self.step}
+        return {**self.metrics, **{key: x for key, x in fields.items() if x is not None}}
 
 
 def load_data(config: Config) -> Dataset:
     """Load the data set and check that configuration and model fit it; raise BadInput."""
+    measured = modes(config.task, config.metrics)
     data = splits.load(config.data, config.task)
+    refuse_few_outputs(config.metrics, data.spec.outputs)
     if config.batch_size > len(data.x_train):
         raise BadInput(
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
@@ -57,11 +77,12 @@ def load_data(config: Config) -> Dataset:
         )
     if config.stop and config.eval_every == 0:
         raise BadInput("stop: needs evaluations on the way; eval_every=0 has none.")
+    recorded = [f"{data.evaluated}/{name}" for name in measured]
     for key, rule in {"save.keep_best": config.save.keep_best, "stop": config.stop}.items():
-        if rule and not rule.metric.startswith(data.evaluated):
+        if rule and rule.metric not in recorded:
             raise BadInput(
                 f"{key}.metric={rule.metric}: is not recorded in training, where "
-                f"{data.evaluated}/accuracy and {data.evaluated}/loss are."
+                f"{listed(recorded)} are."
             )
     check = getattr(config.model, "check", None)
     if check:
@@ -95,7 +116,7 @@ def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | No
     """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit."""
     initial, names = initial_state(config, data.spec)
     check_state(state, initial)
-    scorer = scorer or Scorer(config.model, config.precision, data)
+    scorer = scorer or make_scorer(config, data)
     return scorer({name: state[name] for name in names})
 
 
@@ -117,7 +138,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         path = folder / "config.yaml"
         config = from_record(path, overrides, trusted, ("",), record.id).config
         store = CheckpointStore(folder / "checkpoints", config.save)
-        chosen = choose_step(store, step, record.id)
+        chosen = choose_step(store, step, record.id, config.task)
         start_if_imported(**vars(config.runtime))
         data = load_data(config)
         refuse_other_data(record, data)
@@ -125,14 +146,17 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         if from_meta:
             manifest = store.manifest(chosen)
             if not manifest.graph:
-                raise BadInput("--from meta: this run saved no graph; that takes save=ckpt.")
+                raise BadInput(
+                    "--from meta: this run saved no graph; that takes save=ckpt and "
+                    "task=classification."
+                )
             store.verify(manifest.files)
             store.verify(manifest.graph)
             meta = store.folder / min(manifest.graph)
             scored = _score_graph(meta, store.path(chosen), config, data)
         else:
             state = store.read(chosen)[1]
-            scored = score_state(config, data, state).summary
+            scored = _summary(config, data, score_state(config, data, state))
             log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
         source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
         return Evaluation(**scored, step=chosen, source=source)
@@ -157,9 +181,9 @@ def refuse_other_data(record: RunRecord, data: Dataset) -> None:
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
 
 
-def choose_step(store: CheckpointStore, step: str, run_id: str) -> int:
+def choose_step(store: CheckpointStore, step: str, run_id: str, task: Any) -> int:
     """Return the step that `step` means; raise BadInput listing those that exist."""
-    steps = store.steps()
+    steps, (name, mode) = store.steps(), judged_by(task)
     if step == "latest" and steps:
         return steps[-1]
     if step == "best":
@@ -167,8 +191,9 @@ def choose_step(store: CheckpointStore, step: str, run_id: str) -> int:
         for at in steps:
             try:
                 found = store.manifest(at)
-                metric = next((key for key in EVALUATED if key in found.metrics), TEST_ACCURACY)
-                rule = store.save.keep_best or KeepBest(metric=metric, mode="max")  # type: ignore[arg-type]
+                keys = [f"{part}{name}" for part in EVALUATED]
+                metric = next((key for key in keys if key in found.metrics), f"{TEST}{name}")
+                rule = store.save.keep_best or KeepBest(metric=metric, mode=mode)
                 best = better(best, Save(at, found.time, found.metrics), rule)
             except CorruptCheckpoint as error:
                 print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
@@ -182,13 +207,25 @@ def choose_step(store: CheckpointStore, step: str, run_id: str) -> int:
 
 def _score_graph(meta: Path, prefix: Path, config: Config, data: Dataset) -> dict[str, Any]:
     hits = graph.score(meta, prefix, data, config.runtime.intra_op_threads)
-    return {"accuracy": hits / len(data.x_test), "hits": hits, "total": len(data.x_test)}
+    return {"metrics": {"accuracy": hits / len(data.x_test)}, "total": len(data.x_test)}
+
+
+def _summary(config: Config, data: Dataset, score: Score) -> dict[str, Any]:
+    return {
+        "metrics": score.metrics,
+        "total": len(score.predictions),
+        "per_class": scores_of_classes(config.task, data, score.predictions),
+    }
 
 
 def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluation:
     """Score files that Waymark did not write; raise BadInput if they do not fit."""
     config = resolved.config
     start_if_imported(**vars(config.runtime))
+    if from_meta and getattr(config.task, "kind", "") != "classification":
+        raise BadInput(
+            "--from meta: a graph tells an accuracy alone, so it takes task=classification."
+        )
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
     if from_meta:
@@ -201,8 +238,8 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         return Evaluation(**_score_graph(found[0], prefix, config, data), source=str(prefix))
     parameters = read_parameters(path, parameter_shapes(config, data.spec), "--checkpoint")
     log_parameters(parameters)
-    score = Scorer(config.model, config.precision, data)(parameters)
-    return Evaluation(**score.summary, source=str(path))
+    score = make_scorer(config, data)(parameters)
+    return Evaluation(**_summary(config, data, score), source=str(path))
 
 
 def log_parameters(parameters: State) -> None:

@@ -28,6 +28,9 @@ from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown
+from waymark.tasks import scores_of_classes
+from waymark.tasks.metrics import judged_by
+from waymark.tasks.report import class_table
 from waymark.tracking import artifacts, history
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.finder import find_single
@@ -39,7 +42,7 @@ from waymark.training.loop import Diverged, Trainer, reuse_or_compile, train
 from waymark.training.progress import make_progress
 from waymark.training.pruning import Pruner
 from waymark.training.runtime import import_tensorflow, start_tensorflow
-from waymark.training.score import Score, Scorer, confusion
+from waymark.training.score import Score, make_scorer
 from waymark.training.stopping import Stopped, early_stop
 
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
@@ -47,16 +50,26 @@ CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run is: accuracies are fractions of the whole test set."""
+    """What a finished run is."""
 
     run_id: str
-    training_accuracy: float | None  # of the validation set, if there is one; None if not evaluated
-    restored_accuracy: float
+    training: Mapping[str, float]  # metrics of the last step, of the validation set if there is one
+    restored: Mapping[str, float]  # of the test set; first the metric that the run is judged by
     checkpoints: list[int]
     state_digest: str
     folder: Path
     link: str = ""  # to the run in MLflow's UI, or the command that opens it
     verdict: RerunReport | None = None  # of a rerun
+
+    @property
+    def training_accuracy(self) -> float | None:
+        """Return the accuracy in training, 0..1; None if the last step or the task has none."""
+        return self.training.get("accuracy")
+
+    @property
+    def restored_accuracy(self) -> float | None:
+        """Return the restored accuracy, 0..1; None if the task has none."""
+        return self.restored.get("accuracy")
 
 
 @unfailing_output()
@@ -262,7 +275,8 @@ class RunExecution:
         checkpoint, after a signal; Diverged, CheckpointWriteError.
         """
         config, run = self.plan.resolved.config, self.run
-        progress = make_progress(config.progress, config.steps, trainer.step, trainer.evaluated)
+        named = trainer.evaluated, judged_by(config.task)[0]
+        progress = make_progress(config.progress, config.steps, trainer.step, *named)
         try:
             if config.stop:
                 run.wait_for_earlier_history(self.stop.signalled)
@@ -321,7 +335,7 @@ class RunExecution:
         if isinstance(trained, Stopped):
             if config.save.keep_best:
                 with suppress(BadInput):  # no evaluation was a number: the last one it is
-                    step = choose_step(saver.store, "best", run.info.id)
+                    step = choose_step(saver.store, "best", run.info.id, config.task)
             facts = {names.STOPPED: last, names.SCORED: step, names.REASON: trained.reason}
             run.set_tags({name: str(fact) for name, fact in facts.items()})
             print(f"{trained.reason}; step {step} is scored", flush=True)
@@ -329,17 +343,17 @@ class RunExecution:
         model = recorded_model(run.info.folder / "config.yaml", config.model, own_modules(config))
         fresh = replace(config, model=model)
         if trainer.restored_scorer is None:
-            trainer.restored_scorer = Scorer(model, config.precision, data)
+            trainer.restored_scorer = make_scorer(fresh, data)
         score = score_state(fresh, data, state, trainer.restored_scorer)
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
         run.record([last], restored)
         state_digest = saver.store.manifest(last).digest
         run.set_tags({names.STATE_DIGEST: state_digest})
-        _write_scores(run, data, manifest, score)
-        recorded = run.points.get(f"{data.evaluated}/accuracy", {}).get(last)
-        accuracy = trained.accuracy if isinstance(trained, Score) else recorded
+        _write_scores(run, config, data, manifest, score)
+        points = {name: run.points.get(f"{data.evaluated}/{name}", {}) for name in score.metrics}
+        training = {name: known[last] for name, known in points.items() if last in known}
         steps, folder = saver.store.steps(), run.info.folder
-        return Result(run.info.id, accuracy, score.accuracy, steps, state_digest, folder)
+        return Result(run.info.id, training, score.metrics, steps, state_digest, folder)
 
     def _verdict(self, recorded: RecordedEnvironment, trainer: Trainer) -> RerunReport | None:
         """Compare a rerun with its original, and record the verdict; None for another run."""
@@ -356,21 +370,23 @@ class RunExecution:
         return verdict
 
 
-def _write_scores(run: ActiveRun, data: Dataset, manifest: Manifest, score: Score) -> None:
-    folder = run.info.folder / "evaluation"
+def _write_scores(
+    run: ActiveRun, config: Config, data: Dataset, manifest: Manifest, score: Score
+) -> None:
+    """Write what the test set scored: the numbers, what pictures are drawn from, and by class."""
+    folder, task, total = run.info.folder / "evaluation", config.task, len(score.predictions)
     folder.mkdir(exist_ok=True)
-    classes, counts = confusion(data.y_test, score.predictions, data.spec.classes)
-    named = bool(data.class_names) and classes[-1] < len(data.class_names)
+    accuracy = score.metrics.get("accuracy")
     body = {
         "step": manifest.step,
         "state_digest": manifest.digest,
-        "accuracy": score.accuracy,
-        "hits": score.hits,
-        "total": len(score.predictions),
-        "loss": score.loss,
-        "confusion_matrix": counts.tolist(),
-        "confusion_classes": classes,
-        **({"class_names": [data.class_names[each] for each in classes]} if named else {}),
+        **score.metrics,
+        **({} if accuracy is None else {"hits": round(accuracy * total)}),
+        "total": total,
+        "metric": next(iter(score.metrics)),
+        **getattr(task, "report", lambda *_: {})(data, score.predictions),
     }
+    if scores := scores_of_classes(task, data, score.predictions):
+        replace_file(folder / "classes.csv", class_table(scores))
     replace_file(folder / "metrics.json", json_text(body))
     run.mark_artifacts_dirty()

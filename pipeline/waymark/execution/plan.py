@@ -23,6 +23,7 @@ from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore
 from waymark.package import __version__
+from waymark.tasks.metrics import judged_by
 from waymark.tracking import artifacts, history
 from waymark.tracking.finder import find, find_single
 from waymark.tracking.limits import store_errors
@@ -38,7 +39,7 @@ from waymark.training.stopping import early_stop
 # the digest of the data decides.)
 RESUME_FIXED = (
     *("model", "data", "task", "optimizer", "batch_size", "seed", "precision", "init_from"),
-    *("runtime", "save._target_", "save.meta_graph"),
+    *("metrics", "runtime", "save._target_", "save.meta_graph"),
 )
 
 
@@ -76,6 +77,7 @@ def plan_new(
         names.DATA_DIGEST: data.digest,
         names.SAVE_FORMAT: resolved.choices.get("save", ""),
         names.STEPS: str(config.steps),
+        names.METRIC: judged_by(config.task)[0],
         **({names.GIT_COMMIT: commit} if commit else {}),
         **(tags or {}),
         **({names.INIT_DIGEST: digest(parameters)} if parameters else {}),
@@ -185,13 +187,13 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
 
     Raises HiddenState, before a run is made; what else is wrong the run meets again, and records.
     """
-    parts = config.model, config.optimizer
+    parts = config.model, config.optimizer, config.task
     if all(type(part).__module__.startswith("waymark.") for part in parts):
         return None
     start_tensorflow(config.runtime.intra_op_threads)
     try:
         trainer = Trainer(config, data)
-        if config.save.graph:
+        if graph.file_name(config):
             graph.export(config, data.spec, trainer.shapes)
     except HiddenState:
         raise
@@ -201,9 +203,10 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
 
 
 def own_modules(config: Config) -> list[str]:
-    """Return the modules outside Waymark whose classes take part."""
-    parts = config.model, config.data, config.optimizer, config.save
+    """Return the modules outside Waymark whose classes, and metrics, take part."""
+    parts = config.model, config.data, config.task, config.optimizer, config.save
     modules = {type(part).__module__ for part in parts}
+    modules |= {name.rpartition(".")[0] for name in config.metrics if "." in name}
     return sorted(name for name in modules if not name.startswith("waymark."))
 
 

@@ -100,7 +100,8 @@ def restore_or_initialise(
     else:
         store.begin(start, now)
         trainer.assign(plan.parameters)
-    file = folder / config.save.graph if config.save.graph else None
+    graph_file = graph.file_name(config)
+    file = folder / graph_file if graph_file else None
     if file and not graph_is_valid:
         replace_file(file, graph.export(config, plan.data.spec, trainer.shapes))
     newest = plan.step if plan.checkpoint else -1

@@ -3,7 +3,7 @@
 A model is a settings dataclass with two methods (a user's own needs nothing else):
 
     initial(spec, key)                  name -> first value of each parameter, float32, in order
-    logits(parameters, images, dropout) the logits of a batch, [B, classes]
+    logits(parameters, images, dropout) the outputs for a batch, [B, spec.outputs]
 
 `key(i)` is the key (int64 [2]) with which the i-th parameter is drawn by `tf.random.stateless_*`.
 `parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, ...], scaled. Both are
@@ -20,6 +20,7 @@ a key in training, None otherwise.
 from collections.abc import Mapping
 from typing import Any
 
+from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import Sentence
 from waymark.users_code import defined
@@ -28,7 +29,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class WrongOutputs(Sentence):
-    """Say how many outputs a model has, and how many classes the data."""
+    """Say how many outputs a model has, and how many the data and the task need."""
 
 
 def truncated_normal(shape: tuple[int, ...], stddev: float, key: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def scale(images: Tensor, divide: bool) -> Tensor:
 def forward(
     model: Any, precision: str, parameters: Tensors, images: Tensor, dropout: Tensor | None = None
 ) -> Tensor:
-    """Return float32 logits [B, classes] for float32 images, computed in `precision`."""
+    """Return float32 outputs [B, spec.outputs] for float32 images, computed in `precision`."""
     import tensorflow as tf
 
     if precision == "mixed_bfloat16":
@@ -62,11 +63,21 @@ def forward(
     return tf.cast(model.logits(parameters, images, dropout), tf.float32)
 
 
-def check_outputs(model: Any, logits: Tensor, classes: int) -> None:
-    """Raise WrongOutputs if a model has fewer outputs than the data have classes."""
-    outputs = logits.shape[-1] if logits.shape.rank else None
-    if outputs is not None and outputs < classes:
-        place = defined(model.logits) or defined(model.initial)
+def check_outputs(model: Any, outputs: Tensor, data: Dataset) -> None:
+    """Raise WrongOutputs unless a model has the data's outputs; of classes it may have more."""
+    shape, wanted = outputs.shape, data.spec.outputs
+    if shape.rank is None or (shape.rank and shape[-1] is None and data.has_classes):
+        return
+    place = defined(model.logits) or defined(model.initial)
+    found = shape[-1] if shape.rank else 0
+    if data.has_classes:
+        if found < wanted:
+            raise WrongOutputs(
+                f"the data have labels up to {wanted - 1}, but the model has {found} outputs{place}"
+            )
+    elif shape.rank != 2 or found not in (None, wanted):
+        shown = ["N", *shape[1:]]
         raise WrongOutputs(
-            f"the data have labels up to {classes - 1}, but the model has {outputs} outputs{place}"
+            f"the task needs outputs [N, {wanted}], but those of the model are "
+            f"[{', '.join(map(str, shown))}]{place}"
         )

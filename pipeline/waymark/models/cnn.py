@@ -18,7 +18,7 @@ NAMES = [kind + end for end in ("", "_1", "_2", "_3") for kind in ("weights", "b
 
 @settings
 class Cnn:
-    """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the classes.
+    """conv 5x5x32, pool, conv 5x5x64, pool, dense 1024, dropout, dense to the outputs.
 
     The parameters bear the names that TensorFlow gave the TF1 tutorial's unnamed variables, so that
     its programs read Waymark's checkpoints and the other way round.
@@ -49,7 +49,7 @@ class Cnn:
             (5, 5, channels, FILTERS[0]),
             (5, 5, *FILTERS),
             (flat, DENSE),
-            (DENSE, spec.classes),
+            (DENSE, spec.outputs),
         )
         values = []
         for i, shape in enumerate(shapes):
@@ -58,7 +58,7 @@ class Cnn:
         return dict(zip(NAMES, values, strict=True))
 
     def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:
-        """Return logits [B, classes] for images [B, H, W, C]; no dropout without its key."""
+        """Return logits [B, outputs] for images [B, H, W, C]; no dropout without its key."""
         import tensorflow as tf
 
         w = [parameters[name] for name in NAMES]

@@ -19,12 +19,12 @@ class Softmax:
     """standard deviation of the initial weights (truncated normal), above 0"""
 
     def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
-        """Return `weights`, float32 [pixels, classes], truncated normal."""
-        shape = (prod(spec.shape), spec.classes)
+        """Return `weights`, float32 [pixels, outputs], truncated normal."""
+        shape = (prod(spec.shape), spec.outputs)
         return {"weights": truncated_normal(shape, self.init_stddev, key(0))}
 
     def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:
-        """Return logits [B, classes] for images [B, ...], flattened."""
+        """Return logits [B, outputs] for images [B, ...], flattened."""
         import tensorflow as tf
 
         return tf.reshape(images, [-1, prod(images.shape[1:])]) @ parameters["weights"]

@@ -32,7 +32,7 @@ from waymark.config.resolve import build_group
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
-from waymark.errors import BadInput, printable
+from waymark.errors import BadInput, listed, printable
 from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
@@ -40,6 +40,7 @@ from waymark.sweeps import trial
 from waymark.sweeps.landscape import Point, landscape
 from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.table import number
+from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
 from waymark.tracking.parent_run import open_parent, withdraw
 from waymark.tracking.recovery import mark_dead_runs_killed
@@ -107,8 +108,9 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     values, swept = _composed(given.overrides, given.config_dir)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
     given_objective, part = values["objective"], _evaluated_part(values)
-    values["objective"] = _objective(given_objective, part)
-    _check(values)
+    measured = None if {"task", "metrics"} & set(swept) else _measured(values)
+    values["objective"] = _objective(given_objective, part, measured)
+    _check(values, measured)
     varied = sorted({*swept, *(sweeper.get("params") or {})})
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
@@ -150,22 +152,42 @@ def _evaluated_part(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _objective(given: Mapping[str, Any], part: str | None) -> dict[str, str]:
+def _measured(values: Mapping[str, Any]) -> dict[str, str | None] | None:
+    """Return what trials measure, and which way of it is better; None where they will say it."""
+    with suppress(Exception):
+        task = build_group("task", values, lambda key: "conf/", None)
+        return modes(task, values["metrics"])
+    return None
+
+
+def _objective(
+    given: Mapping[str, Any], part: str | None, measured: Mapping[str, str | None] | None
+) -> dict[str, str]:
     """Return the metric and the mode of a sweep's objective.
 
-    Raises BadInput for a metric that is no text, or that no trial would record.
+    Raises BadInput for a metric that is no text, or that no trial would record, and for no mode
+    of one of which nothing tells it.
     """
     metric = given["metric"]
     if metric is None:
-        metric = names.VAL_ACCURACY if part == "val" else names.RESTORED_ACCURACY
+        first = next(iter(measured or ["accuracy"]))
+        metric = f"{names.VAL if part == 'val' else names.RESTORED}{first}"
     if not isinstance(metric, str):
         raise BadInput(f"objective.metric={metric!r}: must be a text, the name of a metric.")
-    if part and metric.startswith(names.TEST if part == "val" else names.VAL):
+    name = metric.rpartition("/")[2]
+    if measured and part and not metric.startswith(names.TRAIN):
+        recorded = [f"{each}/{known}" for each in (part, "restored") for known in measured]
+        if metric not in recorded:
+            raise BadInput(
+                f"objective.metric={metric}: is not recorded, where {listed(recorded)} are."
+            )
+    mode = given["mode"] or (measured or {}).get(name, (better_value(metric) or max).__name__)
+    if mode is None:
         raise BadInput(
-            f"objective.metric={metric}: is not recorded in training, where {part}/accuracy and "
-            f"{part}/loss are."
+            f"objective.metric={metric}: nothing tells whether more is better or less; "
+            f"objective.mode=max or objective.mode=min does."
         )
-    return {"metric": metric, "mode": given["mode"] or (better_value(metric) or max).__name__}
+    return {"metric": metric, "mode": mode}
 
 
 def _selection(values: Mapping[str, Any], part: str | None) -> str:
@@ -174,7 +196,8 @@ def _selection(values: Mapping[str, Any], part: str | None) -> str:
     if not prune and not metric.startswith((names.TEST, names.RESTORED)):
         return ""
     if part == "val":
-        return f"the test set; objective.metric={names.VAL_ACCURACY} is of the validation set"
+        name = metric.rpartition("/")[2]
+        return f"the test set; objective.metric={names.VAL}{name} is of the validation set"
     return "the test set; data.validation=0.1 holds out examples of the training set for that"
 
 
@@ -224,7 +247,7 @@ def _overrides(hydra: Mapping[str, Any], variables: Mapping[str, str]) -> list[s
     return more
 
 
-def _check(values: Mapping[str, Any]) -> None:
+def _check(values: Mapping[str, Any], measured: Mapping[str, Any] | None) -> None:
     """Raise BadInput for what only a sweep can find wrong."""
     from hydra.core.plugins import Plugins
 
@@ -237,10 +260,11 @@ def _check(values: Mapping[str, Any]) -> None:
         choice = "hydra/sweeper=optuna"
         raise BadInput(f"{choice}: needs Optuna{compose.brought_by(choice)}.")
     prune, metric = values["prune"], values["objective"]["metric"]
-    if prune and metric.rpartition("/")[2] not in ("accuracy", "loss"):
+    name = metric.rpartition("/")[2]
+    if prune and measured and (metric.startswith(names.TRAIN) or name not in measured):
         raise BadInput(
             f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
-            f"an accuracy or a loss is."
+            f"{listed(list(measured))} are."
         )
 
 

@@ -1,9 +1,63 @@
-"""Tasks: what the labels are, and so what a model is trained for.
+"""What a task is: what the labels are, and so what a model is trained for and judged by.
 
-from waymark.config.compose import compose_config
-from waymark.data import splits
+A task is a settings dataclass with four methods (a user's own needs nothing else):
 
-config = compose_config(["data=mnist_5k"]).config
-digits = splits.load(config.data, config.task)
-print(digits.y_train.dtype, digits.spec.classes)
+    prepare(data)                      the data set with labels as the task has them, and `outputs`
+    losses(labels, outputs, training)  float32 [B], the loss of each example of a batch
+    predict(outputs)                   what the outputs of a batch say, [B, ...]
+    metrics()                          name -> Metric: what is measured without being asked for
+
+`losses` and `predict` compute on the device: `outputs` are float32 [B, data.outputs], the model's.
+The first metric is the one that a run is judged by where nothing else is said; `loss` is measured
+beside them. What acts on training alone (smoothing, say) is for `training`. Besides, if it has it:
+
+    weights(data)                    float32 [N]: what each training example counts by its label
+    report(data, predictions)        what evaluation/metrics.json says of the test set's predictions
+    per_class(data, predictions)     a ClassScore for each class or label
+
+`report` decides which pictures a run gets, by what is in it: see `waymark.tasks.report`.
+
+    from waymark.config.compose import compose_config
+    from waymark.data import splits
+
+    config = compose_config(["data=mnist_5k"]).config
+    digits = splits.load(config.data, config.task)
+    print(digits.y_train.dtype, digits.spec.outputs, *config.task.metrics())
 """
+
+from typing import Any
+
+import numpy as np
+
+from waymark.data.dataset import Dataset
+from waymark.data.randomness import Tensor
+from waymark.errors import Failed
+from waymark.tasks.report import ClassScore
+from waymark.users_code import defined
+
+
+def example_weights(task: Any, data: Dataset) -> np.ndarray | None:
+    """Return what each training example counts, float32 [N], by itself and its label; None: 1."""
+    weights = getattr(task, "weights", lambda _: None)(data)
+    if not len(data.sample_weight):
+        return weights
+    return data.sample_weight if weights is None else data.sample_weight * weights
+
+
+def scores_of_classes(task: Any, data: Dataset, predictions: np.ndarray) -> list[ClassScore]:
+    """Return how well each class or label of the test set is found; none if there are none."""
+    scores: list[ClassScore] = getattr(task, "per_class", lambda *_: [])(data, predictions)
+    return scores
+
+
+def example_losses(task: Any, labels: Tensor, outputs: Tensor, training: bool) -> Tensor:
+    """Return the loss of each example of a batch, float32 [B]; raise Failed for another shape."""
+    import tensorflow as tf
+
+    losses = tf.cast(task.losses(labels, outputs, training=training), tf.float32)
+    if losses.shape.rank not in (None, 1):
+        raise Failed(
+            f"losses() of the task must return one loss for each example, [B]; it returns "
+            f"{losses.shape}{defined(task.losses)}"
+        )
+    return losses

@@ -1,20 +1,35 @@
 """Classification: every example belongs to one of the classes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field, NonNegativeFloat
 
 from waymark.config.schema import settings
 from waymark.data.dataset import PARTS, Dataset
+from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
+from waymark.tasks.metrics import Metric, accuracy
+from waymark.tasks.report import ClassScore, class_scores, confusion_report
 
 MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
 
 
 @settings
 class Classification:
-    """One class for each example."""
+    """One class for each example: softmax over the outputs, the highest one is the prediction."""
+
+    kind: ClassVar[str] = "classification"
+
+    # The defaults stand in conf/task/classification.yaml; these are for records made before, and
+    # for code that makes a task itself.
+    class_weights: Literal["balanced"] | list[NonNegativeFloat] | None = None
+    """what an example of each class counts in the training loss: `balanced` (examples / (classes *
+    examples of the class), of the training set), or a list with a number for each class"""
+    label_smoothing: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """0 to 1: of the training loss, the share of it in which all classes are equally right"""
 
     def prepare(self, data: Dataset) -> Dataset:
         """Return a data set whose labels are int32 [N], from 0, whatever form they were read in.
@@ -38,9 +53,60 @@ class Classification:
             raise BadInput(
                 f"{data.source}: {given} hold only label {only}; allowed are 2 classes up."
             )
+        weights = self.class_weights
+        if isinstance(weights, list) and (len(weights) != highest + 1 or not any(weights)):
+            raise BadInput(
+                f"task.class_weights={weights}: must be {highest + 1} numbers, one a class of "
+                f"{data.source}, not all of them 0."
+            )
         if all(changed[name] is vars(data)[name] for name in changed):
             return data
         return replace(data, class_names=names, **changed)
+
+    def losses(self, labels: Tensor, outputs: Tensor, training: bool) -> Tensor:
+        """Return the softmax cross entropy, float32 [B], in training with smoothed labels."""
+        import tensorflow as tf
+
+        if not training or self.label_smoothing == 0:
+            return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, outputs)
+        classes = outputs.shape[-1]
+        off = self.label_smoothing / classes
+        smoothed = tf.one_hot(labels, classes, 1 - self.label_smoothing + off, off)
+        return tf.nn.softmax_cross_entropy_with_logits(smoothed, outputs)
+
+    def predict(self, outputs: Tensor) -> Tensor:
+        """Return the class of the highest output, int64 [B]."""
+        import tensorflow as tf
+
+        return tf.argmax(outputs, 1)
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """Return the accuracy."""
+        return {"accuracy": Metric("max", accuracy)}
+
+    def weights(self, data: Dataset) -> np.ndarray | None:
+        """Return the weight of each training example's class, float32 [N]; None without any."""
+        if self.class_weights is None:
+            return None
+        by_class: Any = self.class_weights
+        if by_class == "balanced":  # as scikit-learn's compute_class_weight
+            counts = np.bincount(data.y_train)
+            by_class = len(data.y_train) / (np.count_nonzero(counts) * np.maximum(counts, 1))
+        return np.asarray(by_class, np.float32)[data.y_train]
+
+    def per_class(self, data: Dataset, predictions: np.ndarray) -> list[ClassScore]:
+        """Return the scores of each class on the test set."""
+        truth, count = data.y_test, max(data.spec.outputs, int(predictions.max()) + 1)
+        hits, predicted, support = (
+            np.bincount(each, minlength=count)
+            for each in (truth[truth == predictions], predictions, truth)
+        )
+        return class_scores(hits, predicted, support, data.class_names)
+
+    def report(self, data: Dataset, predictions: np.ndarray) -> dict[str, Any]:
+        """Return what the confusion matrix is drawn from."""
+        classes = data.spec.outputs
+        return confusion_report(data.y_test, predictions, classes, data.class_names)
 
 
 def _labels(name: str, array: np.ndarray, names: tuple[str, ...]) -> np.ndarray:

@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,23 +23,10 @@ def draw(folder: Path) -> bool:
     try:
         scores, known = (place / "metrics.json").read_bytes(), (folder / history.NAME).read_bytes()
         facts, at = json.loads(scores), (place / "metrics.json").stat().st_mtime_ns
-        counts, classes = np.array(facts["confusion_matrix"]), facts["confusion_classes"]
-    except (OSError, ValueError, KeyError, TypeError):
+        recorded = history.load(known) or history.History({})
+        drawings = {"loss.png": _curve(facts, recorded.metrics), **_of_predictions(facts)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
-    recorded = history.load(known) or history.History({})
-    losses = recorded.metrics.get(names.TRAIN_LOSS, {})
-    part = "validation" if recorded.metrics.get(names.VAL_ACCURACY) else "test"
-    key = names.VAL_ACCURACY if part == "validation" else names.TEST_ACCURACY
-    accuracies = recorded.metrics.get(key, {})
-    drawings = {
-        "loss.png": partial(plots.loss_curve, losses=losses, accuracies=accuracies, part=part),
-        "confusion_matrix.png": partial(
-            plots.confusion_matrix,
-            counts=counts,
-            classes=classes,
-            names=facts.get("class_names", ()),
-        ),
-    }
     drawn = False
     for name, drawing in drawings.items():
         with suppress(FileNotFoundError):
@@ -48,3 +37,35 @@ def draw(folder: Path) -> bool:
         os.replace(new, place / name)
         drawn = True
     return drawn
+
+
+def _curve(facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> Callable[[Path], None]:
+    """Return what draws the losses and the metric that the run is judged by."""
+    metric = facts.get("metric", "accuracy")
+    found = {"validation": recorded.get(f"{names.VAL}{metric}")}
+    part = "validation" if found["validation"] else "test"
+    values = found["validation"] or recorded.get(f"{names.TEST}{metric}", {})
+    losses = recorded.get(names.TRAIN_LOSS, {})
+    return partial(plots.loss_curve, losses=losses, values=values, title=f"{part} {metric}")
+
+
+def _of_predictions(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
+    """Return what draws the test set's predictions: those pictures for which there is something."""
+    drawings: dict[str, Callable[[Path], None]] = {}
+    if "confusion_matrix" in facts:
+        drawings["confusion_matrix.png"] = partial(
+            plots.confusion_matrix,
+            counts=np.array(facts["confusion_matrix"]),
+            classes=facts["confusion_classes"],
+            names=facts.get("class_names", ()),
+        )
+    if "label_f1" in facts:
+        shares = {name: facts[f"label_{name}"] for name in ("precision", "recall", "f1")}
+        drawings["labels.png"] = partial(
+            plots.label_bars, names=facts["label_names"], shares=shares
+        )
+    if "predicted" in facts:
+        truth, given = (np.array(facts[key], np.float64) for key in ("true", "predicted"))
+        drawings["predicted.png"] = partial(plots.predictions, truth=truth, predicted=given)
+        drawings["residuals.png"] = partial(plots.residuals, truth=truth, predicted=given)
+    return drawings

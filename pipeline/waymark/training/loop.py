@@ -21,8 +21,9 @@ from waymark.errors import Sentence
 from waymark.models import Tensors, check_outputs, forward, scale
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
+from waymark.tasks import example_losses, example_weights
 from waymark.training.hidden_state import refuse_variables, trace
-from waymark.training.score import Score, Scorer
+from waymark.training.score import Score, Scorer, make_scorer
 
 T = TypeVar("T")
 Record = Callable[[list[int], Mapping[str, list[float]]], None]  # as many values as steps
@@ -70,17 +71,18 @@ def check_state(state: State, expected: Tensors) -> None:
 
 def train_step(
     config: Config,
-    classes: int,
+    data: Dataset,
     parameters: Tensors,
     slots: Tensors,
     images: Tensor,
-    labels: Tensor,
+    truth: tuple[Tensor, ...],
     dropout: Tensor,
     learning_rate: Tensor,
 ) -> Tensor:
     """Take one gradient step, in place; return its loss, float32 [].
 
-    `images` are float32 [batch, H, W, C] or [batch, ...], scaled, `labels` int32 [batch];
+    `images` are float32 [batch, H, W, C] or [batch, ...], scaled, `truth` the labels [batch, ...]
+    and, if there are any, the weights, float32 [batch], by which the loss is a weighted mean;
     `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs.
     """
     import tensorflow as tf
@@ -88,13 +90,22 @@ def train_step(
     values = {name: variable.read_value() for name, variable in parameters.items()}
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(values)
-        logits = forward(config.model, config.precision, values, images, dropout)
-        check_outputs(config.model, logits, classes)
-        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        outputs = forward(config.model, config.precision, values, images, dropout)
+        check_outputs(config.model, outputs, data)
+        labels, *weights = truth
+        losses = example_losses(config.task, labels, outputs, training=True)
+        loss = _weighted_mean(losses, *weights) if weights else tf.reduce_mean(losses)
     gradients = tape.gradient(loss, values, unconnected_gradients="zero")
     rate = {"learning_rate": learning_rate} if takes_learning_rate(config.optimizer) else {}
     config.optimizer.apply(parameters, slots, gradients, **rate)
     return loss
+
+
+def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean of losses [batch]; 0 where all weights are."""
+    import tensorflow as tf
+
+    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
 def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters: Tensors) -> Any:
@@ -104,13 +115,15 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
     """
     import tensorflow as tf
 
-    images, labels = tf.constant(data.x_train), tf.constant(data.y_train)
+    images, weights = tf.constant(data.x_train), example_weights(config.task, data)
+    truth = [tf.constant(each) for each in (data.y_train, weights) if each is not None]
     slots = {name: v for name, v in variables.items() if name not in {"step", *parameters}}
 
-    def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         sampling, size = config.data.sampling, config.batch_size
         picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        return scale(tf.gather(images, picked), data.divide), tf.gather(labels, picked)
+        known = tuple(tf.gather(each, picked) for each in truth)
+        return scale(tf.gather(images, picked), data.divide), known
 
     kinds = (tf.int32, tf.int64, tf.float32)
 
@@ -119,14 +132,14 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
         reached = variables["step"].read_value()
 
         def body(
-            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, truth: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor]:
+            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, known: tuple[tf.Tensor, ...]
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tuple[tf.Tensor, ...]]:
             step = reached + tf.cast(i, tf.int64) + 1
             # The next batch depends on no result, so TensorFlow makes it meanwhile.
             following = batch(seed, step + 1)
             dropout = random_key(seed, DROPOUT, step)
-            given = (pixels, truth, dropout, learning_rate)
-            loss = train_step(config, data.spec.classes, parameters, slots, *given)
+            given = (pixels, known, dropout, learning_rate)
+            loss = train_step(config, data, parameters, slots, *given)
             return i + 1, losses.write(i, loss), *following
 
         losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
@@ -139,7 +152,8 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
         variables["step"].assign_add(tf.cast(steps, tf.int64))
         return loop[1].stack()
 
-    return trace(run_steps, (config.model, config.optimizer), variables.values())
+    parts = (config.model, config.optimizer, config.task)
+    return trace(run_steps, parts, variables.values())
 
 
 class Trainer:
@@ -154,7 +168,7 @@ class Trainer:
         self.parameters = {name: self._variables[name] for name in names}
         self._run_steps = compile_steps(config, data, self._variables, self.parameters)
         self.evaluated = data.evaluated  # the set that evaluations in training are on
-        self.scorer = Scorer(config.model, config.precision, data, data.evaluated)
+        self.scorer = make_scorer(config, data, data.evaluated)
         self.scorer.compile(self.parameters)
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
@@ -213,12 +227,13 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
 
-    model, optimizer = config.model, config.optimizer
-    if not all(type(part).__module__.startswith("waymark.") for part in (model, optimizer)):
+    model, optimizer, task = config.model, config.optimizer, config.task
+    if not all(type(part).__module__.startswith("waymark.") for part in (model, optimizer, task)):
         return None
     compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
+        *(type(task), repr(task), tuple(config.metrics)),
         *(data.digest, *(getattr(config.data, name, None) for name in DATA_DEFAULTS)),
         *(config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
@@ -257,14 +272,16 @@ def reuse_or_compile(
 class NoProgress:
     """What a training of `steps` steps tells of how it goes, from the step `done` on: nothing."""
 
-    def __init__(self, steps: int, done: int, evaluated: str = "test") -> None:
-        self.steps, self.done, self.evaluated = steps, done, evaluated
+    def __init__(
+        self, steps: int, done: int, evaluated: str = "test", metric: str = "accuracy"
+    ) -> None:
+        self.steps, self.done, self.evaluated, self.metric = steps, done, evaluated, metric
 
     def on_steps(self, step: int, loss: float) -> None:
         """Show that training has reached `step`, whose mean loss of the batch is `loss`."""
 
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
-        """Show the batch's mean loss, and the accuracy, 0 to 1, of the evaluation at `step`."""
+    def on_evaluation(self, step: int, loss: float, value: float) -> None:
+        """Show the batch's mean loss, and the evaluation's `metric`, at `step`."""
 
     def close(self) -> None:
         """Leave the terminal as it should be."""
@@ -306,7 +323,7 @@ def train(
             rate = {STEPS_PER_SECOND: rated_steps / rated_seconds}
             rated_steps, rated_seconds = 0, 0.0
             record([step], {k: [v] for k, v in (metrics | rate).items()})
-            progress.on_evaluation(step, float(losses[-1]), score.accuracy)
+            progress.on_evaluation(step, float(losses[-1]), score.judged)
         on_schedule = due(step, config.save.every, last)
         if on_schedule or (metrics and config.save.keep_best):
             save(step, trainer.state(), metrics, on_schedule)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
-from waymark.table import number, rate
+from waymark.table import metric_value, number, rate
 from waymark.training.loop import NoProgress
 
 TASK = 0  # the only one of a bar
@@ -14,21 +14,25 @@ TASK = 0  # the only one of a bar
 class LogLines(NoProgress):
     """Print one line at each evaluation."""
 
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
+    def on_evaluation(self, step: int, loss: float, value: float) -> None:
         """Print the line."""
         # As the TF1 tutorial has it, where that shows a loss.
         shown = number(loss) if 0 < abs(loss) < 1e-3 or 1e4 <= abs(loss) < inf else f"{loss:.5f}"
-        name = f"{self.evaluated.title()}_Acc"
-        print(f"Step: {step:04d}, Loss: {shown}, {name}: {accuracy:.5f}", flush=True)
+        own = self.metric != "accuracy"
+        name, text = (self.metric, number(value)) if own else ("Acc", f"{value:.5f}")
+        said = f"{self.evaluated.title()}_{name}: {text}"
+        print(f"Step: {step:04d}, Loss: {shown}, {said}", flush=True)
 
 
 class ProgressBar(NoProgress):
     """Draw a bar with steps per second, loss, last accuracy and time left, at the end taken."""
 
-    def __init__(self, steps: int, done: int, evaluated: str = "test") -> None:
-        super().__init__(steps, done, evaluated)
-        text = "{task.fields[rate]} loss {task.fields[loss]} acc {task.fields[acc]}"
-        self._bar = _draw(text, ("rate", "loss", "acc"), steps, done, elapsed_when_finished=True)
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        name = "acc" if self.metric == "accuracy" else self.metric
+        text = f"{{task.fields[rate]}} loss {{task.fields[loss]}} {name} {{task.fields[value]}}"
+        fields = ("rate", "loss", "value")
+        self._bar = _draw(text, fields, self.steps, self.done, elapsed_when_finished=True)
 
     def on_steps(self, step: int, loss: float) -> None:
         """Show the step, its loss and the steps per second."""
@@ -36,9 +40,9 @@ class ProgressBar(NoProgress):
         step_rate = f"{rate(speed)} steps/s" if speed else "-"
         self._bar.update(TASK, completed=step, loss=number(loss), rate=step_rate)
 
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None:
-        """Show the accuracy."""
-        self._bar.update(TASK, acc=f"{accuracy:.4f}")
+    def on_evaluation(self, step: int, loss: float, value: float) -> None:
+        """Show the metric."""
+        self._bar.update(TASK, value=metric_value(self.metric, value))
 
     def close(self) -> None:
         """Stop drawing; the bar stays as it is."""
@@ -59,12 +63,15 @@ def _draw(
     return bar
 
 
-def make_progress(mode: Any, steps: int, done: int, evaluated: str = "test") -> NoProgress:
-    """Return what `progress=` asks for: auto, true (a bar even without a terminal), false."""
+def make_progress(mode: Any, steps: int, done: int, *named: str) -> NoProgress:
+    """Return what `progress=` asks for: auto, true (a bar even without a terminal), false.
+
+    `named` are the set that is evaluated and the metric that is shown.
+    """
     if mode is False:
         return NoProgress(steps, done)
     kind = ProgressBar if mode is True or sys.stdout.isatty() else LogLines
-    return kind(steps, done, evaluated)
+    return kind(steps, done, *named)
 
 
 class NoSweepProgress:
