@@ -192,7 +192,8 @@ def test_only_tracking_imports_mlflow() -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_what_is_heavy_is_imported_late(module: str) -> None:
     early = [name for name, at_once in imports(module) if at_once]
-    for heavy in ("tensorflow", "keras", "mlflow", "matplotlib", "hydra", "omegaconf", "rich"):
+    late = ("tensorflow", "keras", "mlflow", "matplotlib", "hydra", "omegaconf", "rich", "pandas")
+    for heavy in late:
         assert not any(below(name, heavy) for name in early), f"{module} imports {heavy} at once"
 
 

@@ -15,7 +15,7 @@ from waymark.tasks.classification import Classification
 from waymark.tasks.report import confusion
 from waymark.training import score
 from waymark.training.runtime import start_tensorflow
-from waymark.training.score import Score, Scorer
+from waymark.training.score import Scorer
 
 tf: Any = start_tensorflow(2)
 

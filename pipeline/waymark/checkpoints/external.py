@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -23,18 +24,25 @@ from waymark.npz import PickledObjects, read_npz
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
 Shapes = Mapping[str, tuple[int, ...]]
+NO_SHAPES: Shapes = MappingProxyType({})
 
 
-def read_parameters(path: Path, shapes: Shapes, origin: str) -> State:
+def read_parameters(
+    path: Path, shapes: Shapes, origin: str, statistics: Shapes = NO_SHAPES
+) -> State:
     """Return float32 arrays for the parameters named in `shapes` from a file.
+
+    The `statistics` of its training set come with them, if the file has all of them.
 
     `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
     folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
     """
     source = f"{origin}={str(path)!r}"
     arrays = _read(path, source)
+    there = statistics if statistics.keys() <= arrays.keys() else {}
+    shapes = {**shapes, **there}
     own = _own_parameters(path, arrays, shapes)
-    entries = arrays if own is None else {name: arrays[name] for name in own}
+    entries = arrays if own is None else {name: arrays[name] for name in {*own, *there}}
     return match_parameters(entries, shapes, source)
 
 

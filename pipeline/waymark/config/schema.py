@@ -123,7 +123,7 @@ class Config:
     model: Any
     """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
-    """`mnist_5k`, `mnist`, `fashion_mnist` or `arrays`"""
+    """`mnist_5k`, `mnist`, `fashion_mnist`, `arrays` or `table`"""
     task: Any
     """`classification`, `multilabel` or `regression`"""
     metrics: list[str]

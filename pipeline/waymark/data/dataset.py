@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from waymark.data.columns import Column
 from waymark.digest import digest
 from waymark.errors import BadInput
 
 PARTS = ("train", "val", "test")
+MEAN, SCALE = "features/mean", "features/scale"  # statistics of the training set, in the state
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,13 @@ class Dataset:
     """of the labels from 0 up, where they were texts"""
     scale: Literal["auto", "none", "uint8", 255] = "uint8"
     """what of the features is divided by 255 before a model has them, see `Loader.scale`"""
+    columns: tuple[Column, ...] = ()
+    """of a table that the features come from, as they were read"""
+    feature_names: tuple[str, ...] = ()
+    """of the columns of features [N, D], where they are known"""
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """of the training set, float32 [D], which are entries of a run's state: `features/mean` and
+    `features/scale`, by which features are standardised before a model has them"""
     read_digest: str = ""
     """the digest of what was read, before anything was held out of it"""
     summary: str = ""

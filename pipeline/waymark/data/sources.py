@@ -55,13 +55,14 @@ class Loader(ABC):
 
     # The defaults stand in conf/config.yaml; these are for code that makes a loader itself.
     sampling: Literal["replacement", "epoch"]
-    """`replacement` (uniform draws) or `epoch` (shuffled, without; what `arrays` has)"""
+    """`replacement` (uniform draws) or `epoch` (shuffled, without; what `arrays` and `table`
+    have)"""
     scale: Literal["auto", "none", "uint8", 255] = "auto"
     """what is divided by 255 before a model has it: `auto` (uint8 images [N,H,W] and [N,H,W,C]),
     `uint8` (all that is uint8, as in records without this setting), `255` (all) or `none`"""
     test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
     """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
-    of examples of it, or another file with `x_test` and `y_test`"""
+    of examples of it, or another file, with `x_test` and `y_test` or a table's columns"""
     validation: Annotated[float, Field(ge=0, lt=1)] | NonNegativeInt = 0
     """a fraction of the training set, or a number of examples of it, on which training is evaluated
     in place of the test set; 0: none"""
@@ -71,11 +72,16 @@ class Loader(ABC):
     split_seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """of the random choice, the same for every `seed`"""
     group: str | None = None
-    """the entry of an npz, [N] of the training set, whose equal values stay on one side"""
+    """the entry of an npz, [N] of the training set, or the column of a table, whose equal values
+    stay on one side"""
 
     @abstractmethod
     def load(self) -> Dataset:
         """Read the data set; raise BadInput for whatever is wrong with it."""
+
+    def encode(self, data: Dataset) -> Dataset:
+        """Return a data set that was held out of with what is fitted on its training set alone."""
+        return data
 
     def reads_test_file(self) -> bool:
         """Tell whether `test` may name a file, which `load` reads."""
@@ -104,7 +110,7 @@ class Mnist(Loader):
 
     def load(self) -> Dataset:
         """Read the npz: images uint8 [N, 28, 28, 1]; raise BadInput unless it holds MNIST."""
-        own = None if self.path is None else _expand(self.path)
+        own = None if self.path is None else expand(self.path)
         path = own or _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
         return _load("mnist", str(path), [path], MNIST)
 
@@ -120,7 +126,7 @@ class FashionMnist(Loader):
     def load(self) -> Dataset:
         """Read the files: images uint8 [N, 28, 28, 1]; raise BadInput for other data."""
         files = list(FASHION_FILES.values())
-        folder = FASHION_DEBIAN if self.path is None else _expand(self.path)
+        folder = FASHION_DEBIAN if self.path is None else expand(self.path)
         if self.path is None and not folder.exists():
             folder = _from_keras("fashion_mnist", "datasets/fashion-mnist", files)
         paths = [folder / file for file in files]
@@ -142,8 +148,8 @@ class Arrays(Loader):
 
     def load(self) -> Dataset:
         """Read the npz; raise BadInput naming the array that has another form."""
-        path = _expand(self.path)
-        files = [path, *([_expand(self.test)] if isinstance(self.test, str) else [])]
+        path = expand(self.path)
+        files = [path, *([expand(self.test)] if isinstance(self.test, str) else [])]
         return _load("arrays", str(path), files, group=self.group)
 
     def reads_test_file(self) -> bool:
@@ -154,7 +160,7 @@ class Arrays(Loader):
         """Tell whether there will be a validation set: asked for, or in the file."""
         brought: list[str] = []
         problems = suppress(OSError, ValueError, zipfile.BadZipFile)  # `load` says what is wrong
-        with problems, zipfile.ZipFile(_expand(self.path)) as archive:
+        with problems, zipfile.ZipFile(expand(self.path)) as archive:
             brought = archive.namelist()
         return "x_val.npy" in brought or super().has_validation()
 
@@ -192,7 +198,8 @@ def _load(
     return found
 
 
-def _expand(path: str) -> Path:
+def expand(path: str) -> Path:
+    """Return a path that was given, with the user's home for `~`."""
     return Path(os.path.expanduser(path))
 
 
@@ -202,7 +209,7 @@ def _from_keras(name: str, folder: str, files: list[str]) -> Path:
     Keras downloads in a process of its own, because it brings TensorFlow along and prints; and
     into a folder of its own, so that other processes find a whole file or none.
     """
-    cache = _expand(os.environ.get("KERAS_HOME", "~/.keras")) / folder
+    cache = expand(os.environ.get("KERAS_HOME", "~/.keras")) / folder
     program = (
         "import socket; socket.setdefaulttimeout(20); "
         f"import keras; keras.datasets.{name}.load_data()"
@@ -233,7 +240,7 @@ def _from_keras(name: str, folder: str, files: list[str]) -> Path:
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def reading(path: Path, kind: str) -> Iterator[None]:
     """Turn into BadInput what a missing, foreign or damaged file makes its reader raise."""
     try:
         yield
@@ -250,7 +257,7 @@ def _reading(path: Path, kind: str) -> Iterator[None]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     """Read the arrays of an npz; nothing in it is executed or believed unchecked."""
-    with _reading(path, "npz file"):
+    with reading(path, "npz file"):
         return read_npz(path)
 
 
@@ -259,7 +266,7 @@ def _read_idx(path: Path) -> np.ndarray:
 
     The format: 0, 0, 8 (unsigned byte), the rank, each length as a big-endian int32, the bytes.
     """
-    with _reading(path, "gzipped idx file"), gzip.open(path) as file:
+    with reading(path, "gzipped idx file"), gzip.open(path) as file:
         *kind, rank = file.read(4)
         if kind != [0, 0, 8]:
             raise ValueError("it does not start as one of unsigned bytes does")

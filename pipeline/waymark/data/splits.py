@@ -53,6 +53,7 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
             data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
         if loader.validation:
             data = _move(data, loader, "val", loader.validation, VALIDATION)
+        data = loader.encode(data)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
     if len(data.x_train) == before and data.divide and data.x_train.dtype == np.uint8:
@@ -60,6 +61,7 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
     scaled = "divided by 255" if data.divide else f"{data.x_train.dtype} as it is"
+    scaled = "standardised" if data.statistics else scaled
     return replace(data, summary=f"{', '.join(sizes)}{note}; {scaled}")
 
 

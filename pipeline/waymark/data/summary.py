@@ -1,17 +1,20 @@
 """What a data set holds, as `waymark data` shows it before anything is trained."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
+from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
 from waymark.errors import printable
 from waymark.table import format_table
 
 SHOWN_CLASSES = 100  # or labels or targets, of which the text tells; JSON tells of all
+SHOWN_CATEGORIES = 60  # characters of the names of a column's categories
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,16 @@ class PartSummary:
 
 
 @dataclass(frozen=True)
+class ColumnSummary:
+    """One column of a table, over all rows that were read."""
+
+    name: str
+    type: str  # number, boolean or category
+    values: str  # from the lowest to the highest number, or the categories
+    missing: int
+
+
+@dataclass(frozen=True)
 class DataSummary:
     """What a configuration would read, and how it would be split."""
 
@@ -36,6 +49,8 @@ class DataSummary:
     source: str
     digest: str
     parts: Mapping[str, PartSummary]  # train, val where there is one, test
+    columns: Sequence[ColumnSummary] = ()  # of a table, those of its features
+    feature_names: Sequence[str] = ()  # what a table's columns became, in order
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -51,6 +66,12 @@ class DataSummary:
         columns = ["set", "examples", "shape", "dtype", "values", "also in train"]
         lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}", ""]
         lines += [format_table(columns, sets, width), ""]
+        if self.columns:
+            described = [
+                [printable(each.name), each.type, printable(each.values), str(each.missing)]
+                for each in self.columns
+            ]
+            lines += [format_table(["column", "type", "values", "missing"], described, width), ""]
         kind, rows = self._labels()
         lines.append(format_table([kind, *self.parts], rows[:SHOWN_CLASSES], width))
         more = len(rows) - SHOWN_CLASSES
@@ -82,7 +103,22 @@ def summarise(data: Dataset) -> DataSummary:
                 targets=_ranges(y) if y.ndim == 2 and y.dtype.kind == "f" else [],
                 in_train=sum(each in known for each in _digests(x)),
             )
-    return DataSummary(data.name, data.source, data.digest, parts)
+    columns = [_column(each) for each in data.columns]
+    facts = data.name, data.source, data.digest
+    return DataSummary(*facts, parts, columns, data.feature_names)
+
+
+def _column(column: Column) -> ColumnSummary:
+    """Return what a column of a table holds."""
+    present = column.values[~column.missing]
+    if column.kind == "category":
+        shown = shorten(", ".join(column.categories), SHOWN_CATEGORIES, placeholder=" ...")
+        values = f"{len(column.categories)}: {shown}"
+    elif column.kind == "boolean":
+        values = f"true in {int(present.sum())}"
+    else:
+        values = f"{present.min():g} to {present.max():g}" if present.size else ""
+    return ColumnSummary(column.name, column.kind, values, int(column.missing.sum()))
 
 
 def _counts(data: Dataset, labels: np.ndarray) -> dict[str, int]:

@@ -15,7 +15,7 @@ from waymark.checkpoints.tf_bundle import check_bundle, readable
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset, ImageSpec
 from waymark.errors import BadInput, first_line
-from waymark.models import forward
+from waymark.models import NO_STATISTICS, forward, scale
 from waymark.training.hidden_state import refuse_variables
 from waymark.training.runtime import quiet
 from waymark.training.score import IMAGES_PER_BATCH
@@ -61,11 +61,20 @@ def file_name(config: Config) -> str | None:
     return config.save.graph if classes else None
 
 
-def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """Return the serialized MetaGraphDef that scores a model of these float32 parameters."""
+def export(
+    config: Config,
+    spec: ImageSpec,
+    shapes: Mapping[str, tuple[int, ...]],
+    statistics: Mapping[str, np.ndarray] = NO_STATISTICS,
+) -> bytes:
+    """Return the serialized MetaGraphDef that scores a model of these float32 parameters.
+
+    With `statistics`, which it restores as it does the parameters, it standardises its inputs.
+    """
     import tensorflow as tf
 
     v1 = tf.compat.v1
+    shapes = {**shapes, **{name: value.shape for name, value in statistics.items()}}
     with tf.Graph().as_default():
         variables = {
             name: v1.Variable(
@@ -77,6 +86,7 @@ def export(config: Config, spec: ImageSpec, shapes: Mapping[str, tuple[int, ...]
         labels = v1.placeholder(tf.float32, [None, spec.outputs], name="labels")
         values = {name: variable.read_value() for name, variable in variables.items()}
         images = tf.reshape(inputs, [-1, *spec.shape])
+        images = scale(images, False, {name: values.pop(name) for name in statistics})
         with refuse_variables([config.model]):
             logits = forward(config.model, config.precision, values, images)
         right = tf.equal(tf.argmax(logits, 1), tf.argmax(labels, 1))

@@ -114,10 +114,10 @@ def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ..
 
 def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
     """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit."""
-    initial, names = initial_state(config, data.spec)
+    initial, names = initial_state(config, data.spec, data.statistics)
     check_state(state, initial)
     scorer = scorer or make_scorer(config, data)
-    return scorer({name: state[name] for name in names})
+    return scorer({name: state[name] for name in [*names, *data.statistics]})
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
@@ -236,9 +236,11 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         if not found:
             raise BadInput(f"--checkpoint={str(path)!r}: there is no {metas[-1].name} beside it.")
         return Evaluation(**_score_graph(found[0], prefix, config, data), source=str(prefix))
-    parameters = read_parameters(path, parameter_shapes(config, data.spec), "--checkpoint")
-    log_parameters(parameters)
-    score = make_scorer(config, data)(parameters)
+    shapes = parameter_shapes(config, data.spec)
+    statistics = {name: value.shape for name, value in data.statistics.items()}
+    state = read_parameters(path, shapes, "--checkpoint", statistics)
+    log_parameters({name: state[name] for name in shapes})
+    score = make_scorer(config, data)(state)
     return Evaluation(**_summary(config, data, score), source=str(path))
 
 

@@ -177,7 +177,10 @@ def _initial_parameters(config: Config, data: Dataset) -> State:
         return {}
     start_tensorflow(**vars(config.runtime))
     shapes = restore.parameter_shapes(config, data.spec)
-    parameters = read_parameters(Path(config.init_from).expanduser(), shapes, "init_from")
+    path, statistics = Path(config.init_from).expanduser(), data.statistics
+    known = {name: value.shape for name, value in statistics.items()}
+    found = read_parameters(path, shapes, "init_from", known)
+    parameters = {name: found[name] for name in shapes}  # the statistics are this run's own
     restore.log_parameters(parameters)
     return parameters
 
@@ -194,7 +197,7 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
     try:
         trainer = Trainer(config, data)
         if graph.file_name(config):
-            graph.export(config, data.spec, trainer.shapes)
+            graph.export(config, data.spec, trainer.shapes, data.statistics)
     except HiddenState:
         raise
     except Exception:

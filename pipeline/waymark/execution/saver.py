@@ -103,7 +103,8 @@ def restore_or_initialise(
     graph_file = graph.file_name(config)
     file = folder / graph_file if graph_file else None
     if file and not graph_is_valid:
-        replace_file(file, graph.export(config, plan.data.spec, trainer.shapes))
+        statistics = plan.data.statistics
+        replace_file(file, graph.export(config, plan.data.spec, trainer.shapes, statistics))
     newest = plan.step if plan.checkpoint else -1
     return Saver(store, run, file, before, newest)
 

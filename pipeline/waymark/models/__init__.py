@@ -18,14 +18,16 @@ a key in training, None otherwise.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
-from waymark.data.dataset import Dataset
+from waymark.data.dataset import MEAN, SCALE, Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import Sentence
 from waymark.users_code import defined
 
 Tensors = Mapping[str, Tensor]
+NO_STATISTICS: Tensors = MappingProxyType({})
 
 
 class WrongOutputs(Sentence):
@@ -39,11 +41,17 @@ def truncated_normal(shape: tuple[int, ...], stddev: float, key: Tensor) -> Tens
     return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
 
 
-def scale(images: Tensor, divide: bool) -> Tensor:
-    """Return features as float32, divided by 255 if need be as NumPy divides float32."""
+def scale(images: Tensor, divide: bool, statistics: Tensors = NO_STATISTICS) -> Tensor:
+    """Return features as float32, divided by 255 if need be as NumPy divides float32.
+
+    With the `statistics` of the training set, float32 [D], features [B, D] are standardised:
+    their mean is subtracted, what is left divided by their scale.
+    """
     import tensorflow as tf
 
     pixels = tf.cast(images, tf.float32)
+    if statistics:
+        return (pixels - statistics[MEAN]) / statistics[SCALE]
     if not divide:
         return pixels
     # In a compiled function TensorFlow turns `/ 255.0` into a multiplication by 1 / 255, which

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from waymark.checkpoints import State
-from waymark.config.schema import DATA_DEFAULTS, Config
+from waymark.config.schema import Config
 from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
 from waymark.data.sources import SMALL, batch_indices
-from waymark.errors import Sentence
-from waymark.models import Tensors, check_outputs, forward, scale
+from waymark.errors import BadInput, Sentence
+from waymark.models import NO_STATISTICS, Tensors, check_outputs, forward, scale
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
 from waymark.tasks import example_losses, example_weights
@@ -43,8 +43,14 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def initial_state(config: Config, spec: ImageSpec) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a new run's state and which names in it are the parameters; raise HiddenState."""
+def initial_state(
+    config: Config, spec: ImageSpec, statistics: Mapping[str, np.ndarray] = NO_STATISTICS
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Return a new run's state and which names in it are the parameters; raise HiddenState.
+
+    The `statistics` of the training set are entries of the state, under names of their own, or
+    BadInput is raised.
+    """
     import tensorflow as tf
 
     state: dict[str, tf.Tensor] = {}
@@ -52,6 +58,12 @@ def initial_state(config: Config, spec: ImageSpec) -> tuple[dict[str, Tensor], l
         parameters = dict(config.model.initial(spec, partial(random_key, config.seed, INITIAL)))
         state |= parameters
         state |= config.optimizer.slots(parameters)
+    if taken := state.keys() & statistics.keys():
+        raise BadInput(
+            f"{type(config.model).__name__} has a parameter {min(taken)!r}, which is the name of "
+            f"a statistic of the training set; data.standardise=false does without them."
+        )
+    state |= {name: tf.constant(value) for name, value in statistics.items()}
     return {"step": tf.constant(0, tf.int64), **state}, list(parameters)
 
 
@@ -117,13 +129,15 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
 
     images, weights = tf.constant(data.x_train), example_weights(config.task, data)
     truth = [tf.constant(each) for each in (data.y_train, weights) if each is not None]
-    slots = {name: v for name, v in variables.items() if name not in {"step", *parameters}}
+    statistics = {name: variables[name] for name in data.statistics}
+    others = {"step", *parameters, *statistics}
+    slots = {name: v for name, v in variables.items() if name not in others}
 
     def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
         sampling, size = config.data.sampling, config.batch_size
         picked = batch_indices(sampling, seed, step, size, len(data.x_train))
         known = tuple(tf.gather(each, picked) for each in truth)
-        return scale(tf.gather(images, picked), data.divide), known
+        return scale(tf.gather(images, picked), data.divide, statistics), known
 
     kinds = (tf.int32, tf.int64, tf.float32)
 
@@ -162,20 +176,21 @@ class Trainer:
     def __init__(self, config: Config, data: Dataset) -> None:
         import tensorflow as tf
 
-        initial, names = initial_state(config, data.spec)
-        self._spec = data.spec
+        initial, names = initial_state(config, data.spec, data.statistics)
+        self._spec, self._statistics = data.spec, data.statistics
         self._variables = {k: tf.Variable(value, trainable=False) for k, value in initial.items()}
         self.parameters = {name: self._variables[name] for name in names}
         self._run_steps = compile_steps(config, data, self._variables, self.parameters)
         self.evaluated = data.evaluated  # the set that evaluations in training are on
         self.scorer = make_scorer(config, data, data.evaluated)
-        self.scorer.compile(self.parameters)
+        self._scored = {name: self._variables[name] for name in [*names, *data.statistics]}
+        self.scorer.compile(self._scored)
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
 
     def reset(self, config: Config) -> None:
         """Set the state to a new run's initial one; its `compilation_key` must be the same."""
-        self.assign(initial_state(config, self._spec)[0])
+        self.assign(initial_state(config, self._spec, self._statistics)[0])
         self._inputs = _inputs(config)
 
     @property
@@ -210,7 +225,7 @@ class Trainer:
 
     def score(self) -> Score:
         """Score the parameters as they are on the whole validation set, else the test set."""
-        return self.scorer(self.parameters)
+        return self.scorer(self._scored)
 
 
 def _inputs(config: Config) -> tuple[Tensor, Tensor]:
@@ -231,11 +246,12 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     if not all(type(part).__module__.startswith("waymark.") for part in (model, optimizer, task)):
         return None
     compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
+    read = {**getattr(config.data, "__dict__", {}), "path": None}  # the digest tells what is there
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
         *(type(task), repr(task), tuple(config.metrics)),
-        *(data.digest, *(getattr(config.data, name, None) for name in DATA_DEFAULTS)),
-        *(config.data.sampling, config.batch_size, config.precision),
+        *(data.digest, repr(read), config.data.sampling),
+        *(config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),
     )

@@ -30,7 +30,10 @@ class Score:
 
 
 class Scorer:
-    """A compiled function of the parameters, over a set that stays on the device."""
+    """A compiled function of the parameters, over a set that stays on the device.
+
+    With them may come the statistics of the training set, which are else those of the data.
+    """
 
     def __init__(
         self,
@@ -53,10 +56,14 @@ class Scorer:
             kinds.append(tf.float32)
 
         @tf.function(autograph=False)
-        def score(parameters: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        def score(values: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+            statistics = {name: values[name] for name in data.statistics}
+            parameters = {name: values[name] for name in values if name not in statistics}
+
             def body(i: tf.Tensor, arrays: list[Any]) -> tuple[tf.Tensor, list[Any]]:
                 rows = slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH)
-                outputs = forward(model, precision, parameters, scale(images[rows], data.divide))
+                features = scale(images[rows], data.divide, statistics)
+                outputs = forward(model, precision, parameters, features)
                 check_outputs(model, outputs, data)
                 losses = example_losses(task, labels[rows], outputs, training=False)
                 found = losses, task.predict(outputs), outputs
@@ -72,6 +79,7 @@ class Scorer:
             return [each.concat() for each in arrays]
 
         self._parts, self._score, self._labels = (model, task), score, y
+        self._statistics = data.statistics
         self._compiled: Any = None
 
     def compile(self, parameters: Tensors) -> None:
@@ -85,7 +93,8 @@ class Scorer:
     def __call__(self, parameters: Tensors) -> Score:
         import tensorflow as tf
 
-        values = {name: tf.convert_to_tensor(value) for name, value in parameters.items()}
+        given = {**self._statistics, **parameters}
+        values = {name: tf.convert_to_tensor(value) for name, value in given.items()}
         if self._compiled is None:
             self.compile(values)
         losses, predictions, *outputs = (part.numpy() for part in self._compiled(values))

@@ -1,0 +1,226 @@
+"""The columns of a table: what each holds, and the features that are made of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from waymark.errors import BadInput
+
+MAX_CATEGORIES = 1000  # of one column: each is a feature
+Kind = Literal["number", "boolean", "category"]
+Missing = Literal["refuse", "mean", "median", "most_frequent"]
+
+# What pandas calls the kinds of values that are not read.
+DATES = ("date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period")
+# What a text in a CSV file, where no type is written down, may be in truth.
+DISGUISED = (
+    (r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", "a number among texts"),
+    (r"\s*[-+]?\d+,\d+\s*", "a number with a decimal comma; write it with a point"),
+    (r"\d{4}-\d\d-\d\d([ T].*)?", "a date; write it as a number, such as its year or days"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One column of a table of N rows, those of the test set's file last, if there is one."""
+
+    name: str
+    kind: Kind
+    values: np.ndarray
+    """[N]: numbers and booleans as they were read, NaN where one is missing; categories as int32
+    places among `categories`, -1 where one is missing"""
+    categories: tuple[str, ...] = ()
+    """sorted, each once"""
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Tell for each row, bool [N], whether its value is missing."""
+        if self.kind == "category":
+            return self.values < 0
+        return np.isnan(self.values) if self.values.dtype.kind == "f" else np.zeros(len(self), bool)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a digest of this column is made of."""
+        found = {f"{self.kind} {self.name}": self.values}
+        if self.kind == "category":
+            found[f"categories {self.name}"] = np.array(self.categories, np.str_)
+        return found
+
+    def plain(self) -> np.ndarray:
+        """Return numbers as they are, booleans as uint8 0 and 1, categories as texts, [N].
+
+        Nothing may be missing.
+        """
+        if self.kind == "category":
+            return np.array(self.categories, np.str_)[self.values]
+        return self.values.astype(np.uint8) if self.kind == "boolean" else self.values
+
+    def refuse_missing(self, source: str, hint: str = "") -> None:
+        """Raise BadInput with how many values are missing, if any are."""
+        rows = np.flatnonzero(self.missing)
+        if rows.size:
+            values = "value" if rows.size == 1 else "values"
+            raise BadInput(
+                f"{source}: column {self.name!r} has {rows.size} missing {values}, "
+                f"the first in row {rows[0]}{hint}."
+            )
+
+
+def read_column(name: str, series: Any, source: str, guessed: bool, category: bool) -> Column:
+    """Return a pandas Series as a column, of categories if so asked; raise BadInput.
+
+    Its type was `guessed` if it comes from a CSV file: texts must not hold numbers or dates then.
+    """
+    import pandas as pd
+
+    inferred = pd.api.types.infer_dtype(series, skipna=True)
+    if category or inferred in ("string", "categorical"):
+        return _categories(name, series, source, guessed and not category)
+    gaps = bool(series.isna().any())
+    if inferred == "boolean":
+        values = series.to_numpy(np.float64, na_value=np.nan) if gaps else series.to_numpy(bool)
+        return Column(name, "boolean", values)
+    if inferred == "empty":  # no type at all: all are missing
+        return Column(name, "number", np.full(len(series), np.nan))
+    if not (inferred in ("integer", "floating") and pd.api.types.is_numeric_dtype(series.dtype)):
+        if inferred in DATES:
+            held = "dates or times; write them as numbers, such as years or days"
+        else:
+            held = f"{inferred} values; allowed are numbers, booleans, texts and categories"
+        raise BadInput(f"{source}: column {name!r} holds {held}, or leave it out of data.features.")
+    dtype = getattr(series.dtype, "numpy_dtype", series.dtype)
+    if gaps:
+        dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
+    values = series.to_numpy(dtype, na_value=np.nan) if gaps else series.to_numpy(dtype)
+    with np.errstate(over="ignore"):
+        infinite = np.flatnonzero(np.isinf(values.astype(np.float32)))
+    if infinite.size:
+        raise BadInput(
+            f"{source}: column {name!r} has {values[infinite[0]]} in row {infinite[0]}, which is "
+            f"not finite as a float32."
+        )
+    return Column(name, "number", values)
+
+
+def _categories(name: str, series: Any, source: str, guessed: bool) -> Column:
+    """Return texts, or what pandas has as categories already, as a column of categories."""
+    import pandas as pd
+
+    codes, found = pd.factorize(series)  # -1 where one is missing
+    texts = [str(each) for each in found]
+    for pattern, what in DISGUISED if guessed else ():
+        for code, text in enumerate(texts[: MAX_CATEGORIES + 1]):
+            if re.fullmatch(pattern, text):
+                raise BadInput(
+                    f"{source}: column {name!r} is read as texts, but {text!r} in row "
+                    f"{np.flatnonzero(codes == code)[0]} is {what}, or take the values as texts "
+                    f"with 'data.categories=[{name}]'."
+                )
+    categories = tuple(sorted(set(texts)))
+    places = {text: place for place, text in enumerate(categories)}
+    lookup = np.array([*(places[text] for text in texts), -1], np.int32)
+    return Column(name, "category", lookup[codes], categories)
+
+
+def joined(first: Column, second: Column, sources: tuple[str, str]) -> Column:
+    """Return a column with the rows of two files; raise BadInput if they hold different kinds."""
+    if first.kind != second.kind:
+        raise BadInput(
+            f"{sources[1]}: column {first.name!r} is a {second.kind}, in {sources[0]} it is a "
+            f"{first.kind}; both must be the same."
+        )
+    if first.kind != "category":
+        return replace(first, values=np.concatenate([first.values, second.values]))
+    categories = tuple(sorted({*first.categories, *second.categories}))
+    places = {text: place for place, text in enumerate(categories)}
+    parts = [
+        np.array([*(places[text] for text in each.categories), -1], np.int32)[each.values]
+        for each in (first, second)
+    ]
+    return Column(first.name, "category", np.concatenate(parts), categories)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How columns become features: fitted on the rows of the training set alone."""
+
+    files: Sequence[tuple[str, int]]  # that the rows come from, each with how many
+    missing: Missing
+    unknown: Literal["refuse", "column"]
+
+    @property
+    def source(self) -> str:
+        """Return the file of the training set."""
+        return self.files[0][0]
+
+    def encode(
+        self, column: Column, rows: Mapping[str, np.ndarray]
+    ) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Return the names of a column's features, and their values float32 [rows, features].
+
+        `rows` names the rows of each set, int64, the training set's under `train`. Raises BadInput
+        for a column without a value in the training set, for one with too many categories there,
+        and for a category that is unknown.
+        """
+        filled = self._filled(column, rows["train"])
+        if column.kind != "category":
+            return [column.name], {
+                part: filled[each].astype(np.float32)[:, None] for part, each in rows.items()
+            }
+        known = np.unique(filled[rows["train"]])
+        if len(known) > MAX_CATEGORIES:
+            raise BadInput(
+                f"{self.source}: column {column.name!r} has {len(known)} categories in the "
+                f"training set; allowed are {MAX_CATEGORIES}: leave it out of data.features."
+            )
+        names = [f"{column.name}={column.categories[place]}" for place in known]
+        lookup = np.full(len(column.categories), len(known))
+        lookup[known] = np.arange(len(known))
+        if self.unknown == "column":
+            names.append(f"{column.name} unknown")
+        encoded = {}
+        for part, each in rows.items():
+            places = lookup[filled[each]]
+            if self.unknown == "refuse":
+                self._refuse_unknown(column, part, each[places == len(known)])
+            encoded[part] = (places[:, None] == np.arange(len(names))).astype(np.float32)
+        return names, encoded
+
+    def _filled(self, column: Column, train: np.ndarray) -> np.ndarray:
+        """Return a column's values, those that are missing filled in by the training set's."""
+        if not column.missing.any():
+            return column.values
+        present = column.values[train][~column.missing[train]]
+        if not present.size:
+            raise BadInput(
+                f"{self.source}: column {column.name!r} has no value in the training set, by which "
+                f"data.missing={self.missing} could fill: leave it out of data.features."
+            )
+        if column.kind == "number" and self.missing in ("mean", "median"):
+            fill = np.mean if self.missing == "mean" else np.median
+            value = fill(present.astype(np.float64))
+        else:
+            found, counts = np.unique(present, return_counts=True)
+            value = found[counts.argmax()]  # the least of several
+        return np.where(column.missing, value, column.values).astype(column.values.dtype)
+
+    def _refuse_unknown(self, column: Column, part: str, rows: np.ndarray) -> None:
+        if not rows.size:
+            return
+        row, text = int(rows[0]), column.categories[column.values[rows[0]]]
+        source, count = self.files[0]
+        if row >= count:
+            source, row = self.files[1][0], row - count
+        kind = "test" if part == "test" else "validation"
+        raise BadInput(
+            f"{source}: column {column.name!r} has {text!r} in row {row}, of the {kind} set, and "
+            f"in no row of the training set; data.unknown=column gives such values a feature of "
+            f"their own."
+        )
