@@ -17,7 +17,7 @@ from waymark.package import __version__ as __version__
 if TYPE_CHECKING:
     from waymark.api import *
 
-__all__ = ["BadInput", "Failed", "compare", "configure", "describe_data", "evaluate"]
+__all__ = ["BadInput", "Failed", "clear_cache", "compare", "configure", "describe_data", "evaluate"]
 __all__ += ["rerun", "resume", "run", "runs", "sweep", "sync", "ui"]
 
 

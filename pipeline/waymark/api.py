@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from waymark import plots
 from waymark.comparison.report import Comparison
 from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
 from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.schema import Config
-from waymark.data import splits
-from waymark.data.summary import DataSummary, summarise
+from waymark.data import cache, splits
+from waymark.data.images import showing
+from waymark.data.sources import Loader
+from waymark.data.summary import DataSummary, examples_by_class, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
 from waymark.evaluation import restore as evaluation
@@ -68,14 +71,42 @@ def configure(*overrides: str) -> Config:
     return compose_config(overrides).typed()
 
 
-def describe_data(*overrides: str) -> DataSummary:
+def describe_data(*overrides: str, pictures: str | Path | None = None) -> DataSummary:
     """Return what the configuration of `overrides` would read, and how it would be split.
 
-    Raises BadInput for data that cannot be read or split so.
+    Some `pictures` of each class are drawn as this PNG file. Raises BadInput for data that cannot
+    be read or split so, or drawn.
     """
     with taken_back():
         config = compose_config(overrides).config
-        return summarise(splits.load(config.data, config.task))
+        with showing(config.progress):
+            data = splits.load(config.data, config.task)
+        if pictures is not None:
+            path = Path(pictures).expanduser()
+            classes = examples_by_class(data)
+            try:
+                plots.contact_sheet(path, classes)
+            except OSError as error:
+                raise BadInput(f"{path} cannot be written: {error.strerror}.") from None
+        folder = config.data.cache_folder() if isinstance(config.data, Loader) else None
+        return summarise(data, folder)
+
+
+def clear_cache(*overrides: str) -> tuple[Path, int]:
+    """Remove what is kept of data: the folder that `overrides` name and the bytes it took.
+
+    Without any, or for data that keep nothing, it is the folder in the user's cache. Raises
+    BadInput for what cannot be removed.
+    """
+    with taken_back():
+        given = parse_overrides(overrides) if overrides else {}
+        if set(given) == {"data.cache"}:
+            folder = cache.cache_folder(given["data.cache"])
+        else:
+            loader = compose_config(overrides).config.data
+            own = loader.cache_folder() if isinstance(loader, Loader) else None
+            folder = own or cache.cache_folder(None)
+        return folder, cache.clear(folder)
 
 
 def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:

@@ -14,7 +14,7 @@ import click
 
 from waymark.errors import BadInput, explain, printable
 from waymark.package import __version__
-from waymark.table import age, format_table, metric_value, number
+from waymark.table import age, format_table, metric_value, number, size
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
 CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="With YAML files of your own.")
@@ -101,8 +101,16 @@ def _run(cfg: Any, arguments: list[str]) -> int:
 @cli.command()
 @OVERRIDES
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--pictures", metavar="FILE.png", help="Draw some examples of each class.")
+@click.option("--clear-cache", "clear", is_flag=True, help="Remove what is kept of pictures.")
 @CONFIG_DIR
-def data(overrides: tuple[str, ...], as_json: bool, config_dir: str | None) -> int:
+def data(
+    overrides: tuple[str, ...],
+    as_json: bool,
+    pictures: str | None,
+    clear: bool,
+    config_dir: str | None,
+) -> int:
     """Show what a configuration would read and how it would be split; trains nothing.
 
     Takes the overrides of `waymark run`: data=arrays data.path=mine.npz data.validation=0.1
@@ -110,7 +118,14 @@ def data(overrides: tuple[str, ...], as_json: bool, config_dir: str | None) -> i
     from waymark import api
     from waymark.config.values import json_text
 
-    found = api.describe_data(*_with_folder(overrides, config_dir))
+    given = _with_folder(overrides, config_dir)
+    if clear:
+        if pictures or as_json:
+            raise BadInput("--clear-cache: reads no data; give it alone, or with data.cache.")
+        folder, count = api.clear_cache(*given)
+        print(printable(f"removed {size(count)} from {folder}"))
+        return 0
+    found = api.describe_data(*given, pictures=pictures)
     print(json_text(found.plain()) if as_json else found.text(_width()))
     return 0
 

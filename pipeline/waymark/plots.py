@@ -160,6 +160,32 @@ def _points(
     _save(figure, path)
 
 
+def contact_sheet(path: Path, classes: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Draw pictures, uint8 [N, H, W, 1 or 3], of each class beside its name, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    height, width = classes[0][1].shape[1:3]
+    most = max(len(pictures) for _, pictures in classes)
+    line, tall = np.full((height, most * (width + 1), 3), 255, np.uint8), 0.8  # inches, a row
+    wide, names = min(most * tall * width / height, 50), 2.0
+    size = (names + wide, tall * len(classes))
+    figure = Figure(figsize=size)
+    for row, (name, pictures) in enumerate(classes):
+        shown = line.copy()
+        for place, picture in enumerate(pictures):
+            left = place * (width + 1)
+            shown[:, left : left + width] = picture
+        low = (len(classes) - 1 - row) / len(classes)
+        box = (names / size[0], low, wide / size[0], 0.96 / len(classes))
+        axes = figure.add_axes(box)
+        axes.imshow(shown, aspect="auto", interpolation="nearest")
+        axes.set_axis_off()
+        text = elided(printable(name), 26)
+        middle = low + 0.5 / len(classes)
+        figure.text(0.1 / size[0], middle, text, va="center", size=9, parse_math=False)
+    _save(figure, path)
+
+
 def _plot(axes: Any, curve: Mapping[int, float], **style: Any) -> Any:
     """Draw a curve by step; return its line."""
     steps = sorted(curve)

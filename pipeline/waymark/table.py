@@ -37,6 +37,14 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
+def size(count: int) -> str:
+    """Return a number of bytes in the unit that says most."""
+    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= of:
+            return f"{number(count / of)} {unit}"
+    return f"{count} bytes"
+
+
 def age(seconds: float) -> str:
     """Return how long ago something was, by a clock that another one may be ahead of."""
     return duration(seconds) if seconds >= 0 else "in the future"

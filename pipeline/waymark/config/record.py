@@ -13,7 +13,7 @@ import yaml
 from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.resolve import Resolved, build_group, refuse_both, resolve
-from waymark.config.schema import DATA_DEFAULTS, FORMAT, GROUP_PROTOCOLS, LABELS
+from waymark.config.schema import DATA_DEFAULTS, DATA_PLACES, FORMAT, GROUP_PROTOCOLS, LABELS
 from waymark.config.values import flatten, json_text, nearest
 from waymark.config.yaml_source import decode_yaml, yaml_problem
 from waymark.errors import BadInput, first_line
@@ -111,7 +111,7 @@ def from_record(
     """Read a run's config.yaml, with `overrides` (dotted keys) put on top.
 
     Raises BadInput for what `read_record` and `with_overrides` refuse, and for a change of what
-    lies under the keys in `frozen` (but `data.path`, and what is masked in the record). `name` is
+    lies under the keys in `frozen` (but DATA_PLACES, and what is masked in the record). `name` is
     the run's, for the command that starts another one.
     """
     body, choices, masked = read_record(path)
@@ -120,7 +120,7 @@ def from_record(
     # What was recorded with keys of its own is known by them alone: null is a change of it.
     changed = {key: value for key, value in overrides.items() if value != known.get(key, ...)}
     moved = is_moved_file(known.get("data.test"), overrides.get("data.test"))
-    free = ("data.path", *(["data.test"] if moved else []), *masked)
+    free = (*DATA_PLACES, *(["data.test"] if moved else []), *masked)
     if "steps" in overrides:
         refuse_both(overrides)
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]

@@ -29,6 +29,9 @@ DATA_DEFAULTS = {
     "scale": "auto",
 }
 
+# Where data and what is made of them lie: that they are the same ones the digest tells.
+DATA_PLACES = ("data.path", "data.cache")
+
 # A pattern, the most characters, and both in words. What is refused: controls, line separators,
 # directions of writing and halves of characters, which deceive a reader, and the shell's syntax.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -123,7 +126,8 @@ class Config:
     model: Any
     """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
     data: Any
-    """`mnist_5k`, `mnist`, `fashion_mnist`, `arrays` or `table`"""
+    """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table` or
+    `images` (`size`, `channels`, `cache`)"""
     task: Any
     """`classification`, `multilabel` or `regression`"""
     metrics: list[str]

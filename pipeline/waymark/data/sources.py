@@ -13,7 +13,7 @@ import tempfile
 import time
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -91,6 +91,10 @@ class Loader(ABC):
         """Tell whether there will be a validation set."""
         return self.validation > 0
 
+    def cache_folder(self) -> Path | None:
+        """Return the folder in which is kept what is made of the files, if anything is."""
+        return None
+
 
 @settings
 class Mnist5k(Loader):
@@ -111,7 +115,7 @@ class Mnist(Loader):
     def load(self) -> Dataset:
         """Read the npz: images uint8 [N, 28, 28, 1]; raise BadInput unless it holds MNIST."""
         own = None if self.path is None else expand(self.path)
-        path = own or _from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
+        path = own or from_keras("mnist", "datasets", ["mnist.npz"]) / "mnist.npz"
         return _load("mnist", str(path), [path], MNIST)
 
 
@@ -128,7 +132,7 @@ class FashionMnist(Loader):
         files = list(FASHION_FILES.values())
         folder = FASHION_DEBIAN if self.path is None else expand(self.path)
         if self.path is None and not folder.exists():
-            folder = _from_keras("fashion_mnist", "datasets/fashion-mnist", files)
+            folder = from_keras("fashion_mnist", "datasets/fashion-mnist", files)
         paths = [folder / file for file in files]
         return _load("fashion_mnist", str(folder), paths, FASHION_MNIST)
 
@@ -174,21 +178,28 @@ def _load(
 ) -> Dataset:
     """Return the data set in an npz, with or without one of the test set, or in four idx files.
 
-    `published` is the digest it must have, `group` the entry that holds the groups. One data set
-    is kept, if it is small, so that the runs of a process do not read it again while its files are
-    the same.
+    `published` is the digest it must have, `group` the entry that holds the groups.
+    """
+    return read_once((name, group), files, lambda: _read(name, source, files, published, group))
+
+
+def read_once(settings: Any, files: list[Path], read: Callable[[], Dataset]) -> Dataset:
+    """Return what `read` makes of files with these settings, now or the last time.
+
+    One data set is kept, if it is small, so that the runs of a process do not read it again while
+    its files are the same.
     """
     now = time.time()
     try:
         facts = [path.stat() for path in files]  # before they are read
     except (OSError, ValueError):  # the reader says it better
-        return _read(name, source, files, published, group)
+        return read()
     marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
-    key = name, tuple(map(str, files)), tuple(marks), group
+    key = settings, tuple(map(str, files)), tuple(marks)
     found = _last.get(key)
     if found is None:
         _last.clear()
-        found = _read(name, source, files, published, group)
+        found = read()
         # Just after one change another one could bear the same time.
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
         if settled and found.nbytes < SMALL:
@@ -203,13 +214,18 @@ def expand(path: str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _from_keras(name: str, folder: str, files: list[str]) -> Path:
+def keras_cache(folder: str) -> Path:
+    """Return a folder of Keras's cache."""
+    return expand(os.environ.get("KERAS_HOME", "~/.keras")) / folder
+
+
+def from_keras(name: str, folder: str, files: list[str]) -> Path:
     """Return the folder of Keras's cache that holds these files, downloaded if need be.
 
     Keras downloads in a process of its own, because it brings TensorFlow along and prints; and
     into a folder of its own, so that other processes find a whole file or none.
     """
-    cache = expand(os.environ.get("KERAS_HOME", "~/.keras")) / folder
+    cache = keras_cache(folder)
     program = (
         "import socket; socket.setdefaulttimeout(20); "
         f"import keras; keras.datasets.{name}.load_data()"

@@ -3,18 +3,21 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import numpy as np
 
+from waymark.data.cache import cached_bytes
 from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
-from waymark.errors import printable
-from waymark.table import format_table
+from waymark.errors import BadInput, printable
+from waymark.table import format_table, size
 
 SHOWN_CLASSES = 100  # or labels or targets, of which the text tells; JSON tells of all
 SHOWN_CATEGORIES = 60  # characters of the names of a column's categories
+SHOWN_PICTURES = 10  # of a class
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class DataSummary:
     parts: Mapping[str, PartSummary]  # train, val where there is one, test
     columns: Sequence[ColumnSummary] = ()  # of a table, those of its features
     feature_names: Sequence[str] = ()  # what a table's columns became, in order
+    cache: str | None = None  # the folder in which is kept what was made of the files
+    cached_bytes: int = 0  # that all of it takes
 
     def plain(self) -> dict[str, Any]:
         """Return it as JSON takes it."""
@@ -64,7 +69,10 @@ class DataSummary:
             for name, each in self.parts.items()
         ]  # fmt: skip
         columns = ["set", "examples", "shape", "dtype", "values", "also in train"]
-        lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}", ""]
+        lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}"]
+        if self.cache:
+            lines.append(printable(f"{size(self.cached_bytes)} in the cache {self.cache}"))
+        lines.append("")
         lines += [format_table(columns, sets, width), ""]
         if self.columns:
             described = [
@@ -86,8 +94,8 @@ class DataSummary:
         return "target", [[str(i), *row] for i, row in enumerate(zip(*words, strict=True))]
 
 
-def summarise(data: Dataset) -> DataSummary:
-    """Count and measure what is in each set of a data set."""
+def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
+    """Count and measure what is in each set of a data set, and in the `folder` of its cache."""
     known = set(_digests(data.x_train))
     parts = {}
     for part in PARTS:
@@ -105,7 +113,8 @@ def summarise(data: Dataset) -> DataSummary:
             )
     columns = [_column(each) for each in data.columns]
     facts = data.name, data.source, data.digest
-    return DataSummary(*facts, parts, columns, data.feature_names)
+    kept = (str(folder), cached_bytes(folder)) if folder else (None, 0)
+    return DataSummary(*facts, parts, columns, data.feature_names, *kept)
 
 
 def _column(column: Column) -> ColumnSummary:
@@ -139,6 +148,31 @@ def _ranges(targets: np.ndarray) -> list[tuple[float, float, float]]:
     wide = targets.astype(np.float64)
     ends = zip(wide.min(axis=0), wide.mean(axis=0), wide.max(axis=0), strict=True)
     return [(float(low), float(high), float(mean)) for low, mean, high in ends]
+
+
+def examples_by_class(data: Dataset) -> list[tuple[str, np.ndarray]]:
+    """Return of each class its name and some of its pictures in the training set, [N, H, W, C].
+
+    They stand as far apart as they can. Raises BadInput for data that are no pictures.
+    """
+    x, y = data.examples("train")
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        raise BadInput(
+            f"{data.name}: has features of shape {list(x.shape[1:])}; drawn are pictures "
+            f"[H, W], [H, W, 1] and [H, W, 3]."
+        )
+    low, high = float(x.min()), float(x.max())
+    found = []
+    for label in range(min(data.spec.classes, SHOWN_CLASSES)):
+        rows = np.flatnonzero(y == label)
+        if len(rows):
+            places = np.linspace(0, len(rows) - 1, min(len(rows), SHOWN_PICTURES)).astype(int)
+            shown = x[rows[places]]
+            if x.dtype != np.uint8:
+                shown = ((shown - low) / ((high - low) or 1) * 255).astype(np.uint8)
+            name = data.class_names[label] if data.class_names else str(label)
+            found.append((f"{name} ({len(rows)})", shown))
+    return found
 
 
 def _digests(examples: np.ndarray) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.data import splits
 from waymark.data.dataset import Dataset, ImageSpec
+from waymark.data.images import showing
 from waymark.errors import BadInput, listed
 from waymark.evaluation import graph
 from waymark.names import DATA_DIGEST, EVALUATED, TEST, VERSION
@@ -68,7 +69,8 @@ class Evaluation:
 def load_data(config: Config) -> Dataset:
     """Load the data set and check that configuration and model fit it; raise BadInput."""
     measured = modes(config.task, config.metrics)
-    data = splits.load(config.data, config.task)
+    with showing(config.progress):
+        data = splits.load(config.data, config.task)
     refuse_few_outputs(config.metrics, data.spec.outputs)
     if config.batch_size > len(data.x_train):
         raise BadInput(

@@ -19,7 +19,7 @@ from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.record import is_moved_file
-from waymark.config.schema import NAME
+from waymark.config.schema import DATA_PLACES, NAME
 from waymark.errors import BadInput, Failed, printable
 from waymark.execution import new_process
 from waymark.execution.ending import RerunDiverged
@@ -32,7 +32,7 @@ from waymark.tracking.store import RunStore
 
 # What a rerun may change: none of it changes the numbers. (Of the data their digest tells.)
 RERUN_OVERRIDABLE = (
-    *("log_every", "eval_every", "data.path", "progress", "record.changes"),
+    *("log_every", "eval_every", *DATA_PLACES, "progress", "record.changes"),
     *("experiment_name", "run_name", "trusted_modules", SEARCHPATH),
 )
 

@@ -28,7 +28,7 @@ from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import resolved as checked
 from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
-from waymark.config.schema import NAME, Config
+from waymark.config.schema import DATA_PLACES, NAME, Config
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
@@ -260,8 +260,11 @@ def identity(resolved: Resolved, data: Dataset | None = None) -> str:
     """
     known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
     left_out = NOT_PART_OF_IDENTITY
-    values = {k: v for k, v in known.items() if k.partition(".")[0] not in left_out}
-    values.pop("data.path", None)
+    values = {
+        key: value
+        for key, value in known.items()
+        if key.partition(".")[0] not in left_out and key not in DATA_PLACES
+    }
     known_data = (data or load_data(resolved.config)).digest
     own = tuple(own_modules(resolved.config))
     return digest_of([by_content(values), known_data, code_and_environment_digest(own)])
