@@ -11,6 +11,7 @@ from waymark.data.sources import ImageSpec
 from waymark.errors import BadInput
 from waymark.models import forward, scale, truncated_normal
 from waymark.models.cnn import Cnn
+from waymark.models.linear import Linear
 from waymark.models.softmax import Softmax
 from waymark.training.runtime import start_tensorflow
 
@@ -55,6 +56,21 @@ def test_softmax_is_one_matrix_product(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(logits, exact, rtol=1e-4, atol=1e-6)
     plain = images.reshape(200, -1) @ weights
     assert np.array_equal(logits.argmax(1), plain.argmax(1))
+
+
+def test_the_linear_model_starts_at_zero_and_adds_its_bias() -> None:
+    spec, rng = ImageSpec((5, 4, 3), 2), np.random.default_rng(0)
+    zeros = arrays(Linear().initial(spec, partial(random_key, 3, INITIAL)))
+    assert {name: value.shape for name, value in zeros.items()} == {
+        "weights": (60, 2),
+        "bias": (2,),
+    }
+    assert not any(value.any() for value in zeros.values())
+    values = {name: rng.normal(size=v.shape).astype(np.float32) for name, v in zeros.items()}
+    features = pixels(spec, 50)
+    outputs = forward(Linear(), "float32", values, tf.constant(features)).numpy()
+    exact = features.reshape(50, -1).astype(np.float64) @ values["weights"] + values["bias"]
+    np.testing.assert_allclose(outputs, exact, rtol=1e-4, atol=1e-4)
 
 
 def without_rewriting() -> Any:

@@ -124,7 +124,8 @@ class Config:
     """Everything that decides a run. The README's table holds the same words for each field."""
 
     model: Any
-    """`softmax` (`init_stddev`), `cnn` (`init_stddev`, `init_bias`, `keep_prob`)"""
+    """`softmax` (`init_stddev`), `linear` (with a bias), `cnn` (`init_stddev`, `init_bias`,
+    `keep_prob`)"""
     data: Any
     """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table` or
     `images` (`size`, `channels`, `cache`)"""
@@ -135,7 +136,7 @@ class Config:
     your own `(labels, outputs) -> float` by their dotted names"""
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`); `optimizer.learning_rate` is the
-    model's (softmax 1e-3, cnn 1e-4) unless given"""
+    model's (softmax 1e-3, linear 1e-2, cnn 1e-4) unless given"""
     save: Any
     """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
     steps: PositiveInt
