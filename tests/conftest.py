@@ -17,6 +17,7 @@ import pytest
 from filelock import FileLock
 from waymark.comparison.environment import NUMERICS_ENV_VARS
 from waymark.config.compose import compose_config
+from waymark.data import digests
 from waymark.execution import execute
 from waymark.tracking import remote_store
 from waymark.tracking.delivery_process import RunDelivery
@@ -147,6 +148,15 @@ def own_modules_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         file = getattr(sys.modules[name], "__dict__", {}).get("__file__")
         if str(file).startswith(str(tmp_path_factory.getbasetemp())):
             del sys.modules[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep digests of data sets in a folder of the tests, not of the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digests, "folder", lambda: folder)
+        yield folder
 
 
 @pytest.fixture

@@ -6,25 +6,34 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SETTLED = 3  # seconds after which a file's times are those of its last change
 
 
-def digest(arrays: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 (hex) of named arrays.
+def digest(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of named arrays, or of what gives one in `pieces()`, row by row.
 
     Over, for each entry in sorted order of names: the name, the dtype's name, the shape as
     Python prints a tuple, each followed by a newline, then the little-endian C-order bytes.
     """
     total = hashlib.sha256()
     for name in sorted(arrays):
-        array = np.asarray(arrays[name])
+        array: Any = arrays[name]
+        pieces = getattr(array, "pieces", None)
+        array = array if pieces else np.asarray(array)
         total.update(f"{name}\n{array.dtype.name}\n{array.shape}\n".encode())
-        values = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
-        total.update(values.view(np.uint8).data if array.size else b"")
+        for piece in pieces() if pieces else [array]:
+            total.update(little_endian(piece))
     return total.hexdigest()
+
+
+def little_endian(array: np.ndarray) -> Any:
+    """Return the bytes of an array, little-endian and in C order."""
+    values = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+    return values.view(np.uint8).data if array.size else b""
 
 
 def file_digest(files: Iterable[Path]) -> str:

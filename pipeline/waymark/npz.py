@@ -3,6 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """Read one array, whose header must promise the bytes that follow it, no more and no less."""
-    name, form = member.filename, np.lib.format
+    name = member.filename
     if not name.endswith(".npy"):
         raise ValueError(f"{name!r} is not an array as NumPy writes it")
     if member.compress_type not in NUMPY_COMPRESSION:
@@ -46,14 +47,25 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
             f"stored or deflated"
         )
     with archive.open(member) as stream:
-        first = form.read_magic(stream) == (1, 0)
-        header = form.read_array_header_1_0 if first else form.read_array_header_2_0
-        shape, _, dtype = header(stream)
-        promised, present = math.prod(shape) * dtype.itemsize, member.file_size - stream.tell()
+        read_header(stream, name, member.file_size)
+    with archive.open(member) as stream:  # read to its end, where zipfile compares the checksum
+        array: np.ndarray = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def read_header(stream: Any, name: str, size: int) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, whether in Fortran order, and dtype of an npy of `size` bytes.
+
+    The stream stands at the values then. Raises ValueError unless they are as many bytes as the
+    header promises, PickledObjects, and what NumPy does.
+    """
+    form = np.lib.format
+    first = form.read_magic(stream) == (1, 0)
+    header = form.read_array_header_1_0 if first else form.read_array_header_2_0
+    shape, fortran, dtype = header(stream)
+    promised, present = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if dtype.hasobject:
         raise PickledObjects(f"{name!r} holds pickled objects, which are never loaded")
     if promised != present:
         raise ValueError(f"{name!r} promises {promised:,} bytes and holds {present:,}")
-    with archive.open(member) as stream:  # read to its end, where zipfile compares the checksum
-        array: np.ndarray = form.read_array(stream, allow_pickle=False)
-    return array
+    return shape, fortran, dtype

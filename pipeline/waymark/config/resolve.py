@@ -106,7 +106,7 @@ def resolve(
         _check_texts(config, source)
         for name in config.metrics:
             if "." in name:
-                _locate(name, "metrics", source, trusted)
+                _locate_users_code(name, "metrics", source, trusted)
     except BadInput as error:
         said = str(error)
         for key, value in hidden.items():
@@ -200,6 +200,9 @@ def build_group(
         raise BadInput(f"{said}: has no method {missing[0]}().")
     if group == "data":
         own = _without_defaults(cls, own, source)
+    for name in getattr(cls, "dotted_names", ()):
+        if isinstance(own.get(name), str):
+            _locate_users_code(own[name], f"{group}.{name}", source, trusted)
     return _checked(cls, own, f"{group}.", source)
 
 
@@ -226,15 +229,34 @@ def _without_defaults(cls: type, own: dict[str, Any], source: Source) -> dict[st
     return own
 
 
-def _locate(target: str, key: str, source: Source, trusted: list[str] | None) -> Any:
-    """Return the class that a group names, or the user's own function that `metrics` does."""
-    from hydra.utils import get_class, get_method
+def _locate_users_code(
+    target: str, key: str, source: Source, trusted: list[str] | None
+) -> Callable[..., Any]:
+    """Return the user's class or function of this name, which will be called; raise BadInput.
 
-    own = ("waymark",) if key != "metrics" else ()  # none of whose functions is a metric
-    find: Callable[[str], Any] = get_class if own else get_method
+    Waymark's own are refused: a record could have any of them called, with any arguments.
+    """
+    from hydra.utils import get_method
+
+    found: Callable[..., Any] = _locate(target, key, source, trusted, get_method)
+    if f"{getattr(found, '__module__', None)}.".startswith("waymark."):
+        said = f"{key}={target!r} ({source(key)})"
+        raise BadInput(f"{said}: is part of Waymark; allowed are classes and functions of yours.")
+    return found
+
+
+def _locate(
+    target: str,
+    key: str,
+    source: Source,
+    trusted: list[str] | None,
+    get: Callable[[str], Any] | None = None,
+) -> Any:
+    """Return the class of a dotted name, or what `get` returns for it; raise BadInput."""
+    from hydra.utils import get_class
 
     def allowed(name: str) -> bool:
-        roots = tuple(f"{root}." for root in (*own, *(trusted or [])))
+        roots = tuple(f"{root}." for root in ("waymark", *(trusted or [])))
         return trusted is None or f"{name}.".startswith(roots)
 
     said = f"{key}={target!r} ({source(key)})"
@@ -249,7 +271,7 @@ def _locate(target: str, key: str, source: Source, trusted: list[str] | None) ->
     log = logging.getLogger("hydra.utils")
     disabled, log.disabled = log.disabled, True  # it prints what is raised as well
     try:
-        found = find(target)
+        found = (get or get_class)(target)
     except Exception as error:
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"

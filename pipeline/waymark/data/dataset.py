@@ -9,7 +9,8 @@ from typing import Any, Literal
 import numpy as np
 
 from waymark.data.columns import Column
-from waymark.digest import digest
+from waymark.data.digests import dataset_digest
+from waymark.data.rows import Features, Rows, refuse_not_finite
 from waymark.errors import BadInput
 
 PARTS = ("train", "val", "test")
@@ -39,17 +40,18 @@ class Dataset:
 
     Until a task has prepared them, labels are [N, ...] as they were read. Then those of
     classification are int32 [N] from 0, of multilabel uint8 [N, K], of regression float32 [N, T].
+    Features that are larger than memory are Rows, which are read by index.
 
     A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
     """
 
     name: str
     source: str  # the file, folder or package they came from
-    x_train: np.ndarray
+    x_train: Features
     y_train: np.ndarray
-    x_test: np.ndarray = field(default_factory=_nothing)
+    x_test: Features = field(default_factory=_nothing)
     y_test: np.ndarray = field(default_factory=_nothing)
-    x_val: np.ndarray = field(default_factory=_nothing)
+    x_val: Features = field(default_factory=_nothing)
     y_val: np.ndarray = field(default_factory=_nothing)
     groups: np.ndarray = field(default_factory=_nothing)
     """[N] of the training set: rows with equal values stay on one side of every split"""
@@ -87,7 +89,7 @@ class Dataset:
         return self.y_train.ndim == 1 and self.y_train.dtype.kind in "iu"
 
     @property
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, Features]:
         """Return the arrays that are there, by their names."""
         names = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
         names += ["groups", "sample_weight"]
@@ -95,13 +97,13 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Return how many bytes the arrays take."""
-        return sum(array.nbytes for array in self.arrays.values())
+        """Return how many bytes of memory the arrays take."""
+        return sum(each.nbytes for each in self.arrays.values() if isinstance(each, np.ndarray))
 
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 of the arrays as they were read (see waymark.digest)."""
-        return self.read_digest or digest(self.arrays)
+        return self.read_digest or dataset_digest(self.arrays)
 
     @property
     def divide(self) -> bool:
@@ -136,12 +138,12 @@ class Dataset:
         names = {"class_names": list(self.class_names[:1000])} if self.class_names else {}
         return {**shapes, **names}
 
-    def examples(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+    def examples(self, part: str) -> tuple[Features, np.ndarray]:
         """Return the images and the labels of a set: train, val or test."""
         return vars(self)[f"x_{part}"], vars(self)[f"y_{part}"]
 
 
-def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dataset:
+def from_arrays(name: str, source: str, arrays: Mapping[str, Features]) -> Dataset:
     """Bring x_train and y_train, and what there is of the other entries, into Dataset's form.
 
     The labels stay as they are: their form is the task's (see `waymark.tasks`). Raises BadInput
@@ -178,12 +180,12 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, np.ndarray]) -> Dat
                 f"{len(train)} integers or texts, one for each row of x_train."
             )
     if "sample_weight" in arrays:
-        given = arrays["sample_weight"]
+        given = np.asarray(arrays["sample_weight"])
         checked["sample_weight"] = _weights(f"{source}: sample_weight", given, len(train))
     return Dataset(name=name, source=source, **checked)
 
 
-def pick(arrays: Mapping[str, np.ndarray], wanted: tuple[str, ...], source: object) -> Any:
+def pick(arrays: Mapping[str, Features], wanted: tuple[str, ...], source: object) -> Any:
     """Return the entries of a file that are wanted; raise BadInput if one is not there."""
     missing = [name for name in wanted if name not in arrays]
     if missing:
@@ -210,23 +212,22 @@ def _weights(name: str, array: np.ndarray, examples: int) -> np.ndarray:
     return weights
 
 
-def _images(name: str, array: np.ndarray) -> np.ndarray:
+def _images(name: str, array: Features) -> Features:
     if array.ndim < 2 or array.size == 0:
         raise BadInput(
             f"{name} has shape {list(array.shape)}; allowed are [N, D], [N, H, W], [N, H, W, C] "
             f"and [N, ...], none of them 0."
         )
     if array.dtype.name in ("float16", "float32", "float64"):
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32, copy=False)
-        rows = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
-        if not rows.all():
-            raise BadInput(
-                f"{name} has a value in row {rows.argmin()} that is not finite as a float32."
-            )
+        if isinstance(array, np.ndarray):
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32, copy=False)
+            refuse_not_finite(name, array)
     elif array.dtype.kind not in "iu":
         raise BadInput(
             f"{name} has dtype {array.dtype}; allowed are integers, float16, float32 and float64."
         )
+    if isinstance(array, Rows):
+        return array.as_images(name)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     return np.ascontiguousarray(array[..., np.newaxis] if array.ndim == 3 else array)

@@ -15,6 +15,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -25,6 +26,7 @@ from waymark.config.schema import settings
 from waymark.data.dataset import Dataset, from_arrays, pick
 from waymark.data.dataset import ImageSpec as ImageSpec
 from waymark.data.randomness import SAMPLING, Tensor, random_key
+from waymark.data.rows import Features, NpyRows, npy_files
 from waymark.digest import SETTLED
 from waymark.errors import BadInput
 from waymark.npz import read_npz
@@ -62,7 +64,8 @@ class Loader(ABC):
     `uint8` (all that is uint8, as in records without this setting), `255` (all) or `none`"""
     test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
     """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
-    of examples of it, or another file, with `x_test` and `y_test` or a table's columns"""
+    of examples of it, another file, with `x_test` and `y_test` or a table's columns, or with
+    `source` a dotted name"""
     validation: Annotated[float, Field(ge=0, lt=1)] | NonNegativeInt = 0
     """a fraction of the training set, or a number of examples of it, on which training is evaluated
     in place of the test set; 0: none"""
@@ -139,7 +142,7 @@ class FashionMnist(Loader):
 
 @settings
 class Arrays(Loader):
-    """The user's own arrays: an npz of x_train and y_train.
+    """The user's own arrays: an npz of x_train and y_train, or a folder of such npy files.
 
     x_test and y_test, x_val and y_val may be there too. Features [N, ...], images [N, H, W] or
     [N, H, W, C], integers or floats; labels as the task takes them; sample_weight [N] of the
@@ -148,10 +151,11 @@ class Arrays(Loader):
 
     path: str
     """an npz with `x_train` and `y_train`, and, if you have them, `x_test` and `y_test`, `x_val`
-    and `y_val`, `sample_weight`"""
+    and `y_val`, `sample_weight`, or a folder of such `.npy` files, whose features may be larger
+    than memory"""
 
     def load(self) -> Dataset:
-        """Read the npz; raise BadInput naming the array that has another form."""
+        """Read the npz, or open the folder's files; raise BadInput naming what has another form."""
         path = expand(self.path)
         files = [path, *([expand(self.test)] if isinstance(self.test, str) else [])]
         return _load("arrays", str(path), files, group=self.group)
@@ -162,10 +166,13 @@ class Arrays(Loader):
 
     def has_validation(self) -> bool:
         """Tell whether there will be a validation set: asked for, or in the file."""
-        brought: list[str] = []
-        problems = suppress(OSError, ValueError, zipfile.BadZipFile)  # `load` says what is wrong
-        with problems, zipfile.ZipFile(expand(self.path)) as archive:
-            brought = archive.namelist()
+        brought, path = [], expand(self.path)
+        with suppress(OSError, ValueError, zipfile.BadZipFile):  # `load` says what is wrong
+            if path.is_dir():
+                brought = os.listdir(path)
+            else:
+                with zipfile.ZipFile(path) as archive:
+                    brought = archive.namelist()
         return "x_val.npy" in brought or super().has_validation()
 
 
@@ -191,7 +198,8 @@ def read_once(settings: Any, files: list[Path], read: Callable[[], Dataset]) -> 
     """
     now = time.time()
     try:
-        facts = [path.stat() for path in files]  # before they are read
+        inner = [[path, *(npy_files(path) if path.is_dir() else [])] for path in files]
+        facts = [path.stat() for path in chain(*inner)]  # before they are read
     except (OSError, ValueError):  # the reader says it better
         return read()
     marks = [(f.st_dev, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for f in facts]
@@ -204,7 +212,8 @@ def read_once(settings: Any, files: list[Path], read: Callable[[], Dataset]) -> 
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
         if settled and found.nbytes < SMALL:
             for array in found.arrays.values():
-                array.flags.writeable = False
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False
             _last[key] = found
     return found
 
@@ -271,10 +280,25 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{path} is not a readable {kind}: {reason}.") from error
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an npz; nothing in it is executed or believed unchecked."""
+def _read_npz(path: Path) -> dict[str, Features]:
     with reading(path, "npz file"):
-        return read_npz(path)
+        return {**read_npz(path)}
+
+
+def _read_arrays(path: Path, group: str | None) -> dict[str, Features]:
+    """Read the arrays of an npz, or of a folder; nothing in it is executed or believed unchecked.
+
+    Of a folder features are opened only, and what is no entry of a data set is not read.
+    """
+    if not path.is_dir():
+        return _read_npz(path)
+    found: dict[str, Features] = {}
+    for file in npy_files(path):
+        with reading(file, "npy file"):
+            rows, name = NpyRows(file), file.stem
+            kept = name[:2] == "y_" or name in ("sample_weight", group)
+            found[name] = rows.whole() if kept else rows
+    return found
 
 
 def _read_idx(path: Path) -> np.ndarray:
@@ -293,10 +317,13 @@ def _read_idx(path: Path) -> np.ndarray:
 def _read(
     name: str, source: str, files: list[Path], published: str | None, group: str | None
 ) -> Dataset:
+    arrays: dict[str, Features]
     if len(files) == len(ENTRIES):
         arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
     else:
-        found, *test_set = map(_read_npz, files)
+        found, *test_set = (
+            _read_npz(path) if published else _read_arrays(path, group) for path in files
+        )
         arrays = {name: array for name, array in found.items() if name != "groups"}
         if group is not None:
             arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]
@@ -306,7 +333,7 @@ def _read(
             arrays |= pick(entries, ("x_test", "y_test"), files[1])
     if published:  # whose digest is that of int32 labels
         whole = {key: a for key, a in arrays.items() if key[0] == "y" and a.dtype.kind in "iu"}
-        arrays |= {key: labels.astype(np.int32) for key, labels in whole.items()}
+        arrays |= {key: np.asarray(labels, np.int32) for key, labels in whole.items()}
     dataset = from_arrays(name, source, arrays)
     if published and dataset.digest != published:
         raise BadInput(

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from waymark.data.rows import choose
 from waymark.data.sources import Dataset, Loader
 from waymark.errors import BadInput
 
@@ -85,15 +86,14 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
         rows = np.sort(_shuffled(examples, key)[:count])
     else:
         rows = stratified(data.y_train, count, key, data.class_names)
-    kept = np.ones(examples, bool)
-    kept[rows] = False
+    kept = np.setdiff1d(np.arange(examples), rows, assume_unique=True)
     return replace(
         data,
-        x_train=data.x_train[kept],
+        x_train=choose(data.x_train, kept),
         y_train=data.y_train[kept],
         groups=data.groups[kept] if groups is not None else data.groups,
         sample_weight=data.sample_weight[kept] if len(data.sample_weight) else data.sample_weight,
-        **{f"x_{part}": data.x_train[rows], f"y_{part}": data.y_train[rows]},
+        **{f"x_{part}": choose(data.x_train, rows), f"y_{part}": data.y_train[rows]},
     )
 
 

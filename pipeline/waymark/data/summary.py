@@ -1,6 +1,6 @@
 """What a data set holds, as `waymark data` shows it before anything is trained."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from waymark.data.cache import cached_bytes
 from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
+from waymark.data.rows import Features, pieces
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, size
 
@@ -96,20 +97,22 @@ class DataSummary:
 
 def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
     """Count and measure what is in each set of a data set, and in the `folder` of its cache."""
-    known = set(_digests(data.x_train))
-    parts = {}
+    parts: dict[str, PartSummary] = {}
+    known: set[bytes] = set()
     for part in PARTS:
         x, y = data.examples(part)
         if len(x):
+            lowest, highest, digests = _measure(x)
+            known = set(digests) if part == "train" else known
             parts[part] = PartSummary(
                 examples=len(x),
                 shape=list(x.shape[1:]),
                 dtype=x.dtype.name,
-                lowest=float(x.min()),
-                highest=float(x.max()),
+                lowest=lowest,
+                highest=highest,
                 classes=_counts(data, y),
                 targets=_ranges(y) if y.ndim == 2 and y.dtype.kind == "f" else [],
-                in_train=sum(each in known for each in _digests(x)),
+                in_train=sum(each in known for each in digests),
             )
     columns = [_column(each) for each in data.columns]
     facts = data.name, data.source, data.digest
@@ -161,20 +164,28 @@ def examples_by_class(data: Dataset) -> list[tuple[str, np.ndarray]]:
             f"{data.name}: has features of shape {list(x.shape[1:])}; drawn are pictures "
             f"[H, W], [H, W, 1] and [H, W, 3]."
         )
-    low, high = float(x.min()), float(x.max())
-    found = []
-    for label in range(min(data.spec.classes, SHOWN_CLASSES)):
+    if not data.has_classes:
+        raise BadInput(f"{data.name}: has no classes, which pictures are drawn by.")
+    found = {}
+    for label in range(min(data.spec.outputs, SHOWN_CLASSES)):
         rows = np.flatnonzero(y == label)
         if len(rows):
             places = np.linspace(0, len(rows) - 1, min(len(rows), SHOWN_PICTURES)).astype(int)
-            shown = x[rows[places]]
-            if x.dtype != np.uint8:
-                shown = ((shown - low) / ((high - low) or 1) * 255).astype(np.uint8)
             name = data.class_names[label] if data.class_names else str(label)
-            found.append((f"{name} ({len(rows)})", shown))
-    return found
+            found[f"{name} ({len(rows)})"] = x[rows[places]]
+    if x.dtype != np.uint8:
+        low = min(float(each.min()) for each in found.values())
+        high = max(float(each.max()) for each in found.values())
+        for name, each in found.items():
+            found[name] = ((each - low) / ((high - low) or 1) * 255).astype(np.uint8)
+    return list(found.items())
 
 
-def _digests(examples: np.ndarray) -> Iterator[bytes]:
-    """Return what tells each example from others."""
-    return (blake2b(example.tobytes(), digest_size=16).digest() for example in examples)
+def _measure(x: Features) -> tuple[float, float, list[bytes]]:
+    """Return the lowest and the highest value, and what tells each example from others."""
+    lows, highs, digests = [], [], []
+    for piece in pieces(x):
+        lows.append(piece.min())
+        highs.append(piece.max())
+        digests += [blake2b(each.tobytes(), digest_size=16).digest() for each in piece]
+    return float(min(lows)), float(max(highs)), digests

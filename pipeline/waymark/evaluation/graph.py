@@ -120,7 +120,6 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
     if len(names) != 3:
         raise BadInput(f"{meta}: {COLLECTION!r} must hold inputs, labels, accuracy.")
     _check_operations(meta, body, names)
-    pixels = data.x_test.reshape(len(data.x_test), -1)
     classes = np.arange(data.spec.outputs)
     options = v1.ConfigProto(intra_op_parallelism_threads=threads)
     with quiet(), tf.Graph().as_default(), v1.Session(config=options) as session:
@@ -131,8 +130,9 @@ def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:
                 saver.restore(session, path)
             inputs, labels, accuracy = v1.get_collection(COLLECTION)
             hits = 0
-            for start in range(0, len(pixels), IMAGES_PER_BATCH):
-                batch = pixels[start : start + IMAGES_PER_BATCH].astype(np.float32)
+            for start in range(0, len(data.x_test), IMAGES_PER_BATCH):
+                images = data.x_test[start : start + IMAGES_PER_BATCH]
+                batch = images.reshape(len(images), -1).astype(np.float32)
                 batch = batch / np.float32(255) if data.divide else batch
                 truth = data.y_test[start : start + IMAGES_PER_BATCH, None] == classes  # one-hot
                 feed = {inputs: batch, labels: truth.astype(np.float32)}

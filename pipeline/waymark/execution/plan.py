@@ -210,6 +210,7 @@ def own_modules(config: Config) -> list[str]:
     parts = config.model, config.data, config.task, config.optimizer, config.save
     modules = {type(part).__module__ for part in parts}
     modules |= {name.rpartition(".")[0] for name in config.metrics if "." in name}
+    modules |= set(getattr(config.data, "modules", ()))
     return sorted(name for name in modules if not name.startswith("waymark."))
 
 

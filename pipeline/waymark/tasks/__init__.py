@@ -36,12 +36,15 @@ from waymark.tasks.report import ClassScore
 from waymark.users_code import defined
 
 
-def example_weights(task: Any, data: Dataset) -> np.ndarray | None:
-    """Return what each training example counts, float32 [N], by itself and its label; None: 1."""
+def training_truth(task: Any, data: Dataset) -> list[np.ndarray]:
+    """Return the training set's labels [N, ...] and, unless all count 1, its weights float32 [N].
+
+    What an example counts is its own weight times that of its label.
+    """
     weights = getattr(task, "weights", lambda _: None)(data)
-    if not len(data.sample_weight):
-        return weights
-    return data.sample_weight if weights is None else data.sample_weight * weights
+    if len(data.sample_weight):
+        weights = data.sample_weight if weights is None else data.sample_weight * weights
+    return [data.y_train] if weights is None else [data.y_train, weights]
 
 
 def scores_of_classes(task: Any, data: Dataset, predictions: np.ndarray) -> list[ClassScore]:

@@ -6,7 +6,7 @@ The order at one step: record, evaluate, hand a copy of the state to the saver.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -14,14 +14,16 @@ import numpy as np
 
 from waymark.checkpoints import State
 from waymark.config.schema import Config
-from waymark.data.dataset import Dataset, ImageSpec
+from waymark.data.dataset import PARTS, Dataset, ImageSpec
 from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
+from waymark.data.rows import Rows
 from waymark.data.sources import SMALL, batch_indices
 from waymark.errors import BadInput, Sentence
 from waymark.models import NO_STATISTICS, Tensors, check_outputs, forward, scale
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
-from waymark.tasks import example_losses, example_weights
+from waymark.tasks import example_losses, training_truth
+from waymark.training import streaming
 from waymark.training.hidden_state import refuse_variables, trace
 from waymark.training.score import Score, Scorer, make_scorer
 
@@ -123,26 +125,36 @@ def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
 def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters: Tensors) -> Any:
     """Compile a function of how many steps (int32 []), seed (int64 []), learning rate (float32 []).
 
-    One call returns the losses of all steps, float32 [steps]. Raises HiddenState, WrongOutputs.
+    Where features are larger than memory, also of a chunk of batches (see `streaming`). One call
+    returns the losses of all steps, float32 [steps]. Raises HiddenState, WrongOutputs.
     """
     import tensorflow as tf
 
-    images, weights = tf.constant(data.x_train), example_weights(config.task, data)
-    truth = [tf.constant(each) for each in (data.y_train, weights) if each is not None]
+    chunked = isinstance(data.x_train, Rows)
+    arrays = () if chunked else (data.x_train, *training_truth(config.task, data))
+    resident = [tf.constant(each) for each in arrays]
     statistics = {name: variables[name] for name in data.statistics}
     others = {"step", *parameters, *statistics}
     slots = {name: v for name, v in variables.items() if name not in others}
 
-    def batch(seed: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+    def batch(
+        seed: tf.Tensor, step: tf.Tensor, *chunk: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        if chunk:
+            pixels, *known = streaming.batch_of(step, *chunk)
+            return scale(pixels, data.divide, statistics), tuple(known)
         sampling, size = config.data.sampling, config.batch_size
         picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        known = tuple(tf.gather(each, picked) for each in truth)
-        return scale(tf.gather(images, picked), data.divide, statistics), known
+        pixels, *known = (tf.gather(each, picked) for each in resident)
+        return scale(pixels, data.divide, statistics), tuple(known)
 
-    kinds = (tf.int32, tf.int64, tf.float32)
+    scalars = [tf.TensorSpec([], kind) for kind in (tf.int32, tf.int64, tf.float32)]
+    given = [*scalars, *(streaming.signature(config, data) if chunked else [])]
 
-    @tf.function(autograph=False, input_signature=[tf.TensorSpec([], kind) for kind in kinds])
-    def run_steps(steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor) -> tf.Tensor:
+    @tf.function(autograph=False, input_signature=given)
+    def run_steps(
+        steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor, *chunk: tf.Tensor
+    ) -> tf.Tensor:
         reached = variables["step"].read_value()
 
         def body(
@@ -150,7 +162,7 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
         ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tuple[tf.Tensor, ...]]:
             step = reached + tf.cast(i, tf.int64) + 1
             # The next batch depends on no result, so TensorFlow makes it meanwhile.
-            following = batch(seed, step + 1)
+            following = batch(seed, step + 1, *chunk)
             dropout = random_key(seed, DROPOUT, step)
             given = (pixels, known, dropout, learning_rate)
             loss = train_step(config, data, parameters, slots, *given)
@@ -160,7 +172,7 @@ def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters:
         loop = tf.while_loop(
             lambda i, *_: i < steps,
             body,
-            (tf.constant(0), losses, *batch(seed, reached + 1)),
+            (tf.constant(0), losses, *batch(seed, reached + 1, *chunk)),
             parallel_iterations=1,
         )
         variables["step"].assign_add(tf.cast(steps, tf.int64))
@@ -178,6 +190,7 @@ class Trainer:
 
         initial, names = initial_state(config, data.spec, data.statistics)
         self._spec, self._statistics = data.spec, data.statistics
+        self._batches = _batches(config, data)
         self._variables = {k: tf.Variable(value, trainable=False) for k, value in initial.items()}
         self.parameters = {name: self._variables[name] for name in names}
         self._run_steps = compile_steps(config, data, self._variables, self.parameters)
@@ -188,10 +201,19 @@ class Trainer:
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
 
-    def reset(self, config: Config) -> None:
+    def reset(self, config: Config, data: Dataset) -> None:
         """Set the state to a new run's initial one; its `compilation_key` must be the same."""
         self.assign(initial_state(config, self._spec, self._statistics)[0])
         self._inputs = _inputs(config)
+        self._batches = _batches(config, data)
+        for scorer in (self.scorer, self.restored_scorer):
+            if scorer:
+                scorer.read_from(data)
+
+    def close(self) -> None:
+        """Wait until no thread reads batches any more."""
+        if self._batches:
+            self._batches.close()
 
     @property
     def step(self) -> int:
@@ -199,10 +221,22 @@ class Trainer:
         return int(self._variables["step"].numpy())
 
     def run_steps(self, steps: int) -> np.ndarray:
-        """Run `steps` steps in one call; return their losses, float32 [steps]."""
+        """Run `steps` steps; return their losses, float32 [steps].
+
+        They are one call where the data are in memory, else one for each chunk of them.
+        """
         import tensorflow as tf
 
-        return self._run_steps(tf.constant(steps, tf.int32), *self._inputs).numpy()
+        if self._batches is None:
+            return self._run_steps(tf.constant(steps, tf.int32), *self._inputs).numpy()
+        losses, step = [], self.step
+        end = step + steps
+        while step < end:
+            chunk = self._batches.at(step)
+            count = tf.constant(min(end, chunk.end) - step, tf.int32)
+            losses.append(self._run_steps(count, *self._inputs, *chunk.tensors).numpy())
+            step += len(losses[-1])
+        return np.concatenate(losses)
 
     def state(self) -> State:
         """Return a copy of everything that decides the next step."""
@@ -228,6 +262,11 @@ class Trainer:
         return self.scorer(self._scored)
 
 
+def _batches(config: Config, data: Dataset) -> streaming.Batches | None:
+    """Return what reads the batches of a run whose data are larger than memory."""
+    return streaming.Batches(config, data) if isinstance(data.x_train, Rows) else None
+
+
 def _inputs(config: Config) -> tuple[Tensor, Tensor]:
     """Return the seed, int64 [], and the learning rate, float32 [], for the compiled function."""
     import tensorflow as tf
@@ -250,8 +289,8 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
         *(type(task), repr(task), tuple(config.metrics)),
-        *(data.digest, repr(read), config.data.sampling),
-        *(config.batch_size, config.precision),
+        *(data.digest, *(isinstance(data.examples(part)[0], Rows) for part in PARTS)),
+        *(repr(read), config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),
     )
@@ -277,8 +316,9 @@ def reuse_or_compile(
     if trainer is None:
         trainer = Trainer(config, data)
     else:
-        trainer.reset(config)
-    yield trainer
+        trainer.reset(config, data)
+    with closing(trainer):
+        yield trainer
     if key is not None:
         with _cache_lock:
             _cached_trainer.clear()

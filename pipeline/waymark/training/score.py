@@ -1,6 +1,6 @@
 """Score a model on a whole set of examples, in batches: in training and restored, alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from waymark.data.dataset import Dataset
 from waymark.models import Tensors, check_outputs, forward, scale
 from waymark.tasks import example_losses
 from waymark.tasks.metrics import measured
+from waymark.training import streaming
 from waymark.training.hidden_state import trace
 
 IMAGES_PER_BATCH = 250  # images: ten thousand at once take the CNN gigabytes, and longer
@@ -30,7 +31,7 @@ class Score:
 
 
 class Scorer:
-    """A compiled function of the parameters, over a set that stays on the device.
+    """A compiled function of the parameters, over a set that stays on the device, or is read.
 
     With them may come the statistics of the training set, which are else those of the data.
     """
@@ -48,15 +49,17 @@ class Scorer:
         import tensorflow as tf
 
         x, y = data.examples(part)
-        images, labels = tf.constant(x), tf.constant(y)
-        batches = -(-len(y) // IMAGES_PER_BATCH)
+        self._chunked = streaming.is_large(x)
+        resident = () if self._chunked else (tf.constant(x[:]), tf.constant(y))
         self._measured = measured(task, metrics)
         kinds = [tf.float32, _kind_of_predictions(task, data.spec.outputs)]
         if any(metric and metric.of_outputs for metric in self._measured.values()):
             kinds.append(tf.float32)
 
         @tf.function(autograph=False)
-        def score(values: dict[str, tf.Tensor]) -> list[tf.Tensor]:
+        def score(values: dict[str, tf.Tensor], *chunk: tf.Tensor) -> list[tf.Tensor]:
+            images, labels = chunk or resident
+            batches = -(-(tf.shape(labels)[0] if chunk else len(y)) // IMAGES_PER_BATCH)
             statistics = {name: values[name] for name in data.statistics}
             parameters = {name: values[name] for name in values if name not in statistics}
 
@@ -78,9 +81,14 @@ class Scorer:
             )
             return [each.concat() for each in arrays]
 
-        self._parts, self._score, self._labels = (model, task), score, y
+        self._parts, self._score, self._part = (model, task), score, part
         self._statistics = data.statistics
         self._compiled: Any = None
+        self.read_from(data)
+
+    def read_from(self, data: Dataset) -> None:
+        """Read the examples, if they are not on the device, from here on where they are now."""
+        self._images, self._labels = data.examples(self._part)
 
     def compile(self, parameters: Tensors) -> None:
         """Compile for parameters of these shapes; raise HiddenState."""
@@ -88,7 +96,10 @@ class Scorer:
 
         shapes = {n: tf.TensorSpec(value.shape, value.dtype) for n, value in parameters.items()}
         # Asked for by name: TensorFlow then counts no retracing.
-        self._compiled = trace(self._score, self._parts, (), shapes)
+        x, y = self._images, self._labels
+        chunk = [tf.TensorSpec([None, *each.shape[1:]], each.dtype) for each in (x, y)]
+        specs = chunk if self._chunked else []
+        self._compiled = trace(self._score, self._parts, (), shapes, *specs)
 
     def __call__(self, parameters: Tensors) -> Score:
         import tensorflow as tf
@@ -97,7 +108,9 @@ class Scorer:
         values = {name: tf.convert_to_tensor(value) for name, value in given.items()}
         if self._compiled is None:
             self.compile(values)
-        losses, predictions, *outputs = (part.numpy() for part in self._compiled(values))
+        losses, predictions, *outputs = map(
+            np.concatenate, zip(*self._outputs(values), strict=True)
+        )
         loss = float(losses.astype(np.float64).mean())
         found = {
             name: metric(self._labels, *(outputs if metric.of_outputs else [predictions]))
@@ -106,6 +119,15 @@ class Scorer:
             for name, metric in self._measured.items()
         }
         return Score(predictions, found)
+
+    def _outputs(self, values: dict[str, Any]) -> Iterator[list[np.ndarray]]:
+        """Yield losses, predictions and, if they are measured, outputs, in one chunk or several."""
+        if not self._chunked:
+            yield [part.numpy() for part in self._compiled(values)]
+            return
+        with streaming.in_order(self._images, self._labels, IMAGES_PER_BATCH) as chunks:
+            for chunk in chunks:
+                yield [part.numpy() for part in self._compiled(values, *chunk)]
 
 
 def make_scorer(config: Config, data: Dataset, part: Literal["val", "test"] = "test") -> Scorer:
