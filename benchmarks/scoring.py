@@ -26,13 +26,13 @@ def waymark() -> Callable[[], object]:
     from waymark.evaluation.restore import load_data
     from waymark.training.loop import initial_state
     from waymark.training.runtime import start_tensorflow
-    from waymark.training.score import Scorer
+    from waymark.training.score import make_scorer
 
     config = api.configure("model=cnn", *data_overrides())
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
     state, names = initial_state(config, data.spec)
-    scorer = Scorer(config.model, config.precision, data)
+    scorer = make_scorer(config, data)
     return lambda: scorer({name: state[name] for name in names})
 
 

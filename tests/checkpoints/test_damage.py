@@ -82,7 +82,7 @@ def evaluate(
 
     def score(config: Any, data: Any, state: Any) -> Score:
         seen.append(digest(state))
-        return Score(np.zeros(1), {"accuracy": 1.0, "loss": 0.0})
+        return Score(np.zeros(1, np.int64), {"accuracy": 1.0, "loss": 0.0})
 
     def evaluate(step: str) -> tuple[int, str]:
         found = work.evaluate_run("latest", step, False, {})

@@ -291,7 +291,7 @@ def test_dropout_is_in_training_only() -> None:
     ours, plain = trainer("dropout"), trainer("cnn")
     ours.load(first)
     plain.load(first)
-    assert ours.score().loss == plain.score().loss
+    assert ours.score().metrics == plain.score().metrics
 
 
 def test_the_mask_moves_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +313,7 @@ def results(path: str) -> list[str]:
         given = compose_config(arguments).config
         ours = Trainer(given, given.data.load())
         losses = ours.run_steps(steps)
-        found.append(f"{digest({**ours.state(), 'losses': losses})} {ours.score().loss!r}")
+        found.append(f"{digest({**ours.state(), 'losses': losses})} {ours.score().metrics!r}")
     return found
 
 
@@ -564,7 +564,7 @@ def test_no_event_is_missed_and_none_comes_twice(
         assert sorted(fake.recorded[key]) == evaluations
     assert saves[-1] == evaluations[-1] == losses[-1] == fake.step == last
     assert result is not None
-    assert result.loss == last
+    assert result.metrics["loss"] == last
     assert sum(event[2] for event in fake.events if event[0] == "run_steps") == more
 
 
@@ -701,8 +701,8 @@ def test_training_with_the_real_machine() -> None:
     assert fake.recorded["train/loss"] == {i + 1: float(loss) for i, loss in enumerate(losses)}
     assert list(saved) == [20, 40, 60]
     assert score is not None
-    assert (score.hits, score.loss) == (other.score().hits, other.score().loss)
-    metrics = {"test/accuracy": score.hits / 37, "test/loss": score.loss}
+    assert score.metrics == other.score().metrics
+    metrics = {f"test/{name}": value for name, value in score.metrics.items()}
     assert saved[60] == (digest(other.state()), metrics)
     assert sorted(fake.recorded["test/accuracy"]) == [25, 50, 60]
-    assert score.hits > 20  # of 37
+    assert score.judged > 20 / 37

@@ -245,8 +245,8 @@ def test_a_sweep_selects_on_what_a_class_of_the_users_own_brings(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["objective.metric=test/loss", "data.validation=0.2"], "where val/accuracy and val/loss"),
-        (["objective.metric=val/loss"], "where test/accuracy and test/loss"),
+        (["objective.metric=test/loss", "data.validation=0.2"], "where val/accuracy, val/loss, "),
+        (["objective.metric=val/loss"], "where test/accuracy, test/loss, "),
         (["objective.metric=3"], "must be a text"),
     ],
 )

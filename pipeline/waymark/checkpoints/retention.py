@@ -10,11 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from ctypes import c_float
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
-
-from waymark.config.schema import settings
+from waymark.config.schema import EvaluationMetric, settings
 
 Pair = tuple[int, float]  # a checkpoint's step and time
 
@@ -23,7 +21,7 @@ Pair = tuple[int, float]  # a checkpoint's step and time
 class KeepBest:
     """By what the best checkpoint is chosen."""
 
-    metric: Annotated[str, Field(min_length=1)]
+    metric: EvaluationMetric
     """the metric of an evaluation that is compared, `test/accuracy` for example"""
     mode: Literal["max", "min"]
     """`max` or `min`: whether the greatest or the smallest value is the best"""

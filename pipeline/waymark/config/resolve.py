@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, is_dataclass
 from inspect import signature
+from pkgutil import resolve_name
 from typing import Any, get_args, get_type_hints
 
 import pydantic
@@ -175,6 +176,8 @@ def _sentence(
     if first["type"] == "string_type":
         said = "must be a text, which stands in quotes in a YAML file if it looks like a number"
         return f"{key}={first['input']!r} ({source(key)}): {said}."
+    if first["type"] == "string_pattern_mismatch":
+        return f"{key}={first['input']!r} ({source(key)}): must be val/NAME or test/NAME."
     messages = [e["msg"] for e in errors if e["loc"][0] == first["loc"][0]]
     said = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
     return f"{key}={first['input']!r} ({source(key)}): {said}."
@@ -236,9 +239,7 @@ def _locate_users_code(
 
     Waymark's own are refused: a record could have any of them called, with any arguments.
     """
-    from hydra.utils import get_method
-
-    found: Callable[..., Any] = _locate(target, key, source, trusted, get_method)
+    found: Callable[..., Any] = _locate(target, key, source, trusted, resolve_name)
     if f"{getattr(found, '__module__', None)}.".startswith("waymark."):
         said = f"{key}={target!r} ({source(key)})"
         raise BadInput(f"{said}: is part of Waymark; allowed are classes and functions of yours.")
@@ -281,4 +282,6 @@ def _locate(
     # A dotted name also walks through what a module imports.
     if not allowed(str(getattr(found, "__module__", ""))):
         raise distrust
+    if not callable(found):
+        raise BadInput(f"{said}: is not a function.")
     return found

@@ -32,6 +32,9 @@ DATA_DEFAULTS = {
 # Where data and what is made of them lie: that they are the same ones the digest tells.
 DATA_PLACES = ("data.path", "data.cache")
 
+# Which ones there are is known with the data: `evaluation.restore.load_data` checks it.
+EvaluationMetric = Annotated[str, Field(pattern="^(val|test)/.")]
+
 # A pattern, the most characters, and both in words. What is refused: controls, line separators,
 # directions of writing and halves of characters, which deceive a reader, and the shell's syntax.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
@@ -109,7 +112,7 @@ class Objective:
 class Stop:
     """When a run ends before its last step."""
 
-    metric: Annotated[str, Field(min_length=1)]
+    metric: EvaluationMetric
     """a metric of the evaluations in training"""
     mode: Literal["min", "max"]
     """`max` or `min`: which way is better"""
@@ -130,7 +133,8 @@ class Config:
     """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table` or
     `images` (`size`, `channels`, `cache`)"""
     task: Any
-    """`classification`, `multilabel` or `regression`"""
+    """`classification` (`class_weights`, `label_smoothing`), `multilabel`, or `regression`
+    (`loss`)"""
     metrics: list[str]
     """what is measured of each evaluation beside the task's own: names of metrics, and functions of
     your own `(labels, outputs) -> float` by their dotted names"""

@@ -124,7 +124,8 @@ def _labels(name: str, array: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
         array = _numbers(name, array, names)
     elif names or array.dtype.kind not in "iu":
         allowed = "texts, as in y_train" if names else "integers and texts"
-        raise BadInput(f"{name} has dtype {array.dtype}; allowed are {allowed}.")
+        hint = "; task=regression takes numbers" if array.dtype.kind == "f" else ""
+        raise BadInput(f"{name} has dtype {array.dtype}; allowed are {allowed}{hint}.")
     low, high = array.min(), array.max()
     if low < 0 or high >= MAX_CLASSES:
         raise BadInput(
@@ -138,7 +139,7 @@ def _decode_one_hot(name: str, array: np.ndarray) -> np.ndarray:
     if wrong.size:
         raise BadInput(
             f"{name} has shape {list(array.shape)}, but row {wrong[0]} is not one-hot; "
-            f"allowed are [N], [N, 1] and one-hot [N, K]."
+            f"allowed are [N], [N, 1] and one-hot [N, K]; task=multilabel takes several."
         )
     return array.argmax(axis=1)
 

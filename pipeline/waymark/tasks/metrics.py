@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, Literal
 
 import numpy as np
@@ -172,9 +173,7 @@ def refuse_few_outputs(asked: Sequence[str], outputs: int) -> None:
 
 def _own(text: str) -> Metric:
     """Return the metric that a dotted name stands for: `resolve` has checked the name."""
-    from hydra.utils import get_method
-
-    function = get_method(text)
+    function = resolve_name(text)
 
     def value(labels: np.ndarray, outputs: np.ndarray) -> float:
         try:
