@@ -149,8 +149,6 @@ class Table(Loader):
                     raise BadInput(f"{setting}: names the column {name!r} twice.")
                 if name not in file.names:
                     near = nearest(name, file.names)
-                    if len(file.names) == 1:
-                        near = f"; it has one, {file.names[0]!r}: see data.separator"
                     raise BadInput(f"{setting}={name!r}: {file.path} has no such column{near}.")
                 if name in self._targets and setting in ("data.features", "data.group"):
                     raise BadInput(f"{setting}: names the column {name!r}, which is the target.")

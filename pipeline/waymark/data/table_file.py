@@ -70,6 +70,11 @@ def _csv(path: Path, start: bytes, separator: str, texts: Collection[str]) -> tu
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.reader(file, delimiter=separator, skipinitialspace=True)
         names = next((row for row in rows if row), [])
+    if len(names) == 1:
+        raise BadInput(
+            f"{path}: names one column in its first line, {names[0]!r}; a target and a feature are "
+            f"needed, and data.separator tells what stands between two names."
+        )
     frame = pd.read_csv(
         path,
         sep=separator,
@@ -77,7 +82,6 @@ def _csv(path: Path, start: bytes, separator: str, texts: Collection[str]) -> tu
         compression=None,
         skipinitialspace=True,
         low_memory=False,  # a type for the whole column, not for pieces of it
-        float_precision="round_trip",
         dtype=dict.fromkeys([name for name in texts if name in names], str),
     )
     if not isinstance(frame.index, pd.RangeIndex) or len(frame.columns) != len(names):
