@@ -129,14 +129,14 @@ class Dataset:
 
     @property
     def profile(self) -> dict[str, Any]:
-        """Return the shape of each set's features and the names of the classes, if they have any.
+        """Return the shape of each set's features, and the names of classes and features, if any.
 
         Of very many names the first thousand stand there.
         """
         sets = {f"x_{part}": vars(self)[f"x_{part}"].shape for part in PARTS}
         shapes = {name: list(shape) for name, shape in sets.items() if shape[0]}
-        names = {"class_names": list(self.class_names[:1000])} if self.class_names else {}
-        return {**shapes, **names}
+        names = {"class_names": self.class_names, "feature_names": self.feature_names}
+        return {**shapes, **{key: list(each[:1000]) for key, each in names.items() if each}}
 
     def examples(self, part: str) -> tuple[Features, np.ndarray]:
         """Return the images and the labels of a set: train, val or test."""
