@@ -107,7 +107,21 @@ def test_import_is_light() -> None:
     assert heavy & set(done.stdout.split()) == set()
 
 
-@pytest.mark.parametrize("choice", ["mnist_5k", "mnist", "fashion_mnist", "arrays"])
+SETTINGS: dict[str, dict[str, Any]] = {
+    "mnist_5k": {},
+    "mnist": {"path": None},
+    "fashion_mnist": {"path": None},
+    "arrays": {"path": "???", "sampling": "epoch"},
+    "images": {
+        **{"path": "???", "size": "???", "channels": 3, "cache": None},
+        "sampling": "epoch",
+    },
+    "cifar10": {"path": None, "sampling": "epoch"},
+    "cifar100": {"path": None, "labels": "fine", "sampling": "epoch"},
+}
+
+
+@pytest.mark.parametrize("choice", SETTINGS)
 def test_group_file_gives_every_setting_but_those_of_all_data(choice: str) -> None:
     shared = yaml.safe_load((REPO / "conf" / "config.yaml").read_text())["data"]
     values = yaml.safe_load((REPO / "conf" / "data" / f"{choice}.yaml").read_text())
@@ -115,7 +129,7 @@ def test_group_file_gives_every_setting_but_those_of_all_data(choice: str) -> No
     assert {*shared, *values} == set(cls.__dataclass_fields__)
     own = {key: cls.__dataclass_fields__[key].default for key in shared if key != "sampling"}
     assert own == {key: shared[key] for key in own}
-    assert values in ({}, {"path": None}, {"path": "???", "sampling": "epoch"})
+    assert values == SETTINGS[choice]
 
 
 def test_sampling_is_one_of_two() -> None:

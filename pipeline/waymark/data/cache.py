@@ -121,29 +121,41 @@ def digests(
         known = json.loads(memory.read_bytes())
     known = known if isinstance(known, dict) else {}
 
-    def look(name: str) -> tuple[Any, str | None, bool]:
+    found: dict[str, str] = {}
+    kept: dict[str, Any] = {}
+    anew = []
+    for name in names:
+        old = known.get(name)
+        with suppress(OSError):  # the reader says it
+            if isinstance(old, list) and old[:-1] == _marks(os.stat(f"{where}/{name}")):
+                kept[name], found[name] = old, old[-1]
+                continue
+        anew.append(name)
+
+    def read(name: str) -> tuple[list[Any], bool] | str:
         now, path = time.time(), f"{where}/{name}"
         try:
             facts = os.stat(path)
-            marks, old = _marks(facts), known.get(name)
-            if isinstance(old, list) and old[:-1] == marks:
-                return old, None, True
             with open(path, "rb") as file:
                 content = hashlib.file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            return None, error.strerror or first_line(error), False
+            return error.strerror or first_line(error)
         seen()
-        return [*marks, content], None, _settled(facts, now)
+        return [*_marks(facts), content], _settled(facts, now)
 
-    looked = dict(zip(names, pool.map(look, names), strict=True))
-    kept = {name: entry for name, (entry, _, settled) in looked.items() if settled}
+    unreadable: dict[str, str] = {}
+    for name, entry in zip(anew, pool.map(read, anew), strict=True):
+        if isinstance(entry, str):
+            unreadable[name] = entry
+            continue
+        found[name] = entry[0][-1]
+        kept |= {name: entry[0]} if entry[1] else {}
     if kept != known:
         with suppress(OSError):  # they are read again next time
             folder.mkdir(parents=True, exist_ok=True)
             with _put(memory) as file:
                 file.write(json.dumps(kept).encode())
-    found = {name: entry[-1] for name, (entry, _, _) in looked.items() if entry}
-    return found, {name: reason for name, (_, reason, _) in looked.items() if reason}
+    return found, unreadable
 
 
 def kept_array(

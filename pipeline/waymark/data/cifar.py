@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,48 @@ from waymark.errors import BadInput
 MAX_BYTES = 2**30  # that an archive may unpack to: the real ones have less than a fifth of it
 
 
+class Layout(NamedTuple):
+    """In what files a data set is published."""
+
+    folder: str
+    archive: str
+    train: tuple[str, ...]
+    test: str
+    names: str
+    md5: dict[str, str]
+    """of each file, as torchvision has them (torchvision/datasets/cifar.py)"""
+
+
+CIFAR10 = Layout(
+    folder="cifar-10-batches-py",
+    archive="cifar-10-python.tar.gz",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test="test_batch",
+    names="batches.meta",
+    md5={
+        "data_batch_1": "c99cafc152244af753f735de768cd75f",
+        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+        "data_batch_4": "634d18415352ddfa80567beed471001a",
+        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        "test_batch": "40351d587109b95175f43aff81a1287e",
+        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+    },
+)
+CIFAR100 = Layout(
+    folder="cifar-100-python",
+    archive="cifar-100-python.tar.gz",
+    train=("train",),
+    test="test",
+    names="meta",
+    md5={
+        "train": "16019d7e3df5f24257cddd939b257f8d",
+        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+        "meta": "7973b15100ade9c7d40fb424638fde48",
+    },
+)
+
+
 @settings
 class Cifar10(Loader):
     """CIFAR-10, 50,000 and 10,000 pictures of ten things."""
@@ -30,25 +72,9 @@ class Cifar10(Loader):
     """the folder `cifar-10-batches-py`, or the archive `cifar-10-python.tar.gz`; null: Keras's
     cache, else its download"""
 
-    FOLDER: ClassVar[str] = "cifar-10-batches-py"
-    ARCHIVE: ClassVar[str] = "cifar-10-python.tar.gz"
-    TRAIN: ClassVar[tuple[str, ...]] = tuple(f"data_batch_{number}" for number in range(1, 6))
-    TEST: ClassVar[str] = "test_batch"
-    NAMES: ClassVar[str] = "batches.meta"
-    # MD5, as torchvision has them (torchvision/datasets/cifar.py).
-    PUBLISHED: ClassVar[dict[str, str]] = {
-        "data_batch_1": "c99cafc152244af753f735de768cd75f",
-        "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-        "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-        "data_batch_4": "634d18415352ddfa80567beed471001a",
-        "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-        "test_batch": "40351d587109b95175f43aff81a1287e",
-        "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
-    }
-
     def load(self) -> Dataset:
         """Read the files: images uint8 [N, 32, 32, 3]; raise BadInput unless they are CIFAR's."""
-        return _load(self, "cifar10", "labels", "label_names")
+        return _load("cifar10", CIFAR10, self.path, "labels", "label_names")
 
 
 @settings
@@ -61,46 +87,35 @@ class Cifar100(Loader):
     labels: Literal["fine", "coarse"] = "fine"
     """`fine` (the hundred things) or `coarse` (the twenty kinds)"""
 
-    FOLDER: ClassVar[str] = "cifar-100-python"
-    ARCHIVE: ClassVar[str] = "cifar-100-python.tar.gz"
-    TRAIN: ClassVar[tuple[str, ...]] = ("train",)
-    TEST: ClassVar[str] = "test"
-    NAMES: ClassVar[str] = "meta"
-    PUBLISHED: ClassVar[dict[str, str]] = {
-        "train": "16019d7e3df5f24257cddd939b257f8d",
-        "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
-        "meta": "7973b15100ade9c7d40fb424638fde48",
-    }
-
     def load(self) -> Dataset:
         """Read the files: images uint8 [N, 32, 32, 3]; raise BadInput unless they are CIFAR's."""
-        return _load(self, "cifar100", f"{self.labels}_labels", f"{self.labels}_label_names")
+        kind = self.labels
+        return _load("cifar100", CIFAR100, self.path, f"{kind}_labels", f"{kind}_label_names")
 
 
-def _load(loader: Cifar10 | Cifar100, name: str, labels: str, names: str) -> Dataset:
-    """Return the data set that a loader's files hold, with the classes named by its meta file."""
-    if loader.path is not None:
-        path = sources.expand(loader.path)
-        source = _inside(loader, path) or path
+def _load(name: str, layout: Layout, path: str | None, labels: str, names: str) -> Dataset:
+    """Return the data set at `path`, or in Keras's cache, with the entries of these names."""
+    if path is not None:
+        given = sources.expand(path)
+        source = _inside(layout, given) or given
     else:
-        cache = sources.keras_cache("datasets")
-        found = _inside(loader, cache)
-        source = found or sources.from_keras(name, "datasets", [loader.FOLDER]) / loader.FOLDER
-    files = [source / file for file in loader.PUBLISHED] if source.is_dir() else [source]
+        found = _inside(layout, sources.keras_cache("datasets"))
+        source = found or sources.from_keras(name, "datasets", [layout.folder]) / layout.folder
+    files = [source / file for file in layout.md5] if source.is_dir() else [source]
 
     def read() -> Dataset:
-        contents = (_folder if source.is_dir() else _archive)(source, loader.PUBLISHED)
+        contents = (_folder if source.is_dir() else _archive)(source, layout.md5)
         for file, content in contents.items():
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != loader.PUBLISHED[file]:
+            if hashlib.md5(content, usedforsecurity=False).hexdigest() != layout.md5[file]:
                 raise BadInput(
                     f"{source}: {file} is not that of {name} as published (by its MD5); "
                     f"data=arrays reads arrays of your own."
                 )
         with sources.reading(source, f"copy of {name}"):
-            texts = tuple(text.decode() for text in _entry(contents[loader.NAMES], names))
+            texts = tuple(text.decode() for text in _entry(contents[layout.names], names))
             batch = partial(_batch, key=labels, classes=len(texts))
-            x_train, y_train = zip(*[batch(contents[file]) for file in loader.TRAIN], strict=True)
-            x_test, y_test = batch(contents[loader.TEST])
+            x_train, y_train = zip(*[batch(contents[file]) for file in layout.train], strict=True)
+            x_test, y_test = batch(contents[layout.test])
             arrays = {"x_train": np.concatenate(x_train), "y_train": np.concatenate(y_train)}
         arrays |= {"x_test": x_test, "y_test": y_test}
         return replace(from_arrays(name, str(source), arrays), class_names=texts)
@@ -108,16 +123,16 @@ def _load(loader: Cifar10 | Cifar100, name: str, labels: str, names: str) -> Dat
     return sources.read_once((name, labels), files, read)
 
 
-def _inside(loader: Cifar10 | Cifar100, folder: Path) -> Path | None:
+def _inside(layout: Layout, folder: Path) -> Path | None:
     """Return where the files are in a folder: Keras's cache, or one in which they were unpacked."""
-    own = loader.FOLDER
-    if (folder / loader.NAMES).is_file():
+    own = layout.folder
+    if (folder / layout.names).is_file():
         return folder
     # As Keras has them, by its versions: unpacked, or the archive alone.
     for inner in (own, f"{own}-target/{own}", f"{own}/{own}"):
-        if (folder / inner / loader.NAMES).is_file():
+        if (folder / inner / layout.names).is_file():
             return folder / inner
-    for archive in (loader.ARCHIVE, f"{own}.tar.gz", f"{own}-target_archive", f"{own}_archive"):
+    for archive in (layout.archive, f"{own}.tar.gz", f"{own}-target_archive", f"{own}_archive"):
         if (folder / archive).is_file():
             return folder / archive
     return None
@@ -164,11 +179,12 @@ class _Array:
         """Return uint8 [N, 3, 32, 32]; raise what a state of another kind makes Python raise."""
         _, shape, dtype, by_column, content = self.state
         size, pixels = shape
-        if (dtype.state, bool(by_column), pixels) != ("u1", False, 3 * 32 * 32) or not size:
+        if (dtype.state, pixels) != ("u1", 3 * 32 * 32) or not size:
             raise ValueError("its pixels are not bytes [N, 3072]")
         if not isinstance(content, bytes) or len(content) != math.prod(shape):
             raise ValueError(f"its pixels are not the {math.prod(shape):,} bytes that they should")
-        return np.frombuffer(content, np.uint8).reshape(size, 3, 32, 32)
+        rows = np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_column else "C")
+        return rows.reshape(size, 3, 32, 32)
 
 
 class _Dtype(_Array):

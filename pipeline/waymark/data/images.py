@@ -7,16 +7,16 @@ file of the cache is not the one it was, by size and times) and the digest of th
 """
 
 import hashlib
-import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from dataclasses import replace
-from itertools import islice
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -40,6 +40,9 @@ IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # and all that begins with a
 NAMED = 10  # files that a refusal names
 AT_ONCE = 1024  # pictures that are decoded before they are written
 
+# What begins a bar, with a word and a total, and returns what moves it by one.
+Show = Callable[[str, int], Callable[[], None]]
+
 _progress: ContextVar[Any] = ContextVar("_progress", default="auto")
 
 Size = Annotated[int, Field(ge=1, le=10_000)]
@@ -52,6 +55,20 @@ class Picture(NamedTuple):
     label: int
     name: str  # from `top`, with slashes
     top: Path
+
+    @property
+    def path(self) -> str:
+        """Return where it is."""
+        return f"{self.top}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in folders of pictures."""
+
+    names: tuple[str, ...]  # of the classes, whose numbers are their places
+    pictures: list[Picture]  # set by set, class by class, in the order of their names
+    strange: dict[str, str]  # what is there besides, and why it is no picture
 
 
 @settings
@@ -76,29 +93,27 @@ class Images(Loader):
         tops = {"": Path(self.path).expanduser()}
         if isinstance(self.test, str):
             tops["test"] = Path(self.test).expanduser()
-        names, pictures, strange = find(tops)
+        found = find(tops)
         with _quiet(), ThreadPoolExecutor(os.cpu_count()) as pool, _bar() as show:
-            known = self._digests(tops, pictures, strange, pool, show)
-            rows = self._rows(pictures, known, strange, pool, show)
-            if strange:
-                for _ in rows():  # which refuses them all, at its end
-                    pass
-            shape = (len(pictures), *self._shape)
-            key = self._key(pictures, known)
-            pixels, sha256 = cache.kept_array(self.cache_folder(), key, shape, rows)
+            known = _contents(found, self.cache_folder(), pool, show)
+            rows = partial(_decoded, found, known, self._shape, pool, show)
+            if found.strange:
+                deque(rows(), 0)  # which looks for more of it, and refuses all
+            shape = (len(found.pictures), *self._shape)
+            pixels, sha256 = cache.kept_array(
+                self.cache_folder(), self._key(found.pictures, known), shape, rows
+            )
+        labels = np.array([each.label for each in found.pictures], np.int32)
+        parts = [each.part for each in found.pictures]
         arrays: dict[str, np.ndarray] = {}
-        labels = np.array([each.label for each in pictures], np.int32)
-        parts = np.array([each.part for each in pictures])
-        for part in dict.fromkeys(parts.tolist()):  # which stand in this order
-            first, last = np.flatnonzero(parts == part)[[0, -1]]
-            arrays |= {f"x_{part}": pixels[first : last + 1], f"y_{part}": labels[first : last + 1]}
-        version = _pillow()
-        told = digest({name: array for name, array in arrays.items() if name[0] == "y"})
-        whole = "\n".join([*map(str, (METHOD, version, self._shape, sha256, told)), ""])
-        data = from_arrays("images", f"{tops['']} (read by Pillow {version})", arrays)
-        return replace(
-            data, class_names=names, read_digest=hashlib.sha256(whole.encode()).hexdigest()
-        )
+        for part in dict.fromkeys(parts):
+            first = parts.index(part)
+            rows_of = slice(first, first + parts.count(part))
+            arrays |= {f"x_{part}": pixels[rows_of], f"y_{part}": labels[rows_of]}
+        labels_digest = digest({name: each for name, each in arrays.items() if name[0] == "y"})
+        whole = "".join(f"{each}\n" for each in (self._method, sha256, labels_digest))
+        data = from_arrays("images", f"{tops['']} (read by Pillow {_pillow()})", arrays)
+        return replace(data, class_names=found.names, read_digest=_sha256(whole.encode()))
 
     def reads_test_file(self) -> bool:
         """Tell that `test` may name a folder of classes."""
@@ -119,69 +134,71 @@ class Images(Loader):
         height, width = self.size if isinstance(self.size, list) else (self.size, self.size)
         return height, width, self.channels
 
-    def _key(self, pictures: list[Picture], known: dict[tuple[Path, str], str]) -> str:
+    @property
+    def _method(self) -> str:
+        return f"{METHOD}\nPillow {_pillow()}\n{self._shape}"
+
+    def _key(self, pictures: list[Picture], known: Mapping[str, str]) -> str:
         """Return under what the pixels are kept."""
-        total = hashlib.sha256(f"{METHOD}\n{_pillow()}\n{self._shape}\n".encode())
+        total = hashlib.sha256(f"{self._method}\n".encode())
         for each in pictures:
-            line = json.dumps([each.part, each.name, known[each.top, each.name]])
-            total.update(f"{line}\n".encode())
+            total.update(os.fsencode(f"{each.part}/{each.name}\0{known[each.path]}\n"))
         return total.hexdigest()
 
-    def _digests(
-        self,
-        tops: dict[str, Path],
-        pictures: list[Picture],
-        strange: dict[str, str],
-        pool: ThreadPoolExecutor,
-        show: Callable[[str, int], Callable[[], None]],
-    ) -> dict[tuple[Path, str], str]:
-        """Return the SHA-256 of each picture; add to `strange` those that cannot be read."""
-        known: dict[tuple[Path, str], str] = {}
-        for top in dict.fromkeys(tops.values()):
-            names = [each.name for each in pictures if each.top == top]
-            seen = show("reading", len(names))
-            found, unreadable = cache.digests(self.cache_folder(), top, names, pool, seen)
-            known |= {(top, name): content for name, content in found.items()}
-            strange |= {f"{top}/{name}": reason for name, reason in unreadable.items()}
-        return known
 
-    def _rows(
-        self,
-        pictures: list[Picture],
-        known: dict[tuple[Path, str], str],
-        strange: dict[str, str],
-        pool: ThreadPoolExecutor,
-        show: Callable[[str, int], Callable[[], None]],
-    ) -> Callable[[], Iterator[np.ndarray]]:
-        """Return what decodes the pictures in their order, and at its end refuses what it cannot.
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
-        The refusal names what is `strange` already as well.
-        """
-        there = [each for each in pictures if (each.top, each.name) in known]
 
-        def one(each: Picture) -> np.ndarray | str:
-            try:
-                content = (each.top / each.name).read_bytes()
-                if hashlib.sha256(content).hexdigest() != known[each.top, each.name]:
-                    return "it changed while it was read"
-                return decode(content, self._shape)
-            except Exception as error:  # damage makes Pillow raise nearly anything
-                return _reason(error)
+def _contents(found: Found, folder: Path, pool: Executor, show: Show) -> dict[str, str]:
+    """Return the SHA-256 of each picture; those that cannot be read are strange."""
+    known: dict[str, str] = {}
+    for top in {each.top: None for each in found.pictures}:
+        names = [each.name for each in found.pictures if each.top == top]
+        seen = show("reading", len(names))
+        contents, unreadable = cache.digests(folder, top, names, pool, seen)
+        known |= {f"{top}/{name}": content for name, content in contents.items()}
+        found.strange.update({f"{top}/{name}": why for name, why in unreadable.items()})
+    return known
 
-        def rows() -> Iterator[np.ndarray]:
-            seen, wrong = show("decoding", len(there)), dict(strange)
-            left = iter(there)
-            while some := list(islice(left, AT_ONCE)):
-                for each, row in zip(some, pool.map(one, some), strict=True):
-                    seen()
-                    if isinstance(row, str):
-                        wrong[f"{each.top}/{each.name}"] = row
-                    elif not wrong:
-                        yield row
-            if wrong:
-                raise BadInput(_refusal(wrong))
 
-        return rows
+def _decoded(
+    found: Found,
+    known: Mapping[str, str],
+    shape: tuple[int, int, int],
+    pool: Executor,
+    show: Show,
+) -> Iterator[np.ndarray]:
+    """Yield the pictures, uint8 `shape`, in their order, decoded in the threads of a pool.
+
+    At the end raises BadInput if any is not what was `known`, or no picture, or what is strange
+    was found.
+    """
+
+    def one(path: str) -> np.ndarray | str:
+        try:
+            content = Path(path).read_bytes()
+            if _sha256(content) != known[path]:
+                return "it changed while it was read"
+            return decode(content, shape)
+        except Exception as error:  # damage makes Pillow raise nearly anything
+            return _reason(error)
+
+    paths = [each.path for each in found.pictures if each.path in known]
+    seen, wrong = show("decoding", len(paths)), dict(found.strange)
+    for start in range(0, len(paths), AT_ONCE):
+        some = paths[start : start + AT_ONCE]
+        for path, row in zip(some, pool.map(one, some), strict=True):
+            seen()
+            if isinstance(row, str):
+                wrong[path] = row
+            elif not wrong:
+                yield row
+    if wrong:
+        shown = [f"{path} ({wrong[path]})" for path in sorted(wrong)[:NAMED]]
+        more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
+        count = "1 file is no picture" if len(wrong) == 1 else f"{len(wrong)} files are no pictures"
+        raise BadInput(f"{count} that can be read: {', '.join(shown)}{more}.")
 
 
 def decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
@@ -230,45 +247,44 @@ def _pillow() -> str:
     return PIL.__version__
 
 
-def find(tops: dict[str, Path]) -> tuple[tuple[str, ...], list[Picture], dict[str, str]]:
-    """Return the names of the classes, the pictures in their order, and what is none, with why.
+def find(tops: Mapping[str, Path]) -> Found:
+    """Return the pictures in the data's folder, `tops[""]`, and in that of a test set, `"test"`.
 
-    `tops` are the data's folder, as "", and that of a test set of its own, as "test". Raises
-    BadInput for folders that hold no classes, or others than the training set has.
+    Raises BadInput for folders that hold no classes, or others than the training set has.
     """
-    folders: dict[tuple[Path, str], Path] = {}
-    strange: dict[str, str] = {}
-    for given, top in tops.items():
-        try:
-            sets = {given: "."} if given else _sets(top)
-        except OSError as error:
-            raise BadInput(f"{top} is not a readable folder: {error.strerror}.") from None
-        if given and given in {part for _, part in folders}:
-            raise BadInput(f"data.test={str(top)!r}: {tops['']} brings its own test set.")
-        folders |= {(top, part): Path(inner) for part, inner in sets.items()}
-    names: tuple[str, ...] = ()
-    pictures: list[Picture] = []
-    empty: list[str] = []
-    for part in PARTS:
-        for top, inner in [(t, inner) for (t, each), inner in folders.items() if each == part]:
-            classes = _classes(top / inner, strange)
-            if part == "train":
-                names = _checked_names(top / inner, classes)
-            for name in classes:
-                if name not in names:
-                    raise BadInput(
-                        f"{top / inner}: the class {name!r} is not one of the training set, which "
-                        f"has {', '.join(names[:9])}."
-                    )
-                found = _pictures(top / inner / name, strange)
-                empty += [] if found else [str(top / inner / name)]
-                label = names.index(name)
-                pictures += [
-                    Picture(part, label, (inner / name / n).as_posix(), top) for n in found
-                ]
-    if not strange and empty:
+    try:
+        folders = {part: (tops[""], inner) for part, inner in _sets(tops[""]).items()}
+        if "test" in folders and "test" in tops:
+            raise BadInput(f"data.test={str(tops['test'])!r}: {tops['']} brings its own test set.")
+        folders |= {part: (top, ".") for part, top in tops.items() if part}
+        return _find(folders)
+    except OSError as error:
+        raise BadInput(f"{error.filename} is not a readable folder: {error.strerror}.") from None
+
+
+def _find(folders: Mapping[str, tuple[Path, str]]) -> Found:
+    """Find the pictures of each set, training first; its folder is given as the top and the way."""
+    found = Found(_class_names(Path(*folders["train"])), [], {})
+    empty = []
+    for part in filter(folders.__contains__, PARTS):
+        top, inner = folders[part]
+        for name in _classes(top / inner, found.strange):
+            way = (Path(inner) / name).as_posix()
+            folder = top / way
+            if name not in found.names:
+                raise BadInput(
+                    f"{folder}: {name!r} is no class of the training set, which has "
+                    f"{', '.join(found.names[:NAMED])}."
+                )
+            files = _pictures(folder, found.strange)
+            empty += [] if files else [str(folder)]
+            label = found.names.index(name)
+            found.pictures.extend(Picture(part, label, f"{way}/{each}", top) for each in files)
+        if not found.strange and not any(each.part == part for each in found.pictures):
+            empty += [str(top / inner)]
+    if empty and not found.strange:
         raise BadInput(f"{', '.join(empty[:NAMED])}: a class needs a picture.")
-    return names, pictures, strange
+    return found
 
 
 def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
@@ -300,10 +316,11 @@ def _classes(folder: Path, strange: dict[str, str]) -> list[str]:
     return [entry.name for entry in entries if entry.is_dir()]
 
 
-def _checked_names(folder: Path, names: list[str]) -> tuple[str, ...]:
+def _class_names(folder: Path) -> tuple[str, ...]:
+    names = _classes(folder, {})
     if len(names) < 2:
         there = f"the one folder {names[0]!r}" if names else "no folder"
-        raise BadInput(f"{folder}: holds {there}; allowed are 2 classes up, a folder for each.")
+        raise BadInput(f"{folder} holds {there}; allowed are 2 up, one for each class.")
     for name in names:
         if name.encode(errors="replace").decode() != name:
             raise BadInput(f"{folder}: the name of the class {name!r} is not UTF-8.")
@@ -317,17 +334,8 @@ def _pictures(folder: Path, strange: dict[str, str]) -> list[str]:
         if entry.is_file() and _is_picture(entry.name):
             found.append(entry.name)
         else:
-            kind = "folder" if entry.is_dir() else "file" if not entry.is_file() else ""
-            strange[entry.path] = f"it is a {kind}" if kind == "folder" else "it is no picture"
+            strange[entry.path] = "it is a folder" if entry.is_dir() else "it is no picture's file"
     return found
-
-
-def _refusal(wrong: dict[str, str]) -> str:
-    """Return what says of all files, in the order of their names, what is wrong with them."""
-    shown = [f"{name} ({wrong[name]})" for name in sorted(wrong)[:NAMED]]
-    more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    one = "1 file is no picture" if len(wrong) == 1 else f"{len(wrong)} files are no pictures"
-    return f"{one} that can be read: {', '.join(shown)}{more}."
 
 
 @contextmanager
@@ -341,8 +349,8 @@ def showing(progress: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[str, int], Callable[[], None]]]:
-    """Yield what begins a bar, with a word and a total, and returns what moves it by one.
+def _bar() -> Iterator[Show]:
+    """Yield what shows a bar, or nothing.
 
     It is drawn from the first move on, to standard error, if that is a terminal.
     """
