@@ -28,7 +28,7 @@ from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import resolved as checked
 from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
-from waymark.config.schema import DATA_PLACES, NAME, Config
+from waymark.config.schema import NAME, Config
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
@@ -260,11 +260,8 @@ def identity(resolved: Resolved, data: Dataset | None = None) -> str:
     """
     known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
     left_out = NOT_PART_OF_IDENTITY
-    values = {
-        key: value
-        for key, value in known.items()
-        if key.partition(".")[0] not in left_out and key not in DATA_PLACES
-    }
+    values = {k: v for k, v in known.items() if k.partition(".")[0] not in left_out}
+    values.pop("data.path", None)
     known_data = (data or load_data(resolved.config)).digest
     own = tuple(own_modules(resolved.config))
     return digest_of([by_content(values), known_data, code_and_environment_digest(own)])
@@ -273,7 +270,8 @@ def identity(resolved: Resolved, data: Dataset | None = None) -> str:
 def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings (dotted keys) with a digest in the place of each file or folder they name.
 
-    A folder around the current one is left as it stands: the runs themselves may lie in it.
+    A folder around the current one is left as it stands: the runs themselves may lie in it. Where
+    the cache is says nothing of what is read, and what it holds changes.
     """
 
     def content(key: str, value: Any) -> Any:
@@ -289,7 +287,7 @@ def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
             return {"content": file_digest(plain)} if plain else value
         return value
 
-    return {key: content(key, value) for key, value in values.items()}
+    return {key: content(key, value) for key, value in values.items() if key != "data.cache"}
 
 
 @cache
