@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from waymark.comparison.report import Comparison
 from waymark.names import STATE_DIGEST
-from waymark.plots import confusion_matrix, loss_curve
+from waymark.plots import confusion_matrix, label_bars, loss_curve, predictions, residuals
 
 from tests.support.comparisons import HARM, compared, made, printable, shown_in
 
@@ -300,3 +300,30 @@ def test_whatever_the_numbers_are_there_is_a_picture(tmp_path: Path) -> None:
             assert [len(lines) for lines in drawn.lines] == [len(some)] * 2
         shown_in(tmp_path / "x.png")
     assert "parts at step 1: inf and 1.7e+308" in compared(*runs[2:4]).text()
+
+
+@pytest.mark.parametrize("targets", [1, 3, 12])
+@pytest.mark.parametrize("draw", [predictions, residuals])
+def test_pictures_of_a_regression(draw: Any, targets: int, tmp_path: Path) -> None:
+    rng, path = np.random.default_rng(0), tmp_path / "picture.png"
+    truth = rng.normal(size=(200, targets)) * 1e6
+    given = truth + rng.normal(size=truth.shape)
+    draw(path, truth, given)
+    whole = pixels(path)
+    given[::2], given[1::4], truth[1] = np.inf, np.nan, -1.7e308
+    draw(path, truth, given)
+    half = pixels(path)
+    assert (whole != 255).sum() > (half != 255).sum() > 10_000
+    for edge in (whole[:2], whole[-2:], whole[:, :2], whole[:, -2:]):
+        assert (edge == 255).all()
+
+
+@pytest.mark.parametrize("count", [1, 5, 60])
+def test_bars_of_labels(count: int, tmp_path: Path) -> None:
+    path, worst = tmp_path / "labels.png", [i / count for i in range(count)]
+    names = [f"a label $_{i} of some length" for i in range(count)]
+    label_bars(path, names, dict.fromkeys(("precision", "recall", "f1"), worst))
+    image = pixels(path)
+    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 10
+    for edge in (image[:2], image[-2:], image[:, :2], image[:, -2:]):
+        assert (edge == 255).all()

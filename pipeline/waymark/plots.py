@@ -46,16 +46,16 @@ def loss_curve(
 
 
 def curves(
-    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str
+    runs: Sequence[tuple[str, Mapping[int, float], Mapping[int, float]]], kind: str, metric: str
 ) -> bytes:
-    """Return a `png` or `svg` of runs' losses and accuracies by step, one colour for each name."""
+    """Return a `png` or `svg` of runs' losses and metric by step, one colour for each name."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for name, _, _ in runs))
     colours = colormaps["tab10" if len(names) <= 10 else "turbo"].resampled(len(names))
     figure, lines = Figure(figsize=(11, 4.5), layout="constrained"), {}
-    for place, title in enumerate(("training loss", "accuracy in training")):
+    for place, title in enumerate(("training loss", f"{metric} in training")):
         axes = figure.add_subplot(1, 2, place + 1)
         for name, *values in runs:
             colour = colours(names.index(name))
@@ -114,7 +114,7 @@ def label_bars(
     *_, last = shares.values()
     shown = sorted(sorted(range(len(names)), key=lambda i: last[i])[:most])
     texts = [elided(printable(names[i]), 20) for i in shown]
-    figure = Figure(figsize=(6, 1.2 + 0.4 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(6, max(2.5, 1.2 + 0.4 * len(shown))), layout="constrained")
     axes = figure.add_subplot()
     for place, (name, values) in enumerate(shares.items()):
         at = [row + (place - 1) * 0.27 for row in range(len(shown))]
@@ -135,7 +135,9 @@ def predictions(path: Path, truth: np.ndarray, predicted: np.ndarray) -> None:
 
 def residuals(path: Path, truth: np.ndarray, predicted: np.ndarray) -> None:
     """Draw targets minus predictions over predictions, all [N, T], as a PNG file."""
-    with _points(path, predicted, truth - predicted, ("predicted", "true - predicted")) as axes:
+    with np.errstate(over="ignore", invalid="ignore"):
+        errors = truth - predicted
+    with _points(path, predicted, errors, ("predicted", "true - predicted")) as axes:
         axes.axhline(0, color="black", linewidth=0.8)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import sklearn.metrics
 from sklearn.datasets import load_diabetes, load_digits
 from sklearn.utils.class_weight import compute_class_weight
-from waymark.comparison.runs import better_value
+from waymark.comparison.runs import better_value, with_current_steps
 from waymark.config.compose import compose_config
 from waymark.data.dataset import Dataset, from_arrays
 from waymark.data.randomness import INITIAL, random_key
@@ -17,6 +18,7 @@ from waymark.data.sources import batch_indices
 from waymark.data.splits import hold_out
 from waymark.errors import BadInput
 from waymark.models.softmax import Softmax
+from waymark.names import METRIC, VERSION
 from waymark.tasks import example_weights
 from waymark.tasks.classification import Classification
 from waymark.tasks.metrics import TABLE, measured, modes, probabilities
@@ -26,6 +28,8 @@ from waymark.tasks.report import MAX_POINTS, class_table, target_report
 from waymark.training.loop import Trainer
 from waymark.training.runtime import start_tensorflow
 from waymark.training.score import Scorer
+
+from tests.support.comparisons import compared, made
 
 tf: Any = start_tensorflow(2)
 
@@ -310,3 +314,38 @@ def test_initial_weights_have_a_column_for_each_output() -> None:
     data = Regression().prepare(from_arrays("m", "m", {"x_train": X, "y_train": np.zeros((12, 2))}))
     made = Softmax(init_stddev=1.0).initial(data.spec, partial(random_key, 0, INITIAL))
     assert tuple(made["weights"].shape) == (4, 2) and data.spec.classes == data.spec.outputs == 2
+
+
+def test_older_runs_are_compared_as_what_they_did() -> None:
+    now = {"task": "classification", "metrics": "[]", "task.class_weights": "None"}
+    now |= {"task._target_": "waymark.tasks.classification.Classification"}
+    now |= {"task.label_smoothing": "0.0", "steps": "1"}
+    tags = {VERSION: "0"}
+    older, newer, other = (
+        made(i, params, tags=tags)
+        for i, params in enumerate(({"steps": "1"}, now, {**now, "task.class_weights": "balanced"}))
+    )
+    regression = made(3, {"task": "regression", "metrics": "[]", "task.loss": "mse"}, tags=tags)
+    as_done = [
+        replace(facts, params=with_current_steps(run.record, facts).params)
+        for run, facts in (older, newer, other, regression)
+    ]
+    assert as_done[0].params == as_done[1].params
+    assert as_done[2].params["task.class_weights"] == "balanced"
+    assert "task.class_weights" not in as_done[3].params
+
+
+def test_a_comparison_names_the_metrics_that_runs_are_judged_by(tmp_path: Path) -> None:
+    runs = [
+        made(i, {"lr": str(i)}, {"val/rmse": {1: 2.0, 2: 1.0 + i}}, {METRIC: "rmse"})
+        for i in range(2)
+    ]
+    found = compared(*runs)
+    assert found.metric == "rmse" and [each[2] for each in found.curves] == [
+        {1: 2.0, 2: 1.0},
+        {1: 2.0, 2: 2.0},
+    ]
+    assert runs[0][0].judged == 1.0
+    assert compared(runs[0], made(2, {"lr": "2"})).metric == "rmse, accuracy"
+    found.plot(tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000

@@ -67,6 +67,7 @@ class Comparison:
     partings: dict[str, Divergence] | None  # of two runs: metric -> where it parts; else None
     names: dict[str, str]  # run -> its name
     curves: list[Curves] = field(repr=False)  # one of each run
+    metric: str = "accuracy"  # by which the runs are judged; several, if their tasks differ
 
     @property
     def metrics(self) -> list[str]:
@@ -151,9 +152,9 @@ class Comparison:
         """Draw all curves together, as a PNG file or an HTML page; raise BadInput for another."""
         path = plot_path(str(path))
         if path.suffix == ".png":
-            replace_file(path, plots.curves(self.curves, "png"))
+            replace_file(path, plots.curves(self.curves, "png", self.metric))
             return
-        svg = plots.curves(self.curves, "svg").decode()
+        svg = plots.curves(self.curves, "svg", self.metric).decode()
         columns, rows = self.table()
         cells = [_html("th", columns), *(_html("td", row) for row in rows)]
         table = "\n".join(f"<tr>{row}</tr>" for row in cells)

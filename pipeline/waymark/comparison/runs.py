@@ -131,6 +131,7 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
         first_divergences(found[0].history, found[1].history)[0] if len(found) == 2 else None,
         {each.record.id: each.record.name for each in found},
         curves,
+        ", ".join(dict.fromkeys(each.metric for each in found)),
     )
 
 

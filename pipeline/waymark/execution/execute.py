@@ -378,9 +378,9 @@ def _write_scores(
     folder.mkdir(exist_ok=True)
     accuracy = score.metrics.get("accuracy")
     body = {
+        **score.metrics,
         "step": manifest.step,
         "state_digest": manifest.digest,
-        **score.metrics,
         **({} if accuracy is None else {"hits": round(accuracy * total)}),
         "total": total,
         "metric": next(iter(score.metrics)),

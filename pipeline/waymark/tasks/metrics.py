@@ -173,11 +173,10 @@ def refuse_few_outputs(asked: Sequence[str], outputs: int) -> None:
 
 def _own(text: str) -> Metric:
     """Return the metric that a dotted name stands for: `resolve` has checked the name."""
-    function = resolve_name(text)
 
     def value(labels: np.ndarray, outputs: np.ndarray) -> float:
         try:
-            return float(function(labels, outputs))
+            return float(resolve_name(text)(labels, outputs))  # as it is now, in a notebook too
         except Exception as error:
             said = f"{type(error).__name__}: {error}{place(error)}"
             raise Failed(f"metrics={text!r}: {said}") from error

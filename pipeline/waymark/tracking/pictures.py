@@ -33,7 +33,12 @@ def draw(folder: Path) -> bool:
             if (place / name).stat().st_mtime_ns >= at:
                 continue
         new = place / f".{name}"  # a new file: a copy of the store may be of hard links
-        drawing(new)
+        try:
+            drawing(new)
+        except OSError:
+            raise
+        except Exception:  # what a task of the user's own reports may be no picture
+            continue
         os.replace(new, place / name)
         drawn = True
     return drawn
