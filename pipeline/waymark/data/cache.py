@@ -36,10 +36,10 @@ OURS = re.compile(rf"({re.escape(TEMPORARY)})?[0-9a-f]{{64}}(\.files)?\.(npy|jso
 def cache_folder(setting: str | None) -> Path:
     """Return the folder that `data.cache` names; None: `waymark` in the user's cache folder."""
     if setting is not None:
-        return Path(setting).expanduser()
+        return Path(os.path.expanduser(setting))
     own = os.environ.get("XDG_CACHE_HOME", "")
     # As its specification says, a relative one does not count.
-    home = Path(own) if os.path.isabs(own) else Path("~/.cache").expanduser()
+    home = Path(own) if os.path.isabs(own) else Path(os.path.expanduser("~/.cache"))
     return home / "waymark"
 
 

@@ -7,6 +7,7 @@ file of the cache is not the one it was, by size and times) and the digest of th
 """
 
 import hashlib
+import math
 import os
 import sys
 import warnings
@@ -26,7 +27,7 @@ from pydantic import Field
 from waymark.config.schema import settings
 from waymark.data import cache
 from waymark.data.dataset import PARTS, Dataset, from_arrays
-from waymark.data.sources import Loader
+from waymark.data.sources import Loader, expand
 from waymark.digest import digest
 from waymark.errors import BadInput, first_line
 
@@ -38,7 +39,8 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # o
 MAX_PIXELS = 2**27  # of one picture: its header is small whatever it promises
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # and all that begins with a dot
 NAMED = 10  # files that a refusal names
-AT_ONCE = 1024  # pictures that are decoded before they are written
+AT_ONCE = 1024  # pictures at most that are decoded before they are written
+AT_ONCE_BYTES = 2**26  # and so many bytes, but for one picture a thread
 
 # What begins a bar, with a word and a total, and returns what moves it by one.
 Show = Callable[[str, int], Callable[[], None]]
@@ -90,9 +92,9 @@ class Images(Loader):
 
         Labels are int32 [N], numbers of the classes' folders in the order of their names.
         """
-        tops = {"": Path(self.path).expanduser()}
+        tops = {"": expand(self.path)}
         if isinstance(self.test, str):
-            tops["test"] = Path(self.test).expanduser()
+            tops["test"] = expand(self.test)
         found = find(tops)
         with _quiet(), ThreadPoolExecutor(os.cpu_count()) as pool, _bar() as show:
             known = _contents(found, self.cache_folder(), pool, show)
@@ -122,7 +124,7 @@ class Images(Loader):
     def has_validation(self) -> bool:
         """Tell whether there will be a validation set: asked for, or in the folder."""
         with suppress(OSError):  # `load` says what is wrong
-            return "val" in _sets(Path(self.path).expanduser()) or super().has_validation()
+            return "val" in _sets(expand(self.path)) or super().has_validation()
         return super().has_validation()
 
     def cache_folder(self) -> Path:
@@ -186,8 +188,9 @@ def _decoded(
 
     paths = [each.path for each in found.pictures if each.path in known]
     seen, wrong = show("decoding", len(paths)), dict(found.strange)
-    for start in range(0, len(paths), AT_ONCE):
-        some = paths[start : start + AT_ONCE]
+    at_once = min(AT_ONCE, max(AT_ONCE_BYTES // math.prod(shape), os.cpu_count() or 1))
+    for start in range(0, len(paths), at_once):
+        some = paths[start : start + at_once]
         for path, row in zip(some, pool.map(one, some), strict=True):
             seen()
             if isinstance(row, str):
@@ -369,7 +372,9 @@ def _bar() -> Iterator[Show]:
         task = bar.add_task(word, total=total, visible=False)
 
         def move() -> None:
-            bar.start()
+            if not bar.live.is_started:
+                bar.start()
+                bar.console.show_cursor(True)  # for a signal may end the process at once
             bar.update(task, advance=1, visible=True)
 
         return move
