@@ -301,6 +301,8 @@ CSV: dict[str, tuple[pd.DataFrame | str | bytes, dict[str, Any], str]] = {
                           "data.features: names the column 'price', which is the target."),
     "group as target": (FRAME, {"group": "price"},
                         "data.group: names the column 'price', which is the target."),
+    "group as feature": (FRAME, {"group": "id", "features": ["size", "id"]},
+                         "data.features: names the column 'id', which is data.group."),
     "group": (FRAME, {"group": "owner"}, "data.group='owner': t.csv has no such column"),
     "categories": (FRAME, {"categories": ["door"]},
                    "data.categories='door': t.csv has no such column; the nearest is doors."),

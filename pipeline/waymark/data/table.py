@@ -152,6 +152,8 @@ class Table(Loader):
                     raise BadInput(f"{setting}={name!r}: {file.path} has no such column{near}.")
                 if name in self._targets and setting in ("data.features", "data.group"):
                     raise BadInput(f"{setting}: names the column {name!r}, which is the target.")
+                if name in self._groups and setting == "data.features":
+                    raise BadInput(f"{setting}: names the column {name!r}, which is data.group.")
         apart = [*self._targets, *self._groups]
         features = self.features or [name for name in file.names if name not in apart]
         if not features:
@@ -207,7 +209,11 @@ def measured(features: np.ndarray, numbers: Sequence[bool]) -> dict[str, np.ndar
     They are computed in float64. Where `numbers` says that a feature is none, they are 0 and 1;
     the scale is the standard deviation (of N, not N - 1), or 1 where all values are the same.
     """
-    constant = (features.min(axis=0) == features.max(axis=0)) | ~np.array(numbers)
-    mean = np.where(numbers, features.mean(axis=0, dtype=np.float64), 0).astype(np.float32)
-    deviation = features.std(axis=0, dtype=np.float64).astype(np.float32)
-    return {MEAN: mean, SCALE: np.where(constant | (deviation == 0), np.float32(1), deviation)}
+    chosen = np.flatnonzero(numbers)
+    values = features[:, chosen].astype(np.float64)
+    mean, scale = np.zeros(len(numbers), np.float32), np.ones(len(numbers), np.float32)
+    mean[chosen] = values.mean(axis=0)
+    deviation = values.std(axis=0).astype(np.float32)
+    constant = (values.min(axis=0) == values.max(axis=0)) | (deviation == 0)
+    scale[chosen] = np.where(constant, np.float32(1), deviation)
+    return {MEAN: mean, SCALE: scale}
