@@ -73,7 +73,7 @@ class Loop:
     def ready(self) -> None:
         """Put the trainer at a new run's start, its threads awake."""
         self.trainer.run_steps(10)
-        self.trainer.reset(self.config)
+        self.trainer.reset(self.config, self.data)
 
     def bare(self) -> float:
         self.ready()

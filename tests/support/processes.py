@@ -23,6 +23,7 @@ from waymark.tracking.delivery import Delivery
 from waymark.tracking.delivery_process import DeliveryServer
 from waymark.tracking.remote_store import RemoteStore, connect
 from waymark.tracking.store import RunStore
+from waymark.training import streaming
 from waymark.training.loop import Trainer
 from waymark.training.progress import NoProgress
 
@@ -53,6 +54,11 @@ def poll(condition: Callable[[], T], bound: float = BOUND) -> T:
         assert time.monotonic() < end, "not within the time"
         time.sleep(0.02)
     return answer
+
+
+def readers() -> list[threading.Thread]:
+    """Return the threads that read ahead of training or scoring."""
+    return [thread for thread in threading.enumerate() if thread.name == streaming.THREAD]
 
 
 def free_port() -> int:
