@@ -142,6 +142,7 @@ def test_the_download_arrives_whole(
     assert os.listdir(tmp_path / "keras" / "datasets") == ["cifar-10-batches-py"]
 
 
+@pytest.mark.long
 def test_without_network_it_is_one_sentence(ten: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("https_proxy", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
