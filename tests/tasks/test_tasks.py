@@ -19,7 +19,7 @@ from waymark.data.splits import hold_out
 from waymark.errors import BadInput
 from waymark.models.softmax import Softmax
 from waymark.names import METRIC, VERSION
-from waymark.tasks import example_weights
+from waymark.tasks import training_truth
 from waymark.tasks.classification import Classification
 from waymark.tasks.metrics import TABLE, measured, modes, probabilities
 from waymark.tasks.multilabel import Multilabel
@@ -206,7 +206,7 @@ def test_plain_numpy_trains_to_the_same_weights(kind: str, weighted: bool) -> No
     trainer = Trainer(config, data)
     weights = trainer.state()["weights"].astype(np.float64)
     losses = trainer.run_steps(60)
-    counts: Any = example_weights(task, data) if weighted else np.ones(len(data.x_train))
+    counts: Any = training_truth(task, data)[1] if weighted else np.ones(len(data.x_train))
     if weighted and kind == "classification":
         names = np.unique(data.y_train)
         each = compute_class_weight("balanced", classes=names, y=data.y_train)
@@ -246,8 +246,8 @@ def test_weights_move_with_their_examples() -> None:
 def test_without_weights_nothing_is_weighted() -> None:
     outputs, labels = examples("classification")
     data = Dataset("random", "memory", outputs, labels, outputs, labels)
-    assert example_weights(Classification(), data) is None
-    assert example_weights(Classification(class_weights=[2.0] * 7), data) is not None
+    assert len(training_truth(Classification(), data)) == 1
+    assert len(training_truth(Classification(class_weights=[2.0] * 7), data)) == 2
 
 
 GOOD = np.arange(12) % 3

@@ -57,7 +57,7 @@ class Loader(ABC):
 
     # The defaults stand in conf/config.yaml; these are for code that makes a loader itself.
     sampling: Literal["replacement", "epoch"]
-    """`replacement` (uniform draws) or `epoch` (shuffled, without; what `arrays` and `table`
+    """`replacement` (uniform draws) or `epoch` (shuffled, without; what data of your own
     have)"""
     scale: Literal["auto", "none", "uint8", 255] = "auto"
     """what is divided by 255 before a model has it: `auto` (uint8 images [N,H,W] and [N,H,W,C]),
