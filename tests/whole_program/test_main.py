@@ -212,7 +212,7 @@ def test_the_files_of_a_run(one: Recorded, combination: tuple[str, str]) -> None
     expected = {"config.yaml", "environment.json", "history.json"}
     expected |= {f"checkpoints/{name}" for name in names}
     pictures = {"evaluation/loss.png", "evaluation/confusion_matrix.png"}
-    expected |= pictures | {"evaluation/metrics.json"}
+    expected |= pictures | {"evaluation/metrics.json", "evaluation/classes.csv"}
     found = {str(p.relative_to(one.folder)) for p in one.folder.rglob("*") if p.is_file()}
     # changes.patch is there when Waymark's own checkout holds uncommitted changes.
     assert found - {"changes.patch"} == expected
