@@ -170,7 +170,7 @@ def test_a_chunk_is_bounded_in_bytes_and_in_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(streaming.time, "perf_counter", lambda: now[0])
 
     def counts(seconds_each: float, left: int) -> list[int]:
-        pace, found = streaming._Pace(2**20), []
+        pace, found = streaming._Pace(2**20, 2**25), []
         while left:
             found.append(pace.begin(left))
             now[0] += seconds_each * found[-1]

@@ -130,8 +130,8 @@ class Config:
     """`softmax` (`init_stddev`), `linear` (with a bias), `cnn` (`init_stddev`, `init_bias`,
     `keep_prob`)"""
     data: Any
-    """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table` or
-    `images` (`size`, `channels`, `cache`)"""
+    """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table`,
+    `images` (`size`, `channels`, `cache`) or `source`"""
     task: Any
     """`classification` (`class_weights`, `label_smoothing`), `multilabel`, or `regression`
     (`loss`)"""

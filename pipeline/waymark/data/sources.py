@@ -75,8 +75,8 @@ class Loader(ABC):
     split_seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
     """of the random choice, the same for every `seed`"""
     group: str | None = None
-    """the entry of an npz, [N] of the training set, or the column of a table, whose equal values
-    stay on one side"""
+    """the entry of file or folder, [N] of the training set, or the column of a table, whose equal
+    values stay on one side"""
 
     @abstractmethod
     def load(self) -> Dataset:

@@ -86,7 +86,9 @@ def _move(data: Dataset, loader: Loader, part: str, size: int | float, purpose: 
         rows = np.sort(_shuffled(examples, key)[:count])
     else:
         rows = stratified(data.y_train, count, key, data.class_names)
-    kept = np.setdiff1d(np.arange(examples), rows, assume_unique=True)
+    left = np.ones(examples, bool)
+    left[rows] = False
+    kept = np.flatnonzero(left)
     return replace(
         data,
         x_train=choose(data.x_train, kept),

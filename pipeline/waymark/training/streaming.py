@@ -64,8 +64,8 @@ class ReadAhead(Generic[T]):
 class _Pace:
     """How many steps or batches the next chunk has: as many as its bounds allow."""
 
-    def __init__(self, bytes_each: int) -> None:
-        self._most = max(1, CHUNK_BYTES // max(1, bytes_each))
+    def __init__(self, bytes_each: int, bound: int) -> None:
+        self._most = max(1, bound // max(1, bytes_each))
         self._count, self._began = 1, 0.0
 
     def begin(self, left: int) -> int:
@@ -118,7 +118,7 @@ class Batches:
     def _chunks(self, first: int) -> Iterator[Chunk]:
         import tensorflow as tf
 
-        pace = _Pace(self._size * row_bytes(self._images))
+        pace = _Pace(self._size * row_bytes(self._images), CHUNK_BYTES)
         last = max(self._config.steps, first + 1)
         while first < last:
             end = first + pace.begin(last - first)
@@ -190,7 +190,8 @@ def in_order(
     import tensorflow as tf
 
     def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        pace, start = _Pace(size * row_bytes(images)), 0
+        # Training has its chunks in memory meanwhile; shorter ones take no longer here.
+        pace, start = _Pace(size * row_bytes(images), CHUNK_BYTES // 4), 0
         while start < len(labels):
             rows = slice(start, start + size * pace.begin(-(-(len(labels) - start) // size)))
             chunk = tf.constant(images[rows]), tf.constant(labels[rows])
