@@ -35,11 +35,16 @@ def test_snippets_run(place: Path, monkeypatch: pytest.MonkeyPatch, main: Main, 
 
 def test_every_page_is_linked_from_the_readme_and_links_to_what_is_there() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    headings = {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-")
-                for h in re.findall(r"^#+ (.*)$", readme, re.M)}  # fmt: skip
     assert PAGES
     for page in PAGES:
         assert f"(docs/{page.name})" in readme
         for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             file, _, heading = target.partition("#")
-            assert (page.parent / file).exists() and (not heading or heading in headings), target
+            other = page.parent / file if file else page
+            assert other.exists() and (not heading or heading in headings(other)), target
+
+
+def headings(page: Path) -> set[str]:
+    """Return what links to the headings of a page end with."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", text).strip().lower().replace(" ", "-") for text in found}
