@@ -400,9 +400,16 @@ def test_what_would_be_read_is_shown(place: Path, main: Main) -> None:
 
 def test_class_names_stand_in_the_picture(place: Path, main: Main) -> None:
     brought, names = pictures(200, 60), np.array([f"thing $x^{i}$" for i in range(10)])
-    path = write(place, **{k: names[brought[k]] for k in ("y_train", "y_test")})
+    brought["x_test"][:3] = brought["x_train"][[5, 7, 5]]
+    path = write(
+        place, **{k: names[brought[k]] for k in ("y_train", "y_test")}, x_test=brought["x_test"]
+    )
     done = main("run", "data=arrays", path, *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
+    train = {image.tobytes() for image in brought["x_train"]}
+    again = sum(image.tobytes() in train for image in brought["x_test"])
+    assert again >= 3
+    assert f"\n{again} of 60 test examples stand in the training set as well\n" in done.stdout
     (file,) = place.glob("mlruns/artifacts/*/*/artifacts/evaluation/metrics.json")
     assert json.loads(file.read_text())["class_names"] == names.tolist()
     assert file.with_name("confusion_matrix.png").stat().st_size > 5000

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from hashlib import blake2b
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -13,6 +12,7 @@ from waymark.data.cache import cached_bytes
 from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
 from waymark.data.rows import Features, pieces
+from waymark.data.sources import SMALL
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, size
 
@@ -98,12 +98,12 @@ class DataSummary:
 def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
     """Count and measure what is in each set of a data set, and in the `folder` of its cache."""
     parts: dict[str, PartSummary] = {}
-    known: set[bytes] = set()
+    known: set[int] = set()
     for part in PARTS:
         x, y = data.examples(part)
         if len(x):
-            lowest, highest, digests = _measure(x)
-            known = set(digests) if part == "train" else known
+            lowest, highest, hashes = _measure(x)
+            known = set(hashes) if part == "train" else known
             parts[part] = PartSummary(
                 examples=len(x),
                 shape=list(x.shape[1:]),
@@ -112,7 +112,7 @@ def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
                 highest=highest,
                 classes=_counts(data, y),
                 targets=_ranges(y) if y.ndim == 2 and y.dtype.kind == "f" else [],
-                in_train=sum(each in known for each in digests),
+                in_train=sum(each in known for each in hashes),
             )
     columns = [_column(each) for each in data.columns]
     facts = data.name, data.source, data.digest
@@ -181,11 +181,30 @@ def examples_by_class(data: Dataset) -> list[tuple[str, np.ndarray]]:
     return list(found.items())
 
 
-def _measure(x: Features) -> tuple[float, float, list[bytes]]:
+def shared_with_training(data: Dataset) -> dict[str, int]:
+    """Return how many examples of val and test stand in the training set as well, if any do.
+
+    Nothing is told of data that are not small: it would take another pass.
+    """
+    found: dict[str, int] = {}
+    if data.nbytes < SMALL:
+        known = set(_hashes(data.x_train[:]))
+        for part in ("val", "test"):
+            count = sum(each in known for each in _hashes(data.examples(part)[0][:]))
+            found |= {part: count} if count else {}
+    return found
+
+
+def _hashes(examples: np.ndarray) -> list[int]:
+    """Return what tells each example from others, in this process."""
+    return [hash(each.tobytes()) for each in examples]
+
+
+def _measure(x: Features) -> tuple[float, float, list[int]]:
     """Return the lowest and the highest value, and what tells each example from others."""
-    lows, highs, digests = [], [], []
+    lows, highs, hashes = [], [], []
     for piece in pieces(x):
         lows.append(piece.min())
         highs.append(piece.max())
-        digests += [blake2b(each.tobytes(), digest_size=16).digest() for each in piece]
-    return float(min(lows)), float(max(highs)), digests
+        hashes += _hashes(piece)
+    return float(min(lows)), float(max(highs)), hashes

@@ -20,6 +20,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
+from waymark.data.summary import shared_with_training
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
@@ -251,6 +252,9 @@ class RunExecution:
         config, data = self.plan.resolved.config, self.plan.data
         if data.summary:
             print(printable(f"{data.name}: {data.summary}"), flush=True)
+        for part, count in shared_with_training(data).items():
+            total = len(data.examples(part)[0])
+            print(f"{count} of {total} {part} examples stand in the training set as well")
         rules = {"save.keep_best": config.save.keep_best, "stop": config.stop}
         by = " and ".join(key for key, rule in rules.items() if rule)
         if by and data.evaluated == "test" and names.PARENT_RUN not in self.plan.tags:
