@@ -31,7 +31,7 @@ def waymark() -> Callable[[], object]:
     config = api.configure("model=cnn", *data_overrides())
     data = load_data(config)
     start_tensorflow(**vars(config.runtime))
-    state, names = initial_state(config, data.spec)
+    state, names, _ = initial_state(config, data.spec)
     scorer = make_scorer(config, data)
     return lambda: scorer({name: state[name] for name in names})
 

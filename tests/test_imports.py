@@ -14,9 +14,9 @@ from tests.support.processes import REPO
 # From the lowest on: what stands here imports nothing that stands after it, however indirectly.
 ORDER = (
     *("package", "names", "users_code", "errors", "files", "config", "table", "plots", "digest"),
-    *("npz", "processes", "data", "tasks", "models", "optimizers", "checkpoints", "tracking"),
-    *("training", "evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli"),
-    "__main__",
+    *("npz", "processes", "keras_import", "data", "tasks", "models", "optimizers"),
+    *("keras_optimizers", "checkpoints", "tracking", "training", "evaluation", "comparison"),
+    *("execution", "sweeps", "listing", "api", "cli", "__main__"),
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
@@ -24,8 +24,8 @@ TRACKING = (
     *("finder", "parent_run", "opening", "remote_store", "active_run", "delivery_process", "ui"),
 )
 CONFIG = (
-    *("old_names", "own_hydra", "masking", "values", "yaml_source", "schema", "resolve", "record"),
-    "compose",
+    *("old_names", "own_hydra", "masking", "values", "functions", "yaml_source", "schema"),
+    *("resolve", "record", "compose"),
 )
 WITHIN = {"tracking": TRACKING, "config": CONFIG}
 # Who must not reach whom, besides.
@@ -34,6 +34,7 @@ APART = {
     "waymark.tracking": ("data", "models", "checkpoints"),
     "waymark.training.loop": ("tracking", "training.progress"),
     "waymark.optimizers": ("models", "data"),
+    "waymark.keras_optimizers": ("models", "data"),
 }
 
 

@@ -103,11 +103,12 @@ def test_the_number_of_threads_is_resolved(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("model", members("model"))
 @pytest.mark.parametrize("optimizer", members("optimizer"))
 def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
-    rates = {"softmax": 1e-3, "cnn": 1e-4}
-    resolved = compose_config([f"optimizer={optimizer}", f"model={model}"])
+    rates = {"softmax": 1e-3, "linear": 1e-2, "cnn": 1e-4, "keras": 1e-3, "mlp": 1e-3}
+    build = ["model.build=waymark.models.mlp.build"] if model == "keras" else []
+    resolved = compose_config([f"optimizer={optimizer}", f"model={model}", *build])
     assert resolved.config.optimizer.learning_rate == rates[model]
     given = compose_config(
-        [f"optimizer={optimizer}", f"model={model}", "optimizer.learning_rate=0.5"]
+        [f"optimizer={optimizer}", f"model={model}", *build, "optimizer.learning_rate=0.5"]
     )
     assert given.config.optimizer.learning_rate == 0.5
 
@@ -261,7 +262,7 @@ def test_refused(override: str) -> None:
         (["learning_rate=3"], r"^learning_rate: .*; the nearest is optimizer\.learning_rate\.$"),
         (["keep_prob=0.5", "model=cnn"], r"^keep_prob: .*; the nearest is model\.keep_prob\.$"),
         (["save=npz", "save.meta_graph=true"], r"^save\.meta_graph: there is no such key"),
-        (["model=cnnn"], r"^model=cnnn: there is no such choice \(cnn, softmax\); .* cnn\.$"),
+        (["model=cnnn"], r"^model=cnnn: there is no such choice \(cnn, keras, .*\); .* cnn\.$"),
         (["+experiment=chapter_meta"], r"; it is called tutorial_meta now\.$"),
         (["+experiment=nosuch"], r"^experiment=nosuch: there is no such choice \(smoke, tut"),
         (["steps"], "steps"),

@@ -18,6 +18,7 @@ from waymark.config.masking import without_password
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.schema import FORMAT
 from waymark.config.values import flatten
+from waymark.keras_import import import_keras
 from waymark.package import FOLDER, __version__
 
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
@@ -32,12 +33,17 @@ NUMERICS_ENV_VARS = (
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
 # What of environment.json decides the bits of the next step; the rest explains, at most.
-NUMERICS_KEYS = ("tensorflow", "cpu", "gpus", "intra_op_threads", "settings")
+NUMERICS_KEYS = ("tensorflow", "cpu", "keras", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
 
 
-def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict[str, Any]:
-    """Describe all beside configuration and data that can change bits; `own` are users' modules."""
+def describe_environment(
+    intra_op_threads: int, own: Iterable[str] = (), keras: bool = False
+) -> dict[str, Any]:
+    """Describe all beside configuration and data that can change bits.
+
+    `own` are the users' modules; Keras is described if it takes part.
+    """
     import tensorflow as tf
     from tensorflow.python.framework.config import is_op_determinism_enabled
     from tensorflow.python.util._pywrap_util_port import IsMklEnabled
@@ -56,6 +62,7 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
             "onednn": IsMklEnabled(),
             "deterministic_ops": is_op_determinism_enabled(),
         },
+        **({"keras": _keras()} if keras else {}),
         "settings": _settings(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -65,6 +72,13 @@ def describe_environment(intra_op_threads: int, own: Iterable[str] = ()) -> dict
         "code": code(own),
         "command": [Path(sys.argv[0]).name, *map(without_password, sys.argv[1:])],
     }
+
+
+def _keras() -> dict[str, Any]:
+    """Return Keras's version, and what of its configuration a model is built by."""
+    keras = import_keras()
+    names = ("image_data_format", "epsilon")
+    return {"version": keras.__version__, **{n: getattr(keras.config, n)() for n in names}}
 
 
 def _installed() -> tuple[tuple[str, int], ...]:

@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from waymark.config import masking
+from waymark.config.functions import check_settings
 from waymark.config.masking import Secret, mask_secrets, reveal_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.schema import (
@@ -30,6 +31,7 @@ from waymark.config.yaml_source import MISSING
 from waymark.errors import BadInput, first_line
 from waymark.users_code import place
 
+OWN_FUNCTIONS = ("waymark.models.mlp.build",)  # which build models, and a record may name
 COMMAND_LINE = "the command line"  # where an override came from
 Source = Callable[[str], str]  # where the value of a key came from
 
@@ -206,7 +208,42 @@ def build_group(
     for name in getattr(cls, "dotted_names", ()):
         if isinstance(own.get(name), str):
             _locate_users_code(own[name], f"{group}.{name}", source, trusted)
-    return _checked(cls, own, f"{group}.", source)
+    part = _checked(cls, own, f"{group}.", source)
+    for name, settings in getattr(cls, "functions", {}).items():
+        given = getattr(part, name), getattr(part, settings)
+        _check_function(f"{group}.{name}", *given, source, trusted)
+    return part
+
+
+def _check_function(
+    key: str, dotted: str, settings: Mapping[str, Any], source: Source, trusted: list[str] | None
+) -> None:
+    """Refuse a function that is not there, does not take the settings, or is not trusted.
+
+    Of Waymark's own those that build its models can be named.
+    """
+    said = f"{key}={dotted!r} ({source(key)})"
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", dotted):
+        raise BadInput(f"{said}: must be the dotted name of a function, as my_models.resnet.")
+    if dotted in OWN_FUNCTIONS:
+        trusted = None
+    elif dotted.startswith("waymark."):
+        raise BadInput(f"{said}: is part of Waymark; allowed are functions of yours.")
+    _refuse_distrusted(dotted, said, trusted)
+    try:
+        check_settings(dotted, settings, lambda: _locate_users_code(dotted, key, source, trusted))
+    except ValueError as error:
+        raise BadInput(f"{said}: {error}.") from None
+
+
+def _refuse_distrusted(name: str, said: str, trusted: list[str] | None) -> None:
+    """Raise BadInput for a name that is not under `waymark` nor a trusted module."""
+    roots = tuple(f"{root}." for root in ("waymark", *(trusted or [])))
+    if trusted is not None and not f"{name}.".startswith(roots):
+        raise BadInput(
+            f"{said}: is not part of Waymark; "
+            f"if you trust its module, say so with trusted_modules=[...]."
+        )
 
 
 def _without_defaults(cls: type, own: dict[str, Any], source: Source) -> dict[str, Any]:
@@ -256,19 +293,10 @@ def _locate(
     """Return the class of a dotted name, or what `get` returns for it; raise BadInput."""
     from hydra.utils import get_class
 
-    def allowed(name: str) -> bool:
-        roots = tuple(f"{root}." for root in ("waymark", *(trusted or [])))
-        return trusted is None or f"{name}.".startswith(roots)
-
     said = f"{key}={target!r} ({source(key)})"
-    distrust = BadInput(
-        f"{said}: is not part of Waymark; "
-        f"if you trust its module, say so with trusted_modules=[...]."
-    )
     if target in CLASSES:  # a record's is the new one by now
         raise BadInput(f"{said}: is now called {CLASSES[target]}.")
-    if not allowed(target):
-        raise distrust
+    _refuse_distrusted(target, said, trusted)
     log = logging.getLogger("hydra.utils")
     disabled, log.disabled = log.disabled, True  # it prints what is raised as well
     try:
@@ -280,8 +308,7 @@ def _locate(
     finally:
         log.disabled = disabled
     # A dotted name also walks through what a module imports.
-    if not allowed(str(getattr(found, "__module__", ""))):
-        raise distrust
+    _refuse_distrusted(str(getattr(found, "__module__", "")), said, trusted)
     if not callable(found):
         raise BadInput(f"{said}: is not a function.")
     return found

@@ -56,9 +56,10 @@ ALLOWED_OPS = FILE_OPS | set(OPS.split())
 
 
 def file_name(config: Config) -> str | None:
-    """Return the name of the graph's file, None where the format or the task has none."""
+    """Return the name of the graph's file, None where the format, task or model has none."""
     classes = getattr(config.task, "kind", "") == "classification"
-    return config.save.graph if classes else None
+    keras = hasattr(config.model, "buffers")  # whose layers are of operations of all kinds
+    return config.save.graph if classes and not keras else None
 
 
 def export(

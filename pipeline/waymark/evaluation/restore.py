@@ -109,17 +109,21 @@ def in_steps(resolved: Resolved, data: Dataset) -> Resolved:
 
 
 def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ...]]:
-    """Return the model's parameters and their shapes, in the model's order."""
-    initial, names = initial_state(config, spec)
+    """Return names and shapes of what the model computes with, in the model's order.
+
+    These are the parameters, and of what it keeps beside them what is floating point.
+    """
+    initial, names, kept = initial_state(config, spec)
+    names += [name for name in kept if initial[name].dtype.is_floating]
     return {name: tuple(initial[name].shape) for name in names}
 
 
 def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
     """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit."""
-    initial, names = initial_state(config, data.spec, data.statistics)
+    initial, names, kept = initial_state(config, data.spec, data.statistics)
     check_state(state, initial)
     scorer = scorer or make_scorer(config, data)
-    return scorer({name: state[name] for name in [*names, *data.statistics]})
+    return scorer({name: state[name] for name in [*names, *kept, *data.statistics]})
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:

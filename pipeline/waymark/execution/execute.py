@@ -24,7 +24,7 @@ from waymark.data.summary import shared_with_training
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
-from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
+from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume, uses_keras
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
 from waymark.processes.output import unfailing_output
@@ -149,7 +149,7 @@ class RecordedEnvironment:
         self._run, self._with_changes = run, config.record.changes
         self._before = environment.read_environment(run.info.folder / "environment.json")
         self._found = environment.describe_environment(
-            config.runtime.intra_op_threads, own_modules(config)
+            config.runtime.intra_op_threads, own_modules(config), uses_keras(config)
         )
         self.own_code = OwnCode(self._with_changes)
         self.facts = self._all_facts()

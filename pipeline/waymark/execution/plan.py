@@ -22,6 +22,7 @@ from waymark.data.dataset import Dataset
 from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore
+from waymark.models import WrongOutputs, functions_of
 from waymark.package import __version__
 from waymark.tasks.metrics import judged_by
 from waymark.tracking import artifacts, history
@@ -30,7 +31,6 @@ from waymark.tracking.limits import store_errors
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
-from waymark.training.hidden_state import HiddenState
 from waymark.training.loop import Trainer
 from waymark.training.runtime import start_if_imported, start_tensorflow
 from waymark.training.stopping import early_stop
@@ -150,7 +150,9 @@ def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, Sta
 def _refuse_drift(record: RunRecord, config: Config) -> None:
     """Raise BadInput if the next steps would be computed by other means than the last ones."""
     old = environment.read_environment(record.folder / "environment.json")
-    now = environment.describe_environment(config.runtime.intra_op_threads)
+    now = environment.describe_environment(
+        config.runtime.intra_op_threads, keras=uses_keras(config)
+    )
     drift = environment.numerical(environment.differences(old, now))
     if drift:
         raise BadInput(
@@ -188,27 +190,39 @@ def _initial_parameters(config: Config, data: Dataset) -> State:
 def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
     """Return a trainer of the user's own classes, compiled; None for Waymark's, which keep nothing.
 
-    Raises HiddenState, before a run is made; what else is wrong the run meets again, and records.
+    Raises BadInput before a run is made, of a Keras model for all that is wrong with it; what else
+    is wrong the run meets again, and records.
     """
     parts = config.model, config.optimizer, config.task
-    if all(type(part).__module__.startswith("waymark.") for part in parts):
+    own = not all(type(part).__module__.startswith("waymark.") for part in parts)
+    if not (own or uses_keras(config)):
         return None
     start_tensorflow(config.runtime.intra_op_threads)
     try:
         trainer = Trainer(config, data)
         if graph.file_name(config):
             graph.export(config, data.spec, trainer.shapes, data.statistics)
-    except HiddenState:
+    except BadInput:
         raise
+    except WrongOutputs as error:
+        if not hasattr(config.model, "said"):
+            return None
+        raise BadInput(f"{config.model.said}: {error}.") from None
     except Exception:
         return None
     return trainer
+
+
+def uses_keras(config: Config) -> bool:
+    """Tell whether the model or the optimizer is one of Keras's."""
+    return hasattr(config.model, "buffers") or hasattr(config.optimizer, "variables")
 
 
 def own_modules(config: Config) -> list[str]:
     """Return the modules outside Waymark whose classes, and metrics, take part."""
     parts = config.model, config.data, config.task, config.optimizer, config.save
     modules = {type(part).__module__ for part in parts}
+    modules |= {name.rpartition(".")[0] for name in functions_of(config.model)}
     modules |= {name.rpartition(".")[0] for name in config.metrics if "." in name}
     modules |= set(getattr(config.data, "modules", ()))
     return sorted(name for name in modules if not name.startswith("waymark."))

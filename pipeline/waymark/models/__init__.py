@@ -10,6 +10,15 @@ A model is a settings dataclass with two methods (a user's own needs nothing els
 float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
 a key in training, None otherwise.
 
+A model that keeps something beside its parameters, as a Keras model does, says so by
+
+    buffers(spec)                       name -> first value of it, asked for after initial()
+    train(parameters, buffers, images)  the outputs in training, the buffers that changed by name,
+                                        and a loss of the model's own, float32 []
+
+Then `logits` is what it computes when it is not trained, and finds the buffers among `parameters`.
+Its `initial` has two arguments more, `seed` and `precision`, in which it computes by itself.
+
     from waymark.config.compose import compose_config
     from waymark.evaluation.restore import load_data, parameter_shapes
 
@@ -17,11 +26,11 @@ a key in training, None otherwise.
     print(config.model, parameter_shapes(config, load_data(config).spec))
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from waymark.data.dataset import MEAN, SCALE, Dataset
+from waymark.data.dataset import MEAN, SCALE, Dataset, ImageSpec
 from waymark.data.randomness import Tensor
 from waymark.errors import Sentence
 from waymark.users_code import defined
@@ -65,10 +74,48 @@ def forward(
     """Return float32 outputs [B, spec.outputs] for float32 images, computed in `precision`."""
     import tensorflow as tf
 
-    if precision == "mixed_bfloat16":
+    if precision == "mixed_bfloat16" and not hasattr(model, "buffers"):
         parameters = {name: tf.cast(value, tf.bfloat16) for name, value in parameters.items()}
         images = tf.cast(images, tf.bfloat16)
     return tf.cast(model.logits(parameters, images, dropout), tf.float32)
+
+
+def first_values(
+    model: Any, spec: ImageSpec, key: Callable[[int], Tensor], seed: int, precision: str
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the first values of the parameters, and of what a model keeps beside them."""
+    if not hasattr(model, "buffers"):
+        return dict(model.initial(spec, key)), {}
+    parameters = dict(model.initial(spec, key, seed=seed, precision=precision))
+    return parameters, dict(model.buffers(spec))
+
+
+def trained_forward(
+    model: Any,
+    precision: str,
+    parameters: Tensors,
+    buffers: Tensors,
+    images: Tensor,
+    dropout: Tensor,
+) -> tuple[Tensor, Tensors, Tensor | None]:
+    """Return `forward`'s outputs in training, the buffers that changed, the model's own loss."""
+    import tensorflow as tf
+
+    if not hasattr(model, "buffers"):
+        return forward(model, precision, parameters, images, dropout), {}, None
+    outputs, changed, loss = model.train(parameters, buffers, images)
+    return tf.cast(outputs, tf.float32), changed, loss
+
+
+def functions_of(part: Any) -> list[str]:
+    """Return the dotted names of the functions that the settings of a model, or another, name."""
+    return [getattr(part, name) for name in getattr(part, "functions", ())]
+
+
+def as_logits(model: Any, task: Any, outputs: Tensor) -> Tensor:
+    """Return a model's outputs as a task takes them, which they are but for probabilities."""
+    convert = getattr(model, "as_logits", None)
+    return convert(task, outputs) if convert else outputs
 
 
 def check_outputs(model: Any, outputs: Tensor, data: Dataset) -> None:

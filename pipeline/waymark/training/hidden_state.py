@@ -8,6 +8,13 @@ from waymark.errors import BadInput
 
 PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
 
+# Those whose generators have a state of their own.
+RANDOM_OPS = (
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
+    *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
+    *("RandomShuffle", "Multinomial", "RandomCrop"),
+)
+
 
 class HiddenState(BadInput):
     """Say in one sentence what a model or an optimizer keeps beside the state."""
@@ -44,7 +51,8 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
     """Trace a tf.function; return the concrete one.
 
     Raises HiddenState for a variable that it makes, or uses and is not among the `known`, for any
-    other resource, and for Python that it would call: its state is out of sight.
+    other resource, for Python that it would call, whose state is out of sight, and for random
+    numbers that no key decides.
     """
     with refuse_variables(parts):
         concrete = function.get_concrete_function(*signature)
@@ -55,9 +63,13 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
             raise _refusal(parts, f"uses {_describe(next(found, None))}")
     graph = concrete.graph.as_graph_def()
     inner = [node for body in graph.library.function for node in body.node_def]
-    calls = [node.op for node in [*graph.node, *inner] if node.op in PYTHON_OPS]
-    if calls:
-        raise _refusal(parts, f"calls Python while it computes ({calls[0]})")
+    for node in [*graph.node, *inner]:
+        if node.op in PYTHON_OPS:
+            raise _refusal(parts, f"calls Python while it computes ({node.op})")
+        if node.op in RANDOM_OPS:
+            raise _refusal(
+                parts, f"draws random numbers by a generator of TensorFlow's ({node.op})"
+            )
     return concrete
 
 
@@ -70,7 +82,9 @@ def _describe(variable: Any) -> str:
 
 def _refusal(parts: Sequence[Any], what: str) -> HiddenState:
     names = [f"{type(part).__module__}.{type(part).__qualname__}" for part in parts]
-    own = [name for name in names if not name.startswith("waymark.")] or names
+    own = [part.said for part in parts if hasattr(part, "said")]
+    own += [name for name in names if not name.startswith("waymark.")]
+    own = own or names
     return HiddenState(
         f"{' or '.join(own)}: {what}, whose value is in no checkpoint; all that a model or an "
         f"optimizer keeps must be among what its initial() or slots() returns."

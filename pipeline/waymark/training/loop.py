@@ -15,17 +15,17 @@ import numpy as np
 from waymark.checkpoints import State
 from waymark.config.schema import Config
 from waymark.data.dataset import PARTS, Dataset, ImageSpec
-from waymark.data.randomness import DROPOUT, INITIAL, Tensor, random_key
+from waymark.data.randomness import INITIAL, Tensor, random_key
 from waymark.data.rows import Rows
-from waymark.data.sources import SMALL, batch_indices
+from waymark.data.sources import SMALL
 from waymark.errors import BadInput, Sentence
-from waymark.models import NO_STATISTICS, Tensors, check_outputs, forward, scale
+from waymark.models import NO_STATISTICS, Tensors, first_values, functions_of
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.optimizers import takes_learning_rate
-from waymark.tasks import example_losses, training_truth
 from waymark.training import streaming
-from waymark.training.hidden_state import refuse_variables, trace
+from waymark.training.hidden_state import refuse_variables
 from waymark.training.score import Score, Scorer, make_scorer
+from waymark.training.steps import compile_steps
 
 T = TypeVar("T")
 Record = Callable[[list[int], Mapping[str, list[float]]], None]  # as many values as steps
@@ -47,8 +47,10 @@ def due(step: int, every: int, last: int) -> bool:
 
 def initial_state(
     config: Config, spec: ImageSpec, statistics: Mapping[str, np.ndarray] = NO_STATISTICS
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Return a new run's state and which names in it are the parameters; raise HiddenState.
+) -> tuple[dict[str, Tensor], list[str], list[str]]:
+    """Return a new run's state, which names in it are the parameters, and which the buffers.
+
+    Those are what the model keeps beside its parameters. Raises HiddenState.
 
     The `statistics` of the training set are entries of the state, under names of their own, or
     BadInput is raised.
@@ -56,17 +58,21 @@ def initial_state(
     import tensorflow as tf
 
     state: dict[str, tf.Tensor] = {}
-    with refuse_variables((config.model, config.optimizer), state.values()):
-        parameters = dict(config.model.initial(spec, partial(random_key, config.seed, INITIAL)))
+    known: list[Any] = []
+    with refuse_variables((config.model, config.optimizer), known):
+        key = partial(random_key, config.seed, INITIAL)
+        parameters, buffers = first_values(config.model, spec, key, config.seed, config.precision)
         state |= parameters
+        state |= buffers
         state |= config.optimizer.slots(parameters)
+        known += [*state.values(), *getattr(config.optimizer, "variables", dict)().values()]
     if taken := state.keys() & statistics.keys():
         raise BadInput(
             f"{type(config.model).__name__} has a parameter {min(taken)!r}, which is the name of "
             f"a statistic of the training set; data.standardise=false does without them."
         )
     state |= {name: tf.constant(value) for name, value in statistics.items()}
-    return {"step": tf.constant(0, tf.int64), **state}, list(parameters)
+    return {"step": tf.constant(0, tf.int64), **state}, list(parameters), list(buffers)
 
 
 def check_state(state: State, expected: Tensors) -> None:
@@ -83,120 +89,29 @@ def check_state(state: State, expected: Tensors) -> None:
         raise DoesNotFit(f"it has an unknown entry {min(unknown)!r}")
 
 
-def train_step(
-    config: Config,
-    data: Dataset,
-    parameters: Tensors,
-    slots: Tensors,
-    images: Tensor,
-    truth: tuple[Tensor, ...],
-    dropout: Tensor,
-    learning_rate: Tensor,
-) -> Tensor:
-    """Take one gradient step, in place; return its loss, float32 [].
-
-    `images` are float32 [batch, H, W, C] or [batch, ...], scaled, `truth` the labels [batch, ...]
-    and, if there are any, the weights, float32 [batch], by which the loss is a weighted mean;
-    `dropout` is the int64 [2] key of this step's stateless dropout. Raises WrongOutputs.
-    """
-    import tensorflow as tf
-
-    values = {name: variable.read_value() for name, variable in parameters.items()}
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(values)
-        outputs = forward(config.model, config.precision, values, images, dropout)
-        check_outputs(config.model, outputs, data)
-        labels, *weights = truth
-        losses = example_losses(config.task, labels, outputs, training=True)
-        loss = _weighted_mean(losses, *weights) if weights else tf.reduce_mean(losses)
-    gradients = tape.gradient(loss, values, unconnected_gradients="zero")
-    rate = {"learning_rate": learning_rate} if takes_learning_rate(config.optimizer) else {}
-    config.optimizer.apply(parameters, slots, gradients, **rate)
-    return loss
-
-
-def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
-    """Return the weighted mean of losses [batch]; 0 where all weights are."""
-    import tensorflow as tf
-
-    return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
-
-
-def compile_steps(config: Config, data: Dataset, variables: Tensors, parameters: Tensors) -> Any:
-    """Compile a function of how many steps (int32 []), seed (int64 []), learning rate (float32 []).
-
-    Where features are larger than memory, also of a chunk of batches (see `streaming`). One call
-    returns the losses of all steps, float32 [steps]. Raises HiddenState, WrongOutputs.
-    """
-    import tensorflow as tf
-
-    chunked = isinstance(data.x_train, Rows)
-    arrays = () if chunked else (data.x_train, *training_truth(config.task, data))
-    resident = [tf.constant(each) for each in arrays]
-    statistics = {name: variables[name] for name in data.statistics}
-    others = {"step", *parameters, *statistics}
-    slots = {name: v for name, v in variables.items() if name not in others}
-
-    def batch(
-        seed: tf.Tensor, step: tf.Tensor, *chunk: tf.Tensor
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        if chunk:
-            pixels, *known = streaming.batch_of(step, *chunk)
-            return scale(pixels, data.divide, statistics), tuple(known)
-        sampling, size = config.data.sampling, config.batch_size
-        picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        pixels, *known = (tf.gather(each, picked) for each in resident)
-        return scale(pixels, data.divide, statistics), tuple(known)
-
-    scalars = [tf.TensorSpec([], kind) for kind in (tf.int32, tf.int64, tf.float32)]
-    given = [*scalars, *(streaming.signature(config, data) if chunked else [])]
-
-    @tf.function(autograph=False, input_signature=given)
-    def run_steps(
-        steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor, *chunk: tf.Tensor
-    ) -> tf.Tensor:
-        reached = variables["step"].read_value()
-
-        def body(
-            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, known: tuple[tf.Tensor, ...]
-        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tuple[tf.Tensor, ...]]:
-            step = reached + tf.cast(i, tf.int64) + 1
-            # The next batch depends on no result, so TensorFlow makes it meanwhile.
-            following = batch(seed, step + 1, *chunk)
-            dropout = random_key(seed, DROPOUT, step)
-            given = (pixels, known, dropout, learning_rate)
-            loss = train_step(config, data, parameters, slots, *given)
-            return i + 1, losses.write(i, loss), *following
-
-        losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
-        loop = tf.while_loop(
-            lambda i, *_: i < steps,
-            body,
-            (tf.constant(0), losses, *batch(seed, reached + 1, *chunk)),
-            parallel_iterations=1,
-        )
-        variables["step"].assign_add(tf.cast(steps, tf.int64))
-        return loop[1].stack()
-
-    parts = (config.model, config.optimizer, config.task)
-    return trace(run_steps, parts, variables.values())
-
-
 class Trainer:
     """A run's state on the device, and the compiled functions that train and score it."""
 
     def __init__(self, config: Config, data: Dataset) -> None:
         import tensorflow as tf
 
-        initial, names = initial_state(config, data.spec, data.statistics)
+        initial, names, kept = initial_state(config, data.spec, data.statistics)
+        getattr(config.model, "check_data", lambda _: None)(data)
         self._spec, self._statistics = data.spec, data.statistics
         self._batches = _batches(config, data)
-        self._variables = {k: tf.Variable(value, trainable=False) for k, value in initial.items()}
-        self.parameters = {name: self._variables[name] for name in names}
-        self._run_steps = compile_steps(config, data, self._variables, self.parameters)
+        made: Tensors = getattr(config.optimizer, "variables", dict)()  # those that it works on
+        self._variables = {
+            name: made[name] if name in made else tf.Variable(value, trainable=False)
+            for name, value in initial.items()
+        }
+        self.parameters, self._buffers = (
+            {name: self._variables[name] for name in each} for each in (names, kept)
+        )
+        parts = self._variables, self.parameters, self._buffers
+        self._run_steps = compile_steps(config, data, *parts)
         self.evaluated = data.evaluated  # the set that evaluations in training are on
         self.scorer = make_scorer(config, data, data.evaluated)
-        self._scored = {name: self._variables[name] for name in [*names, *data.statistics]}
+        self._scored = {name: self._variables[name] for name in [*names, *kept, *data.statistics]}
         self.scorer.compile(self._scored)
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
         self._inputs = _inputs(config)
@@ -254,8 +169,12 @@ class Trainer:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the parameters' names and shapes, in the model's order."""
-        return {name: tuple(v.shape) for name, v in self.parameters.items()}
+        """Return names and shapes, in the model's order, of what it computes with.
+
+        These are the parameters, and those of the buffers that are floating point.
+        """
+        buffers = {name: v for name, v in self._buffers.items() if v.dtype.is_floating}
+        return {name: tuple(v.shape) for name, v in {**self.parameters, **buffers}.items()}
 
     def score(self) -> Score:
         """Score the parameters as they are on the whole validation set, else the test set."""
@@ -284,7 +203,11 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     model, optimizer, task = config.model, config.optimizer, config.task
     if not all(type(part).__module__.startswith("waymark.") for part in (model, optimizer, task)):
         return None
-    compiled = {**vars(optimizer), "learning_rate": None}  # which each call is given
+    if not all(name.startswith("waymark.") for name in functions_of(model)):
+        return None
+    # The learning rate each call is given, or it is an entry of the state.
+    compiled = {key: value for key, value in vars(optimizer).items() if not key.startswith("_")}
+    compiled["learning_rate"] = None
     read = {**getattr(config.data, "__dict__", {}), "path": None}  # the digest tells what is there
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),

@@ -8,7 +8,7 @@ import numpy as np
 
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
-from waymark.models import Tensors, check_outputs, forward, scale
+from waymark.models import Tensors, as_logits, check_outputs, forward, scale
 from waymark.tasks import example_losses
 from waymark.tasks.metrics import measured
 from waymark.training import streaming
@@ -68,6 +68,7 @@ class Scorer:
                 features = scale(images[rows], data.divide, statistics)
                 outputs = forward(model, precision, parameters, features)
                 check_outputs(model, outputs, data)
+                outputs = as_logits(model, task, outputs)
                 losses = example_losses(task, labels[rows], outputs, training=False)
                 found = losses, task.predict(outputs), outputs
                 return i + 1, [each.write(i, found[k]) for k, each in enumerate(arrays)]

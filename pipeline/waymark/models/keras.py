@@ -1,0 +1,191 @@
+"""A user's Keras model: built once, and computed with the values that it is given.
+
+from waymark.config.compose import compose_config
+from waymark.evaluation.restore import load_data, parameter_shapes
+
+config = compose_config(["model=mlp"]).config
+print(*parameter_shapes(config, load_data(config).spec))  # under Keras's paths
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from waymark.config.functions import GIVEN, arguments_of
+from waymark.config.schema import settings
+from waymark.data.dataset import Dataset, ImageSpec
+from waymark.data.randomness import Tensor
+from waymark.errors import BadInput, first_line
+from waymark.keras_import import import_keras
+from waymark.models import Tensors
+from waymark.models.keras_build import build_model
+from waymark.users_code import place
+
+ENDS = {"classification": "Softmax", "multilabel": "Sigmoid"}  # what may end a model of a task
+SMALLEST = 1e-7  # Keras's epsilon: a probability is at least so much
+
+
+@settings
+class Keras:
+    """A model that a function of the user's own builds, unchanged.
+
+    Its trained variables are the parameters; all others, as the moving statistics of batch
+    normalisation, frozen weights and the seeds of random layers, are its buffers. Both are entries
+    of a run's state under their Keras paths.
+    """
+
+    functions: ClassVar[Mapping[str, str]] = {"build": "settings"}
+
+    build: Annotated[str, Field(min_length=1)]
+    """the dotted name of a function `(input_shape, outputs, **settings) -> keras.Model`, or of one
+    that takes less"""
+    settings: dict[str, Any]
+    """what `model.build` is called with besides"""
+    from_logits: bool | None
+    """whether the outputs are logits; null: a softmax, or a sigmoid with task=multilabel, that ends
+    the model is recognised, and the loss computed from what it is given"""
+
+    def initial(
+        self,
+        spec: ImageSpec,
+        key: Callable[[int], Tensor],
+        *,
+        seed: int = 0,
+        precision: str = "float32",
+    ) -> dict[str, Tensor]:
+        """Build the model; return the first values of what is trained, by Keras's paths.
+
+        They are those after `keras.utils.set_random_seed(seed)`, for seeds below 2**32. Raises
+        BadInput.
+        """
+        wanted = (spec, seed, precision)
+        if getattr(self, "_wanted", None) != wanted:
+            self._model = build_model(self._made, spec, _seed_for_keras(seed), precision, self.said)
+            self._wanted = wanted
+        return {v.path: v.value.read_value() for v in self._model.trainable_variables}
+
+    def buffers(self, spec: ImageSpec) -> dict[str, Tensor]:
+        """Return the first values of what the model that `initial` built keeps besides."""
+        return {v.path: v.value.read_value() for v in self._model.non_trainable_variables}
+
+    def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:
+        """Return the outputs [B, ...] for images [B, ...], not in training.
+
+        `parameters` are those and the buffers; of a random layer's seeds there is no need.
+        """
+        return self._call(parameters, images, training=False)[0]
+
+    def train(
+        self, parameters: Tensors, buffers: Tensors, images: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the outputs in training, the buffers that have changed, the model's own losses.
+
+        Those are the sum of its regularizers and of what it adds by `add_loss`, float32 [].
+        """
+        outputs, scope, losses = self._call({**parameters, **buffers}, images, training=True)
+        import tensorflow as tf
+
+        changed = {}
+        for variable in self._model.non_trainable_variables:
+            value = scope.get_current_value(variable)
+            if value is not buffers[variable.path]:
+                changed[variable.path] = value
+        total = tf.add_n([tf.zeros([]), *(tf.reduce_sum(tf.cast(x, tf.float32)) for x in losses)])
+        return outputs, changed, total
+
+    def constrain(self, parameters: Mapping[str, Any]) -> None:
+        """Put the parameters, tf.Variables, back to where the layers' constraints want them."""
+        for variable in self._model.trainable_variables:
+            if variable.constraint is not None:
+                parameter = parameters[variable.path]
+                parameter.assign(variable.constraint(parameter.read_value()))
+
+    def as_logits(self, task: Any, outputs: Tensor) -> Tensor:
+        """Return outputs [B, ...] as a task takes them: logits, where the model ends in a softmax.
+
+        Raises BadInput for the end of a model of another task.
+        """
+        import tensorflow as tf
+
+        kind = getattr(task, "kind", "")
+        if self.from_logits or kind not in ENDS:
+            return outputs
+        last = outputs.op
+        while last.type in ("Cast", "Identity"):
+            last = last.inputs[0].op
+        if last.type == ENDS[kind]:
+            return tf.cast(last.inputs[0], outputs.dtype)
+        if last.type in ENDS.values() and self.from_logits is None:
+            raise BadInput(
+                f"{self.said}: the model ends in a {last.type.lower()}, and task={kind} in a "
+                f"{ENDS[kind].lower()}; let it end in logits, without an activation "
+                f"(model.from_logits=true takes its outputs as they are)."
+            )
+        if self.from_logits is None:
+            return outputs
+        probabilities = tf.clip_by_value(tf.cast(outputs, tf.float32), SMALLEST, 1 - SMALLEST)
+        logits = tf.math.log(probabilities)
+        return logits if kind == "classification" else logits - tf.math.log1p(-probabilities)
+
+    def check_data(self, data: Dataset) -> None:
+        """Refuse pixels that both Waymark and the model would scale."""
+        if data.scale != "auto" or not data.divide:
+            return
+        keras = import_keras()
+        layers = self._model._flatten_layers()
+        scaling = [each.name for each in layers if isinstance(each, keras.layers.Rescaling)]
+        whole = [each for each in getattr(self._model, "inputs", None) or () if "int" in each.dtype]
+        if scaling or whole:
+            found = f"holds the layer {scaling[0]}" if scaling else "takes integers"
+            raise BadInput(
+                f"data.scale=auto: would divide {data.name}'s pixels by 255, but the model {found} "
+                f"({self.said}); data.scale=none leaves them to the model, data.scale=255 divides."
+            )
+
+    @property
+    def said(self) -> str:
+        """Return the setting that names the function, as messages do."""
+        return f"model.build={self.build!r}"
+
+    def _made(self, spec: ImageSpec) -> Any:
+        """Call the user's function; raise BadInput for what it raises."""
+        try:
+            function = resolve_name(self.build)
+            given = dict(zip(GIVEN, (spec.shape, spec.outputs), strict=True))
+            places, named = arguments_of(inspect.signature(function), given, self.settings)
+            return function(*places, **named)
+        except BadInput:
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            said = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
+            raise BadInput(f"{self.said}: {said}") from None
+
+    def _call(self, values: Tensors, images: Tensor, training: bool) -> tuple[Tensor, Any, Any]:
+        """Call the model with these values in place of its variables'."""
+        keras, model = import_keras(), self._model
+        mapping = [(v, values[v.path]) for v in model.variables if v.path in values]
+        with keras.StatelessScope(state_mapping=mapping, collect_losses=training) as scope:
+            try:
+                outputs = model(images, training=training)
+            except BadInput:
+                raise
+            except Exception as error:
+                said = f"{type(error).__name__}: {first_line(error)}{place(error)}"
+                raise BadInput(f"{self.said}: its model cannot be compiled: {said}") from None
+            return outputs, scope, model.losses if training else []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process makes it from: the settings."""
+        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+
+
+def _seed_for_keras(seed: int) -> int:
+    """Return a seed below 2**32, as Python's and NumPy's generators take them."""
+    if seed < 2**32:
+        return seed
+    return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
