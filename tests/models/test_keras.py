@@ -242,7 +242,7 @@ def test_a_sigmoid_of_several_labels_is_trained_as_its_logits(tmp_path: Path) ->
         (["model.build=model"], "must be the dotted name of a function"),
         (["+model.settings.widht=3"], "it takes no widht; the nearest is width"),
         (["+model.settings.outputs=3"], "outputs is not a setting"),
-        (["model.build=math.pi"], "cannot be loaded"),
+        (["model.build=math.pi"], "is not a function"),
     ],
 )
 def test_a_function_and_its_settings_are_checked_before_data_are_read(

@@ -23,6 +23,7 @@ from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset, batch_indices
 from waymark.digest import digest
 from waymark.training import loop as module
+from waymark.training import steps as steps_module
 from waymark.training.loop import (
     Diverged,
     DoesNotFit,
@@ -296,7 +297,7 @@ def test_dropout_is_in_training_only() -> None:
 
 def test_the_mask_moves_with_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train on one and the same batch at a rate of nothing: only the mask can change the loss."""
-    monkeypatch.setattr(module, "batch_indices", lambda *_: tf.range(37, dtype=tf.int64))
+    monkeypatch.setattr(steps_module, "batch_indices", lambda *_: tf.range(37, dtype=tf.int64))
     given = config(*DROPOUT)
     given = replace(given, optimizer=replace(given.optimizer, learning_rate=1e-30))
     losses = [Trainer(given, dataset()).run_steps(4)]

@@ -225,13 +225,17 @@ def _check_function(
     said = f"{key}={dotted!r} ({source(key)})"
     if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", dotted):
         raise BadInput(f"{said}: must be the dotted name of a function, as my_models.resnet.")
-    if dotted in OWN_FUNCTIONS:
-        trusted = None
-    elif dotted.startswith("waymark."):
+    if dotted.startswith("waymark.") and dotted not in OWN_FUNCTIONS:
         raise BadInput(f"{said}: is part of Waymark; allowed are functions of yours.")
     _refuse_distrusted(dotted, said, trusted)
+
+    def located() -> Any:
+        if dotted in OWN_FUNCTIONS:
+            return resolve_name(dotted)
+        return _locate_users_code(dotted, key, source, trusted)
+
     try:
-        check_settings(dotted, settings, lambda: _locate_users_code(dotted, key, source, trusted))
+        check_settings(dotted, settings, located)
     except ValueError as error:
         raise BadInput(f"{said}: {error}.") from None
 

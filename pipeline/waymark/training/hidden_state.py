@@ -67,9 +67,7 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
         if node.op in PYTHON_OPS:
             raise _refusal(parts, f"calls Python while it computes ({node.op})")
         if node.op in RANDOM_OPS:
-            raise _refusal(
-                parts, f"draws random numbers by a generator of TensorFlow's ({node.op})"
-            )
+            raise _refusal(parts, f"draws by a generator of TensorFlow's ({node.op})")
     return concrete
 
 
@@ -81,11 +79,15 @@ def _describe(variable: Any) -> str:
 
 
 def _refusal(parts: Sequence[Any], what: str) -> HiddenState:
+    keras = [part.said for part in parts if hasattr(part, "said")]
     names = [f"{type(part).__module__}.{type(part).__qualname__}" for part in parts]
-    own = [part.said for part in parts if hasattr(part, "said")]
-    own += [name for name in names if not name.startswith("waymark.")]
-    own = own or names
+    own = keras + [name for name in names if not name.startswith("waymark.")]
+    kept = (
+        "a layer keeps by add_weight() and draws by a keras.random.SeedGenerator"
+        if keras
+        else "all that a model or an optimizer keeps must be among what its initial() or slots() "
+        "returns"
+    )
     return HiddenState(
-        f"{' or '.join(own)}: {what}, whose value is in no checkpoint; all that a model or an "
-        f"optimizer keeps must be among what its initial() or slots() returns."
+        f"{' or '.join(own or names)}: {what}, whose value is in no checkpoint; {kept}."
     )
