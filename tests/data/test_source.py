@@ -279,7 +279,7 @@ def test_what_is_no_source_is_refused(module: Any, case: str) -> None:
         ),
         (
             ["data.train=own_data.__name__"],
-            "data.train='own_data.__name__' (the command line): can",
+            "data.train='own_data.__name__' (the command line): is not a function.",
         ),
         (["data.test=no_such.test"], "data.test='no_such.test' (the command line): cannot be "),
         (

@@ -252,6 +252,7 @@ def test_what_mlflow_holds(one: Recorded, combination: tuple[str, str]) -> None:
 
     kept = {key: value for key, value in config.items() if key not in ("format", "choices", "tags")}
     chosen = {"model": model, "data": "mnist_5k", "optimizer": "adam", "save": save}
+    chosen |= {"task": "classification"}
     assert config["choices"] == chosen
     assert data.params == {k.removeprefix("."): v for k, v in leaves(kept, "").items()} | chosen
     assert data.params["optimizer.learning_rate"] == {"softmax": "0.001", "cnn": "0.0001"}[model]
