@@ -103,7 +103,11 @@ def test_the_number_of_threads_is_resolved(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("model", members("model"))
 @pytest.mark.parametrize("optimizer", members("optimizer"))
 def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
-    rates = {"softmax": 1e-3, "linear": 1e-2, "cnn": 1e-4, "keras": 1e-3, "mlp": 1e-3}
+    rates = {
+        "linear": 1e-2,
+        "cnn": 1e-4,
+        **dict.fromkeys(["softmax", "keras", "mlp", "resnet"], 1e-3),
+    }
     build = ["model.build=waymark.models.mlp.build"] if model == "keras" else []
     resolved = compose_config([f"optimizer={optimizer}", f"model={model}", *build])
     assert resolved.config.optimizer.learning_rate == rates[model]

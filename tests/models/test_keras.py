@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from waymark.checkpoints import State
 from waymark.config.compose import compose_config
+from waymark.data.dataset import ImageSpec
 from waymark.data.sources import Dataset, batch_indices
 from waymark.digest import digest
 from waymark.errors import BadInput
@@ -218,6 +219,22 @@ def test_a_trainer_of_a_sweep_begins_each_trial_as_one_alone_does(data: Dataset)
     assert first != second == trained(1, alone=True)[0]
     given = config("linear")
     assert compilation_key(given, data) is None  # a user's function may depend on anything
+
+
+def test_the_ready_made_residual_network() -> None:
+    from waymark.models.resnet import build
+
+    model = build((32, 32, 3), 10)  # He and others tell 0.27 million parameters
+    layers = [each for each in model.layers if each.__class__.__name__ in ("Conv2D", "Dense")]
+    shortcuts = [each for each in layers if getattr(each, "kernel_size", None) == (1, 1)]
+    assert (len(layers) - len(shortcuts), len(shortcuts)) == (20, 2)
+    assert 270_000 < sum(np.prod(v.shape) for v in model.trainable_variables) < 275_000
+    for settings, said in (("depth=21", "depth=21: must be"), ("width=0", "")):
+        given = compose_config(["model=resnet", f"model.settings.{settings}"]).config
+        with pytest.raises(
+            BadInput, match=rf"^model.build='waymark.models.resnet.build': .*{said}"
+        ):
+            given.model.initial(ImageSpec((8, 8, 1), 10), lambda i: None)
 
 
 def test_a_sigmoid_of_several_labels_is_trained_as_its_logits(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from waymark.config.yaml_source import MISSING
 from waymark.errors import BadInput, first_line
 from waymark.users_code import place
 
-OWN_FUNCTIONS = ("waymark.models.mlp.build",)  # which build models, and a record may name
+# Of Waymark's own those that build models, which a record may name.
+OWN_FUNCTIONS = ("waymark.models.mlp.build", "waymark.models.resnet.build")
 COMMAND_LINE = "the command line"  # where an override came from
 Source = Callable[[str], str]  # where the value of a key came from
 

@@ -129,7 +129,7 @@ class Config:
     model: Any
     """`softmax` (`init_stddev`), `linear` (with a bias), `cnn` (`init_stddev`, `init_bias`,
     `keep_prob`), `keras` (a model of your own: `build`, `settings`, `from_logits`), `mlp`
-    (`settings`: `hidden`, `dropout`, `batch_norm`)"""
+    (`settings`: `hidden`, `dropout`, `batch_norm`), `resnet` (`settings`: `depth`, `width`)"""
     data: Any
     """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table`,
     `images` (`size`, `channels`, `cache`) or `source`"""
@@ -142,7 +142,7 @@ class Config:
     optimizer: Any
     """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`), or Keras's `adamw`, `nadam`,
     `lamb`, `lion`, `rmsprop`, `adagrad`, `keras_sgd`, with weight decay and clipping;
-    `optimizer.learning_rate` is the model's (softmax, keras and mlp 1e-3, linear 1e-2, cnn 1e-4)
+    `optimizer.learning_rate` is the model's (softmax and Keras models 1e-3, linear 1e-2, cnn 1e-4)
     unless given"""
     save: Any
     """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
