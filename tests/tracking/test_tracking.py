@@ -342,11 +342,9 @@ from waymark.config.compose import compose_config
 from waymark.tracking.active_run import create_run
 from waymark.tracking.remote_store import connect
 from types import SimpleNamespace
-import numpy as np
 
 resolved = compose_config(["runtime.intra_op_threads=2"])
-data = SimpleNamespace(x_train=np.zeros((3, 2)), x_test=np.zeros((1, 2)), name="points",
-                       digest="d" * 64, source="test")
+data = SimpleNamespace(profile={}, schema={}, name="points", digest="d" * 64, source="test")
 
 def work():
     tracked = create_run(connect(None, create=True), resolved, {"waymark.version": "test"}, data)

@@ -400,7 +400,8 @@ def test_the_shell_completes(tmp_path: Path, environment: dict[str, str]) -> Non
     registered, command, models, key = done.stdout.splitlines()
     assert registered.endswith("-F hydra_bash_completion waymark")
     assert command == "evaluate"
-    assert models == "model=cnn model=softmax"
+    members = sorted(path.stem for path in (REPO / "conf" / "model").glob("*.yaml"))
+    assert models == " ".join(f"model={name}" for name in members)
     assert key == "save.max_to_keep="
 
 
