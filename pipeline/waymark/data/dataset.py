@@ -10,7 +10,7 @@ import numpy as np
 
 from waymark.data.columns import Column
 from waymark.data.digests import dataset_digest
-from waymark.data.rows import Features, Rows, refuse_not_finite
+from waymark.data.rows import Array, Features, Inputs, Rows, each, entries, refuse_not_finite
 from waymark.errors import BadInput
 
 PARTS = ("train", "val", "test")
@@ -21,7 +21,8 @@ MEAN, SCALE = "features/mean", "features/scale"  # statistics of the training se
 class ImageSpec:
     """What a model must fit."""
 
-    shape: tuple[int, ...]  # of one image: (H, W, C) or (D,)
+    shape: tuple[int, ...] | dict[str, tuple[int, ...]]
+    """of one image: (H, W, C) or (D,); of several inputs, of each by its name"""
     outputs: int  # of the model, for one image
 
     @property
@@ -40,7 +41,8 @@ class Dataset:
 
     Until a task has prepared them, labels are [N, ...] as they were read. Then those of
     classification are int32 [N] from 0, of multilabel uint8 [N, K], of regression float32 [N, T].
-    Features that are larger than memory are Rows, which are read by index.
+    Features that are larger than memory are Rows, which are read by index; those of several inputs
+    are Inputs, which hold arrays or Rows by name.
 
     A test or validation set that is not there has the length 0: `splits.hold_out` makes it.
     """
@@ -78,10 +80,11 @@ class Dataset:
     @property
     def spec(self) -> ImageSpec:
         """Return the form of one image, and `outputs` or the classes in all sets together."""
+        shape = each(lambda array: array.shape[1:], self.x_train)
         if self.outputs is not None:
-            return ImageSpec(self.x_train.shape[1:], self.outputs)
+            return ImageSpec(shape, self.outputs)
         highest = max(y.max() for y in (self.y_train, self.y_val, self.y_test) if len(y))
-        return ImageSpec(self.x_train.shape[1:], int(highest) + 1)
+        return ImageSpec(shape, int(highest) + 1)
 
     @property
     def has_classes(self) -> bool:
@@ -89,16 +92,18 @@ class Dataset:
         return self.y_train.ndim == 1 and self.y_train.dtype.kind in "iu"
 
     @property
-    def arrays(self) -> dict[str, Features]:
-        """Return the arrays that are there, by their names."""
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays that are there, by their names: `x_train.NAME` of several inputs."""
         names = [f"{kind}_{part}" for part in PARTS for kind in "xy"]
         names += ["groups", "sample_weight"]
-        return {name: vars(self)[name] for name in names if len(vars(self)[name])}
+        there = [entries(name, vars(self)[name]) for name in names if len(vars(self)[name])]
+        return {name: array for found in there for name, array in found.items()}
 
     @property
     def nbytes(self) -> int:
         """Return how many bytes of memory the arrays take."""
-        return sum(each.nbytes for each in self.arrays.values() if isinstance(each, np.ndarray))
+        arrays = self.arrays.values()
+        return sum(array.nbytes for array in arrays if isinstance(array, np.ndarray))
 
     @cached_property
     def digest(self) -> str:
@@ -106,12 +111,17 @@ class Dataset:
         return self.read_digest or dataset_digest(self.arrays)
 
     @property
-    def divide(self) -> bool:
-        """Tell whether features are divided by 255 before a model has them."""
+    def divide(self) -> bool | frozenset[str]:
+        """Tell whether features are divided by 255 before a model has them, or which inputs are."""
+        if isinstance(self.x_train, Inputs):
+            return frozenset(n for n, array in self.x_train.named.items() if self._divides(array))
+        return self._divides(self.x_train)
+
+    def _divides(self, array: Array) -> bool:
         if self.scale in ("none", 255):
             return self.scale == 255
-        pictures = self.x_train.ndim == 4 or self.scale == "uint8"
-        return bool(self.x_train.dtype == np.uint8 and pictures)
+        pictures = array.ndim == 4 or self.scale == "uint8"
+        return bool(array.dtype == np.uint8 and pictures)
 
     @property
     def evaluated(self) -> Literal["val", "test"]:
@@ -122,9 +132,13 @@ class Dataset:
     def schema(self) -> dict[str, Any]:
         """Return the form of features and labels as MLflow's data sets have it."""
         specs = {}
-        for name, array in (("features", self.x_train), ("targets", self.y_train)):
-            spec = {"dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]}
-            specs[name] = json.dumps([{"type": "tensor", "tensor-spec": spec}])
+        for name, arrays in (("features", self.x_train), ("targets", self.y_train)):
+            tensors = []
+            for entry, array in entries("", arrays).items():
+                spec = {"dtype": array.dtype.name, "shape": [-1, *array.shape[1:]]}
+                named = {"name": entry[1:]} if entry else {}
+                tensors.append({**named, "type": "tensor", "tensor-spec": spec})
+            specs[name] = json.dumps(tensors)
         return {"mlflow_tensorspec": specs}
 
     @property
@@ -133,29 +147,31 @@ class Dataset:
 
         Of very many names the first thousand stand there.
         """
-        sets = {f"x_{part}": vars(self)[f"x_{part}"].shape for part in PARTS}
-        shapes = {name: list(shape) for name, shape in sets.items() if shape[0]}
+        sets = {name: array for name, array in self.arrays.items() if name[0] == "x"}
+        shapes = {name: list(array.shape) for name, array in sets.items()}
         names = {"class_names": self.class_names, "feature_names": self.feature_names}
-        return {**shapes, **{key: list(each[:1000]) for key, each in names.items() if each}}
+        return {**shapes, **{key: list(known[:1000]) for key, known in names.items() if known}}
 
     def examples(self, part: str) -> tuple[Features, np.ndarray]:
         """Return the images and the labels of a set: train, val or test."""
         return vars(self)[f"x_{part}"], vars(self)[f"y_{part}"]
 
 
-def from_arrays(name: str, source: str, arrays: Mapping[str, Features]) -> Dataset:
+def from_arrays(name: str, source: str, arrays: Mapping[str, Any]) -> Dataset:
     """Bring x_train and y_train, and what there is of the other entries, into Dataset's form.
 
-    The labels stay as they are: their form is the task's (see `waymark.tasks`). Raises BadInput
-    naming the array, what it has and what is allowed.
+    The entries x_train.NAME are the inputs of that name. The labels stay as they are: their form
+    is the task's (see `waymark.tasks`). Raises BadInput naming the array, what it has and what is
+    allowed.
     """
     checked: dict[str, Any] = {}
+    arrays = gathered(arrays, source)
     for part in PARTS:
         pair = (f"x_{part}", f"y_{part}")
         if part != "train" and not any(entry in arrays for entry in pair):
             continue
         labels = checked[f"y_{part}"] = pick(arrays, pair, source)[f"y_{part}"]
-        images = checked[f"x_{part}"] = _images(f"{source}: x_{part}", arrays[f"x_{part}"])
+        images = checked[f"x_{part}"] = _features(f"{source}: x_{part}", arrays[f"x_{part}"])
         if labels.ndim == 0 or labels.size == 0:
             raise BadInput(
                 f"{source}: y_{part} has shape {list(labels.shape)}; "
@@ -166,12 +182,7 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, Features]) -> Datas
                 f"{source}: x_{part} has {len(images)} images, but y_{part} {len(labels)} labels."
             )
         train = checked["x_train"]
-        if (train.shape[1:], train.dtype) != (images.shape[1:], images.dtype):
-            raise BadInput(
-                f"{source}: x_{part} has images of shape {list(images.shape[1:])} and dtype "
-                f"{images.dtype}, but x_train {list(train.shape[1:])} and {train.dtype}; both must "
-                f"be the same."
-            )
+        _refuse_other_form(source, part, images, train)
     if "groups" in arrays:
         groups = checked["groups"] = arrays["groups"]
         if groups.shape != (len(train),) or groups.dtype.kind not in "iuUSb":
@@ -183,6 +194,35 @@ def from_arrays(name: str, source: str, arrays: Mapping[str, Features]) -> Datas
         given = np.asarray(arrays["sample_weight"])
         checked["sample_weight"] = _weights(f"{source}: sample_weight", given, len(train))
     return Dataset(name=name, source=source, **checked)
+
+
+def gathered(arrays: Mapping[str, Features], source: object) -> dict[str, Any]:
+    """Return entries in which those of a set's inputs, x_train.NAME, are one, x_train.
+
+    Raises BadInput for a name that is none, and for x_train beside x_train.NAME.
+    """
+    found = dict(arrays)
+    for whole in (f"x_{part}" for part in PARTS):
+        start = f"{whole}."
+        named: dict[str, Any] = {
+            entry.removeprefix(start): found.pop(entry)
+            for entry in arrays
+            if entry.startswith(start)
+        }
+        for name in named:
+            if not name or not name.isprintable():
+                raise BadInput(
+                    f"{source}: the entry {start + name!r} names no input; allowed is {start}NAME, "
+                    f"of printable characters."
+                )
+        if named and whole in found:
+            raise BadInput(
+                f"{source} has {whole} and {start}{min(named)}; allowed are either, one array or "
+                f"several inputs by name."
+            )
+        if named:
+            found[whole] = Inputs(named)
+    return found
 
 
 def pick(arrays: Mapping[str, Features], wanted: tuple[str, ...], source: object) -> Any:
@@ -212,7 +252,43 @@ def _weights(name: str, array: np.ndarray, examples: int) -> np.ndarray:
     return weights
 
 
-def _images(name: str, array: Features) -> Features:
+def _features(name: str, features: Features) -> Features:
+    """Return features as Dataset has them; raise BadInput."""
+    if not isinstance(features, Inputs):
+        return _images(name, features)
+    made = {entry: _images(entry, array) for entry, array in entries(name, features).items()}
+    first, *others = made
+    for other in others:
+        if len(made[other]) != len(made[first]):
+            raise BadInput(
+                f"{other} has {len(made[other])} rows, but {first.rpartition(': ')[2]} "
+                f"{len(made[first])}; every input needs a row for each example."
+            )
+    return Inputs(dict(zip(features.named, made.values(), strict=True)))
+
+
+def _refuse_other_form(source: str, part: str, features: Features, train: Features) -> None:
+    """Raise BadInput unless a set has the inputs of the training set, in shape and dtype."""
+    here, there = entries("", features), entries("", train)
+    if here.keys() != there.keys():
+        ours, known = (
+            f"the inputs {', '.join(x.named)}" if isinstance(x, Inputs) else "one input"
+            for x in (features, train)
+        )
+        raise BadInput(
+            f"{source}: x_{part} has {ours}, but x_train {known}; both must be the same."
+        )
+    for name, images in here.items():
+        first = there[name]
+        if (first.shape[1:], first.dtype) != (images.shape[1:], images.dtype):
+            raise BadInput(
+                f"{source}: x_{part}{name} has images of shape {list(images.shape[1:])} and dtype "
+                f"{images.dtype}, but x_train{name} {list(first.shape[1:])} and {first.dtype}; "
+                f"both must be the same."
+            )
+
+
+def _images(name: str, array: Array) -> Array:
     if array.ndim < 2 or array.size == 0:
         raise BadInput(
             f"{name} has shape {list(array.shape)}; allowed are [N, D], [N, H, W], [N, H, W, C] "

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from waymark.data.rows import Features, Rows
+from waymark.data.rows import Array, Rows
 from waymark.digest import digest
 
 _known: dict[str, str] = {}  # of this process, whose cache may not be writable
 
 
-def dataset_digest(arrays: Mapping[str, Features]) -> str:
+def dataset_digest(arrays: Mapping[str, Array]) -> str:
     """Return the digest of a data set's arrays (see waymark.digest), wherever they are.
 
     Rows that have an identity go in with that in place of their content. Raises BadInput for what

@@ -11,11 +11,11 @@ import os
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from waymark.digest import SETTLED
 from waymark.errors import BadInput
 from waymark.npz import read_header
 
+T = TypeVar("T")
 PIECE = 2**24  # bytes that are read at a time where all are read in order
 
 
@@ -105,17 +106,59 @@ class Rows(ABC):
         return np.asarray(self[:], dtype)
 
 
-Features = np.ndarray | Rows
+Array = np.ndarray | Rows
 
 
-def pieces(features: Features) -> Iterator[np.ndarray]:
+class Inputs:
+    """Features of several inputs by name, each an array or Rows, all of as many rows.
+
+    The names are in sorted order. What is read of them is a mapping of arrays.
+    """
+
+    def __init__(self, named: Mapping[str, Array]) -> None:
+        self.named = {name: named[name] for name in sorted(named)}
+
+    def choose(self, rows: np.ndarray) -> "Inputs":
+        """Return some of the rows, by int64 indices; those of Rows are not read."""
+        return Inputs({name: choose(array, rows) for name, array in self.named.items()})
+
+    def __len__(self) -> int:
+        return len(next(iter(self.named.values())))
+
+    def __getitem__(self, key: Any) -> Any:
+        return {name: array[key] for name, array in self.named.items()}
+
+
+Features = Array | Inputs
+
+
+def each(function: Callable[[Any], T], features: Features) -> T | dict[str, T]:
+    """Return what a function makes of features, or of each of several inputs by its name."""
+    if isinstance(features, Inputs):
+        return {name: function(array) for name, array in features.named.items()}
+    return function(features)
+
+
+def entries(name: str, features: Features) -> dict[str, Array]:
+    """Return features as entries of a data set: `name`, or `name.INPUT` for each input."""
+    if isinstance(features, Inputs):
+        return {f"{name}.{of_input}": array for of_input, array in features.named.items()}
+    return {name: features}
+
+
+def is_read(features: Features) -> bool:
+    """Tell whether features, or some inputs of them, are read by index."""
+    return any(isinstance(array, Rows) for array in entries("", features).values())
+
+
+def pieces(array: Array) -> Iterator[np.ndarray]:
     """Return all rows in order, those that are larger than memory in pieces; raise BadInput."""
-    return iter([features]) if isinstance(features, np.ndarray) else features.pieces()
+    return iter([array]) if isinstance(array, np.ndarray) else array.pieces()
 
 
-def choose(features: Features, rows: np.ndarray) -> Features:
+def choose(features: Any, rows: np.ndarray) -> Any:
     """Return some rows, by int64 indices; those that are larger than memory are not read."""
-    return features.choose(rows) if isinstance(features, Rows) else features[rows]
+    return features[rows] if isinstance(features, np.ndarray) else features.choose(rows)
 
 
 def refuse_not_finite(name: str, values: np.ndarray, first: int = 0) -> None:

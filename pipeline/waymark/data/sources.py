@@ -23,10 +23,10 @@ import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from waymark.config.schema import settings
-from waymark.data.dataset import Dataset, from_arrays, pick
+from waymark.data.dataset import Dataset, from_arrays, gathered, pick
 from waymark.data.dataset import ImageSpec as ImageSpec
 from waymark.data.randomness import SAMPLING, Tensor, random_key
-from waymark.data.rows import Features, NpyRows, npy_files
+from waymark.data.rows import Array, NpyRows, npy_files
 from waymark.digest import SETTLED
 from waymark.errors import BadInput
 from waymark.npz import read_npz
@@ -145,8 +145,8 @@ class Arrays(Loader):
     """The user's own arrays: an npz of x_train and y_train, or a folder of such npy files.
 
     x_test and y_test, x_val and y_val may be there too. Features [N, ...], images [N, H, W] or
-    [N, H, W, C], integers or floats; labels as the task takes them; sample_weight [N] of the
-    training set.
+    [N, H, W, C], integers or floats; in place of x_train several inputs, x_train.NAME; labels as
+    the task takes them; sample_weight [N] of the training set.
     """
 
     path: str
@@ -173,7 +173,8 @@ class Arrays(Loader):
             else:
                 with zipfile.ZipFile(path) as archive:
                     brought = archive.namelist()
-        return "x_val.npy" in brought or super().has_validation()
+        inputs = [name for name in brought if name.startswith("x_val.") and name.endswith(".npy")]
+        return bool(inputs) or super().has_validation()
 
 
 def _load(
@@ -280,19 +281,19 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{path} is not a readable {kind}: {reason}.") from error
 
 
-def _read_npz(path: Path) -> dict[str, Features]:
+def _read_npz(path: Path) -> dict[str, Array]:
     with reading(path, "npz file"):
         return {**read_npz(path)}
 
 
-def _read_arrays(path: Path, group: str | None) -> dict[str, Features]:
+def _read_arrays(path: Path, group: str | None) -> dict[str, Array]:
     """Read the arrays of an npz, or of a folder; nothing in it is executed or believed unchecked.
 
     Of a folder features are opened only, and what is no entry of a data set is not read.
     """
     if not path.is_dir():
         return _read_npz(path)
-    found: dict[str, Features] = {}
+    found: dict[str, Array] = {}
     for file in npy_files(path):
         with reading(file, "npy file"):
             rows, name = NpyRows(file), file.stem
@@ -317,20 +318,20 @@ def _read_idx(path: Path) -> np.ndarray:
 def _read(
     name: str, source: str, files: list[Path], published: str | None, group: str | None
 ) -> Dataset:
-    arrays: dict[str, Features]
+    arrays: dict[str, Any]
     if len(files) == len(ENTRIES):
         arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
     else:
         found, *test_set = (
             _read_npz(path) if published else _read_arrays(path, group) for path in files
         )
-        arrays = {name: array for name, array in found.items() if name != "groups"}
+        arrays = gathered({name: a for name, a in found.items() if name != "groups"}, source)
         if group is not None:
             arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]
-        if test_set and "x_test" in found:
+        if test_set and "x_test" in arrays:
             raise BadInput(f"data.test={str(files[1])!r}: {source} brings its own test set.")
         for entries in test_set:
-            arrays |= pick(entries, ("x_test", "y_test"), files[1])
+            arrays |= pick(gathered(entries, files[1]), ("x_test", "y_test"), files[1])
     if published:  # whose digest is that of int32 labels
         whole = {key: a for key, a in arrays.items() if key[0] == "y" and a.dtype.kind in "iu"}
         arrays |= {key: np.asarray(labels, np.int32) for key, labels in whole.items()}

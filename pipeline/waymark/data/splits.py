@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from waymark.data.rows import choose
+from waymark.data.rows import Inputs, choose, entries
 from waymark.data.sources import Dataset, Loader
 from waymark.errors import BadInput
 
@@ -57,13 +57,25 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
         data = loader.encode(data)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
-    if len(data.x_train) == before and data.divide and data.x_train.dtype == np.uint8:
+    one = None if isinstance(data.x_train, Inputs) else data.x_train
+    if one is not None and len(one) == before and data.divide and one.dtype == np.uint8:
         return data  # as the TF1 tutorial has it
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
-    scaled = "divided by 255" if data.divide else f"{data.x_train.dtype} as it is"
-    scaled = "standardised" if data.statistics else scaled
-    return replace(data, summary=f"{', '.join(sizes)}{note}; {scaled}")
+    return replace(data, summary=f"{', '.join(sizes)}{note}; {_scaled(data)}")
+
+
+def _scaled(data: Dataset) -> str:
+    """Return what is done to the features, or to each input, before a model has them."""
+    if data.statistics:
+        return "standardised"
+
+    divide, scaled = data.divide, []
+    for name, array in entries("", data.x_train).items():
+        divided = divide if isinstance(divide, bool) else name[1:] in divide
+        said = "divided by 255" if divided else f"{array.dtype} as it is"
+        scaled.append(f"{name[1:]} {said}" if name else said)
+    return ", ".join(scaled)
 
 
 def evaluated_part(loader: Any, task: Any) -> Literal["val", "test"]:

@@ -11,7 +11,7 @@ import numpy as np
 from waymark.data.cache import cached_bytes
 from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
-from waymark.data.rows import Features, pieces
+from waymark.data.rows import Array, Inputs, each, entries, is_read, pieces
 from waymark.data.sources import SMALL
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, size
@@ -26,10 +26,10 @@ class PartSummary:
     """One set of examples."""
 
     examples: int
-    shape: list[int]  # of one example
-    dtype: str
-    lowest: float
-    highest: float
+    shape: list[int] | dict[str, list[int]]  # of one example; of several inputs, each by its name
+    dtype: str | dict[str, str]
+    lowest: float | dict[str, float]
+    highest: float | dict[str, float]
     classes: Mapping[str, int]  # examples of each class or label, by name or number
     targets: list[tuple[float, float, float]]  # the lowest, mean and highest value of each target
     in_train: int  # examples that stand in the training set as well
@@ -64,11 +64,7 @@ class DataSummary:
 
     def text(self, width: int | None = None) -> str:
         """Return it as text, tables wider than `width` a row on several lines."""
-        sets = [
-            [name, str(each.examples), str(each.shape), each.dtype,
-             f"{each.lowest:g} to {each.highest:g}", str(each.in_train) if name != "train" else ""]
-            for name, each in self.parts.items()
-        ]  # fmt: skip
+        sets = [row for name, part in self.parts.items() for row in _rows_of(name, part)]
         columns = ["set", "examples", "shape", "dtype", "values", "also in train"]
         lines = [printable(f"{self.name} from {self.source}"), f"digest {self.digest}"]
         if self.cache:
@@ -95,6 +91,19 @@ class DataSummary:
         return "target", [[str(i), *row] for i, row in enumerate(zip(*words, strict=True))]
 
 
+def _rows_of(name: str, part: PartSummary) -> list[list[str]]:
+    """Return what a set has as a row of a table, or a row for each of its inputs."""
+    count, in_train = str(part.examples), str(part.in_train) if name != "train" else ""
+    facts: Any = part.shape, part.dtype, part.lowest, part.highest
+    inputs = [""] if isinstance(part.shape, list) else list(part.shape)
+    rows = []
+    for each_input in inputs:
+        shape, dtype, low, high = (x[each_input] for x in facts) if each_input else facts
+        shown = f"{name}.{each_input}" if each_input else name
+        rows.append([shown, count, str(shape), dtype, f"{low:g} to {high:g}", in_train])
+    return rows
+
+
 def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
     """Count and measure what is in each set of a data set, and in the `folder` of its cache."""
     parts: dict[str, PartSummary] = {}
@@ -102,14 +111,17 @@ def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:
     for part in PARTS:
         x, y = data.examples(part)
         if len(x):
-            lowest, highest, hashes = _measure(x)
+            found = {name[1:]: _measure(array) for name, array in entries("", x).items()}
+            *ranges, of_inputs = zip(*found.values(), strict=True)
+            lowest, highest = (dict(zip(found, ends, strict=True)) for ends in ranges)
+            hashes = _of_examples(*of_inputs)
             known = set(hashes) if part == "train" else known
             parts[part] = PartSummary(
                 examples=len(x),
-                shape=list(x.shape[1:]),
-                dtype=x.dtype.name,
-                lowest=lowest,
-                highest=highest,
+                shape=each(lambda array: list(array.shape[1:]), x),
+                dtype=each(lambda array: array.dtype.name, x),
+                lowest=lowest.get("", lowest),
+                highest=highest.get("", highest),
                 classes=_counts(data, y),
                 targets=_ranges(y) if y.ndim == 2 and y.dtype.kind == "f" else [],
                 in_train=sum(each in known for each in hashes),
@@ -159,6 +171,8 @@ def examples_by_class(data: Dataset) -> list[tuple[str, np.ndarray]]:
     They stand as far apart as they can. Raises BadInput for data that are no pictures.
     """
     x, y = data.examples("train")
+    if isinstance(x, Inputs):
+        raise BadInput(f"{data.name}: has several inputs; drawn are pictures, of one input.")
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         raise BadInput(
             f"{data.name}: has features of shape {list(x.shape[1:])}; drawn are pictures "
@@ -184,23 +198,30 @@ def examples_by_class(data: Dataset) -> list[tuple[str, np.ndarray]]:
 def shared_with_training(data: Dataset) -> dict[str, int]:
     """Return how many examples of val and test stand in the training set as well, if any do.
 
-    Nothing is told of data that are not small: it would take another pass.
+    Nothing is told of data that are not small, or read by index: it would take another pass.
     """
     found: dict[str, int] = {}
-    if data.nbytes < SMALL:
-        known = set(_hashes(data.x_train[:]))
-        for part in ("val", "test"):
-            count = sum(each in known for each in _hashes(data.examples(part)[0][:]))
+    features = [data.examples(part)[0] for part in PARTS]
+    if data.nbytes < SMALL and not any(map(is_read, features)):
+        train, *others = (_of_examples(*map(_hashes, entries("", x).values())) for x in features)
+        known = set(train)
+        for part, hashes in zip(("val", "test"), others, strict=True):
+            count = sum(each in known for each in hashes)
             found |= {part: count} if count else {}
     return found
 
 
-def _hashes(examples: np.ndarray) -> list[int]:
+def _of_examples(*hashes: list[int]) -> list[int]:
+    """Return what tells each example from others, from what tells it of each of its inputs."""
+    return [hash(row) for row in zip(*hashes, strict=True)]
+
+
+def _hashes(examples: Any) -> list[int]:
     """Return what tells each example from others, in this process."""
     return [hash(each.tobytes()) for each in examples]
 
 
-def _measure(x: Features) -> tuple[float, float, list[int]]:
+def _measure(x: Array) -> tuple[float, float, list[int]]:
     """Return the lowest and the highest value, and what tells each example from others."""
     lows, highs, hashes = [], [], []
     for piece in pieces(x):

@@ -14,7 +14,8 @@ import numpy as np
 from waymark.checkpoints.tf_bundle import check_bundle, readable
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset, ImageSpec
-from waymark.errors import BadInput, first_line
+from waymark.data.rows import Inputs
+from waymark.errors import BadInput, first_line, listed
 from waymark.models import NO_STATISTICS, forward, scale
 from waymark.training.hidden_state import refuse_variables
 from waymark.training.runtime import quiet
@@ -55,11 +56,12 @@ OPS = """
 ALLOWED_OPS = FILE_OPS | set(OPS.split())
 
 
-def file_name(config: Config) -> str | None:
-    """Return the name of the graph's file, None where the format, task or model has none."""
+def file_name(config: Config, spec: ImageSpec) -> str | None:
+    """Return the name of the graph's file, None where format, task, model or data have none."""
     classes = getattr(config.task, "kind", "") == "classification"
     keras = hasattr(config.model, "buffers")  # whose layers are of operations of all kinds
-    return config.save.graph if classes and not keras else None
+    several = isinstance(spec.shape, dict)
+    return config.save.graph if classes and not keras and not several else None
 
 
 def export(
@@ -83,6 +85,7 @@ def export(
             )
             for name, shape in shapes.items()
         }
+        assert not isinstance(spec.shape, dict)  # or `file_name` is None
         inputs = v1.placeholder(tf.float32, [None, prod(spec.shape)], name="inputs")
         labels = v1.placeholder(tf.float32, [None, spec.outputs], name="labels")
         values = {name: variable.read_value() for name, variable in variables.items()}
@@ -100,6 +103,13 @@ def export(
         saver = v1.train.Saver(variables)
         body = saver.export_meta_graph(clear_devices=True)
         return body.SerializeToString(deterministic=True)  # manifests of older steps know it
+
+
+def refuse_inputs(data: Dataset) -> None:
+    """Raise BadInput for data of several inputs, which a graph does not take."""
+    if isinstance(data.x_test, Inputs):
+        names = listed(list(data.x_test.named))
+        raise BadInput(f"--from meta: a graph takes one input, and this data has {names}.")
 
 
 def score(meta: Path, prefix: Path, data: Dataset, threads: int) -> int:

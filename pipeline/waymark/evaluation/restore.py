@@ -150,6 +150,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         refuse_other_data(record, data)
         start_tensorflow(**vars(config.runtime))
         if from_meta:
+            graph.refuse_inputs(data)
             manifest = store.manifest(chosen)
             if not manifest.graph:
                 raise BadInput(
@@ -233,6 +234,8 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
             "--from meta: a graph tells an accuracy alone, so it takes task=classification."
         )
     data = load_data(config)
+    if from_meta:
+        graph.refuse_inputs(data)
     start_tensorflow(**vars(config.runtime))
     if from_meta:
         prefix = find_bundle(path)

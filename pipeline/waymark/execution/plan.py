@@ -200,7 +200,7 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
     start_tensorflow(config.runtime.intra_op_threads)
     try:
         trainer = Trainer(config, data)
-        if graph.file_name(config):
+        if graph.file_name(config, data.spec):
             graph.export(config, data.spec, trainer.shapes, data.statistics)
     except BadInput:
         raise

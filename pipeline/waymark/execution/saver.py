@@ -100,7 +100,7 @@ def restore_or_initialise(
     else:
         store.begin(start, now)
         trainer.assign(plan.parameters)
-    graph_file = graph.file_name(config)
+    graph_file = graph.file_name(config, plan.data.spec)
     file = folder / graph_file if graph_file else None
     if file and not graph_is_valid:
         statistics = plan.data.statistics

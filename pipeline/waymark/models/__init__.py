@@ -8,7 +8,8 @@ A model is a settings dataclass with two methods (a user's own needs nothing els
 `key(i)` is the key (int64 [2]) with which the i-th parameter is drawn by `tf.random.stateless_*`.
 `parameters` maps the same names to tensors; `images` is [B, H, W, C] or [B, ...], scaled. Both are
 float32, or bfloat16 under `precision=mixed_bfloat16`, and so may the logits be. `dropout` is such
-a key in training, None otherwise.
+a key in training, None otherwise. Of data with several inputs `images` maps their names to such
+tensors, and `spec.shape` to their shapes.
 
 A model that keeps something beside its parameters, as a Keras model does, says so by
 
@@ -32,7 +33,7 @@ from typing import Any
 
 from waymark.data.dataset import MEAN, SCALE, Dataset, ImageSpec
 from waymark.data.randomness import Tensor
-from waymark.errors import Sentence
+from waymark.errors import BadInput, Sentence, listed
 from waymark.users_code import defined
 
 Tensors = Mapping[str, Tensor]
@@ -50,14 +51,29 @@ def truncated_normal(shape: tuple[int, ...], stddev: float, key: Tensor) -> Tens
     return tf.random.stateless_truncated_normal(shape, key, stddev=stddev, alg="philox")
 
 
-def scale(images: Tensor, divide: bool, statistics: Tensors = NO_STATISTICS) -> Tensor:
+def one_input(spec: ImageSpec, model: str) -> tuple[int, ...]:
+    """Return the shape of an example of one input; raise BadInput where there are several."""
+    if isinstance(spec.shape, dict):
+        raise BadInput(
+            f"model={model} takes one input, and this data has {listed(list(spec.shape))}; a model "
+            f"of your own takes several, as a mapping."
+        )
+    return spec.shape
+
+
+def scale(
+    images: Tensor, divide: bool | frozenset[str], statistics: Tensors = NO_STATISTICS
+) -> Tensor:
     """Return features as float32, divided by 255 if need be as NumPy divides float32.
 
-    With the `statistics` of the training set, float32 [D], features [B, D] are standardised:
-    their mean is subtracted, what is left divided by their scale.
+    Of several inputs, a mapping, those that `divide` names are. With the `statistics` of the
+    training set, float32 [D], features [B, D] are standardised: their mean is subtracted, what is
+    left divided by their scale.
     """
     import tensorflow as tf
 
+    if not isinstance(divide, bool):
+        return {name: scale(array, name in divide) for name, array in images.items()}
     pixels = tf.cast(images, tf.float32)
     if statistics:
         return (pixels - statistics[MEAN]) / statistics[SCALE]
@@ -76,7 +92,7 @@ def forward(
 
     if precision == "mixed_bfloat16" and not hasattr(model, "buffers"):
         parameters = {name: tf.cast(value, tf.bfloat16) for name, value in parameters.items()}
-        images = tf.cast(images, tf.bfloat16)
+        images = tf.nest.map_structure(lambda array: tf.cast(array, tf.bfloat16), images)
     return tf.cast(model.logits(parameters, images, dropout), tf.float32)
 
 

@@ -9,7 +9,7 @@ from waymark.config.schema import settings
 from waymark.data.dataset import ImageSpec
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
-from waymark.models import Tensors, truncated_normal
+from waymark.models import Tensors, one_input, truncated_normal
 
 FILTERS = (32, 64)
 DENSE = 1024
@@ -32,18 +32,19 @@ class Cnn:
     """share of the dense layer's units that dropout keeps in training, above 0, at most 1"""
 
     def check(self, spec: ImageSpec) -> None:
-        """Refuse data whose images have no height and width."""
-        if len(spec.shape) != 3:
+        """Refuse data whose images have no height and width, and several inputs."""
+        shape = one_input(spec, "cnn")
+        if len(shape) != 3:
             raise BadInput(
                 f"model=cnn needs images [N,H,W] or [N,H,W,C]; "
-                f"this data has [N,{','.join(map(str, spec.shape))}]: use model=softmax."
+                f"this data has [N,{','.join(map(str, shape))}]: use model=softmax."
             )
 
     def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Return float32 weights, truncated normal, and biases, constant, by name."""
         import tensorflow as tf
 
-        height, width, channels = spec.shape
+        height, width, channels = one_input(spec, "cnn")
         flat = -(-height // 4) * -(-width // 4) * FILTERS[1]
         shapes = (
             (5, 5, channels, FILTERS[0]),

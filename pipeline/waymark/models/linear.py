@@ -6,18 +6,22 @@ from math import prod
 from waymark.config.schema import settings
 from waymark.data.dataset import ImageSpec
 from waymark.data.randomness import Tensor
-from waymark.models import Tensors
+from waymark.models import Tensors, one_input
 
 
 @settings
 class Linear:
     """outputs = features @ weights + bias; both are 0 at first, from where any optimum is found."""
 
+    def check(self, spec: ImageSpec) -> None:
+        """Refuse data of several inputs."""
+        one_input(spec, "linear")
+
     def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Return `weights`, float32 [features, outputs], and `bias`, float32 [outputs], zeros."""
         import tensorflow as tf
 
-        shape = (prod(spec.shape), spec.outputs)
+        shape = (prod(one_input(spec, "linear")), spec.outputs)
         return {"weights": tf.zeros(shape), "bias": tf.zeros(shape[1:])}
 
     def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:

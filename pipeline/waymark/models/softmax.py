@@ -8,7 +8,7 @@ from pydantic import PositiveFloat
 from waymark.config.schema import settings
 from waymark.data.dataset import ImageSpec
 from waymark.data.randomness import Tensor
-from waymark.models import Tensors, truncated_normal
+from waymark.models import Tensors, one_input, truncated_normal
 
 
 @settings
@@ -18,9 +18,13 @@ class Softmax:
     init_stddev: PositiveFloat
     """standard deviation of the initial weights (truncated normal), above 0"""
 
+    def check(self, spec: ImageSpec) -> None:
+        """Refuse data of several inputs."""
+        one_input(spec, "softmax")
+
     def initial(self, spec: ImageSpec, key: Callable[[int], Tensor]) -> dict[str, Tensor]:
         """Return `weights`, float32 [pixels, outputs], truncated normal."""
-        shape = (prod(spec.shape), spec.outputs)
+        shape = (prod(one_input(spec, "softmax")), spec.outputs)
         return {"weights": truncated_normal(shape, self.init_stddev, key(0))}
 
     def logits(self, parameters: Tensors, images: Tensor, dropout: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from waymark.checkpoints import State
 from waymark.config.schema import Config
 from waymark.data.dataset import PARTS, Dataset, ImageSpec
 from waymark.data.randomness import INITIAL, Tensor, random_key
-from waymark.data.rows import Rows
+from waymark.data.rows import is_read
 from waymark.data.sources import SMALL
 from waymark.errors import BadInput, Sentence
 from waymark.models import NO_STATISTICS, Tensors, first_values, functions_of
@@ -183,7 +183,7 @@ class Trainer:
 
 def _batches(config: Config, data: Dataset) -> streaming.Batches | None:
     """Return what reads the batches of a run whose data are larger than memory."""
-    return streaming.Batches(config, data) if isinstance(data.x_train, Rows) else None
+    return streaming.Batches(config, data) if is_read(data.x_train) else None
 
 
 def _inputs(config: Config) -> tuple[Tensor, Tensor]:
@@ -212,7 +212,7 @@ def compilation_key(config: Config, data: Dataset) -> tuple[Any, ...] | None:
     return (
         *(type(model), repr(model), type(optimizer), repr(compiled)),
         *(type(task), repr(task), tuple(config.metrics)),
-        *(data.digest, *(isinstance(data.examples(part)[0], Rows) for part in PARTS)),
+        *(data.digest, *(is_read(data.examples(part)[0]) for part in PARTS)),
         *(repr(read), config.data.sampling, config.batch_size, config.precision),
         *(is_op_determinism_enabled(), tf.config.optimizer.get_jit()),
         repr(tf.config.optimizer.get_experimental_options()),

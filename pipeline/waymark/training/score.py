@@ -8,6 +8,7 @@ import numpy as np
 
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
+from waymark.data.rows import each
 from waymark.models import Tensors, as_logits, check_outputs, forward, scale
 from waymark.tasks import example_losses
 from waymark.tasks.metrics import measured
@@ -50,7 +51,8 @@ class Scorer:
 
         x, y = data.examples(part)
         self._chunked = streaming.is_large(x)
-        resident = () if self._chunked else (tf.constant(x[:]), tf.constant(y))
+        whole = () if self._chunked else (x[:], y)
+        resident = tf.nest.map_structure(tf.constant, whole)
         self._measured = measured(task, metrics)
         kinds = [tf.float32, _kind_of_predictions(task, data.spec.outputs)]
         if any(metric and metric.of_outputs for metric in self._measured.values()):
@@ -65,13 +67,14 @@ class Scorer:
 
             def body(i: tf.Tensor, arrays: list[Any]) -> tuple[tf.Tensor, list[Any]]:
                 rows = slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH)
-                features = scale(images[rows], data.divide, statistics)
+                pixels = tf.nest.map_structure(lambda array: array[rows], images)
+                features = scale(pixels, data.divide, statistics)
                 outputs = forward(model, precision, parameters, features)
                 check_outputs(model, outputs, data)
                 outputs = as_logits(model, task, outputs)
                 losses = example_losses(task, labels[rows], outputs, training=False)
                 found = losses, task.predict(outputs), outputs
-                return i + 1, [each.write(i, found[k]) for k, each in enumerate(arrays)]
+                return i + 1, [array.write(i, found[k]) for k, array in enumerate(arrays)]
 
             arrays = [tf.TensorArray(kind, batches, infer_shape=False) for kind in kinds]
             _, arrays = tf.while_loop(
@@ -80,7 +83,7 @@ class Scorer:
                 (tf.constant(0), arrays),
                 parallel_iterations=2,  # on two cores no slower than more
             )
-            return [each.concat() for each in arrays]
+            return [array.concat() for array in arrays]
 
         self._parts, self._score, self._part = (model, task), score, part
         self._statistics = data.statistics
@@ -97,9 +100,8 @@ class Scorer:
 
         shapes = {n: tf.TensorSpec(value.shape, value.dtype) for n, value in parameters.items()}
         # Asked for by name: TensorFlow then counts no retracing.
-        x, y = self._images, self._labels
-        chunk = [tf.TensorSpec([None, *each.shape[1:]], each.dtype) for each in (x, y)]
-        specs = chunk if self._chunked else []
+        chunk = (self._images, self._labels) if self._chunked else ()
+        specs = [each(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), x) for x in chunk]
         self._compiled = trace(self._score, self._parts, (), shapes, *specs)
 
     def __call__(self, parameters: Tensors) -> Score:

@@ -5,7 +5,7 @@ from typing import Any
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
 from waymark.data.randomness import DROPOUT, Tensor, random_key
-from waymark.data.rows import Rows
+from waymark.data.rows import each, is_read
 from waymark.data.sources import batch_indices
 from waymark.models import Tensors, as_logits, check_outputs, scale, trained_forward
 from waymark.optimizers import takes_learning_rate
@@ -74,9 +74,9 @@ def compile_steps(
     """
     import tensorflow as tf
 
-    chunked = isinstance(data.x_train, Rows)
+    chunked = is_read(data.x_train)
     arrays = () if chunked else (data.x_train, *training_truth(config.task, data))
-    resident = [tf.constant(each) for each in arrays]
+    resident = [each(tf.constant, array) for array in arrays]
     statistics = {name: variables[name] for name in data.statistics}
     others = {"step", *parameters, *buffers, *statistics}
     slots = {name: v for name, v in variables.items() if name not in others}
@@ -89,7 +89,7 @@ def compile_steps(
             return scale(pixels, data.divide, statistics), tuple(known)
         sampling, size = config.data.sampling, config.batch_size
         picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        pixels, *known = (tf.gather(each, picked) for each in resident)
+        pixels, *known = tf.nest.map_structure(lambda array: tf.gather(array, picked), resident)
         return scale(pixels, data.divide, statistics), tuple(known)
 
     scalars = [tf.TensorSpec([], kind) for kind in (tf.int32, tf.int64, tf.float32)]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy as np
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
-from waymark.data.rows import Features, Rows
+from waymark.data.rows import Features, each, entries, is_read
 from waymark.data.sources import batch_indices
 from waymark.tasks import training_truth
 
@@ -87,7 +87,7 @@ class Chunk:
 
     first: int
     end: int
-    tensors: Sequence[Tensor]  # `first`, features [k, batch, ...], labels, and weights if any
+    tensors: Sequence[Any]  # `first`, features [k, batch, ...], labels, and weights if any
 
 
 class Batches:
@@ -124,17 +124,21 @@ class Batches:
             end = first + pace.begin(last - first)
             numbers = (self._config.seed, first, end)
             picked = self._indices(*(tf.constant(each, tf.int64) for each in numbers)).numpy()
-            form = (end - first, self._size)
-            images = self._images[picked.reshape(-1)].reshape(*form, *self._images.shape[1:])
+            to_batches = partial(_to_batches, end - first, self._size)
+            images = tf.nest.map_structure(to_batches, self._images[picked.reshape(-1)])
             tensors = (
                 tf.constant(first, tf.int64),
-                tf.constant(images),
-                *(tf.constant(each[picked]) for each in self._truth),
+                tf.nest.map_structure(tf.constant, images),
+                *(tf.constant(array[picked]) for array in self._truth),
             )
             del images
             pace.end()
             yield Chunk(first, end, tensors)
             first = end
+
+
+def _to_batches(steps: int, size: int, array: np.ndarray) -> np.ndarray:
+    return array.reshape(steps, size, *array.shape[1:])
 
 
 @lru_cache(4)
@@ -161,26 +165,27 @@ def signature(config: Config, data: Dataset) -> list[Any]:
     import tensorflow as tf
 
     arrays = data.x_train, *training_truth(config.task, data)
-    specs = [tf.TensorSpec([None, None, *each.shape[1:]], each.dtype) for each in arrays]
+    specs = [each(lambda x: tf.TensorSpec([None, None, *x.shape[1:]], x.dtype), a) for a in arrays]
     return [tf.TensorSpec([], tf.int64), *specs]
 
 
-def batch_of(step: Tensor, first: Tensor, *arrays: Tensor) -> list[Tensor]:
+def batch_of(step: Tensor, first: Tensor, *arrays: Any) -> list[Any]:
     """Return what a chunk holds of the batch of `step` (from 1), at most of the chunk's last."""
     import tensorflow as tf
 
-    place = tf.minimum(step - first, tf.shape(arrays[0], tf.int64)[0]) - 1
-    return [each[place] for each in arrays]
+    place = tf.minimum(step - first, tf.shape(arrays[1], tf.int64)[0]) - 1
+    return list(tf.nest.map_structure(lambda array: array[place], arrays))
 
 
 def row_bytes(features: Features) -> int:
     """Return how many bytes one example takes."""
-    return int(np.prod(features.shape[1:], dtype=np.int64)) * features.dtype.itemsize
+    arrays = entries("", features).values()
+    return sum(int(np.prod(x.shape[1:], dtype=np.int64)) * x.dtype.itemsize for x in arrays)
 
 
 def is_large(features: Features) -> bool:
     """Tell whether a set of examples that is scored again and again is read again and again."""
-    return isinstance(features, Rows) and len(features) * row_bytes(features) > CHUNK_BYTES
+    return is_read(features) and len(features) * row_bytes(features) > CHUNK_BYTES
 
 
 def in_order(
@@ -194,7 +199,8 @@ def in_order(
         pace, start = _Pace(size * row_bytes(images), CHUNK_BYTES // 4), 0
         while start < len(labels):
             rows = slice(start, start + size * pace.begin(-(-(len(labels) - start) // size)))
-            chunk = tf.constant(images[rows]), tf.constant(labels[rows])
+            features = tf.nest.map_structure(tf.constant, images[rows])
+            chunk = features, tf.constant(labels[rows])
             pace.end()
             yield chunk
             start = rows.stop
