@@ -290,3 +290,25 @@ def test_nothing_is_dropped_outside_training_or_when_all_is_kept() -> None:
     whole = hidden(1.0, None)
     assert np.array_equal(hidden(0.25, None), whole)
     assert np.array_equal(hidden(1.0, random_key(0, DROPOUT, 1)), whole)
+
+
+def test_several_inputs_are_scaled_by_name_and_cast_to_the_precision() -> None:
+    class Sum:
+        def logits(self, parameters: Any, inputs: Any, dropout: Any) -> Any:
+            assert {x.dtype for x in [*inputs.values(), *parameters.values()]} == {tf.bfloat16}
+            return inputs["image"] @ parameters["weights"] + inputs["meta"]
+
+    image = np.arange(256, dtype=np.uint8).reshape(64, 4)
+    inputs = scale({"image": tf.constant(image), "meta": image[:, :3]}, frozenset(["image"]))
+    assert np.array_equal(inputs["image"], image.astype(np.float32) / np.float32(255))
+    assert inputs["meta"].dtype == tf.float32 and np.array_equal(inputs["meta"], image[:, :3])
+    weights = {"weights": tf.ones((4, 3))}
+    assert forward(Sum(), "mixed_bfloat16", weights, inputs).dtype == tf.float32
+
+
+@pytest.mark.parametrize("model", [SOFTMAX, CNN, Linear()])
+def test_models_of_one_input_refuse_several(model: Any) -> None:
+    spec = ImageSpec({"image": (8, 8, 1), "meta": (3,), "tags": (2,)}, 10)
+    name = type(model).__name__.lower()
+    with pytest.raises(BadInput, match=f"model={name} takes one input, and this data has image, "):
+        model.check(spec)

@@ -57,8 +57,8 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
         data = loader.encode(data)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
-    one = None if isinstance(data.x_train, Inputs) else data.x_train
-    if one is not None and len(one) == before and data.divide and one.dtype == np.uint8:
+    x, moved = data.x_train, len(data.x_train) != before
+    if not moved and data.divide and not isinstance(x, Inputs) and x.dtype == np.uint8:
         return data  # as the TF1 tutorial has it
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
@@ -69,7 +69,6 @@ def _scaled(data: Dataset) -> str:
     """Return what is done to the features, or to each input, before a model has them."""
     if data.statistics:
         return "standardised"
-
     divide, scaled = data.divide, []
     for name, array in entries("", data.x_train).items():
         divided = divide if isinstance(divide, bool) else name[1:] in divide

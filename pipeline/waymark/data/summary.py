@@ -95,13 +95,13 @@ def _rows_of(name: str, part: PartSummary) -> list[list[str]]:
     """Return what a set has as a row of a table, or a row for each of its inputs."""
     count, in_train = str(part.examples), str(part.in_train) if name != "train" else ""
     facts: Any = part.shape, part.dtype, part.lowest, part.highest
-    inputs = [""] if isinstance(part.shape, list) else list(part.shape)
-    rows = []
-    for each_input in inputs:
-        shape, dtype, low, high = (x[each_input] for x in facts) if each_input else facts
-        shown = f"{name}.{each_input}" if each_input else name
-        rows.append([shown, count, str(shape), dtype, f"{low:g} to {high:g}", in_train])
-    return rows
+    found = {name: facts}
+    if isinstance(part.shape, dict):
+        found = {f"{name}.{key}": tuple(fact[key] for fact in facts) for key in part.shape}
+    return [
+        [shown, count, str(shape), dtype, f"{low:g} to {high:g}", in_train]
+        for shown, (shape, dtype, low, high) in found.items()
+    ]
 
 
 def summarise(data: Dataset, folder: Path | None = None) -> DataSummary:

@@ -51,8 +51,7 @@ class Scorer:
 
         x, y = data.examples(part)
         self._chunked = streaming.is_large(x)
-        whole = () if self._chunked else (x[:], y)
-        resident = tf.nest.map_structure(tf.constant, whole)
+        resident = () if self._chunked else tf.nest.map_structure(tf.constant, (x[:], y))
         self._measured = measured(task, metrics)
         kinds = [tf.float32, _kind_of_predictions(task, data.spec.outputs)]
         if any(metric and metric.of_outputs for metric in self._measured.values()):
