@@ -70,11 +70,13 @@ def _check_model(model: Any, spec: ImageSpec, said: str) -> None:
                 f"compiled loop does not call; a loss of its own is for add_loss() in call()."
             )
     try:
-        outputs = model(keras.KerasTensor((None, *spec.shape), dtype="float32"))
+        shapes = spec.shape if isinstance(spec.shape, dict) else {"": spec.shape}
+        given = {name: keras.KerasTensor((None, *x), dtype="float32") for name, x in shapes.items()}
+        outputs = model(given.get("", given))
     except Exception as error:
-        shown = ["N", *map(str, spec.shape)]
+        shown = [f"{name} [{', '.join(map(str, ('N', *x)))}]" for name, x in shapes.items()]
         raise BadInput(
-            f"{said}: its model does not take features [{', '.join(shown)}]: "
+            f"{said}: its model does not take features {', '.join(shown).strip()}: "
             f"{type(error).__name__}: {first_line(error)}{place(error)}"
         ) from None
     if not isinstance(outputs, keras.KerasTensor):
