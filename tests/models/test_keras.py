@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from waymark.checkpoints import State
 from waymark.config.compose import compose_config
-from waymark.data.dataset import ImageSpec
+from waymark.data.dataset import ImageSpec, from_arrays
 from waymark.data.sources import Dataset, batch_indices
 from waymark.digest import digest
 from waymark.errors import BadInput
@@ -291,3 +291,17 @@ def test_the_source_tells_the_arguments_without_an_import() -> None:
     assert "it takes no widht" in first
     assert "keras_models.py has no nothing" in second
     assert last == "[]"
+
+
+def test_several_inputs_are_a_mapping_to_it(data: Dataset) -> None:
+    def two(part: str) -> Any:
+        pixels, labels = data.examples(part)
+        return {f"x_{part}.image": pixels, f"x_{part}.row": pixels[:, 3, :, 0], f"y_{part}": labels}
+
+    both = from_arrays("two", "test", {**two("train"), **two("test")})
+    trainer = Trainer(config("named_inputs", "optimizer.learning_rate=0.1"), both)
+    before = trainer.score().metrics["loss"]
+    losses = trainer.run_steps(60)
+    assert np.isfinite(losses).all() and trainer.score().metrics["loss"] < before
+    with pytest.raises(BadInput, match=r"not take features image \[N, 8, 8, 1\], row \[N, 8\]: "):
+        Trainer(config("one_of_two", "optimizer.learning_rate=0.1"), both)

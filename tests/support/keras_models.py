@@ -296,3 +296,15 @@ def nothing_trained(input_shape, outputs):
 
 def rescaling(input_shape, outputs):
     return keras.Sequential([layers.Rescaling(1 / 255), layers.Flatten(), layers.Dense(outputs)])
+
+
+def named_inputs(input_shape: dict[str, tuple[int, ...]], outputs: int) -> Any:
+    """Return a model of several inputs, which takes them as a mapping."""
+    inputs = {name: keras.Input(shape, name=name) for name, shape in input_shape.items()}
+    hidden = [layers.Dense(4)(layers.Flatten()(each)) for each in inputs.values()]
+    return keras.Model(inputs, layers.Dense(outputs)(layers.Concatenate()(hidden)))
+
+
+def one_of_two(input_shape: dict[str, tuple[int, ...]], outputs: int) -> Any:
+    """Return a model that takes one of several inputs, and not as a mapping."""
+    return keras.Sequential([keras.Input(input_shape["row"]), layers.Dense(outputs)])

@@ -34,8 +34,9 @@ VARIANTS = {
     "softmax": [],
     "epoch": ["data.sampling=epoch"],
     "cnn": ["model=cnn", "model.keep_prob=0.5", "data.sampling=epoch"],
+    "batch_norm": ["model=mlp", "model.settings.hidden=[8]"],
 }
-STEPS = {"softmax": 14, "epoch": 14, "cnn": 5}
+STEPS = {"softmax": 14, "epoch": 14, "cnn": 5, "batch_norm": 14}
 BATCH_BYTES = 10 * 64  # of features
 
 
