@@ -89,7 +89,8 @@ def no_reader_is_left() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "variant", ["softmax", pytest.param("epoch", marks=pytest.mark.long), "cnn"]
+    "variant",
+    ["softmax", pytest.param("epoch", marks=pytest.mark.long), "cnn", "batch_norm"],
 )
 @given(st.data())
 @settings(max_examples=8, deadline=None)

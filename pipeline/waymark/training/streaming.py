@@ -164,8 +164,9 @@ def signature(config: Config, data: Dataset) -> list[Any]:
     """Return the specs of a chunk's tensors, for the function that trains on it."""
     import tensorflow as tf
 
-    arrays = data.x_train, *training_truth(config.task, data)
-    specs = [each(lambda x: tf.TensorSpec([None, None, *x.shape[1:]], x.dtype), a) for a in arrays]
+    arrays, size = (data.x_train, *training_truth(config.task, data)), config.batch_size
+    # With a batch's size: TensorFlow multiplies by 1 / size where it knows it, else it divides.
+    specs = [each(lambda x: tf.TensorSpec([None, size, *x.shape[1:]], x.dtype), a) for a in arrays]
     return [tf.TensorSpec([], tf.int64), *specs]
 
 
