@@ -105,7 +105,7 @@ REFUSED: list[tuple[Callable[[], Any], str]] = [
     (lambda: run("steps=0"), "steps=0"),
     (lambda: run("steps=3", config_from="nothing"), "'nothing'"),
     (lambda: run(config=replace(configure(), batch_size=4001)), "batch_size=4001"),
-    (lambda: configure("model=resnet"), "softmax"),
+    (lambda: configure("model=vgg"), "softmax"),
     (lambda: evaluate("nothing"), "'nothing'"),
     (lambda: evaluate(None, checkpoint="nothing.npz"), "nothing.npz"),
     (lambda: evaluate("nothing", checkpoint="nothing.npz"), "one of the two"),

@@ -28,6 +28,7 @@ from waymark.listing import ListedRun, list_runs
 from waymark.processes.process_state import taken_back
 from waymark.sweeps import multirun
 from waymark.sweeps.multirun import SweepResult
+from waymark.tasks.metrics import measured
 from waymark.tracking import recovery
 from waymark.tracking.opening import open_store
 from waymark.tracking.ui import Ui, start_ui
@@ -79,6 +80,7 @@ def describe_data(*overrides: str, pictures: str | Path | None = None) -> DataSu
     """
     with taken_back():
         config = compose_config(overrides).config
+        measured(config.task, config.metrics)
         with showing(config.progress):
             data = splits.load(config.data, config.task)
         if pictures is not None:

@@ -505,7 +505,7 @@ FLOATS = np.zeros((6, 4, 3), np.float32)
         ({"y_test": np.array([0, -1])}, "y_test has labels from -1 to 0; allowed are 0 to 65535"),
         ({"y_test": np.array([0, 65536])}, "y_test has labels from 0 to 65536; allowed are 0 to"),
         ({"y_test": np.array([0, 2**64 - 1], np.uint64)}, "y_test has labels from 0 to 184467"),
-        ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "hold only label 0"),
+        ({"y_train": np.zeros(6, int), "y_test": np.zeros(2, int)}, "have only the label 0"),
         ({"y_test": np.array([0, "one"], object)}, "'y_test.npy' holds pickled objects"),
     ],
 )

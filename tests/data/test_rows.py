@@ -103,7 +103,8 @@ def test_a_folder_is_the_same_data_as_an_npz(tmp_path: Path, form: str) -> None:
     folder = write_folder(tmp_path / "mine", {**FORMS[form], "notes": np.arange(3)})
     words = ["data.validation=0.2"] + ["data.group=patient"] * (form == "groups")
     npz, streamed = (data_of(path, *words) for path in (tmp_path / "mine.npz", folder))
-    assert streamed.digest == npz.digest and streamed.summary == npz.summary
+    assert streamed.digest == npz.digest
+    assert streamed.summary == f"{npz.summary}; not read: notes"
     assert streamed.arrays.keys() == npz.arrays.keys()
     for name, array in npz.arrays.items():
         assert isinstance(streamed.arrays[name], Rows) == name.startswith("x")
@@ -240,7 +241,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "objects as labels": ({"y_train": np.array([{}] * 200)}, "'y_train.npy' holds pickled"),
     "Fortran order": ({"x_train": np.asfortranarray(ARRAYS["x_train"])},
                       "x_train.npy is in Fortran order, in which no example lies in one piece"),
-    "one class": ({"y_train": np.zeros(200, int), "y_test": np.zeros(60, int)}, "only label 0"),
+    "one class": ({"y_train": np.zeros(200, int), "y_test": np.zeros(60, int)}, "only the label 0"),
 }  # fmt: skip
 
 

@@ -248,7 +248,7 @@ def test_a_folder_of_ones_own_yaml_is_looked_into(place: Path, main: Main, clien
 def test_bad_input_makes_no_sweep(place: Path, main: Main, client: Open) -> None:
     for arguments, words in (
         (["seed=0,1", "stesp=3"], "nearest is steps"),
-        (["seed=0,1", "model=resnet"], "softmax"),
+        (["seed=0,1", "model=vgg"], "softmax"),
         (["seed=0,1", "tracking.uri=ftp://x"], "ftp://x"),
         (["seed=0,1", f"hydra.launcher._target_={RAY}"], f"{RAY!r}: is not installed.\n"),
         (["seed=0,1", "hydra/launcher=joblibs"], "submitit_slurm); the nearest is joblib"),
@@ -285,7 +285,7 @@ def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) 
     before = trace()
     for arguments, words in (
         (["stesp=3,4"], "nearest is steps"),
-        (["model=softmax,resnet"], "softmax"),
+        (["model=softmax,vgg"], "softmax"),
         (["seed=zero"], "seed='zero'"),
         (["seed=0,1", "batch_size=0"], "batch_size=0"),
         (["batch_size=5000,6000"], "none of the 2 trials can be done; the first one: batch_size=5"),
@@ -293,7 +293,7 @@ def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) 
         (["seed=0,1", "data=arrays", "data.path=no.npz"], "no.npz does not exist"),
         (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0", "seed=0,1"], "n_jobs == 0"),
         (["hydra/sweeper=optuna"], "nothing is varied"),
-        (["hydra/sweeper=optuna", "model=softmax,resnet"], "softmax"),
+        (["hydra/sweeper=optuna", "model=softmax,vgg"], "softmax"),
     ):
         done = main("run", "-m", *SHORT, *arguments)
         assert (done.returncode, done.stdout) == (2, ""), done

@@ -72,6 +72,8 @@ class Dataset:
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     """of the training set, float32 [D], which are entries of a run's state: `features/mean` and
     `features/scale`, by which features are standardised before a model has them"""
+    unread: tuple[str, ...] = ()
+    """entries of the file that are none of a data set"""
     read_digest: str = ""
     """the digest of what was read, before anything was held out of it"""
     summary: str = ""

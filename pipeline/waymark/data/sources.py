@@ -15,6 +15,7 @@ import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +39,8 @@ FASHION_FILES = {
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
 ENTRIES = tuple(FASHION_FILES)
+ENTRIES_READ = {*ENTRIES, "x_val", "y_val", "sample_weight"}  # of an npz
+INPUTS = ("x_train.", "x_test.", "x_val.")  # with what the names of several inputs begin
 SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
 MNIST_5K_FILE = Path(__file__).with_name("mnist_5k.npz")
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
@@ -319,6 +322,7 @@ def _read(
     name: str, source: str, files: list[Path], published: str | None, group: str | None
 ) -> Dataset:
     arrays: dict[str, Any]
+    unread: set[str] = set()
     if len(files) == len(ENTRIES):
         arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
     else:
@@ -326,16 +330,20 @@ def _read(
             _read_npz(path) if published else _read_arrays(path, group) for path in files
         )
         arrays = gathered({name: a for name, a in found.items() if name != "groups"}, source)
+        unread = found.keys() - {group} - ENTRIES_READ if not published else set()
+        unread = {name for name in unread if not name.startswith(INPUTS)}
         if group is not None:
             arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]
         if test_set and "x_test" in arrays:
             raise BadInput(f"data.test={str(files[1])!r}: {source} brings its own test set.")
         for entries in test_set:
-            arrays |= pick(gathered(entries, files[1]), ("x_test", "y_test"), files[1])
+            there = gathered(entries, files[1])
+            arrays |= pick(there, ("x_test", "y_test"), files[1])
+            unread |= there.keys() - {"x_test", "y_test", group}
     if published:  # whose digest is that of int32 labels
         whole = {key: a for key, a in arrays.items() if key[0] == "y" and a.dtype.kind in "iu"}
         arrays |= {key: np.asarray(labels, np.int32) for key, labels in whole.items()}
-    dataset = from_arrays(name, source, arrays)
+    dataset = replace(from_arrays(name, source, arrays), unread=tuple(sorted(unread)))
     if published and dataset.digest != published:
         raise BadInput(
             f"{source} does not hold {name} as published: its digest is "

@@ -7,7 +7,8 @@ A split is a function of the arguments alone: its randomness is the raw stream o
 generator, which no version of NumPy changes (what draws from it, and scikit-learn's splits, may).
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from waymark.data.rows import Inputs, choose, entries
 from waymark.data.sources import Dataset, Loader
 from waymark.errors import BadInput
+from waymark.users_code import defined
 
 TEST, VALIDATION = 1, 2  # the second word of a split's key
 TEST_SHARE = 0.2  # of the training set, for data that bring no test set
@@ -23,7 +25,20 @@ TEST_SHARE = 0.2  # of the training set, for data that bring no test set
 
 def load(loader: Any, task: Any) -> Dataset:
     """Return what a loader reads, its labels in the form of a task, split; raise BadInput."""
-    return hold_out(task.prepare(loader.load()), loader)
+    data = loader.load()
+    _refuse_other(data, loader.load, "data")
+    data = task.prepare(data)
+    _refuse_other(data, task.prepare, "task")
+    return hold_out(data, loader)
+
+
+def _refuse_other(data: object, made: Callable[..., Any], group: str) -> None:
+    """Raise BadInput for what a class of the user's own returned in place of a data set."""
+    if not isinstance(data, Dataset):
+        raise BadInput(
+            f"{group}._target_: {made.__qualname__}(){defined(made)} must return a "
+            f"waymark.data.dataset.Dataset; it returns {type(data).__name__}."
+        )
 
 
 def hold_out(data: Dataset, loader: object) -> Dataset:
@@ -33,7 +48,10 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
     A loader of the user's own that has no such settings brings both itself. Raises BadInput for
     what is asked for and already there, and for what cannot be split.
     """
-    note, before = "", len(data.x_train)
+    note, before = "", data.y_train
+    if data.class_names:  # the same numbers of other classes are other data
+        named = "\n".join([data.digest, *data.class_names]).encode(errors="surrogateescape")
+        data = replace(data, read_digest=hashlib.sha256(named).hexdigest())
     if isinstance(loader, Loader):
         data = replace(data, scale=loader.scale, read_digest=data.digest)
         if isinstance(loader.test, str):
@@ -54,15 +72,48 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
             data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
         if loader.validation:
             data = _move(data, loader, "val", loader.validation, VALIDATION)
+        _refuse_lost_classes(data, before, loader)
         data = loader.encode(data)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
-    x, moved = data.x_train, len(data.x_train) != before
-    if not moved and data.divide and not isinstance(x, Inputs) and x.dtype == np.uint8:
+    x, moved, notes = data.x_train, len(data.x_train) != len(before), _notes(data)
+    plain = not moved and not notes and data.divide
+    if plain and not isinstance(x, Inputs) and x.dtype == np.uint8:
         return data  # as the TF1 tutorial has it
     counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
     sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
-    return replace(data, summary=f"{', '.join(sizes)}{note}; {_scaled(data)}")
+    return replace(data, summary=f"{', '.join(sizes)}{note}; {'; '.join([_scaled(data), *notes])}")
+
+
+def _refuse_lost_classes(data: Dataset, before: np.ndarray, loader: Loader) -> None:
+    """Raise BadInput for a class of which what was held out left nothing to train on."""
+    if not data.has_classes or len(before) == len(data.y_train):
+        return
+    lost = np.setdiff1d(before, data.y_train)
+    if lost.size:
+        name = data.class_names[lost[0]] if data.class_names else lost[0]
+        cause = f"data.group={loader.group!r}" if loader.group else "data.split=ordered"
+        raise BadInput(
+            f"{cause}: all {np.count_nonzero(before == lost[0])} examples of class {name} would be "
+            f"held out, and none be trained on; hold out another number, or in another way."
+        )
+
+
+def _notes(data: Dataset) -> list[str]:
+    """Return what may be a mistake in the data: classes without examples, entries not read."""
+    notes = []
+    if data.has_classes:
+        counts = np.bincount(data.y_train, minlength=data.spec.outputs)
+        lacking = np.flatnonzero(counts == 0)
+        if lacking.size:
+            first = [data.class_names[i] if data.class_names else str(i) for i in lacking[:3]]
+            shown = ", ".join(first) + (", ..." if lacking.size > 3 else "")
+            notes.append(
+                f"no training example has class {shown} ({lacking.size} of {len(counts)} classes)"
+            )
+    if data.unread:
+        notes.append(f"not read: {', '.join(data.unread[:9])}")
+    return notes
 
 
 def _scaled(data: Dataset) -> str:
@@ -166,7 +217,9 @@ def grouped(groups: np.ndarray, count: int, key: tuple[int, int]) -> np.ndarray:
     """
     values, place, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(values) < 2:
-        raise BadInput(f"data.group has the one value {values[0].item()!r}, which cannot be split.")
+        raise BadInput(
+            f"data.group has the one value {values[0].item()!r} left, which cannot be split."
+        )
     order = _shuffled(len(values), key)
     held = np.cumsum(sizes[order])[:-1]  # by the first 1, 2, ... groups, never by all
     chosen = order[: int(np.abs(held - count).argmin()) + 1]

@@ -75,16 +75,17 @@ def load_data(config: Config) -> Dataset:
     if config.batch_size > len(data.x_train):
         raise BadInput(
             f"batch_size={config.batch_size}: must be 1 to {len(data.x_train)}, "
-            f"the size of {data.name}'s training set."
+            f"the size of the training set of {data.name}."
         )
     if config.stop and config.eval_every == 0:
         raise BadInput("stop: needs evaluations on the way; eval_every=0 has none.")
     recorded = [f"{data.evaluated}/{name}" for name in measured]
+    held_out = "" if data.evaluated == "val" else "; data.validation=0.1 would hold out val"
     for key, rule in {"save.keep_best": config.save.keep_best, "stop": config.stop}.items():
         if rule and rule.metric not in recorded:
             raise BadInput(
                 f"{key}.metric={rule.metric}: is not recorded in training, where "
-                f"{listed(recorded)} are."
+                f"{listed(recorded)} are{held_out}."
             )
     check = getattr(config.model, "check", None)
     if check:

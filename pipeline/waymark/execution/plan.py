@@ -102,6 +102,8 @@ def plan_resume(
     trusted, path = overrides.pop("trusted_modules", []), record.folder / "config.yaml"
     resolved = from_record(path, overrides, trusted, RESUME_FIXED, record.id)
     config = resolved.config
+    if config.stop and "eval_every" in overrides:
+        raise BadInput("eval_every: decides where a run with stop ends, so a resume takes none.")
     start_if_imported(**vars(config.runtime))
     data = restore.load_data(config)
     restore.refuse_other_data(record, data)

@@ -42,16 +42,22 @@ class Classification:
         if train.dtype.kind == "U":
             names = tuple(np.unique(train).tolist())
         changed: dict[str, Any] = {}
+        widths = {}  # of labels that are one-hot
         for part in PARTS:
             if len(labels := data.examples(part)[1]):
+                if labels.ndim == 2 and labels.shape[1] > 1:
+                    widths[f"y_{part}"] = labels.shape[1]
                 texts = names if train.dtype.kind == "U" else ()
                 changed[f"y_{part}"] = _labels(f"{data.source}: y_{part}", labels, texts)
+        if len(set(widths.values())) > 1:
+            said = " and ".join(f"{name} {width}" for name, width in widths.items())
+            raise BadInput(f"{data.source}: one-hot labels have columns for {said} classes.")
         highest = max(int(labels.max()) for labels in changed.values())
         if highest == 0:
             only = repr(names[0]) if names else "0"
             given = " and ".join(changed)
             raise BadInput(
-                f"{data.source}: {given} hold only label {only}; allowed are 2 classes up."
+                f"{data.source}: {given} have only the label {only}; allowed are 2 classes up."
             )
         weights = self.class_weights
         if isinstance(weights, list) and (len(weights) != highest + 1 or not any(weights)):
@@ -61,7 +67,9 @@ class Classification:
             )
         if all(changed[name] is vars(data)[name] for name in changed):
             return data
-        return replace(data, class_names=names, **changed)
+        wide = max(widths.values(), default=0)
+        outputs = wide if wide > highest + 1 else data.outputs
+        return replace(data, class_names=names, outputs=outputs, **changed)
 
     def losses(self, labels: Tensor, outputs: Tensor, training: bool) -> Tensor:
         """Return the softmax cross entropy, float32 [B], in training with smoothed labels."""

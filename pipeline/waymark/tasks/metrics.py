@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from waymark.errors import BadInput, Failed
-from waymark.users_code import place
+from waymark.users_code import defined, place
 
 LOSS = "loss"  # is measured with every task
 TOP = 5
@@ -133,7 +133,7 @@ def measured(task: Any, asked: Sequence[str] = ()) -> dict[str, Metric | None]:
 
     Raises BadInput for a name that stands for nothing, or for two things.
     """
-    found: dict[str, Metric | None] = {**task.metrics(), LOSS: None}
+    found: dict[str, Metric | None] = {**_own_metrics(task), LOSS: None}
     known = TABLE.get(getattr(task, "kind", ""), {})
     for text in asked:
         name = text.rpartition(".")[2]
@@ -159,8 +159,21 @@ def modes(task: Any, asked: Sequence[str] = ()) -> dict[str, str | None]:
 
 def judged_by(task: Any) -> tuple[str, Literal["max", "min"]]:
     """Return the name of a task's first metric, by which a run is judged, and its mode."""
-    name, metric = next(iter(task.metrics().items()))
-    return name, metric.mode
+    name, metric = next(iter(_own_metrics(task).items()))
+    mode: Any = metric.mode  # of a task's own it is never None
+    return name, mode
+
+
+def _own_metrics(task: Any) -> Mapping[str, Metric]:
+    """Return what a task measures without being asked; raise BadInput for what is no Metric."""
+    found = task.metrics()
+    right = isinstance(found, Mapping) and found
+    if not right or not all(isinstance(each, Metric) for each in found.values()):
+        raise BadInput(
+            f"task._target_: {task.metrics.__qualname__}(){defined(task.metrics)} must return a "
+            f"mapping of names to waymark.tasks.metrics.Metric, one at least."
+        )
+    return found
 
 
 def refuse_few_outputs(asked: Sequence[str], outputs: int) -> None:
