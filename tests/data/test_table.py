@@ -11,14 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 from hydra.utils import get_class
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from waymark.config.compose import compose_config
-from waymark.data.columns import MAX_CATEGORIES
+from waymark.data.columns import MAX_CATEGORIES, Column, Encoder
 from waymark.data.dataset import PARTS, Dataset
 from waymark.errors import BadInput
 from waymark.training.loop import compilation_key, initial_state
@@ -92,17 +92,14 @@ def test_any_csv_and_parquet_hold_the_same_table(
     for place, kind in enumerate(kinds):
         column = drawn.draw(st.lists(VALUES[kind], min_size=rows, max_size=rows))
         frame[f"{kind} {place}"] = column
-    first, second = (
-        table(
-            written(folder / f"any.{ending}", frame),
-            target="y",
-            unknown="column",
-            split="ordered",
-            missing="most_frequent",
-            categories=[name for name in frame if "text" in name],  # which may look like dates
-        )
-        for ending in ("parquet", "csv")
-    )
+    how = {"unknown": "column", "split": "ordered", "missing": "most_frequent"}
+    texts = [name for name in frame if "text" in name]  # which may look like dates
+    paths = [written(folder / f"any.{ending}", frame) for ending in ("parquet", "csv")]
+    try:
+        first, second = (table(path, target="y", categories=texts, **how) for path in paths)
+    except BadInput as refused:
+        assert "of which float32 tells" in str(refused)
+        reject()
     if not any((frame == text).to_numpy().any() for text in ("NaN", "nan", "null", "None", "NULL")):
         assert first.digest == second.digest
         assert np.array_equal(first.x_train, second.x_train)
@@ -264,6 +261,68 @@ def test_a_parameter_with_the_name_of_a_statistic_is_refused(tmp_path: Path) -> 
     assert initial_state(config, data.spec)[1] == ["features/mean"]
 
 
+def encoded(values: np.ndarray) -> np.ndarray:
+    """Return a column's feature [N], of rows that are all the training set's."""
+    encoder = Encoder([("t.csv", len(values))], "refuse", "refuse")
+    rows = {"train": np.arange(len(values))}
+    return encoder.encode(Column("a", "number", values), rows)[1]["train"][:, 0]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    drawn=st.data(), seed=st.integers(0, 999), power=st.floats(-9, 9), sign=st.sampled_from([1, -1])
+)
+def test_a_column_keeps_its_numbers_apart_or_is_refused(
+    drawn: st.DataObject, seed: int, power: float, sign: int
+) -> None:
+    """Ordinary columns are never refused, and what is encoded is what float64 has."""
+    share = drawn.draw(st.floats(-9, 3))
+    uniform = np.random.default_rng(seed).uniform(0, 1, 200)
+    values = sign * 10**power * (1 + 10**share * uniform)
+    exact = (values - values.mean()) / values.std()
+    try:
+        found = encoded(values).astype(np.float64)
+    except BadInput as refused:
+        assert share < -4.9 and str(refused).startswith("t.csv: column 'a' has 200 numbers from ")
+    else:
+        assert share > -5.1
+        np.testing.assert_allclose((found - values.mean()) / values.std(), exact, atol=0.03)
+
+
+ORDINARY = {
+    "zeros": np.zeros(9),
+    "the same": np.full(9, 1.7e9 + 1),
+    "rounded": np.array([0.3, 0.1 + 0.2] * 5) * 1e6,
+    "large integers": np.array([2**53, 2**53] * 5),
+    "integers": 2**24 - np.arange(100),
+    "of both signs": np.array([-1e300, 1e300]) * 1e-270,
+    "unsigned": np.array([0, 2**64 - 1], np.uint64),
+    "years": np.arange(1900, 2030),
+    "a day of seconds": 1_700_000_000 + np.arange(86_400),
+    "float32": np.nextafter(np.float32(1e9), np.float32([0, 2e9])),
+    "tiny": np.array([1e-40, 2e-40, 1e-60]),
+}
+
+
+@pytest.mark.parametrize("case", ORDINARY)
+def test_no_ordinary_column_is_refused(case: str) -> None:
+    assert np.array_equal(encoded(ORDINARY[case]), ORDINARY[case].astype(np.float32))
+
+
+@pytest.mark.parametrize("start", [1_700_000_000, 1.7e9, -1.7e9])
+def test_numbers_that_float32_does_not_tell_apart(tmp_path: Path, start: float) -> None:
+    frame = FRAME.assign(when=start + np.arange(40))
+    with pytest.raises(BadInput) as refused:
+        table(written(tmp_path / "t.csv", frame), **DOORS, split="ordered")
+    assert str(refused.value) == (
+        f"{tmp_path}/t.csv: column 'when' has 32 numbers from {start} to {start + 31} in the "
+        f"training set, of which float32 tells 1 apart; subtract a constant, such as {start}, from "
+        f"the column."
+    )
+    frame["when"] -= start
+    assert "when" in table(written(tmp_path / "t.csv", frame), **DOORS).feature_names
+
+
 # What is refused
 
 FRAME = cars(40)
@@ -319,7 +378,12 @@ CSV: dict[str, tuple[pd.DataFrame | str | bytes, dict[str, Any], str]] = {
                     "t.csv: column 'size' has no value in the training set, by which data.missing"),
     "infinite": (one("size", 5, np.inf), {}, "t.csv: column 'size' has inf in row 5, which is not"),
     "too large": (one("size", 5, 1e39), {}, "t.csv: column 'size' has 1e+39 in row 5, which is no"),
-    "a stray text": (one("size", 5, "?"), {}, "t.csv: column 'size' is read as texts, but '"),
+    "a stray text": (one("size", 9, "?"), {}, "t.csv: column 'size' is read as texts, but '?' in "
+                     "row 9 is no number, as most others are; leave it empty if it is missing, "),
+    "a stray number": (one("colour", 9, "7"), {}, "t.csv: column 'colour' is read as texts, but "
+                       "'7' in row 9 is a number among texts, "),
+    "after a gap": (one("size", 9, "?").assign(size=lambda f: f["size"].where(f.index > 0)), {},
+                    "t.csv: column 'size' is read as texts, but '?' in row 9 is no number, "),
     "numbers and texts": (FRAME, {"categories": []},
                           "t.csv: column 'doors' is read as texts, but '"),
     "decimal comma": (FRAME.to_csv(sep=";", decimal=",", index=False), {"separator": ";"},

@@ -10,14 +10,18 @@ import numpy as np
 from waymark.errors import BadInput
 
 MAX_CATEGORIES = 1000  # of one column: each is a feature
+# A column of numbers must spread over this share of its largest one (some 100 float32 values), or
+# be the same number but for what float64 rounds.
+LEAST_SPREAD, ROUNDING = 1e-5, 1e-13
 Kind = Literal["number", "boolean", "category"]
 Missing = Literal["refuse", "mean", "median", "most_frequent"]
 
 # What pandas calls the kinds of values that are not read.
 DATES = ("date", "datetime", "datetime64", "time", "timedelta", "timedelta64", "period")
 # What a text in a CSV file, where no type is written down, may be in truth.
+NUMBER = r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*"
 DISGUISED = (
-    (r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", "a number among texts"),
+    (NUMBER, "a number among texts"),
     (r"\s*[-+]?\d+,\d+\s*", "a number with a decimal comma; write it with a point"),
     (r"\d{4}-\d\d-\d\d([ T].*)?", "a date; write it as a number, such as its year or days"),
 )
@@ -115,18 +119,30 @@ def _categories(name: str, series: Any, source: str, guessed: bool) -> Column:
 
     codes, found = pd.factorize(series)  # -1 where one is missing
     texts = [str(each) for each in found]
-    for pattern, what in DISGUISED if guessed else ():
-        for code, text in enumerate(texts[: MAX_CATEGORIES + 1]):
-            if re.fullmatch(pattern, text):
-                raise BadInput(
-                    f"{source}: column {name!r} is read as texts, but {text!r} in row "
-                    f"{np.flatnonzero(codes == code)[0]} is {what}, or take the values as texts "
-                    f"with 'data.categories=[{name}]'."
-                )
+    if guessed:
+        _refuse_disguised(name, codes, texts, source)
     categories = tuple(sorted(set(texts)))
     places = {text: place for place, text in enumerate(categories)}
     lookup = np.array([*(places[text] for text in texts), -1], np.int32)
     return Column(name, "category", lookup[codes], categories)
+
+
+def _refuse_disguised(name: str, codes: np.ndarray, texts: Sequence[str], source: str) -> None:
+    """Raise BadInput if texts [K], of rows with int codes [N], hold numbers or dates.
+
+    Where most rows have a number, it names the first one that has none.
+    """
+    for pattern, what in DISGUISED:
+        if not any(re.fullmatch(pattern, text) for text in texts[: MAX_CATEGORIES + 1]):
+            continue
+        wrong = np.array([bool(re.fullmatch(pattern, text)) for text in texts], bool)
+        if pattern == NUMBER and not wrong.all() and wrong[codes[codes >= 0]].mean() > 0.5:
+            wrong, what = ~wrong, "no number, as most others are; leave it empty if it is missing"
+        row = np.flatnonzero(wrong[codes] & (codes >= 0))[0]
+        raise BadInput(
+            f"{source}: column {name!r} is read as texts, but {texts[codes[row]]!r} in row {row} "
+            f"is {what}, or take the values as texts with 'data.categories=[{name}]'."
+        )
 
 
 def joined(first: Column, second: Column, sources: tuple[str, str]) -> Column:
@@ -166,10 +182,12 @@ class Encoder:
         """Return the names of a column's features, and their values float32 [rows, features].
 
         `rows` names the rows of each set, int64, the training set's under `train`. Raises BadInput
-        for a column without a value in the training set, for one with too many categories there,
-        and for a category that is unknown.
+        for a column without a value in the training set, for numbers there that float32 does not
+        tell apart, for too many categories there, and for a category that is unknown.
         """
         filled = self._filled(column, rows["train"])
+        if column.kind == "number":
+            self._refuse_too_close(column, filled[rows["train"]])
         if column.kind != "category":
             return [column.name], {
                 part: filled[each].astype(np.float32)[:, None] for part, each in rows.items()
@@ -210,6 +228,21 @@ class Encoder:
             found, counts = np.unique(present, return_counts=True)
             value = found[counts.argmax()]  # the least of several
         return np.where(column.missing, value, column.values).astype(column.values.dtype)
+
+    def _refuse_too_close(self, column: Column, values: np.ndarray) -> None:
+        """Raise BadInput if numbers [N] of the training set become too few as float32."""
+        low, high = values.min().item(), values.max().item()
+        spread, largest = high - low, max(abs(low), abs(high))
+        rounding = ROUNDING * largest if values.dtype.kind == "f" else 0
+        if not rounding < spread < LEAST_SPREAD * largest:
+            return
+        before, after = len(np.unique(values)), len(np.unique(values.astype(np.float32)))
+        if after < before:
+            raise BadInput(
+                f"{self.source}: column {column.name!r} has {before} numbers from {low} to {high} "
+                f"in the training set, of which float32 tells {after} apart; subtract a constant, "
+                f"such as {low}, from the column."
+            )
 
     def _refuse_unknown(self, column: Column, part: str, rows: np.ndarray) -> None:
         if not rows.size:
