@@ -23,7 +23,7 @@ from waymark.data.dataset import PARTS, Dataset
 from waymark.errors import BadInput
 from waymark.training.loop import compilation_key, initial_state
 
-from tests.support.processes import REPO
+from tests.support.processes import REPO, THREADS, Main
 from tests.support.tables import cars, defaults, loader, table, with_gaps, written
 
 DOORS: dict[str, Any] = {"categories": ["doors"]}
@@ -167,6 +167,70 @@ def test_a_test_set_of_its_own(tmp_path: Path) -> None:
     assert ids(data, "test").tolist() == list(range(90, 120))
     assert {*ids(data, "train"), *ids(data, "val")} == set(range(90))
     assert data.digest != table(path, **DOORS, group="owner", validation=20).digest
+
+
+@pytest.mark.parametrize("owner", [lambda i: i // 4, lambda i: f"o{i // 4}"], ids=["int", "text"])
+def test_a_group_is_in_one_of_two_files(tmp_path: Path, owner: Any) -> None:
+    frame = cars().assign(owner=[owner(i) for i in range(120)])
+    how = {**DOORS, "group": "owner", "validation": 20}
+    path = written(tmp_path / "cars.csv", frame[:88])
+    data = table(path, test=str(written(tmp_path / "apart.csv", frame[88:])), **how)
+    less = written(tmp_path / "less.csv", frame[88:].drop(columns="owner"))
+    assert data.digest == table(path, test=str(less), **how).digest
+    shared = written(tmp_path / "shared.parquet", frame[86:])
+    with pytest.raises(BadInput) as refused:
+        table(path, test=str(shared), **how)
+    assert str(refused.value).startswith(
+        f"data.group='owner': {owner(84)!r} stands in row 84 of {path} and in row 0 of {shared}; "
+    )
+    gap = frame[88:].assign(owner=[None, *frame["owner"][89:]])
+    with pytest.raises(BadInput, match=r"gap\.parquet: column 'owner' has 1 missing value, the "):
+        table(path, test=str(written(tmp_path / "gap.parquet", gap)), **how)
+    kind = "number" if isinstance(owner(0), int) else "category"
+    other = frame[88:].assign(owner=["new", "2"] * 16 if kind == "number" else 2)
+    with pytest.raises(BadInput, match=rf"column 'owner' is a .*, in .* it is a {kind}; both"):
+        table(path, test=str(written(tmp_path / "other.csv", other)), **how)
+
+
+def test_weights_are_no_feature_and_stay_with_their_rows(tmp_path: Path) -> None:
+    frame = cars().assign(worth=np.arange(120) % 7 / 2)
+    path = written(tmp_path / "cars.csv", frame)
+    data = table(path, **HELD_OUT, weight="worth")
+    assert data.sample_weight.dtype == np.float32
+    assert np.array_equal(data.sample_weight, frame["worth"][ids(data, "train")])
+    assert not any("worth" in name for name in data.feature_names)
+    frame.loc[119, "worth"] += 1
+    other = written(tmp_path / "other.csv", frame)
+    assert table(other, **HELD_OUT, weight="worth").digest != data.digest
+    for columns in (["worth"], []):
+        later = written(tmp_path / "later.csv", frame[90:].drop(columns=columns))
+        first = written(tmp_path / "first.csv", frame[:90])
+        data = table(first, **DOORS, weight="worth", test=str(later))
+        assert np.array_equal(data.sample_weight, frame["worth"][:90])
+        assert "worth" not in data.feature_names and len(data.x_test) == 30
+
+
+def test_a_run_with_weights_is_that_on_arrays_with_them(place: Path, main: Main) -> None:
+    frame = cars()[["size", "id", "price"]].assign(worth=np.arange(120) % 7 / 2.0)
+    path = written(place / "cars.csv", frame)
+    arrays = {"x_train": frame[["size", "id"]].to_numpy(np.float32)}
+    arrays |= {"y_train": frame["price"].to_numpy(np.str_), "sample_weight": frame["worth"]}
+    np.savez(place / "cars.npz", **arrays)
+    rows = [f"data.path={path}", "data=table", "data.target=price", "data.standardise=false"]
+    given = {
+        "table": [*rows, "data.weight=worth"],
+        "arrays": ["data=arrays", "data.path=cars.npz"],
+        "no weights": [*rows, "data.features=[size,id]"],
+    }
+    found = {}
+    for name, words in given.items():
+        short = ["steps=20", "save=npz", "save.every=20", "eval_every=20", "batch_size=10"]
+        done = main("run", *words, *short, THREADS, "progress=false")
+        assert (done.returncode, done.stderr) == (0, "")
+        (kept,) = place.glob(f"mlruns/artifacts/*/{done.stdout.split()[1]}/**/*-20.npz")
+        found[name] = np.load(kept)["weights"]
+    assert np.array_equal(found["table"], found["arrays"])
+    assert not np.array_equal(found["table"], found["no weights"])
 
 
 # How it becomes features
@@ -376,6 +440,24 @@ CSV: dict[str, tuple[pd.DataFrame | str | bytes, dict[str, Any], str]] = {
                       "t.csv: column 'id' has 1 missing value, the first in row 3."),
     "never there": (FRAME.assign(size=None), {"missing": "mean"},
                     "t.csv: column 'size' has no value in the training set, by which data.missing"),
+    "weight": (FRAME, {"weight": "sise"},
+               "data.weight='sise': t.csv has no such column; the nearest is size."),
+    "weight as target": (FRAME, {"weight": "price"},
+                         "data.weight: names the column 'price', which is the target."),
+    "weight as group": (FRAME, {"weight": "id", "group": "id"},
+                        "data.group: names the column 'id', which is data.weight."),
+    "weight as feature": (FRAME, {"weight": "id", "features": ["size", "id"]},
+                          "data.features: names the column 'id', which is data.weight."),
+    "texts as weights": (FRAME, {"weight": "colour"},
+                         "t.csv: column 'colour', which is data.weight, has the text '"),
+    "a stray weight": (one("size", 5, "?"), {"weight": "size"}, "t.csv: column 'size' is read as "
+                       "texts, but '?' in row 5 is no number, "),
+    "a negative weight": (one("size", 5, -0.5), {"weight": "size"}, "t.csv: column 'size', which "
+                          "is data.weight, has -0.5 in row 5; allowed are finite numbers from 0 "),
+    "an infinite weight": (one("size", 5, np.inf), {"weight": "size"},
+                           "t.csv: column 'size' has inf in row 5, which is not finite"),
+    "missing weight": (one("size", 5, None), {"weight": "size", "missing": "mean"},
+                       "t.csv: column 'size' has 1 missing value, the first in row 5."),
     "infinite": (one("size", 5, np.inf), {}, "t.csv: column 'size' has inf in row 5, which is not"),
     "too large": (one("size", 5, 1e39), {}, "t.csv: column 'size' has 1e+39 in row 5, which is no"),
     "a stray text": (one("size", 9, "?"), {}, "t.csv: column 'size' is read as texts, but '?' in "

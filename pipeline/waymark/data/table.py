@@ -43,7 +43,7 @@ class Table(Loader):
     target: str | Names
     """the column of the labels, or a list of columns"""
     features: Names | None
-    """the columns that a model is given; null: all but target and group"""
+    """the columns that a model is given; null: all but target, group and weight"""
     categories: list[str]
     """columns whose values are categories although they look like numbers; texts always are"""
     missing: Missing
@@ -57,6 +57,8 @@ class Table(Loader):
     of the run's state"""
     separator: Literal[",", ";", "|", "tab"]
     """what stands between the values in a CSV file"""
+    weight: str | None = None
+    """the column that tells what each row of the training set counts in its loss, at least 0"""
 
     def load(self) -> Dataset:
         """Read the file, and the test set's if one is named; raise BadInput for what is wrong."""
@@ -64,7 +66,7 @@ class Table(Loader):
             raise BadInput("data.scale=255: is for pictures; a table has data.standardise.")
         file, tested = self._read(self.path), None
         features = self._features(file)
-        used = dict.fromkeys([*features, *self._targets, *self._groups])
+        used = dict.fromkeys([*features, *self._targets, *self._groups, *self._weights])
         columns = {name: self._column(file, name) for name in used}
         count = len(file.frame)
         if isinstance(self.test, str):
@@ -73,6 +75,9 @@ class Table(Loader):
             sources = str(file.path), str(tested.path)
             for name in [*features, *self._targets]:
                 columns[name] = joined(columns[name], self._column(tested, name), sources)
+            if self.group in tested.names:
+                group = columns[str(self.group)]
+                _refuse_shared(group, self._column(tested, group.name), sources)
         labels = self._labels([columns[name] for name in self._targets])
         rows = np.arange(len(labels))[:, None]
         arrays = {"x_train": rows[:count], "y_train": labels[:count]}
@@ -80,6 +85,8 @@ class Table(Loader):
             arrays |= {"x_test": rows[count:], "y_test": labels[count:]}
         if self.group:
             arrays["groups"] = columns[self.group].plain()
+        if self.weight is not None:
+            arrays["sample_weight"] = _checked_weights(columns[self.weight], str(file.path))
         read: dict[str, np.ndarray] = {"rows": np.array(count)}
         for place, column in enumerate(columns.values()):
             read |= {f"{place:06} {key}": array for key, array in column.arrays.items()}
@@ -131,6 +138,10 @@ class Table(Loader):
     def _groups(self) -> list[str]:
         return [self.group] if self.group is not None else []
 
+    @property
+    def _weights(self) -> list[str]:
+        return [self.weight] if self.weight is not None else []
+
     def _read(self, path: str) -> TableFile:
         separator = "\t" if self.separator == "tab" else self.separator
         return read_table(expand(path), separator, self.categories)
@@ -142,7 +153,10 @@ class Table(Loader):
             "data.features": self.features or [],
             "data.categories": self.categories,
             "data.group": self._groups,
+            "data.weight": self._weights,
         }
+        roles = {"the target": self._targets, "data.group": self._groups}
+        roles["data.weight"] = self._weights
         for setting, names in named.items():
             for name in names:
                 if names.count(name) > 1:
@@ -150,11 +164,11 @@ class Table(Loader):
                 if name not in file.names:
                     near = nearest(name, file.names)
                     raise BadInput(f"{setting}={name!r}: {file.path} has no such column{near}.")
-                if name in self._targets and setting in ("data.features", "data.group"):
-                    raise BadInput(f"{setting}: names the column {name!r}, which is the target.")
-                if name in self._groups and setting == "data.features":
-                    raise BadInput(f"{setting}: names the column {name!r}, which is data.group.")
-        apart = [*self._targets, *self._groups]
+                for role, others in roles.items():
+                    counts = setting not in ("data.target", "data.categories", role)
+                    if counts and name in others:
+                        raise BadInput(f"{setting}: names the column {name!r}, which is {role}.")
+        apart = [*self._targets, *self._groups, *self._weights]
         features = self.features or [name for name in file.names if name not in apart]
         if not features:
             raise BadInput(f"{file.path}: has no column beside {', '.join(apart)}: no feature.")
@@ -169,7 +183,8 @@ class Table(Loader):
         self, tested: TableFile, file: TableFile, used: Iterable[str]
     ) -> None:
         """Raise BadInput unless the test set's file has the same columns, as far as they count."""
-        less = [name for name in used if name not in [*tested.names, *self._groups]]
+        free = [*self._groups, *self._weights]
+        less = [name for name in used if name not in [*tested.names, *free]]
         if less:
             near = nearest(less[0], tested.names)
             raise BadInput(
@@ -185,7 +200,7 @@ class Table(Loader):
         guessed = not file.typed and name not in self._groups
         series, asked = file.frame[name], name in self.categories
         column = read_column(name, series, str(file.path), guessed, asked)
-        needed = name in [*self._targets, *self._groups]
+        needed = name in [*self._targets, *self._groups, *self._weights]
         if needed or self.missing == "refuse":
             column.refuse_missing(str(file.path), "" if needed else FILL)
         return column
@@ -201,6 +216,33 @@ class Table(Loader):
                 f"target, they must be numbers or booleans."
             )
         return np.column_stack([column.plain() for column in columns])
+
+
+def _checked_weights(column: Column, source: str) -> np.ndarray:
+    """Return what each row counts, numbers [N]; raise BadInput for texts, and for less than 0."""
+    where = f"{source}: column {column.name!r}, which is data.weight,"
+    values = column.plain()
+    if column.kind == "category":
+        raise BadInput(f"{where} has the text {values[0].item()!r} in row 0; allowed are numbers.")
+    negative = np.flatnonzero(values < 0)
+    if negative.size:
+        raise BadInput(
+            f"{where} has {values[negative[0]]} in row {negative[0]}; allowed are finite numbers "
+            f"from 0 up."
+        )
+    return values
+
+
+def _refuse_shared(first: Column, second: Column, sources: tuple[str, str]) -> None:
+    """Raise BadInput if a group's value stands in the files of both sets."""
+    joined(first, second, sources)  # refuses what cannot be compared
+    others = {value: row for row, value in reversed([*enumerate(second.plain().tolist())])}
+    for row, value in enumerate(first.plain().tolist()):
+        if value in others:
+            raise BadInput(
+                f"data.group={first.name!r}: {value!r} stands in row {row} of {sources[0]} and in "
+                f"row {others[value]} of {sources[1]}; a group must be in one of the two files."
+            )
 
 
 def measured(features: np.ndarray, numbers: Sequence[bool]) -> dict[str, np.ndarray]:
