@@ -34,7 +34,7 @@ CONFIGURATION = {
     "data=arrays data.path=x stesp=3": ["stesp", "nearest is steps"],
     "hydra.foo=3": ["hydra.foo"],
     "tags.a=x": ["tags", "+tags.NAME"],
-    "model=cn": ["model=cn", "(cnn, keras, linear, mlp, softmax)", "nearest is cnn"],
+    "model=cn": ["model=cn", "(cnn, keras, linear, mlp, resnet, softmax)", "nearest is cnn"],
     "data=mnist5k": ["data=mnist5k", "nearest is mnist_5k"],
     "optimizer=adamm": ["optimizer=adamm", "nearest is adam"],
     "save=pickle": ["save=pickle", "ckpt, npz"],
