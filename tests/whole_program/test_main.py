@@ -348,7 +348,7 @@ def test_help_and_version(tmp_path: Path, main: Main, monkeypatch: pytest.Monkey
         assert main(command, "--help").returncode == 0
     assert main("--version").stdout == f"waymark, version {__version__}\n"
     about_run = main("run", "--help").stdout
-    assert "optimizer: adam, sgd" in about_run
+    assert "optimizer: adagrad, adam, adamw, " in about_run
     assert "steps: 1000" in about_run
     for command in ("evaluate", "resume"):
         assert "RUN [OVERRIDES]" in main(command, "--help").stdout

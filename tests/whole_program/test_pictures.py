@@ -103,7 +103,7 @@ def test_what_would_be_read_is_shown(place: Path, pets: Path, main: Main, kept: 
     for name in ("a.png", "b.png", "c.png", "d.png", "e.png"):
         shutil.copy(duplicate / "cat" / "000.png", duplicate / "cat" / name)
     words = ["data", "data=images", f"data.path={duplicate}", "data.size=[9,12]"]
-    words += ["data.split=ordered", "data.test=25"]
+    words += ["data.split=ordered", "data.test=15"]
     shown = main(*words, "--pictures", "sheet.png")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert f"images from {duplicate} (read by Pillow " in shown.stdout
@@ -111,8 +111,8 @@ def test_what_would_be_read_is_shown(place: Path, pets: Path, main: Main, kept: 
     found = json.loads(main(*words, "--json").stdout)
     assert (found["cache"], found["cached_bytes"]) == (str(kept), size)
     assert f"{size / 1000:#.4g} kB in the cache {kept}" in shown.stdout
-    assert found["parts"]["train"]["classes"] == {"cat": 25, "dog": 15, "owl": 0}
-    assert [each["in_train"] for each in found["parts"].values()] == [40, 0]
+    assert found["parts"]["train"]["classes"] == {"cat": 25, "dog": 20, "owl": 5}
+    assert [each["in_train"] for each in found["parts"].values()] == [50, 0]
     with Image.open("sheet.png") as sheet:
         assert sheet.size[0] > sheet.size[1] > 100
     cleared = main("data", "--clear-cache")

@@ -316,7 +316,7 @@ REFUSED = {
     "task.class_weights=[1,2]": "task.class_weights=[1.0, 2.0]: must be 10 numbers, one a ",
     "task=regression task.loss=rmse": "task.loss='rmse' (the command line): ",
     "stop={metric: val/loss, mode: min, patience: 1}": "stop.metric=val/loss: is not recorded in "
-    "training, where test/accuracy and test/loss are.",
+    "training, where test/accuracy and test/loss are; data.validation=0.1 would hold out val.",
     "stop={metric: loss, mode: min, patience: 1}": "stop.metric='loss' (the command line): must ",
     "save.keep_best={metric: test/macro_f1, mode: max}": "save.keep_best.metric=test/macro_f1: is ",
 }

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema
 from waymark.config.compose import compose_config
 from waymark.data.sources import Dataset
@@ -400,7 +399,7 @@ def test_what_would_be_read_is_shown(place: Path, main: Main) -> None:
     assert not list(place.glob("mlruns/artifacts/*/*"))
 
 
-def test_class_names_stand_in_the_picture(place: Path, main: Main) -> None:
+def test_class_names_stand_in_the_picture(place: Path, main: Main, client: Open) -> None:
     brought, names = pictures(200, 60), np.array([f"thing $x^{i}$" for i in range(10)])
     brought["x_test"][:3] = brought["x_train"][[5, 7, 5]]
     path = write(
@@ -415,7 +414,7 @@ def test_class_names_stand_in_the_picture(place: Path, main: Main) -> None:
     (file,) = place.glob("mlruns/artifacts/*/*/artifacts/evaluation/metrics.json")
     assert json.loads(file.read_text())["class_names"] == names.tolist()
     assert file.with_name("confusion_matrix.png").stat().st_size > 5000
-    run = MlflowClient("sqlite:///mlruns/mlflow.db").get_run(file.parents[2].name)
+    run = client(place).get_run(file.parents[2].name)
     data = run.inputs.dataset_inputs[0].dataset
     assert json.loads(data.profile) == {
         "x_train": [200, 8, 8, 1],
