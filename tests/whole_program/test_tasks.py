@@ -14,10 +14,13 @@ import yaml
 from sklearn.datasets import load_diabetes, load_digits, load_wine
 from waymark.config.compose import compose_config
 from waymark.evaluation.restore import load_data
+from waymark.training.runtime import start_tensorflow
 
 from tests.support.data import write_pictures
 from tests.support.ends import local_end
 from tests.support.processes import THREADS, Main, Open, killed
+
+start_tensorflow(2)  # which is noisy where a module of the user's own is the first to import it
 
 SHORT = ["steps=60", "save.every=20", "eval_every=20", "batch_size=20", "progress=false"]
 SHORT += [THREADS, "save=npz", "data=arrays", "data.path=mine.npz", "optimizer.learning_rate=0.01"]
