@@ -217,7 +217,7 @@ def evaluate(
         print(json_text({**found.plain(), **rows}))
         return 0
     values = ", ".join(f"{name} {metric_value(name, x)}" for name, x in found.metrics.items())
-    hits = f"{found.hits} of {found.total} images"
+    hits = f"{found.hits} of {found.total} examples"
     print(f"{values} ({hits if found.hits is not None else f'{found.total} examples'})")
     print(f"restored from {found.source}")
     if per_class:

@@ -517,7 +517,7 @@ def test_the_command_scores_files(
     status, out = evaluate("--checkpoint", prefix, "model=softmax", THREADS)
     assert status == 0
     assert out.startswith(f"accuracy {hits / 1000:.4f}, loss ")
-    assert f"({hits} of 1000 images)\nrestored from {prefix}\n" in out
+    assert f"({hits} of 1000 examples)\nrestored from {prefix}\n" in out
     status, out = evaluate("--checkpoint", prefix, "--from", "meta", "--json", THREADS)
     assert status == 0
     said = {"accuracy": hits / 1000, "hits": hits, "total": 1000, "source": prefix}

@@ -115,7 +115,7 @@ def test_a_machine_that_was_used_is_as_good_as_new(home: Path, made: list[Traine
             for trainer in (used, Trainer(config, data)):
                 losses, steps = trainer.run_steps(config.steps), config.steps
                 facts = trainer.state() | {"losses": losses}
-                results.append((digest(facts), trainer.score().loss, steps))
+                results.append((digest(facts), trainer.score().metrics["loss"], steps))
         assert results[0] == results[1], trial
         found.append(results[0])
     assert found[-1] == found[1]
