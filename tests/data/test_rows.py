@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as any_array
 from waymark.config.compose import compose_config
-from waymark.data import digests, rows, splits
+from waymark.data import cache, digests, rows, splits
 from waymark.data.dataset import Dataset
 from waymark.data.rows import NpyRows, Rows, choose
 from waymark.digest import SETTLED
@@ -135,6 +135,16 @@ def test_the_digest_is_made_in_one_pass_and_kept(
     reads.clear()
     write_folder(folder, {"y_test": 9 - ARRAYS["y_test"]})
     assert data_of(folder).digest != first and sum(reads) == 260
+
+
+def test_digests_are_cleared_with_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(digests, "folder", lambda: tmp_path / "cache" / cache.DIGESTS)
+    digests.write(f"{'0' * 64}.txt", b"a digest")
+    digests.write(f"{'1' * 64}.npz", b"labels")
+    assert cache.cached_bytes(tmp_path / "cache") == 14
+    assert cache.clear(tmp_path / "cache") == 14 and not (tmp_path / "cache").exists()
 
 
 def test_a_file_changed_just_now_is_read_again(tmp_path: Path, reads: list[int]) -> None:

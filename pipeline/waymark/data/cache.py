@@ -30,7 +30,9 @@ from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, flush
 
 # What is ours in a folder that may hold anything else as well.
-OURS = re.compile(rf"({re.escape(TEMPORARY)})?[0-9a-f]{{64}}(\.files)?\.(npy|json|lock)(\.\w+)?")
+ENDINGS = r"(\.files)?\.(npy|npz|json|lock|txt)(\.\w+)?"
+OURS = re.compile(rf"({re.escape(TEMPORARY)})?[0-9a-f]{{64}}{ENDINGS}")
+DIGESTS = "digests"  # the folder in it that holds those of data larger than memory
 
 
 def cache_folder(setting: str | None) -> Path:
@@ -66,8 +68,9 @@ def clear(folder: Path) -> int:
                 pass
             except OSError as error:
                 raise BadInput(f"{path} cannot be removed: {error.strerror}.") from None
-    with suppress(OSError):  # something else lies there
-        folder.rmdir()
+    for place in (folder / DIGESTS, folder):
+        with suppress(OSError):  # something else lies there
+            place.rmdir()
     return removed
 
 
@@ -88,11 +91,12 @@ def _held(path: Path, held: ExitStack) -> bool:
 def _files(folder: Path) -> list[tuple[Path, int]]:
     """Return the files of a cache and their sizes; nothing else that lies there."""
     found = []
-    with suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                with suppress(FileNotFoundError):
-                    found.append((Path(entry.path), entry.stat().st_size))
+    for place in (folder, folder / DIGESTS):
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in entries:
+                if OURS.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                    with suppress(FileNotFoundError):
+                        found.append((Path(entry.path), entry.stat().st_size))
     return found
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from waymark.data.cache import DIGESTS, cache_folder
 from waymark.data.rows import Array, Rows
 from waymark.digest import digest
 
@@ -46,7 +47,7 @@ def _text(text: str) -> np.ndarray:
 
 def folder() -> Path:
     """Return where digests are kept: a folder in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "waymark/digests"
+    return cache_folder(None) / DIGESTS
 
 
 def read(name: str) -> bytes | None:
