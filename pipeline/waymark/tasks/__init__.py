@@ -25,15 +25,39 @@ beside them. What acts on training alone (smoothing, say) is for `training`. Bes
     print(digits.y_train.dtype, digits.spec.outputs, *config.task.metrics())
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from waymark.data.dataset import Dataset
+from waymark.data.dataset import PARTS, Dataset
 from waymark.data.randomness import Tensor
-from waymark.errors import Failed
+from waymark.errors import BadInput, Failed
 from waymark.tasks.report import ClassScore
 from waymark.users_code import defined
+
+
+def prepare_columns(
+    data: Dataset, convert: Callable[[str, np.ndarray], np.ndarray], what: str
+) -> Dataset:
+    """Return a data set with an output for each of the columns that its labels, [N, K], have.
+
+    `convert(name, labels)` makes them of what was read. Raises BadInput, which calls the columns
+    `what`, where sets differ in their number.
+    """
+    changed: dict[str, Any] = {
+        f"y_{part}": convert(f"{data.source}: y_{part}", labels)
+        for part in PARTS
+        if len(labels := data.examples(part)[1])
+    }
+    count = changed["y_train"].shape[1]
+    for name, columns in changed.items():
+        if columns.shape[1] != count:
+            raise BadInput(
+                f"{data.source}: {name} has {columns.shape[1]} {what}, but y_train {count}."
+            )
+    return replace(data, outputs=count, **changed)
 
 
 def training_truth(task: Any, data: Dataset) -> list[np.ndarray]:

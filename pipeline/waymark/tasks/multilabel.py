@@ -1,15 +1,15 @@
 """Multilabel classification: every example has any number of the labels."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from waymark.config.schema import settings
-from waymark.data.dataset import PARTS, Dataset
+from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
+from waymark.tasks import prepare_columns
 from waymark.tasks.metrics import Metric, binary_accuracy
 from waymark.tasks.report import ClassScore, class_scores, label_report
 
@@ -22,17 +22,7 @@ class Multilabel:
 
     def prepare(self, data: Dataset) -> Dataset:
         """Return a data set whose labels are uint8 [N, K], 0 or 1; raise BadInput for others."""
-        changed: dict[str, Any] = {}
-        for part in PARTS:
-            if len(labels := data.examples(part)[1]):
-                changed[f"y_{part}"] = _labels(f"{data.source}: y_{part}", labels)
-        count = changed["y_train"].shape[1]
-        for name, labels in changed.items():
-            if labels.shape[1] != count:
-                raise BadInput(
-                    f"{data.source}: {name} has {labels.shape[1]} labels, but y_train {count}."
-                )
-        return replace(data, outputs=count, **changed)
+        return prepare_columns(data, _labels, "labels")
 
     def losses(self, labels: Tensor, outputs: Tensor, training: bool) -> Tensor:
         """Return the sigmoid cross entropy, its mean over the labels, float32 [B]."""

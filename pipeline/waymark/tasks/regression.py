@@ -1,15 +1,15 @@
 """Regression: every example has one number, or several."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from waymark.config.schema import settings
-from waymark.data.dataset import PARTS, Dataset
+from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
+from waymark.tasks import prepare_columns
 from waymark.tasks.metrics import Metric, mae, rmse
 from waymark.tasks.report import target_report
 
@@ -25,17 +25,7 @@ class Regression:
 
     def prepare(self, data: Dataset) -> Dataset:
         """Return a data set whose labels are float32 [N, T], finite; raise BadInput for others."""
-        changed: dict[str, Any] = {}
-        for part in PARTS:
-            if len(labels := data.examples(part)[1]):
-                changed[f"y_{part}"] = _targets(f"{data.source}: y_{part}", labels)
-        count = changed["y_train"].shape[1]
-        for name, targets in changed.items():
-            if targets.shape[1] != count:
-                raise BadInput(
-                    f"{data.source}: {name} has {targets.shape[1]} targets, but y_train {count}."
-                )
-        return replace(data, outputs=count, **changed)
+        return prepare_columns(data, _targets, "targets")
 
     def losses(self, labels: Tensor, outputs: Tensor, training: bool) -> Tensor:
         """Return the loss that is set, its mean over the targets, float32 [B]."""
