@@ -93,7 +93,7 @@ class Loop:
         folder = tracked.info.folder / "checkpoints"
         folder.mkdir()
         store = CheckpointStore(folder, self.config.save, records=tracked.info.outbox)
-        saver = Saver(store, tracked, None, lambda: None)
+        saver = Saver(store, tracked, None, lambda: None, newest=-1)
         if not evaluation:
             trainer.score = lambda: self.score
         time.sleep(0.5)  # until MLflow has been told of the run, as it has when a run trains

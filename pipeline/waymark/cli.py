@@ -57,7 +57,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     from omegaconf import DictConfig
 
     from waymark.config.compose import CONF, as_written, explained
-    from waymark.config.own_hydra import parse_flags
+    from waymark.config.own_hydra import composed_once, parse_flags
     from waymark.config.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
@@ -77,7 +77,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
-        with explained(list(arguments)):
+        with explained(list(arguments)), composed_once(flags):
             main(job)()
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)
@@ -88,9 +88,10 @@ def _run(cfg: Any, arguments: list[str]) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from waymark.config.compose import resolved as check
-    from waymark.execution.execute import run as work
 
     resolved = check(cfg, HydraConfig.get().runtime.choices, arguments)
+    from waymark.execution.execute import run as work  # takes longer than a refusal
+
     steps, every = resolved.config.steps, resolved.config.save.every
     if every > steps and resolved.config.epochs is None:
         complain(f"save.every={every} is above steps={steps}: only the last step is saved.")

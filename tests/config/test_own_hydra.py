@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
@@ -19,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.basecontainer import BaseContainer
 from waymark import BadInput, configure, evaluate, run
 from waymark.config.own_hydra import own_resolvers, own_singletons
+
+from tests.support.processes import Main
 
 SHORT = ["steps=2", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
 QUIET = ["hydra/job_logging=disabled", "hydra/hydra_logging=disabled", "hydra.output_subdir=null"]
@@ -80,6 +83,22 @@ def test_other_threads_keep_their_state_while_one_composes(application: Path) ->
         assert look() == [id(GlobalHydra.instance()), False, True] != before
         assert other.submit(look).result() == before
     assert look() == before
+
+
+@pytest.mark.parametrize("own", [[], ["--config-dir"]], ids=["ours", "with YAML of the user's"])
+def test_a_run_is_composed_once_unless_yaml_may_ask_for_a_sweep(
+    own: list[str], main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real = Hydra.compose_config
+
+    def counted(self: Hydra, *arguments: Any, **named: Any) -> Any:
+        calls.append("composed")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(Hydra, "compose_config", counted)
+    done = main("run", "batch_size=0", *own, *[str(tmp_path)] * len(own))
+    assert (done.returncode, len(calls)) == (2, 1 + len(own)), done
 
 
 def test_two_threads_may_run_at_once(place: Path) -> None:
