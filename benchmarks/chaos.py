@@ -147,7 +147,8 @@ def waymark(*arguments: str) -> tuple[int, str, str]:
         except Exception:
             traceback.print_exc()
             status = -1
-        return (status, *texts())
+        out, err = texts()
+        return status, out, err
 
 
 def damage_one(draw: random.Random, how: str, path: Path) -> str:

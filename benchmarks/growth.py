@@ -30,6 +30,7 @@ class Clock(Silent):
     """Note when the training has come how far."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.seen = [(0, time.perf_counter())]
 
     def on_steps(self, step: int, loss: float) -> None:

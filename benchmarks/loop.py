@@ -16,12 +16,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from waymark.comparison.environment import describe_environment, has_bfloat16
 from waymark.tracking.active_run import create_run
 from waymark.tracking.remote_store import connect
+from waymark.training.loop import NoProgress
 
 from benchmarks.ways import Target, data_overrides, report, spread, table
 
@@ -40,12 +41,13 @@ BYTES = 7 * 4 * PARAMETERS  # read: gradient, both moments, weights; written: th
 Measured = dict[str, list[tuple[float, float]]]  # way -> (wall, CPU) milliseconds a step
 
 
-class Silent:
+class Silent(NoProgress):
     """Stands for what a way leaves out."""
 
-    def record(self, steps: list[int], metrics: dict[str, list[float]]) -> None: ...
-    def on_steps(self, step: int, loss: float) -> None: ...
-    def on_evaluation(self, step: int, loss: float, accuracy: float) -> None: ...
+    def __init__(self) -> None:
+        super().__init__(0, 0)
+
+    def record(self, steps: list[int], metrics: Mapping[str, list[float]]) -> None: ...
     def save(self, step: int, state: dict, metrics: dict, on_schedule: bool) -> None: ...
 
 

@@ -334,7 +334,8 @@ def damaged_run(attempts: Attempts, number: int, run: StoppedRun) -> None:
     said = damage_some(attempts.draw("damage", number), how, checkpoints)
     after = hashes(checkpoints)
     touched = {step_of(n) for n in {*before, *after} if before.get(n) != after.get(n)}
-    published = {step_of(name) for name in after if re.fullmatch(r"\w+-\d+\.json", name)}
+    found = [re.fullmatch(r"\w+-(\d+)\.json", name) for name in after]
+    published = {int(name[1]) for name in found if name}
     whole, wrong = set(), []
     for step in sorted(published | run.scores.keys()):
         fine, complaint = evaluated(run, step, step in touched)
@@ -440,7 +441,7 @@ def outage(
             wrong.append(f"sync ended with status {status}: {out}{err}")
     found = run_ids(server.uri) - before
     if len(found) == 1:
-        remote = (server_end, server.uri, *found, folder / "fetched")
+        remote: tuple[Any, ...] = (server_end, server.uri, *found, folder / "fetched")
         wrong += [*differences(expected[key].end, *remote), *left_over(folder)]
     else:
         wrong.append(f"MLflow holds {len(found)} runs, not one: {found}")

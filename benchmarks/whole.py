@@ -61,8 +61,8 @@ def row(program: str, runs: list[Measurement]) -> list[str]:
 def aims(small: Runs, large: Runs) -> list[Target]:
     def target(what: str, part: str, runs: Runs, most: float, one: str = "waymark") -> Target:
         other = what.partition(" / ")[2]
-        values = [[getattr(job, part) for job in runs[program]] for program in (one, other)]
-        return Target(what, *values, most=most)
+        over, under = ([getattr(job, part) for job in runs[each]] for each in (one, other))
+        return Target(what, over, under, most=most)
 
     return [
         target("whole process: waymark / reference_tf1", "wall", small, 0.6),

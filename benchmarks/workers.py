@@ -36,8 +36,8 @@ def sweep(folder: Path, seed: int) -> float:
 def ideal() -> float:
     """Return the seconds of the steps alone, divided among all cores."""
     command = [sys.executable, "-m", "benchmarks.workers", "share"]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    shares = [subprocess.Popen(command, text=True, **pipes) for _ in range(CORES)]
+    pipe = subprocess.PIPE
+    shares = [subprocess.Popen(command, text=True, stdin=pipe, stdout=pipe) for _ in range(CORES)]
     for share in shares:
         expect("ready", share)
     began = time.perf_counter()
@@ -51,10 +51,10 @@ def ideal() -> float:
     return took
 
 
-def expect(word: str, share: subprocess.Popen) -> None:
+def expect(word: str, share: "subprocess.Popen[str]") -> None:
     """Wait until a process says that it is so far; exit if it ends before."""
     if share.stdout.readline().strip() != word:
-        sys.exit(f"{' '.join(share.args)}: exit status {share.wait()}")
+        sys.exit(f"{share.args!r}: exit status {share.wait()}")
 
 
 def do_share() -> None:

@@ -5,6 +5,7 @@ With --batched the losses go to MLflow in one log_batch at each checkpoint.
 
 import sys
 import time
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -51,7 +52,7 @@ class Cnn(tf.Module):
         return x @ self.w[3] + self.b[3]
 
 
-MODELS = {"softmax": Softmax, "cnn": Cnn}
+MODELS: dict[str, Any] = {"softmax": Softmax, "cnn": Cnn}
 
 
 def train(task: Job, arrays: list[np.ndarray], seed: int) -> None:

@@ -15,7 +15,7 @@ def watch() -> None:
     execution = execute.RunExecution
     train, train_and_save = execute.train, execution.train_and_save
 
-    def marked(*arguments: object) -> object:
+    def marked(*arguments: Any) -> Any:
         mark("loop")
         return train(*arguments)
 
@@ -25,7 +25,7 @@ def watch() -> None:
         return score
 
     execute.train = marked
-    execution.train_and_save = wholly  # type: ignore[method-assign]
+    execution.train_and_save = wholly
 
 
 def main(task: Job) -> NoReturn:
