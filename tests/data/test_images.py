@@ -157,6 +157,21 @@ def test_folders_of_sets(tmp_path: Path) -> None:
     assert np.array_equal(data.x_test[-1], pixels(3, 2, 2)[-1])
 
 
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_the_folder_of_the_validation_set_has_three_names(tmp_path: Path, name: str) -> None:
+    data = tmp_path / "data"
+    for seed, part in enumerate(("train", "val", "test")):
+        write_folder(data / part, seed + 1, seed)
+    before = load(data)
+    (data / "val").rename(data / name)
+    assert same(before, load(data)) and len(before.x_val)
+    loader = Images(path=str(data), size=4, sampling="epoch", test=None)
+    assert splits.evaluated_part(loader, Classification()) == "val"
+    write_folder(data / "val", 1)
+    with pytest.raises(BadInput, match=rf"data holds val and {name}; one folder can be the vali"):
+        load(data)
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     for name in ("train", "test"):
         shutil.copytree(write_folder(tmp_path / "pets", 2) / "cat", tmp_path / "data" / name)
@@ -288,7 +303,7 @@ def new_class(pets: Path) -> None:
 
 def third_set(pets: Path) -> None:
     two_sets(pets)
-    (pets / "test").rename(pets / "valid")
+    (pets / "test").rename(pets / "dev")
 
 
 def emptied(folder: Path) -> None:

@@ -29,7 +29,7 @@ from waymark.data import cache
 from waymark.data.dataset import PARTS, Dataset, from_arrays
 from waymark.data.sources import Loader, expand
 from waymark.digest import digest
-from waymark.errors import BadInput, first_line
+from waymark.errors import BadInput, first_line, listed
 
 METHOD = "EXIF orientation applied, converted, bilinear with antialiasing"
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -37,6 +37,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
 MAX_PIXELS = 2**27  # of one picture: its header is small whatever it promises
+VALIDATION = ("val", "valid", "validation")  # what the folder of a validation set may be called
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # and all that begins with a dot
 NAMED = 10  # files that a refusal names
 AT_ONCE = 1024  # pictures at most that are decoded before they are written
@@ -78,8 +79,8 @@ class Images(Loader):
     """Pictures of the user's own, in one folder for each class."""
 
     path: str
-    """a folder `CLASS/*.png`, or `train|val|test/CLASS/*.png`: PNG, JPEG, BMP, GIF (the first
-    picture), WebP, TIFF, PPM, of 8 bits a channel"""
+    """a folder `CLASS/*.png`, or `train|val|test/CLASS/*.png` (`valid` and `validation` are `val`):
+    PNG, JPEG, BMP, GIF (the first picture), WebP, TIFF, PPM, of 8 bits a channel"""
     size: Annotated[list[Size], Field(min_length=2, max_length=2)] | Size
     """[height, width] to which they are resized, whatever their own is; or one number for both"""
     channels: Literal[1, 3] = 3
@@ -298,11 +299,18 @@ def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
 
 
 def _sets(top: Path) -> dict[str, str]:
-    """Return the folder, from `top`, of each set: train, val, test, or the one there is."""
+    """Return the folder, from `top`, of each set: train, val, test, or the one there is.
+
+    Raises BadInput for two that would be the validation set.
+    """
     inner = [entry.name for entry in _entries(top) if entry.is_dir()]
-    split = "train" in inner and set(inner) <= set(PARTS)
+    named = {"val" if name in VALIDATION else name: name for name in inner}
+    split = "train" in inner and set(named) <= set(PARTS)
     if split and any(entry.is_dir() for entry in _entries(top / "train")):  # else it is a class
-        return {part: part for part in PARTS if part in inner}
+        if len(named) < len(inner):
+            both = listed([name for name in inner if name in VALIDATION])
+            raise BadInput(f"{top} holds {both}; one folder can be the validation set.")
+        return {part: named[part] for part in PARTS if part in named}
     return {"train": "."}
 
 
