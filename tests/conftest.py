@@ -19,7 +19,7 @@ from waymark.comparison.environment import NUMERICS_ENV_VARS
 from waymark.config.compose import compose_config
 from waymark.data import digests
 from waymark.execution import execute
-from waymark.tracking import remote_store
+from waymark.tracking import delivery_process, remote_store
 from waymark.tracking.delivery_process import RunDelivery
 from waymark.tracking.opening import open_store
 
@@ -188,6 +188,8 @@ def delivery_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDelivery, "step", step)
+        for name in ("SEND_INTERVAL_S", "MAX_SEND_INTERVAL_S"):  # a short run sends as a long one
+            patch.setattr(delivery_process, name, 0.05)
         patch.setattr(remote_store, "_process", None)
         patch.setattr(remote_store, "start_program", DeliveryHere)
         yield

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import requests
 from mlflow.tracking import MlflowClient
 from waymark.config.compose import compose_config
 from waymark.errors import BadInput
@@ -86,6 +88,7 @@ def training(
 
 SCRIPT = """
 import sys
+import time
 import waymark
 result = waymark.run(*{overrides!r})
 assert not [name for name in sys.modules if name.partition(".")[0] in ("mlflow", "sqlalchemy")]
@@ -363,3 +366,35 @@ def test_it_ends_with_its_process_though_a_fork_of_that_lives(
             assert psutil.pid_exists(forked)
         finally:
             os.kill(forked, signal.SIGKILL)
+
+
+def test_a_run_takes_few_requests_however_many_checkpoints_it_has(
+    small: Path,
+    server: tuple[str, Path],
+    place: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_here: None,
+) -> None:
+    """Of a thousand steps and twenty checkpoints a server hears some thirty times."""
+    asked: list[str] = []
+    send = requests.Session.send
+
+    def counted(session: Any, request: Any, **options: Any) -> Any:
+        if "mlflow-artifacts" not in request.url:
+            asked.append(request.url)
+        return send(session, request, **options)
+
+    monkeypatch.setattr(requests.Session, "send", counted)
+    words = ["steps=1000", "batch_size=10", "save=npz", "save.every=50", "save.max_to_keep=3"]
+    words += ["data=arrays", f"data.path={small}", "progress=false", THREADS]
+    began = time.monotonic()
+    with monkeypatch.context() as patch:  # as outside of tests
+        patch.setattr(delivery_process, "SEND_INTERVAL_S", 1.0)
+        patch.setattr(delivery_process, "MAX_SEND_INTERVAL_S", 10.0)
+        done = main("run", *words, f"tracking.uri={server[0]}", f"experiment_name={place.name}")
+    seconds = time.monotonic() - began
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 10 < len(asked) < 30 + seconds, asked
+    points = MlflowClient(server[0]).get_metric_history(done.stdout.split()[1], "train/loss")
+    assert len(points) == 1000

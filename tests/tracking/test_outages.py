@@ -41,6 +41,12 @@ def proxy(
 
 
 @pytest.fixture
+def store(proxy: Proxy) -> str:
+    """Return the override for the server behind the proxy."""
+    return f"tracking.uri={proxy.uri}"
+
+
+@pytest.fixture
 def short(small: Path, tmp_path: Path) -> list[str]:
     """Return the overrides of a short run; every test has an experiment of its own."""
     return [*SHORT, f"data.path={small}", f"experiment_name={tmp_path.name}"]
@@ -60,23 +66,28 @@ def the_run(uri: str, experiment: str) -> Any:
     return run
 
 
-def arrived(server: tuple[str, Path], experiment: str, expected: End) -> None:
-    """Check that there is one run, finished, and that it holds what it should."""
-    client, run = MlflowClient(server[0]), the_run(server[0], experiment)
-    assert run.info.status == "FINISHED"
-    assert run.info.end_time >= run.info.start_time
-    assert points_of(client, run.info.run_id) == expected.points
-    assert run.data.tags["waymark.state_digest"] == expected.digest
-    assert run.data.params["steps"] == "40"
-    assert len(client.get_run(run.info.run_id).inputs.dataset_inputs) == 1
-    kept = [file.path for file in client.list_artifacts(run.info.run_id, "checkpoints")]
-    assert sorted(kept) == [f"checkpoints/weights-{n}.{end}" for n in (35, 40) for end in ENDS]
-    top = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert {"config.yaml", "environment.json", "evaluation", "checkpoints"} <= top
-    assert not [path for path in Path("mlruns").rglob("*") if path.is_file()]
-
-
 ENDS = ("json", "npz")
+
+
+@pytest.fixture
+def arrived(server: tuple[str, Path], tmp_path: Path, expected: End) -> Callable[[], None]:
+    """Return what checks that there is one run, finished, and that it holds what it should."""
+
+    def arrived() -> None:
+        client, run = MlflowClient(server[0]), the_run(server[0], tmp_path.name)
+        assert run.info.status == "FINISHED"
+        assert run.info.end_time >= run.info.start_time
+        assert points_of(client, run.info.run_id) == expected.points
+        assert run.data.tags["waymark.state_digest"] == expected.digest
+        assert run.data.params["steps"] == "40"
+        assert len(client.get_run(run.info.run_id).inputs.dataset_inputs) == 1
+        kept = [file.path for file in client.list_artifacts(run.info.run_id, "checkpoints")]
+        assert sorted(kept) == [f"checkpoints/weights-{n}.{end}" for n in (35, 40) for end in ENDS]
+        top = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert {"config.yaml", "environment.json", "evaluation", "checkpoints"} <= top
+        assert not [path for path in Path("mlruns").rglob("*") if path.is_file()]
+
+    return arrived
 
 
 @pytest.fixture
@@ -106,14 +117,14 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_gone_from_start_to_end(
     mode: str,
     proxy: Proxy,
+    store: str,
     short: list[str],
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    expected: End,
+    arrived: Callable[[], None],
     waited: list[float],
 ) -> None:
-    store = f"tracking.uri={proxy.uri}"
     proxy.set(mode)
     done = main("run", *short, "tracking.flush_seconds=1", store)
     assert done.returncode == 0
@@ -134,11 +145,11 @@ def test_gone_from_start_to_end(
 
     proxy.set("pass")
     poll(lambda: main("sync", store).stdout == f"run {local}: delivered\n")
-    arrived(server, tmp_path.name, expected)
+    arrived()
     assert the_run(server[0], tmp_path.name).data.tags["waymark.local_id"] == local
     again = main("sync", store)
     assert (again.returncode, again.stdout) == (0, "nothing left to deliver\n")
-    arrived(server, tmp_path.name, expected)
+    arrived()
     by_local_id = main("evaluate", local, store)
     assert by_local_id.returncode == 0, by_local_id
 
@@ -169,17 +180,16 @@ class Switch(NoProgress):
 def test_gone_for_a_while(
     modes: dict[int, str],
     proxy: Proxy,
+    store: str,
     short: list[str],
-    server: tuple[str, Path],
-    tmp_path: Path,
     main: Main,
-    expected: End,
+    arrived: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("waymark.execution.execute.make_progress", lambda *_: Switch(proxy, modes))
-    done = main("run", *short, f"tracking.uri={proxy.uri}")
+    done = main("run", *short, store)
     assert (done.returncode, done.stderr) == (0, "")
-    arrived(server, tmp_path.name, expected)
+    arrived()
 
 
 def test_no_checkpoint_arrives_ahead_of_its_losses(
@@ -234,14 +244,14 @@ class Slow(NoProgress):
 
 def test_back_only_after_the_end(
     proxy: Proxy,
+    store: str,
     short: list[str],
     server: tuple[str, Path],
     tmp_path: Path,
     main: Main,
-    expected: End,
+    arrived: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = f"tracking.uri={proxy.uri}"
     monkeypatch.setattr(
         "waymark.execution.execute.CONNECT_GRACE_S", 30
     )  # the server knows the run before it goes
@@ -258,19 +268,17 @@ def test_back_only_after_the_end(
     # Resuming a finished run delivers it, too.
     again = main("resume", run_id, store)
     assert (again.returncode, again.stdout, again.stderr) == (0, "nothing left to do\n", "")
-    arrived(server, tmp_path.name, expected)
+    arrived()
 
 
 def test_offline_interrupted_and_resumed_offline(
     proxy: Proxy,
+    store: str,
     short: list[str],
-    server: tuple[str, Path],
-    tmp_path: Path,
     main: Main,
-    expected: End,
+    arrived: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    store = f"tracking.uri={proxy.uri}"
     proxy.set("refuse")
 
     def crash(*_: Any) -> None:
@@ -288,20 +296,18 @@ def test_offline_interrupted_and_resumed_offline(
     assert done.returncode == 0, done
     proxy.set("pass")
     assert main("sync", store).stdout == f"run {local}: delivered\n"
-    arrived(server, tmp_path.name, expected)
+    arrived()
 
 
 def test_syncing_may_die_at_any_call(
     proxy: Proxy,
+    store: str,
     short: list[str],
-    server: tuple[str, Path],
-    tmp_path: Path,
     main: Main,
-    expected: End,
+    arrived: Callable[[], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The server takes a request, and its answer is lost: the next sync makes no second run."""
-    store = f"tracking.uri={proxy.uri}"
     proxy.set("refuse")
     assert main("run", *short, "tracking.flush_seconds=0.1", store).returncode == 0
     proxy.set("pass")
@@ -318,7 +324,7 @@ def test_syncing_may_die_at_any_call(
         assert done.returncode == 1
         assert done.stdout.endswith(": Connection reset by peer\n")
     assert main("sync", store).returncode == 0
-    arrived(server, tmp_path.name, expected)
+    arrived()
 
 
 def test_runs_of_another_store_are_left_alone(

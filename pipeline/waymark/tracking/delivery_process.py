@@ -32,7 +32,7 @@ from waymark.tracking.recovery import deliver_outbox, mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, mark_delivered
 from waymark.tracking.store import RunStore
 
-SEND_INTERVAL_S = 1.0  # between two sendings
+SEND_INTERVAL_S, MAX_SEND_INTERVAL_S = 1.0, 10.0  # between two sendings: at first, and later
 RETRY_INTERVAL_S = 0.5
 IDLE_S = 60.0  # without work, after which the process ends
 NICENESS = 5  # of this process, whose work is never urgent, to the one that trains
@@ -53,6 +53,7 @@ class RunDelivery(Delivery):
         self.training = True
         self.end: tuple[str, int] | None = None  # status and time (ms), once the run has ended
         self.due = 0.0  # the next try, by the monotonic clock
+        self._pause = SEND_INTERVAL_S  # until the next sending but one
         self.told: Any = None  # its last status that the other process was told
         self._lock, self._watch = lock, watch
         self._monitor: Any = None
@@ -76,9 +77,13 @@ class RunDelivery(Delivery):
         return DeliveryStatus(*known, reason, bool(self.ended), deleted, done)
 
     def look(self, files: bool) -> None:
-        """Look at once into the outbox, and at the run's `files` if they are other ones now."""
-        self.due = 0.0
+        """Look at once into the outbox; at the run's `files`, if they are other ones now, in turn.
+
+        Other processes wait for tags, and not for files, of which many are gone a second later.
+        """
         self.changed |= files
+        if not files:
+            self.due = 0.0
 
     def finish(self, status: str, end: int) -> None:
         """End the run as soon as all has been sent."""
@@ -94,7 +99,9 @@ class RunDelivery(Delivery):
                 self._looked = True
             self._watch_machine()
             self._error = None
-            self.due = time.monotonic() + SEND_INTERVAL_S * self.connected
+            self.due = time.monotonic() + self._pause * self.connected
+            # So a short run is seen at once, and a long one takes few requests.
+            self._pause = min(2 * self._pause, MAX_SEND_INTERVAL_S)
             if not self.end:
                 plots.prepare()
             elif self.complete:
