@@ -57,7 +57,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     from omegaconf import DictConfig
 
     from waymark.config.compose import CONF, as_written, explained
-    from waymark.config.own_hydra import composed_once, parse_flags
+    from waymark.config.own_hydra import composing_once, parse_flags
     from waymark.config.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
@@ -77,7 +77,7 @@ def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, .
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal
     main = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
-        with explained(list(arguments)), composed_once(flags):
+        with explained(list(arguments)), composing_once():
             main(job)()
     except SystemExit as leaving:  # 0 after --help, 1 where Hydra has said what is wrong
         return 2 if leaving.code == 1 else int(leaving.code or 0)

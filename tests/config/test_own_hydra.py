@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -85,22 +86,6 @@ def test_other_threads_keep_their_state_while_one_composes(application: Path) ->
     assert look() == before
 
 
-@pytest.mark.parametrize("own", [[], ["--config-dir"]], ids=["ours", "with YAML of the user's"])
-def test_a_run_is_composed_once_unless_yaml_may_ask_for_a_sweep(
-    own: list[str], main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    real = Hydra.compose_config
-
-    def counted(self: Hydra, *arguments: Any, **named: Any) -> Any:
-        calls.append("composed")
-        return real(self, *arguments, **named)
-
-    monkeypatch.setattr(Hydra, "compose_config", counted)
-    done = main("run", "batch_size=0", *own, *[str(tmp_path)] * len(own))
-    assert (done.returncode, len(calls)) == (2, 1 + len(own)), done
-
-
 def test_two_threads_may_run_at_once(place: Path) -> None:
     both = threading.Barrier(2)
 
@@ -130,3 +115,20 @@ def test_a_hydra_application_may_run_and_evaluate(
     monkeypatch.setattr(sys, "argv", ["theirs", *QUIET, *folders, *seeds])
     main()
     assert found == ([(1, 0), (2, 0)] if seeds else [(3, 0)])
+
+
+@pytest.mark.parametrize("words", [["batch_size=0"], ["steps=1", "progress=false"]])
+def test_a_command_composes_once(
+    words: list[str], place: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed = []
+    load = ConfigLoaderImpl._load_configuration_impl
+
+    def counted(*given: Any, **named: Any) -> Any:
+        composed.append(given)
+        return load(*given, **named)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "_load_configuration_impl", counted)
+    mode = Hydra.get_mode
+    assert main("run", *words).returncode == (2 if words[0] == "batch_size=0" else 0)
+    assert len(composed) == 1 and Hydra.get_mode is mode

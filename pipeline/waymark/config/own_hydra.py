@@ -60,25 +60,6 @@ def parse_flags(arguments: Sequence[str]) -> Any:
 
 
 @contextmanager
-def composed_once(flags: Any) -> Iterator[None]:
-    """Let Hydra's main not compose once more, to look whether YAML asks for a sweep: ours does not.
-
-    `flags` are what `parse_flags` returned; with YAML or settings of Hydra's own Hydra looks.
-    """
-    from hydra._internal.hydra import Hydra
-    from hydra.types import RunMode
-
-    asked = flags.config_dir or flags.config_path or flags.config_name
-    before = Hydra.get_mode
-    if not asked and not any("hydra" in text for text in flags.overrides):
-        Hydra.get_mode = lambda *_, **__: RunMode.RUN  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = before  # type: ignore[method-assign]
-
-
-@contextmanager
 def own_singletons(for_all_threads: bool = False) -> Iterator[None]:
     """Let this thread, or all threads, use Hydra without the singletons of the process.
 
@@ -116,3 +97,23 @@ def own_resolvers() -> Iterator[None]:
             yield
         finally:
             BaseContainer._resolvers = before
+
+
+@contextmanager
+def composing_once() -> Iterator[None]:
+    """Keep Hydra's entry point from composing twice, the first time for `hydra.mode` alone.
+
+    Whether a command is a sweep is for -m to say here.
+    """
+    from hydra._internal.hydra import Hydra
+
+    before = Hydra.get_mode
+
+    def unknown(*_: Any, **__: Any) -> None:
+        Hydra.get_mode = before  # type: ignore[method-assign]  # for applications inside of ours
+
+    Hydra.get_mode = unknown  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = before  # type: ignore[method-assign]
