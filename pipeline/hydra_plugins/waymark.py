@@ -27,7 +27,7 @@ class TrialLauncher(Launcher):
         """Set the user's launcher up with what Hydra gives it before the first launch."""
         from waymark.config.compose import Composer
 
-        self.sweep.compose = Composer(given["hydra_context"].config_loader, given["config"])
+        self.sweep.compose_by(Composer(given["hydra_context"].config_loader, given["config"]))
         self._launcher.setup(**given)
 
     def launch(

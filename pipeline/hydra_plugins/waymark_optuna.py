@@ -29,6 +29,9 @@ class OptunaSweeper(Sweeper):
     ) -> None:
         self._n_trials, self._n_jobs = n_trials, n_jobs
         self._sampler, self._storage, self._params = sampler, storage, params
+        self.hydra_context: Any = None
+        self.config: Any = None
+        self._launcher: Any = None
 
     def setup(self, **given: Any) -> None:
         """Take what Hydra gives, and make the launcher that its configuration names."""

@@ -396,3 +396,22 @@ class Few:
     def logits(self, parameters, images, dropout):
         return images @ parameters["w"]
 """
+
+
+def test_a_trial_that_does_not_record_the_objective_is_refused_by_itself(
+    place: Path, main: Main
+) -> None:
+    """Where the task or the metrics are varied, and so what there is to select by."""
+    write(place, "classification")
+    words = [*SHORT, "steps=20", "save.every=0", "eval_every=0", "optimizer.learning_rate=1e-3"]
+    done = main("run", "-m", *words, "task=classification,regression", "objective.metric=test/rmse")
+    said = "objective.metric=test/rmse: is not recorded, where test/accuracy, test/loss, restored/"
+    assert done.returncode == 1 and said in done.stderr, done
+    assert "task=regression" in done.stdout and ", test/rmse " in done.stdout
+    assert "1 finished, 1 failed" in done.stdout
+    done = main("run", "-m", *words, "metrics=[macro_f1],[roc_auc]", "objective.metric=test/r2")
+    assert done.returncode == 2 and "none of the 2 trials can be done" in done.stderr, done
+    given = ["metrics=[macro_f1],[roc_auc]", "prune=median", "objective.metric=train/loss"]
+    done = main("run", "-m", *words, *given)
+    said = "prune=median: objective.metric='train/loss' is not evaluated during training; "
+    assert done.returncode == 2 and said in done.stderr, done

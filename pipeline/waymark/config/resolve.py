@@ -21,9 +21,9 @@ from waymark.config.schema import (
     FORMAT,
     GROUP_PROTOCOLS,
     LABELS,
-    NAME,
-    TAG,
-    TAG_VALUE,
+    RUN_NAMES,
+    TAG_NAMES,
+    TAG_VALUES,
     Config,
 )
 from waymark.config.values import flatten, nearest
@@ -149,14 +149,15 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
 
 def _check_texts(config: Config, source: Source) -> None:
     """Refuse names and tags that MLflow does not take, or a terminal or shell would act on."""
-    rows = [("experiment_name", config.experiment_name, NAME)]
-    rows += [("run_name", config.run_name, NAME)] if config.run_name else []
+    rows = [("experiment_name", config.experiment_name, RUN_NAMES)]
+    rows += [("run_name", config.run_name, RUN_NAMES)] if config.run_name else []
     for tag, value in config.tags.items():
-        rows += [(f"tags.{tag}", tag, TAG), (f"tags.{tag}", str(value), TAG_VALUE)]
-    for key, text, (allowed, longest, words) in rows:
-        if len(text) > longest or not re.fullmatch(allowed, text):
+        rows += [(f"tags.{tag}", tag, TAG_NAMES), (f"tags.{tag}", str(value), TAG_VALUES)]
+    for key, text, rule in rows:
+        if len(text) > rule.longest or not re.fullmatch(rule.pattern, text):
             shown = repr(text) if len(text) < 300 else f"{text[:50]!r}..."
-            raise BadInput(f"{key}={shown} ({source(key)}): {words}, at most {longest} characters.")
+            said = f"{rule.words}, at most {rule.longest} characters"
+            raise BadInput(f"{key}={shown} ({source(key)}): {said}.")
 
 
 def _sentence(

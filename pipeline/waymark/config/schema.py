@@ -1,6 +1,6 @@
 """The schema of the configuration: types and bounds. The defaults stand in `conf/`."""
 
-from typing import Annotated, Any, Literal, dataclass_transform
+from typing import Annotated, Any, Literal, NamedTuple, dataclass_transform
 
 import pydantic
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -35,19 +35,30 @@ DATA_PLACES = ("data.path", "data.cache")
 # Which ones there are is known with the data: `evaluation.restore.load_data` checks it.
 EvaluationMetric = Annotated[str, Field(pattern="^(val|test)/.")]
 
-# A pattern, the most characters, and both in words. What is refused: controls, line separators,
-# directions of writing and halves of characters, which deceive a reader, and the shell's syntax.
+
+class TextRule(NamedTuple):
+    """Which texts a setting may have."""
+
+    pattern: str  # a regular expression for the whole text
+    longest: int  # characters
+    words: str  # what the pattern says
+
+
+# What the rules refuse: controls, line separators, directions of writing and halves of characters,
+# which deceive a reader, and the shell's syntax.
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 
-NAME = (rf"[^{CONTROLS}`$;|&<>]+", 250, "no control characters, nor any of ` $ ; | & < >")
+RUN_NAMES = TextRule(
+    rf"[^{CONTROLS}`$;|&<>]+", 250, "no control characters, nor any of ` $ ; | & < >"
+)
 
-TAG_VALUE = (
+TAG_VALUES = TextRule(
     rf"([^{CONTROLS}`$]|[\n\t]|\$(?!\())*",
     8000,
     "no control characters but newline and tab, no backticks, no $(",
 )
 
-TAG = (  # as MLflow has it: a relative path
+TAG_NAMES = TextRule(  # as MLflow has it: a relative path
     r"(?!\.\.)(?!.*(^|/)\.{0,2}(/|$))[\w .:/-]+",
     250,
     "a tag's name has letters, digits, spaces and _ - . : and / as in a path",

@@ -19,7 +19,7 @@ from waymark.comparison.rerun_report import RerunReport, load
 from waymark.config.compose import SEARCHPATH, parse_overrides
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.record import is_moved_file
-from waymark.config.schema import DATA_PLACES, NAME
+from waymark.config.schema import DATA_PLACES, RUN_NAMES
 from waymark.errors import BadInput, Failed, printable
 from waymark.execution import new_process
 from waymark.execution.ending import RerunDiverged
@@ -66,7 +66,8 @@ def rerun(
         with _worktrees(original, trust_code) as (code, where):
             return _in_a_new_process(words, code, where)
     name = f"rerun of {record.name.removeprefix('rerun of ')}"
-    given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
+    legal = re.fullmatch(RUN_NAMES.pattern, name)
+    given.setdefault("run_name", name[: RUN_NAMES.longest] if legal else None)
     if threads is not None:
         given["runtime.intra_op_threads"] = threads
     resolved = record_of(tracking, record, given)

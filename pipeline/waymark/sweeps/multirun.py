@@ -27,12 +27,12 @@ from waymark.comparison.runs import better_value, compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
-from waymark.config.own_hydra import own_singletons, parse_flags
+from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
 from waymark.config.resolve import build_group
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
-from waymark.errors import BadInput, listed, printable
+from waymark.errors import BadInput, printable
 from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
@@ -110,7 +110,9 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     given_objective, part = values["objective"], _evaluated_part(values)
     measured = None if {"task", "metrics"} & set(swept) else _measured(values)
     values["objective"] = _objective(given_objective, part, measured)
-    _check(values, measured)
+    if measured:  # else each trial is checked by itself
+        trial.refuse_unrecorded(values["objective"]["metric"], values["prune"], part, measured)
+    _check(values)
     varied = sorted({*swept, *(sweeper.get("params") or {})})
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
@@ -165,8 +167,7 @@ def _objective(
 ) -> dict[str, str]:
     """Return the metric and the mode of a sweep's objective.
 
-    Raises BadInput for a metric that is no text, or that no trial would record, and for no mode
-    of one of which nothing tells it.
+    Raises BadInput for a metric that is no text, and for no mode of one of which nothing tells it.
     """
     metric = given["metric"]
     if metric is None:
@@ -175,12 +176,6 @@ def _objective(
     if not isinstance(metric, str):
         raise BadInput(f"objective.metric={metric!r}: must be a text, the name of a metric.")
     name = metric.rpartition("/")[2]
-    if measured and part and not metric.startswith(names.TRAIN):
-        recorded = [f"{each}/{known}" for each in (part, "restored") for known in measured]
-        if metric not in recorded:
-            raise BadInput(
-                f"objective.metric={metric}: is not recorded, where {listed(recorded)} are."
-            )
     mode = given["mode"] or (measured or {}).get(name, (better_value(metric) or max).__name__)
     if mode is None:
         raise BadInput(
@@ -247,7 +242,7 @@ def _overrides(hydra: Mapping[str, Any], variables: Mapping[str, str]) -> list[s
     return more
 
 
-def _check(values: Mapping[str, Any], measured: Mapping[str, Any] | None) -> None:
+def _check(values: Mapping[str, Any]) -> None:
     """Raise BadInput for what only a sweep can find wrong."""
     from hydra.core.plugins import Plugins
 
@@ -259,13 +254,6 @@ def _check(values: Mapping[str, Any], measured: Mapping[str, Any] | None) -> Non
     if values["hydra"]["sweeper"]["_target_"] == OPTUNA and not find_spec("optuna"):
         choice = "hydra/sweeper=optuna"
         raise BadInput(f"{choice}: needs Optuna{compose.brought_by(choice)}.")
-    prune, metric = values["prune"], values["objective"]["metric"]
-    name = metric.rpartition("/")[2]
-    if prune and measured and (metric.startswith(names.TRAIN) or name not in measured):
-        raise BadInput(
-            f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
-            f"{listed(list(measured))} are."
-        )
 
 
 def threads_of(launcher: Mapping[str, Any]) -> int:
@@ -293,12 +281,12 @@ def launch(sweep: Sweep) -> int:
     refusals: tuple[type[Exception], ...] = (BadInput, *hydra_errors())
     carry_out = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     try:
-        with handling((signal.SIGTERM, signal.SIGHUP), _leave):
+        with composing_once(), handling((signal.SIGTERM, signal.SIGHUP), _leave):
             carry_out(trial.run_trial)()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except SystemExit as leaving:  # a signal's: Hydra takes every Exception for a trial's failure
-        return int(leaving.code or 0)
+    except trial.SweepInterrupted as stopped:
+        return stopped.status
     except refusals as error:
         with suppress(Exception):  # a store that does not answer
             sweep.close()
@@ -309,7 +297,7 @@ def launch(sweep: Sweep) -> int:
         if isinstance(error, BadInput):
             raise
         raise BadInput(explain_hydra_error(error, sys.argv[1:])) from None
-    except Exception as error:  # the launcher could not even begin
+    except (Exception, SystemExit) as error:  # the launcher could not even begin; a trial's exit()
         print(f"waymark: {reason_of(error)}", file=sys.stderr)
         return 1
     return 0
@@ -319,7 +307,7 @@ def _leave(number: int, _: Any) -> None:
     """End the sweep in good order, its own child processes first."""
     for child in multiprocessing.active_children():
         child.terminate()
-    sys.exit(128 + number)
+    raise trial.SweepInterrupted(128 + number)
 
 
 def finish(sweep: Sweep, status: int = 0) -> SweepResult:

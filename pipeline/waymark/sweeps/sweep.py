@@ -59,7 +59,7 @@ class Sweep:
     mode: str  # max or min: which way is better
 
     def __post_init__(self) -> None:
-        self.compose: Callable[..., Resolved]  # a job's configuration, as Hydra composes it
+        self._compose: Callable[..., Resolved] | None = None  # a job's configuration
         self.planned = 0  # trials that the sweeper will hand over, as far as it has told
         self.submitted: set[str] = set()  # trials handed over so far
         self.already_finished: dict[str, RunAndSummary] = {}  # by trial
@@ -69,6 +69,10 @@ class Sweep:
         self._refused: dict[tuple[str, ...], str] = {}
         self.finished_before = cache(self._finished_before)
         self._open = ExitStack()  # what ends with the sweep: its bar
+
+    def compose_by(self, compose: Callable[..., Resolved]) -> None:
+        """Take what composes the configuration of a job, which Hydra brings as it begins."""
+        self._compose = compose
 
     def unfinished(self, jobs: Jobs) -> list[int]:
         """Return which trials are not finished yet.
@@ -122,8 +126,9 @@ class Sweep:
         if job not in self._identities:
             self._identities[job] = None
             resolved = None
+            assert self._compose
             try:
-                resolved = self.compose(job)
+                resolved = self._compose(job)
                 self._identities[job] = trial.identity(resolved), resolved
             except BadInput as error:
                 if resolved is None or self.launcher.endswith(SAME_MACHINE):

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -28,11 +28,11 @@ from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import resolved as checked
 from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
-from waymark.config.schema import NAME, Config
+from waymark.config.schema import RUN_NAMES, Config
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
-from waymark.errors import BadInput, Failed, explain
+from waymark.errors import BadInput, Failed, explain, listed
 from waymark.evaluation.restore import in_steps, load_data
 from waymark.execution import execute, new_process
 from waymark.execution.ending import Pruned
@@ -41,6 +41,7 @@ from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown, Interrupted, end_with_parent
 from waymark.table import elided, setting
+from waymark.tasks.metrics import modes
 from waymark.tracking.finder import find, select, tagged
 from waymark.tracking.parent_run import record_failed_trial
 from waymark.tracking.questions import StoreError
@@ -69,6 +70,14 @@ trial_ended = threading.Event()  # a trial that this process does, or waits for,
 _orphaned = threading.Event()
 _end_with_parent = cache(end_with_parent)  # once in a process
 in_parent = False  # this process is the sweep's own, not a launcher's worker
+
+
+class SweepInterrupted(BaseException):
+    """A signal ends the sweep; Hydra would take any Exception for the failure of a trial."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status  # of the command
 
 
 class PrunedObjective(float):
@@ -112,7 +121,7 @@ def run_trial(cfg: Any) -> float:
         return value
     except Interrupted as stopped:
         if in_parent:
-            sys.exit(stopped.status)
+            raise SweepInterrupted(stopped.status) from None
         raise  # a job's time is up, say: the parent launches what is left of it again
     except Failed as failed:  # its run tells
         print(f"waymark: {failed}", file=sys.stderr)
@@ -256,15 +265,38 @@ def identity(resolved: Resolved, data: Dataset | None = None) -> str:
     """Return what makes two trials one: experiment, configuration, data, code, environment.
 
     Files that settings name count by what they hold. Raises BadInput for data that cannot be
-    loaded or do not fit the model.
+    loaded or do not fit the model, and for an objective that the trial would not record.
     """
+    config = resolved.config
+    data = data or load_data(config)
+    if metric := config.objective.metric:
+        measured = modes(config.task, config.metrics)
+        refuse_unrecorded(metric, config.prune, data.evaluated, measured)
     known = {**flatten(resolved.values), **resolved.hidden}  # in which secrets differ as well
     left_out = NOT_PART_OF_IDENTITY
     values = {k: v for k, v in known.items() if k.partition(".")[0] not in left_out}
     values.pop("data.path", None)
-    known_data = (data or load_data(resolved.config)).digest
-    own = tuple(own_modules(resolved.config))
-    return digest_of([by_content(values), known_data, code_and_environment_digest(own)])
+    own = tuple(own_modules(config))
+    return digest_of([by_content(values), data.digest, code_and_environment_digest(own)])
+
+
+def refuse_unrecorded(
+    metric: str, prune: str | None, part: str | None, measured: Collection[str]
+) -> None:
+    """Raise BadInput for an objective that a trial does not record, or pruning cannot follow.
+
+    `part` is the set that training is evaluated on, if that is known, and `measured` what is
+    measured of it.
+    """
+    name, of_training = metric.rpartition("/")[2], metric.startswith(names.TRAIN)
+    recorded = [f"{each}/{known}" for each in (part, "restored") for known in measured]
+    if part and not of_training and metric not in recorded:
+        raise BadInput(f"objective.metric={metric}: is not recorded, where {listed(recorded)} are.")
+    if prune and (of_training or name not in measured):
+        raise BadInput(
+            f"prune={prune}: objective.metric={metric!r} is not evaluated during training; "
+            f"{listed(list(measured))} are."
+        )
 
 
 def by_content(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -306,7 +338,7 @@ def trial_name(task: Sequence[str]) -> str:
     varied = json.loads(os.environ[VARIED_KEYS])
     pairs = [text.lstrip("+").partition("=") for text in task]
     words = [f"{k.rpartition('.')[2]}={setting(v)}" for k, _, v in pairs if k in varied]
-    return elided(" ".join(words), NAME[1])
+    return elided(" ".join(words), RUN_NAMES.longest)
 
 
 def _record_failure(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
