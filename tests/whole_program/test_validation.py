@@ -151,7 +151,12 @@ REFUSED = {
     "data.validation=200": ({}, "data.validation=200: holds out 200 of 200 examples; "),
     "data.validation=0.001": ({}, "data.validation=0.001: holds out 0 of 200 examples; "),
     "data.validation=-1": ({}, "data.validation=-1 (the command line): "),
-    "data.validation=1.5": ({}, "data.validation=1.5 (the command line): "),
+    "data.validation=1.5": (
+        {},
+        "data.validation=1.5 (the command line): must be a whole number of ",
+    ),
+    "data.test=100.0": ({}, "data.test=100.0 (the command line): must be a whole number of "),
+    "data.test=0": ({}, "data.test=0 (the command line): must be a whole number of "),
     "data.test=0.1": ({}, "data.test=0.1: "),
     "data.validation=0.2": (ONE, "class 0 has 1 example left to split; "),
     "data.validation=5": ({}, "a split into 195 and 5 examples has no room for each of 10 "),

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from waymark.config.schema import settings
 from waymark.data.dataset import Dataset, from_arrays, gathered, pick
@@ -41,7 +42,7 @@ FASHION_FILES = {
 ENTRIES = tuple(FASHION_FILES)
 ENTRIES_READ = {*ENTRIES, "x_val", "y_val", "sample_weight"}  # of an npz
 INPUTS = ("x_train.", "x_test.", "x_val.")  # with what the names of several inputs begin
-SMALL = 256e6  # bytes of a data set that may be kept when a run has ended
+MAX_CACHED_BYTES = 256e6  # of a data set that may be kept when a run has ended
 MNIST_5K_FILE = Path(__file__).with_name("mnist_5k.npz")
 FASHION_DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # package dataset-fashion-mnist
 
@@ -52,6 +53,19 @@ FASHION_MNIST = "1c589f633fb7441c891fb090bf5d618f28f825aba4fe6bcb1fba4f8e51ed0d8
 
 
 _last: dict[Any, Dataset] = {}  # at most one
+
+
+def _checked_size(size: Any) -> Any:
+    """Refuse a number that is no size of a set once, not once for each type that it could have."""
+    is_size = 0 < size < 1 if isinstance(size, float) else type(size) is int and size > 0
+    if isinstance(size, bool | int | float) and not is_size:
+        said = "must be a whole number of examples (200) or a fraction between 0 and 1 (0.2)"
+        raise PydanticCustomError("size", said)
+    return size
+
+
+def _size_or_nothing(size: Any) -> Any:
+    return size and _checked_size(size)
 
 
 @settings
@@ -65,11 +79,11 @@ class Loader(ABC):
     scale: Literal["auto", "none", "uint8", 255] = "auto"
     """what is divided by 255 before a model has it: `auto` (uint8 images [N,H,W] and [N,H,W,C]),
     `uint8` (all that is uint8, as in records without this setting), `255` (all) or `none`"""
-    test: Annotated[float, Field(gt=0, lt=1)] | PositiveInt | str | None = None
+    test: Annotated[float | int | str | None, BeforeValidator(_checked_size)] = None
     """the test set of data that bring none: a fraction of the training set (null: 0.2), a number
     of examples of it, another file, with `x_test` and `y_test` or a table's columns, or with
     `source` a dotted name"""
-    validation: Annotated[float, Field(ge=0, lt=1)] | NonNegativeInt = 0
+    validation: Annotated[float | int, BeforeValidator(_size_or_nothing)] = 0
     """a fraction of the training set, or a number of examples of it, on which training is evaluated
     in place of the test set; 0: none"""
     split: Literal["random", "ordered"] = "random"
@@ -214,7 +228,7 @@ def read_once(settings: Any, files: list[Path], read: Callable[[], Dataset]) -> 
         found = read()
         # Just after one change another one could bear the same time.
         settled = now - max(max(f.st_mtime, f.st_ctime) for f in facts) > SETTLED
-        if settled and found.nbytes < SMALL:
+        if settled and found.nbytes < MAX_CACHED_BYTES:
             for array in found.arrays.values():
                 if isinstance(array, np.ndarray):
                     array.flags.writeable = False

@@ -12,7 +12,7 @@ from waymark.data.cache import cached_bytes
 from waymark.data.columns import Column
 from waymark.data.dataset import PARTS, Dataset
 from waymark.data.rows import Array, Inputs, each, entries, is_read, pieces
-from waymark.data.sources import SMALL
+from waymark.data.sources import MAX_CACHED_BYTES
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, size
 
@@ -202,7 +202,7 @@ def shared_with_training(data: Dataset) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     features = [data.examples(part)[0] for part in PARTS]
-    if data.nbytes < SMALL and not any(map(is_read, features)):
+    if data.nbytes < MAX_CACHED_BYTES and not any(map(is_read, features)):
         train, *others = (_of_examples(*map(_hashes, entries("", x).values())) for x in features)
         known = set(train)
         for part, hashes in zip(("val", "test"), others, strict=True):

@@ -17,7 +17,7 @@ from waymark.config.schema import Config
 from waymark.data.dataset import PARTS, Dataset, ImageSpec
 from waymark.data.randomness import INITIAL, Tensor, random_key
 from waymark.data.rows import is_read
-from waymark.data.sources import SMALL
+from waymark.data.sources import MAX_CACHED_BYTES
 from waymark.errors import BadInput, Sentence
 from waymark.models import NO_STATISTICS, Tensors, first_values, functions_of
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
@@ -232,7 +232,7 @@ def reuse_or_compile(
     It is the last one, if its key is the same, else `new`, else one that is compiled now, when the
     last one has been dropped. It is kept unless the body raises.
     """
-    key = compilation_key(config, data) if data.nbytes < SMALL else None
+    key = compilation_key(config, data) if data.nbytes < MAX_CACHED_BYTES else None
     with _cache_lock:
         trainer = _cached_trainer.pop(key, None) or new
         _cached_trainer.clear()
