@@ -1,6 +1,7 @@
 """Tables from end to end: what standardises their features is part of the state."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -234,3 +235,24 @@ def test_a_refusal_is_one_line_and_leaves_nothing(place: Path, main: Main) -> No
     assert done.stderr.startswith(f"waymark: {place}/t.csv: column 'a' has 9 missing values, the ")
     assert not list(place.glob("mlruns/artifacts/*/*"))
     assert main("run", *words, "data.missing=mean").returncode == 0
+
+
+def test_a_record_from_before_tables_had_weights_goes_on_as_it_would_have(
+    trained: tuple[Path, list[str], str],
+    tmp_path: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, _, run_id = trained
+    said, ends = [], []
+    for place in (tmp_path / "as it is", tmp_path / "older"):
+        monkeypatch.chdir(shutil.copytree(folder, place))
+        (record,) = place.glob(f"mlruns/artifacts/*/{run_id}/artifacts/config.yaml")
+        if place.name == "older":
+            record.write_text(record.read_text().replace("  weight: null\n", ""))
+            assert "\n  weight:" not in record.read_text()
+        said.append(json.loads(main("evaluate", run_id, "--json").stdout))
+        done = main("resume", run_id, "steps=70")
+        assert done.returncode == 0, done.stderr
+        ends.append(local_end(place, run_id))
+    assert said[0] == said[1] and not ends[1].unlike(ends[0])
