@@ -157,6 +157,8 @@ class ActiveRun:
         after = {"after": before.dump()} if before else {}
         self._outbox.append("begun", life.dump() | after)
         try:
+            self._process, self._number = store.process(), next(numbers)
+            self._begun: Future[None] = Future()  # the answer to the handing over
             self._begin(new, at_once=not (store.server or new))
             for _ in range(0 if store.server else 2):
                 with suppress(Ended, TimeoutError):

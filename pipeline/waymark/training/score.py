@@ -87,7 +87,7 @@ class Scorer:
         self._parts, self._score, self._part = (model, task), score, part
         self._statistics = data.statistics
         self._compiled: Any = None
-        self.read_from(data)
+        self._images, self._labels = x, y
 
     def read_from(self, data: Dataset) -> None:
         """Read the examples, if they are not on the device, from here on where they are now."""

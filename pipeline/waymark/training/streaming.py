@@ -35,25 +35,26 @@ class ReadAhead(Generic[T]):
 
     def __init__(self, items: Iterator[T]) -> None:
         self._items = items
-        self._begin()
+        self._next, self._thread = self._begin()
 
-    def _begin(self) -> None:
-        self._next: Future[T] = Future()
-        self._thread = threading.Thread(target=self._make, name=THREAD, daemon=True)
-        self._thread.start()
+    def _begin(self) -> tuple[Future[T], threading.Thread]:
+        item: Future[T] = Future()
+        thread = threading.Thread(target=self._make, args=[item], name=THREAD, daemon=True)
+        thread.start()
+        return item, thread
 
-    def _make(self) -> None:
+    def _make(self, item: Future[T]) -> None:
         try:
-            self._next.set_result(next(self._items))
+            item.set_result(next(self._items))
         except BaseException as error:  # the end among them: whoever takes the item has it
-            self._next.set_exception(error)
+            item.set_exception(error)
 
     def __iter__(self) -> "ReadAhead[T]":
         return self
 
     def __next__(self) -> T:
         item = self._next.result()
-        self._begin()
+        self._next, self._thread = self._begin()
         return item
 
     def close(self) -> None:
