@@ -12,7 +12,7 @@ from contextvars import copy_context
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
-LOOK = 1.0  # seconds between two looks whether the process that started this one is alive
+POLL_INTERVAL_S = 1.0  # between two looks whether the process that started this one is alive
 T = TypeVar("T")
 # By SIGUSR2 Slurm and submitit say that a job's time will be up in a moment.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -45,7 +45,7 @@ def end_with_parent(first: Callable[[], object]) -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL_S)
         first()
         os.kill(os.getpid(), signal.SIGTERM)
 

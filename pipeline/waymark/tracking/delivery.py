@@ -15,7 +15,7 @@ from waymark.tracking.artifacts import list_files
 from waymark.tracking.history import History
 from waymark.tracking.limits import (
     SHORTER,
-    TAG,
+    TAG_LENGTH,
     Deleted,
     fitted,
     is_refusal,
@@ -279,7 +279,7 @@ class Delivery:
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
-        self._send("tags", [RunTag(key, fitted(text, TAG)) for key, text in tags.items()])
+        self._send("tags", [RunTag(key, fitted(text, TAG_LENGTH)) for key, text in tags.items()])
         if tags.get(PRUNED) == "":  # it is not any more
             self._client.delete_tag(self.info.id, PRUNED)
 

@@ -13,7 +13,7 @@ from waymark.config.masking import without_password
 from waymark.errors import BadInput, first_line
 from waymark.tracking.local_store import other_version
 
-KEY, PARAM, TAG = 250, 6000, 8000  # characters of a name, of a param's value, of a tag's
+NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000  # characters: of a name, of values
 # What older stores take of a value; of a metric there is no shorter one.
 SHORTER = {"params": 500, "tags": 5000}
 COUNT = {"metrics": 1000, "params": 100, "tags": 100}  # in one request
@@ -41,7 +41,7 @@ def param_name(key: str) -> str:
     if posixpath.normpath(name) != name or name.startswith("/"):  # MLflow takes it for a path
         name = name.replace("/", ":2f:")
     digest = hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:8]
-    return name if len(name) <= KEY else f"{name[: KEY - 9]}:{digest}"
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 9]}:{digest}"
 
 
 def fitted(text: str, most: int) -> str:
@@ -60,7 +60,7 @@ def restore_infinity(value: float) -> float:
 
 def params(settings: Mapping[str, str]) -> dict[str, str]:
     """Return settings as params."""
-    return {param_name(key): fitted(value, PARAM) for key, value in settings.items()}
+    return {param_name(key): fitted(value, PARAM_LENGTH) for key, value in settings.items()}
 
 
 def requests(kind: str, items: Sequence[Any]) -> Iterator[list[Any]]:

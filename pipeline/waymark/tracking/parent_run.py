@@ -7,7 +7,7 @@ from typing import Any
 
 from waymark import names
 from waymark.tracking.finder import tagged
-from waymark.tracking.limits import KEY, TAG, fitted, store_errors
+from waymark.tracking.limits import NAME_LENGTH, TAG_LENGTH, fitted, store_errors
 from waymark.tracking.liveness import this_process
 from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
@@ -56,5 +56,7 @@ def record_failed_trial(
 def _made(store: RunStore, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
     """Return a new run of MLflow's that no process trains."""
     own = {names.USER: user_name(), names.SOURCE: "waymark", **tags}
-    own = {key: fitted(text, TAG) for key, text in own.items()}
-    return store.client.create_run(store.experiment(experiment), tags=own, run_name=name[:KEY])
+    own = {key: fitted(text, TAG_LENGTH) for key, text in own.items()}
+    return store.client.create_run(
+        store.experiment(experiment), tags=own, run_name=name[:NAME_LENGTH]
+    )

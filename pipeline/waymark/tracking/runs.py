@@ -8,7 +8,7 @@ from pathlib import Path
 
 from waymark.tracking import outbox
 
-DELETING = ".gone-"
+DELETING = ".deleting-"  # how the name of a spool begins that is being removed
 
 
 @dataclass(frozen=True)
@@ -69,5 +69,5 @@ def delete_spool(home: Path) -> None:
 
 def remove_deleted_spools(spool: Path) -> None:
     """Remove what `delete_spool` was kept from removing."""
-    for gone in spool.glob(f"{DELETING}*"):
-        shutil.rmtree(gone, ignore_errors=True)
+    for path in spool.glob(f"{DELETING}*"):
+        shutil.rmtree(path, ignore_errors=True)
