@@ -121,3 +121,36 @@ def test_adam_is_kingmas_and_bas() -> None:
         size = rate * np.sqrt(1 - beta2**step) / (1 - beta1**step)
         value = value - size * m / (np.sqrt(v) + epsilon)
     np.testing.assert_allclose(waymark(ADAM)[7]["weights"], value, rtol=1e-5, atol=1e-6)
+
+
+LONGEST, DECAY, SLOW = 0.7, 0.05, 0.3  # the clipped norm, the weight decay, the learning rate
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+@pytest.mark.parametrize(("longest", "decay"), [(LONGEST, DECAY), (LONGEST, None), (None, DECAY)])
+def test_clipping_and_decay_are_kerass(
+    kind: str, longest: float | None, decay: float | None
+) -> None:
+    """Against NumPy in float64: gradients are clipped, parameters shrink, and then are updated."""
+    more = {"learning_rate": SLOW, "clipnorm": longest, "weight_decay": decay}
+    adam = Adam(beta1=0.9, beta2=0.99, epsilon=1e-3, **more)  # type: ignore[arg-type]
+    sgd = Sgd(momentum=0.5, **more)  # type: ignore[arg-type]
+    for name, value in first_values().items():
+        expected = value.astype(np.float64)
+        m, v = np.zeros_like(expected), np.zeros_like(expected)
+        for step, given in enumerate(gradients()[:8], 1):
+            gradient = given[name].astype(np.float64)
+            norm = np.sqrt(np.sum(gradient**2))
+            if longest is not None and norm > longest:
+                gradient = gradient * longest / norm
+            if decay is not None:
+                expected = expected * (1 - decay * SLOW)
+            if kind == "sgd":
+                m = 0.5 * m + gradient
+                expected = expected - SLOW * m
+            else:
+                m, v = 0.9 * m + 0.1 * gradient, 0.99 * v + 0.01 * gradient**2
+                size = SLOW * np.sqrt(1 - 0.99**step) / (1 - 0.9**step)
+                expected = expected - size * m / (np.sqrt(v) + 1e-3)
+        found = waymark(adam if kind == "adam" else sgd)[7][name]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())

@@ -40,9 +40,10 @@ class OptunaSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Do what is left of the study; raises ValueError for what Optuna cannot search."""
+        from waymark.config.compose import as_written
         from waymark.tracking.liveness import this_process
 
-        words = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
+        words = as_written([*(f"{k}={v}" for k, v in self._params.items()), *arguments])
         items = OverridesParser.create().parse_overrides(words)
         given = {item.key_or_group: item for item in items}
         space = {k: distribution(item) for k, item in given.items() if item.is_sweep_override()}

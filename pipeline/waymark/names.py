@@ -46,6 +46,7 @@ ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
 VAL, TEST, RESTORED, BEST, PROGRESS = "val/", "test/", "restored/", "best/", "sweep/"
 TRAIN = "train/"
 TRAIN_LOSS = "train/loss"
+LEARNING_RATE = "train/learning_rate"  # of the step just taken
 STEPS_PER_SECOND = "train/steps_per_second"
 RESTORED_ACCURACY = "restored/accuracy"
 # What evaluations in training are on: the validation set where there is one.

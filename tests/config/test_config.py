@@ -22,7 +22,7 @@ from waymark.config.compose import PACKAGES, as_written, compose_config, parse_o
 from waymark.config.masking import without_password
 from waymark.config.record import from_record
 from waymark.config.resolve import Resolved, resolve
-from waymark.config.schema import DATA_DEFAULTS, FORMAT, GROUP_PROTOCOLS
+from waymark.config.schema import DATA_DEFAULTS, FORMAT, GROUP_PROTOCOLS, OPTIMIZER_DEFAULTS
 from waymark.config.values import flatten
 from waymark.errors import BadInput
 
@@ -77,7 +77,7 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert asdict(cnn.model) == {"init_stddev": 0.1, "init_bias": 0.1, "keep_prob": 1.0}
     assert cnn.optimizer.learning_rate == 1e-4
     adam = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}
-    assert asdict(config.optimizer) == {"learning_rate": 1e-3, **adam}
+    assert asdict(config.optimizer) == {"learning_rate": 1e-3, **adam, **OPTIMIZER_DEFAULTS}
     assert (config.precision, config.on_nan, config.init_from) == ("float32", "stop", None)
     assert (config.eval_every, config.log_every, config.progress) == (200, 1, "auto")
     assert asdict(config.save) == {
@@ -705,7 +705,8 @@ def test_a_record_of_format_1_is_read(tmp_path: Path) -> None:
         None,
         "restored/accuracy",
     )
-    assert asdict(config.optimizer) == {"learning_rate": 0.01, "momentum": 0.9}
+    given = {"learning_rate": 0.01, "momentum": 0.9}
+    assert asdict(config.optimizer) == {**given, **OPTIMIZER_DEFAULTS}
     assert (config.save.every, config.save.keep_best.metric) == (50, "test/loss")
     assert (config.seed, config.precision, config.runtime.intra_op_threads) == (
         3, "mixed_bfloat16", 2,

@@ -486,6 +486,7 @@ class Fake:
         return np.array([self.loss(s) for s in range(first, self.step + 1)], np.float32)
 
     evaluated = "test"
+    learning_rate = 0.5
 
     def score(self) -> Score:
         self.events.append(("score", self.step))
@@ -561,7 +562,7 @@ def test_no_event_is_missed_and_none_comes_twice(
     assert fake.at("save") == fake.at("state") == saves
     assert fake.at("score") == fake.at("shown evaluated") == evaluations
     assert fake.recorded["train/loss"] == {s: fake.loss(s) for s in losses}
-    for key in ("test/accuracy", "test/loss", "train/steps_per_second"):
+    for key in ("test/accuracy", "test/loss", "train/steps_per_second", "train/learning_rate"):
         assert sorted(fake.recorded[key]) == evaluations
     assert saves[-1] == evaluations[-1] == losses[-1] == fake.step == last
     assert result is not None
@@ -579,7 +580,8 @@ def test_the_order_at_a_step_is_record_evaluate_save(
     fake.train(steps=start + more, save_every=save_every, eval_every=eval_every,
                log_every=log_every)  # fmt: skip
     order = ["run_steps", "train/loss", "shown", "score", "test/accuracy", "test/loss",
-             "train/steps_per_second", "shown evaluated", "state", "save", "asked"]  # fmt: skip
+             "train/steps_per_second", "train/learning_rate", "shown evaluated", "state", "save",
+             "asked"]  # fmt: skip
     places = []
     for event in fake.events:
         places.append(order.index(event[0]))
@@ -606,7 +608,7 @@ def test_one_step() -> None:
     fake.train(steps=1, save_every=50, eval_every=200, log_every=100)
     assert [event[0] for event in fake.events] == [
         "run_steps", "train/loss", "shown", "score", "test/accuracy", "test/loss",
-        "train/steps_per_second", "shown evaluated", "state", "save",
+        "train/steps_per_second", "train/learning_rate", "shown evaluated", "state", "save",
     ]  # fmt: skip
 
 

@@ -261,11 +261,13 @@ def test_what_mlflow_holds(one: Recorded, combination: tuple[str, str]) -> None:
     last = int(data.params["steps"])
     evaluated = [last // 3, last // 3 * 2, last]
     assert [step for step, _ in one.history("train/loss")] == list(range(1, last + 1))
-    for key in ("test/accuracy", "test/loss", "train/steps_per_second"):
+    for key in ("test/accuracy", "test/loss", "train/steps_per_second", "train/learning_rate"):
         assert [step for step, _ in one.history(key)] == evaluated
     assert min(value for _, value in one.history("train/steps_per_second")) > 0
-    names = {"train/loss", "train/steps_per_second", "test/accuracy", "test/loss"}
-    assert set(data.metrics) == names | {"restored/accuracy", "restored/loss"}
+    rates = {value for _, value in one.history("train/learning_rate")}
+    assert rates == {float(np.float32(data.params["optimizer.learning_rate"]))}
+    names = {"train/loss", "train/steps_per_second", "train/learning_rate", "test/accuracy"}
+    assert set(data.metrics) == names | {"test/loss", "restored/accuracy", "restored/loss"}
 
     assert data.tags["waymark.state_digest"] == plain_digest(one.state(last))
     manifest = "weights" if save == "npz" else "model_ckpt"

@@ -73,9 +73,10 @@ def test_every_setting_is_explained_where_it_is_declared_and_the_table_says_the_
     parts = {
         **{"runtime": "Runtime", "tracking": "Tracking", "record": "Record"},
         **{"objective": "Objective", "save": "SaveFormat", "data": "Loader"},
+        "optimizer": "Optimizer",
     }
     texts = {key: text for key, text in classes["Config"].items() if key not in parts}
-    texts |= {group: classes["Config"][group] for group in ("save", "data")}
+    texts |= {group: classes["Config"][group] for group in ("save", "data", "optimizer")}
     for part, name in parts.items():
         texts |= {f"{part}.{key}": text for key, text in classes[name].items()}
     rows = [line for line in section("## Configuration").splitlines() if line.startswith("| `")]
@@ -93,10 +94,9 @@ def test_every_setting_is_explained_where_it_is_declared_and_the_table_says_the_
 def test_the_table_of_keys_is_the_configuration() -> None:
     cells = first_cells(section("## Configuration"))
     named = {key for cell in cells for key in re.findall(r"`([a-z_.]+)`", cell)}
-    named |= {"optimizer.learning_rate"}
     config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
     groups = {next(iter(d)) for d in config["defaults"] if isinstance(d, dict)}
-    keys = {group for group in groups if not group.startswith("override")}
+    keys = {group.replace("/", ".") for group in groups if not group.startswith("override")}
     for key, value in config.items():
         if key in ("defaults", "hydra"):
             continue

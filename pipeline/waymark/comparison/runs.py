@@ -14,7 +14,13 @@ from waymark.comparison.recorded_run import RecordedRun, all_differences, load_r
 from waymark.comparison.report import Comparison, Metric, Row
 from waymark.comparison.rerun_report import first_divergences
 from waymark.config.old_names import CLASSES
-from waymark.config.schema import DATA_DEFAULTS
+from waymark.config.schema import (
+    DATA_DEFAULTS,
+    KERAS_DEFAULTS,
+    KERAS_OPTIMIZERS,
+    OPTIMIZER_DEFAULTS,
+    SCHEDULE,
+)
 from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
 from waymark.table import setting
@@ -37,6 +43,8 @@ CONFIDENCE = 0.95
 ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
 ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
 ADDED_LATER["data.scale"] = "uint8"
+ADDED_LATER |= {f"optimizer.{key}": str(value) for key, value in OPTIMIZER_DEFAULTS.items()}
+OF_KERAS = {f"optimizer.{key}": str(value) for key, value in KERAS_DEFAULTS.items()}
 CLASSIFICATION = {
     "task._target_": "waymark.tasks.classification.Classification",
     "task.class_weights": "None",
@@ -99,6 +107,8 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     classes = own.get("task", "classification") == "classification"
     added = ADDED_LATER | (CLASSIFICATION if classes else {})
+    if own.get("optimizer._target_", "").startswith(KERAS_OPTIMIZERS):
+        added |= OF_KERAS
     later = {
         key: text
         for key, text in added.items()
@@ -155,7 +165,7 @@ def differing_keys(groups: list[list[Run]]) -> list[str]:
 
 def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
     """Tell whether a setting only says again which member of its group was chosen."""
-    group = key.partition(".")[0]
+    group = SCHEDULE if key.startswith(f"{SCHEDULE}.") else key.partition(".")[0]
     shared = not key.endswith("._target_") and all(key in known for known in params)
     if group == key or group not in keys or shared:
         return False
@@ -186,7 +196,8 @@ def _row(members: list[Run], keys: list[str]) -> Row:
     seconds = [max(0.0, f.end - run.record.start_time) for run, f in members if f.end]
     paces = [pace for f in known if (pace := f.metrics.get(names.STEPS_PER_SECOND)) is not None]
     metrics = {}
-    for key in dict.fromkeys(key for f in known for key in f.metrics if not is_timing(key)):
+    shown = [key for f in known for key in f.metrics if not is_timing(key)]
+    for key in dict.fromkeys(key for key in shown if key != names.LEARNING_RATE):  # no result
         metrics[key] = _metric([_final_and_best(key, *m) for m in members if key in m[1].metrics])
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
     shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]

@@ -16,7 +16,7 @@ import yaml
 from waymark.config import masking
 from waymark.config.own_hydra import load, own_singletons
 from waymark.config.resolve import COMMAND_LINE, Resolved, resolve
-from waymark.config.schema import GROUP_PROTOCOLS, Config
+from waymark.config.schema import GROUP_PROTOCOLS, SCHEDULE, SCHEDULES, Config
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import yaml_class
 from waymark.errors import BadInput
@@ -29,6 +29,10 @@ NUMERIC = re.compile(r"\$\{|\b(range|interval|int|float|bool|glob)\(")
 PARTS = re.compile(
     r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?:\\.|[^,()\[\]{}'"\\])+|.""", re.DOTALL
 )
+# A schedule is chosen by its dotted key as well: Hydra's own word is the one with a slash, for
+# whose choice it takes no null.
+CHOSEN = re.compile(r"\+{0,2}optimizer[./]schedule=(?![\s{$])(.+)", re.DOTALL)
+NO_SCHEDULE = "none"
 SEARCHPATH = "hydra.searchpath"
 RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now
 # What launchers and Optuna are in, as the extras of pyproject.toml say it.
@@ -48,7 +52,11 @@ def _parser() -> Any:
 
 
 def as_written(overrides: Iterable[str]) -> list[str]:
-    """Put quotes around numbers where a setting is a text: `+tags.version=1.10` is not 1.1."""
+    """Return overrides as Hydra is to read them.
+
+    Numbers get quotes where a setting is a text (`+tags.version=1.10` is not 1.1), and the choice
+    of a schedule the name of its group.
+    """
 
     def quoted(match: re.Match[str]) -> str:
         text = match[0].strip()
@@ -59,6 +67,8 @@ def as_written(overrides: Iterable[str]) -> list[str]:
         return f"'{text}'" if number else match[0]
 
     def written(override: str) -> str:
+        if chosen := CHOSEN.fullmatch(override):
+            return f"{SCHEDULES}=" + re.sub(r"\bnull\b", NO_SCHEDULE, chosen[1])
         found = TEXT.fullmatch(override)
         if not found or NUMERIC.search(found[2]):
             return override
@@ -89,6 +99,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         if item.is_sweep_override() or item.is_delete() or item.is_add():
             raise BadInput(f"{item.input_line}: only plain key=value can be given here.")
     given = {item.key_or_group: item.value() for item in found}
+    if SCHEDULES in given:
+        chosen = given.pop(SCHEDULES)
+        given = {SCHEDULE: None if chosen == NO_SCHEDULE else chosen, **given}
     # Interpolations know only each other.
     open_ = {key: value for key, value in given.items() if "${" in str(value)}
     if not open_:
@@ -125,7 +138,7 @@ def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resol
     """Return the checked configuration for what Hydra composed; `chosen` is group -> member."""
     from omegaconf import OmegaConf
 
-    given = {text.lstrip("+").partition("=")[0] for text in overrides}
+    given = {text.lstrip("+").partition("=")[0].replace("/", ".") for text in overrides}
 
     def source(key: str) -> str:
         above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
@@ -233,6 +246,10 @@ def with_group_members(
     values, now = deepcopy(body), {**choices}
     own = [searchpath(folders)] if folders else []
     for group, member in members.items():
+        if group == SCHEDULE:  # which a record does not know by the name of its file
+            found = _composed([f"{SCHEDULES}={member}", *own])["optimizer"]
+            values["optimizer"]["schedule"] = found["schedule"]
+            continue
         before, after = (_defaults([f"{group}={name}", *own]) for name in (now[group], member))
         for key in {**before, **after}:
             if before.get(key, ...) != after.get(key, ...):
@@ -319,6 +336,8 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, member = str(error.missing_cfg_file).rpartition("/")
         options, family = sorted(error.options), member.partition("_")[0]
+        if group == SCHEDULES:
+            group, options = SCHEDULE, [*(x for x in options if x != NO_SCHEDULE), "null"]
         now = member.replace(*RENAMED)
         hint = f"; it is called {now} now" if now in options else nearest(member, options)
         known = any(name.partition("_")[0] == family for name in options)
@@ -337,6 +356,9 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown and unknown[1].split(".")[0] == "tags":
         return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."
+    chosen = any(w.startswith(f"{SCHEDULES}=") and NO_SCHEDULE not in w for w in arguments)
+    if unknown and unknown[1].startswith(f"{SCHEDULE}.") and not chosen:
+        return f"{unknown[1]}: there is no schedule; {SCHEDULE}=cosine, or another, chooses one."
     if unknown and unknown[1] not in GROUP_PROTOCOLS:
         return f"{unknown[1]}: there is no such key{nearest(unknown[1], _known_keys(arguments))}."
     lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
@@ -350,17 +372,23 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
 
 def _known_keys(arguments: list[str]) -> list[str]:
     """Return the keys that can be given beside the chosen groups (the user's own left aside)."""
-    chosen = [a for a in arguments if re.match(r"(model|data|task|optimizer|save)=\w+$", a)]
-    for groups in (chosen, []):
+    groups = "|".join([*GROUP_PROTOCOLS, SCHEDULES])
+    chosen = [a for a in arguments if re.match(rf"({groups})=\w+$", a)]
+    for members in (chosen, []):
         with contextlib.suppress(BadInput):
-            return [*GROUP_PROTOCOLS, *_defaults(groups)]
+            return [*GROUP_PROTOCOLS, *_defaults(members)]
     return list(GROUP_PROTOCOLS)
 
 
 def _defaults(members: list[str]) -> dict[str, Any]:
     """Return what `conf/` says with the chosen members, flat, as it stands there."""
+    return flatten(_composed(members))
+
+
+def _composed(members: list[str]) -> dict[str, Any]:
+    """Return what `conf/` says with the chosen members, as it stands there."""
     from omegaconf import OmegaConf
 
     with explained(members):
         own = _without_hydra(load(CONF, members, yaml_class(CONF)))
-        return flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
+        return OmegaConf.to_container(own)  # type: ignore[return-value]

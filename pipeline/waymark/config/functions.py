@@ -120,3 +120,11 @@ def check_settings(dotted: str, settings: Mapping[str, Any], locate: Callable[[]
     if signature is None:
         signature = inspect.signature(locate())
     arguments_of(signature, dict.fromkeys(GIVEN), settings)
+
+
+def takes_learning_rate(optimizer: Any) -> bool:
+    """Tell whether an optimizer's `apply` has the argument `learning_rate`."""
+    try:
+        return "learning_rate" in inspect.signature(optimizer.apply).parameters
+    except (TypeError, ValueError):  # of a compiled extension, which may not tell
+        return False

@@ -13,7 +13,17 @@ import yaml
 from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.resolve import Resolved, build_group, refuse_both, resolve
-from waymark.config.schema import DATA_DEFAULTS, DATA_PLACES, FORMAT, GROUP_PROTOCOLS, LABELS
+from waymark.config.schema import (
+    DATA_DEFAULTS,
+    DATA_PLACES,
+    FORMAT,
+    GROUP_PROTOCOLS,
+    KERAS_DEFAULTS,
+    KERAS_OPTIMIZERS,
+    LABELS,
+    OPTIMIZER_DEFAULTS,
+    SCHEDULE,
+)
 from waymark.config.values import flatten, json_text, nearest
 from waymark.config.yaml_source import decode_yaml, yaml_problem
 from waymark.errors import BadInput, first_line
@@ -75,6 +85,10 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         if isinstance(body.get("data"), dict):
             for key, value in {**DATA_DEFAULTS, "scale": "uint8"}.items():
                 body["data"].setdefault(key, value)
+        if isinstance(optimizer := body.get("optimizer"), dict):
+            keras = str(optimizer.get("_target_")).startswith(KERAS_OPTIMIZERS)
+            for key, value in {**OPTIMIZER_DEFAULTS, **(KERAS_DEFAULTS if keras else {})}.items():
+                optimizer.setdefault(key, value)
         version = body.pop("format")
     except yaml.YAMLError as error:
         raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None
@@ -116,6 +130,8 @@ def from_record(
     """
     body, choices, masked = read_record(path)
     known = {**flatten(body), **choices}
+    if f"{SCHEDULE}.kind" in known:
+        known[SCHEDULE] = known[f"{SCHEDULE}.kind"]
     _check_known(overrides, known)
     # What was recorded with keys of its own is known by them alone: null is a change of it.
     changed = {key: value for key, value in overrides.items() if value != known.get(key, ...)}

@@ -13,7 +13,7 @@ import pydantic
 import yaml
 
 from waymark.config import masking
-from waymark.config.functions import check_settings
+from waymark.config.functions import check_settings, takes_learning_rate
 from waymark.config.masking import Secret, mask_secrets, reveal_secrets
 from waymark.config.old_names import CLASSES
 from waymark.config.schema import (
@@ -21,18 +21,25 @@ from waymark.config.schema import (
     FORMAT,
     GROUP_PROTOCOLS,
     LABELS,
+    OPTIMIZER_DEFAULTS,
     RUN_NAMES,
+    SCHEDULE,
     TAG_NAMES,
     TAG_VALUES,
     Config,
 )
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import MISSING
-from waymark.errors import BadInput, first_line
+from waymark.errors import BadInput, first_line, listed
 from waymark.users_code import place
 
 # Of Waymark's own those that build models, which a record may name.
 OWN_FUNCTIONS = ("waymark.models.mlp.build", "waymark.models.resnet.build")
+# Settings with defaults that a class of the user's own need not have; what has them all.
+DEFAULTS: dict[str, tuple[Mapping[str, Any], str]] = {
+    "data": (DATA_DEFAULTS, "Loader"),
+    "optimizer": (OPTIMIZER_DEFAULTS, "waymark.optimizers.Optimizer"),
+}
 COMMAND_LINE = "the command line"  # where an override came from
 Source = Callable[[str], str]  # where the value of a key came from
 
@@ -66,7 +73,9 @@ class Resolved:
     def params(self) -> dict[str, str]:
         """Return MLflow's params: dotted keys, the chosen member for each group."""
         flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
-        return {key: str(value) for key, value in {**flat, **self.choices}.items()}
+        names = {f"{SCHEDULE}.kind": SCHEDULE}  # as a group's member has the group's name
+        every = {**flat, **self.choices}.items()
+        return {names.get(key, key): str(value) for key, value in every}
 
 
 def resolve(
@@ -140,11 +149,24 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
             values[name] = secret.as_number()
         nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
         if nested and isinstance(values.get(name), Mapping):
-            values[name] = _checked(nested[0], given[name], f"{prefix}{name}.", source)
+            key = f"{prefix}{name}"
+            values[name] = _checked(
+                _of_kind(nested, given[name], key, source), given[name], f"{key}.", source
+            )
     try:
         return kind(**values)
     except (pydantic.ValidationError, TypeError) as error:
         raise BadInput(_sentence(kind, values, error, prefix, source)) from None
+
+
+def _of_kind(kinds: list[Any], given: Mapping[str, Any], key: str, source: Source) -> Any:
+    """Return the one of some settings classes that the entry `kind` names, if there are several."""
+    found = [each for each in kinds if len(kinds) == 1 or each.kind == given.get("kind")]
+    if not found:
+        names = [each.kind for each in kinds]
+        said = f"{key}.kind={given.get('kind')!r} ({source(f'{key}.kind')})"
+        raise BadInput(f"{said}: must be one of {listed(names)}.")
+    return found[0]
 
 
 def _check_texts(config: Config, source: Source) -> None:
@@ -205,16 +227,36 @@ def build_group(
     if missing:
         said = f"{key}={given['_target_']!r} ({source(key)})"
         raise BadInput(f"{said}: has no method {missing[0]}().")
-    if group == "data":
-        own = _without_defaults(cls, own, source)
+    if group in DEFAULTS:
+        own = _without_defaults(group, cls, own, source)
     for name in getattr(cls, "dotted_names", ()):
         if isinstance(own.get(name), str):
             _locate_users_code(own[name], f"{group}.{name}", source, trusted)
     part = _checked(cls, own, f"{group}.", source)
+    if group == "optimizer":
+        _check_schedule(part, source)
     for name, settings in getattr(cls, "functions", {}).items():
         given = getattr(part, name), getattr(part, settings)
         _check_function(f"{group}.{name}", *given, source, trusted)
     return part
+
+
+def _check_schedule(optimizer: Any, source: Source) -> None:
+    """Refuse a schedule of a class that is told no learning rate, or takes any kind of value."""
+    schedule, kind = getattr(optimizer, "schedule", None), type(optimizer).__name__
+    if schedule is None:
+        return
+    said = f"{SCHEDULE} ({source(SCHEDULE)})"
+    if not is_dataclass(optimizer) or not hasattr(schedule, "rate"):
+        raise BadInput(
+            f"{said}: {kind} must be a dataclass with a field of the type "
+            f"waymark.schedules.Schedule | None."
+        )
+    if not takes_learning_rate(optimizer):
+        raise BadInput(
+            f"{said}: {kind}.apply() has no argument learning_rate, by which it would be told "
+            f"the rate of each step."
+        )
 
 
 def _check_function(
@@ -252,25 +294,26 @@ def _refuse_distrusted(name: str, said: str, trusted: list[str] | None) -> None:
         )
 
 
-def _without_defaults(cls: type, own: dict[str, Any], source: Source) -> dict[str, Any]:
-    """Leave out what asks for nothing of a data set's class that has a default, or no such setting.
+def _without_defaults(group: str, cls: type, own: dict[str, Any], source: Source) -> dict[str, Any]:
+    """Leave out what asks for nothing of a class that has a default for it, or no such setting.
 
     Raises BadInput for what asks for something that the class does not have.
     """
     parameters = signature(cls).parameters
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return own
-    for key, value in [(key, own[key]) for key in DATA_DEFAULTS if key in own]:
+    defaults, base = DEFAULTS[group]
+    for key, value in [(key, own[key]) for key in defaults if key in own]:
         known = parameters.get(key)
-        default = value == DATA_DEFAULTS[key]
+        default = value == defaults[key]
         if known is not None and not (default and known.default is not known.empty):
             continue
         if default or (key, value) == ("scale", "uint8"):
             del own[key]
         else:
             raise BadInput(
-                f"data.{key}={value!r} ({source(f'data.{key}')}): {cls.__name__} has no such "
-                f"setting; a class that is derived from Loader has."
+                f"{group}.{key}={value!r} ({source(f'{group}.{key}')}): {cls.__name__} has no such "
+                f"setting; a class that is derived from {base} has."
             )
     return own
 

@@ -29,6 +29,18 @@ DATA_DEFAULTS = {
     "scale": "auto",
 }
 
+# What all optimizers are told beside their learning rate; a class of the user's own need not
+# know of it. And what Keras's are, which came later than the first records of them.
+OPTIMIZER_DEFAULTS: dict[str, Any] = {"schedule": None, "weight_decay": None, "clipnorm": None}
+KERAS_DEFAULTS: dict[str, Any] = {
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": None,
+}
+KERAS_OPTIMIZERS = "waymark.keras_optimizers."  # what their `_target_` begins with
+
+SCHEDULE, SCHEDULES = "optimizer.schedule", "optimizer/schedule"  # a setting, and its group
+
 # Where data and what is made of them lie: that they are the same ones the digest tells.
 DATA_PLACES = ("data.path", "data.cache")
 
@@ -151,10 +163,10 @@ class Config:
     """what is measured of each evaluation beside the task's own: names of metrics, and functions of
     your own `(labels, outputs) -> float` by their dotted names"""
     optimizer: Any
-    """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`), or Keras's `adamw`, `nadam`,
-    `lamb`, `lion`, `rmsprop`, `adagrad`, `keras_sgd`, with weight decay and clipping;
-    `optimizer.learning_rate` is the model's (softmax and Keras models 1e-3, linear 1e-2, cnn 1e-4)
-    unless given"""
+    """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`), or Keras's `keras_adam`,
+    `keras_sgd`, `adamw`, `nadam`, `adamax`, `lamb`, `lion`, `rmsprop`, `adagrad`, `adadelta`,
+    `adafactor`, `ftrl`, `muon`, with their settings, clipping, accumulated gradients and averaged
+    weights"""
     save: Any
     """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
     steps: PositiveInt

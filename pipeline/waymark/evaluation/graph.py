@@ -18,6 +18,7 @@ from waymark.data.rows import Inputs
 from waymark.errors import BadInput, first_line, listed
 from waymark.models import NO_STATISTICS, forward, scale
 from waymark.training.hidden_state import refuse_variables
+from waymark.training.loop import averages
 from waymark.training.runtime import quiet
 from waymark.training.score import IMAGES_PER_BATCH
 
@@ -73,6 +74,8 @@ def export(
     """Return the serialized MetaGraphDef that scores a model of these float32 parameters.
 
     With `statistics`, which it restores as it does the parameters, it standardises its inputs.
+    Where the optimizer, once its slots were asked for, keeps a mean of the parameters, it restores
+    that, as all else scores it.
     """
     import tensorflow as tf
 
@@ -100,7 +103,8 @@ def export(
         )
         for tensor in (inputs, labels, tf.identity(accuracy, name="accuracy")):
             v1.add_to_collection(COLLECTION, tensor)
-        saver = v1.train.Saver(variables)
+        means = averages(config)
+        saver = v1.train.Saver({means.get(name, name): v for name, v in variables.items()})
         body = saver.export_meta_graph(clear_devices=True)
         return body.SerializeToString(deterministic=True)  # manifests of older steps know it
 

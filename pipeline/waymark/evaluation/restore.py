@@ -4,7 +4,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +22,7 @@ from waymark.data.images import showing
 from waymark.errors import BadInput, listed
 from waymark.evaluation import graph
 from waymark.names import DATA_DIGEST, EVALUATED, TEST, VERSION
+from waymark.schedules import within
 from waymark.tasks import scores_of_classes
 from waymark.tasks.metrics import judged_by, modes, refuse_few_outputs
 from waymark.tasks.report import ClassScore
@@ -30,7 +31,7 @@ from waymark.tracking.finder import find_single
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
-from waymark.training.loop import check_state, initial_state
+from waymark.training.loop import averages, check_state, initial_state
 from waymark.training.runtime import import_tensorflow, start_if_imported, start_tensorflow
 from waymark.training.score import Score, Scorer, make_scorer
 
@@ -97,7 +98,8 @@ def in_steps(resolved: Resolved, data: Dataset) -> Resolved:
     """Return a configuration whose epochs are turned into steps, of which the last may be partial.
 
     The batches of an epoch run on into the next one, so that so many epochs are the batches that
-    hold so many times the training set.
+    hold so many times the training set. The steps in which a schedule falls, if they are the run's,
+    are numbers from here on. Raises BadInput for a schedule that leaves none.
     """
     config, size = resolved.config, len(data.x_train)
     changed: dict[str, int | None] = {}
@@ -106,7 +108,13 @@ def in_steps(resolved: Resolved, data: Dataset) -> Resolved:
     if config.eval_every == "epoch":
         changed["eval_every"] = -(-size // config.batch_size)
     values = {**resolved.values, **changed}
-    return replace(resolved, config=replace(config, **cast(Any, changed)), values=values)
+    config = replace(config, **cast(Any, changed))
+    schedule = getattr(config.optimizer, "schedule", None)
+    final = within(schedule, config.steps)
+    if final is not schedule:
+        config = replace(config, optimizer=replace(config.optimizer, schedule=final))
+        values["optimizer"] = {**values["optimizer"], "schedule": asdict(final)}
+    return replace(resolved, config=config, values=values)
 
 
 def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ...]]:
@@ -120,11 +128,15 @@ def parameter_shapes(config: Config, spec: ImageSpec) -> dict[str, tuple[int, ..
 
 
 def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | None = None) -> Score:
-    """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit."""
+    """Score a whole state by a `scorer` of this model and data, or a new one; raise DoesNotFit.
+
+    Where the optimizer keeps a mean of the parameters, that is what is scored.
+    """
     initial, names, kept = initial_state(config, data.spec, data.statistics)
     check_state(state, initial)
     scorer = scorer or make_scorer(config, data)
-    return scorer({name: state[name] for name in [*names, *kept, *data.statistics]})
+    means = averages(config)
+    return scorer({n: state[means.get(n, n)] for n in [*names, *kept, *data.statistics]})
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:

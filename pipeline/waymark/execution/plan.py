@@ -14,10 +14,10 @@ from waymark.checkpoints.store import CheckpointStore, Manifest
 from waymark.comparison import environment
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
-from waymark.config.compose import SEARCHPATH, with_group_members
+from waymark.config.compose import NO_SCHEDULE, SEARCHPATH, with_group_members
 from waymark.config.record import from_record, read_record, with_overrides
 from waymark.config.resolve import Resolved
-from waymark.config.schema import Config
+from waymark.config.schema import SCHEDULE, Config
 from waymark.data.dataset import Dataset
 from waymark.digest import digest
 from waymark.errors import BadInput, Failed
@@ -244,6 +244,8 @@ def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) 
     """Return the configuration of a run that was found; see `recorded`."""
     values, choices, masked = record_as_it_is(store, record)
     members = {key: str(overrides[key]) for key in choices if key in overrides}
+    if not isinstance(overrides.get(SCHEDULE, {}), Mapping):
+        members[SCHEDULE] = overrides[SCHEDULE] or NO_SCHEDULE
     separate = (*members, SEARCHPATH, "trusted_modules")
     others = {key: value for key, value in overrides.items() if key not in separate}
     values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))

@@ -100,6 +100,8 @@ def restore_or_initialise(
     else:
         store.begin(start, now)
         trainer.assign(plan.parameters)
+        means = trainer.averages.items()
+        trainer.assign({mean: plan.parameters[n] for n, mean in means if n in plan.parameters})
     graph_file = graph.file_name(config, plan.data.spec)
     file = folder / graph_file if graph_file else None
     if file and not graph_is_valid:

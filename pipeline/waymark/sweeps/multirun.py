@@ -25,10 +25,11 @@ from waymark import names
 from waymark.comparison.report import Comparison
 from waymark.comparison.runs import better_value, compare_found
 from waymark.config import compose
-from waymark.config.compose import CONF, explain_hydra_error, hydra_errors
+from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
 from waymark.config.resolve import build_group
+from waymark.config.schema import SCHEDULE, SCHEDULES
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
@@ -68,6 +69,7 @@ def sweep(arguments: Sequence[str]) -> SweepResult:
 
     Raises BadInput as `prepare` does, and if no trial can be done; Interrupted after a signal.
     """
+    arguments = as_written(arguments)
     set_variable("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
     with own_singletons(for_all_threads=True):
         install(CONF)
@@ -203,13 +205,18 @@ def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, A
 
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
-        fixed = [str(item.input_line) for item in parsed if not item.is_sweep_override()]
-        fixed += [compose.searchpath([config_dir])] if config_dir else []
+        fixed = [item for item in parsed if not item.is_sweep_override()]
+        swept = [item.key_or_group for item in parsed if item.is_sweep_override()]
+        if SCHEDULES in swept:  # not all of which have what is set of some
+            swept[swept.index(SCHEDULES)] = SCHEDULE
+            fixed = [x for x in fixed if not x.key_or_group.startswith(f"{SCHEDULE}.")]
+        words = [str(item.input_line) for item in fixed]
+        words += [compose.searchpath([config_dir])] if config_dir else []
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            values = compose.to_plain(hydra.compose("config", fixed, return_hydra_config=True))
+            values = compose.to_plain(hydra.compose("config", words, return_hydra_config=True))
     except hydra_errors() as error:
         raise BadInput(explain_hydra_error(error, overrides)) from None
-    return values, [item.key_or_group for item in parsed if item.is_sweep_override()]
+    return values, swept
 
 
 def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[str, str]:

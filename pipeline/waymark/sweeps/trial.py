@@ -28,7 +28,7 @@ from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import resolved as checked
 from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
-from waymark.config.schema import RUN_NAMES, Config
+from waymark.config.schema import RUN_NAMES, SCHEDULE, SCHEDULES, Config
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
@@ -336,7 +336,7 @@ def digest_of(value: Any) -> str:
 def trial_name(task: Sequence[str]) -> str:
     """Return a trial's name: what was varied, with the last part of each key."""
     varied = json.loads(os.environ[VARIED_KEYS])
-    pairs = [text.lstrip("+").partition("=") for text in task]
+    pairs = [text.lstrip("+").replace(SCHEDULES, SCHEDULE, 1).partition("=") for text in task]
     words = [f"{k.rpartition('.')[2]}={setting(v)}" for k, _, v in pairs if k in varied]
     return elided(" ".join(words), RUN_NAMES.longest)
 

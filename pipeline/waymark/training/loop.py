@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from waymark.checkpoints import State
+from waymark.config.functions import takes_learning_rate
 from waymark.config.schema import Config
 from waymark.data.dataset import PARTS, Dataset, ImageSpec
 from waymark.data.randomness import INITIAL, Tensor, random_key
@@ -20,8 +21,7 @@ from waymark.data.rows import is_read
 from waymark.data.sources import MAX_CACHED_BYTES
 from waymark.errors import BadInput, Sentence
 from waymark.models import NO_STATISTICS, Tensors, first_values, functions_of
-from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
-from waymark.optimizers import takes_learning_rate
+from waymark.names import LEARNING_RATE, STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.training import streaming
 from waymark.training.hidden_state import refuse_variables
 from waymark.training.score import Score, Scorer, make_scorer
@@ -75,6 +75,14 @@ def initial_state(
     return {"step": tf.constant(0, tf.int64), **state}, list(parameters), list(buffers)
 
 
+def averages(config: Config) -> Mapping[str, str]:
+    """Return by a parameter's name the entry that is scored in its place, where a mean is kept.
+
+    To be asked for after `initial_state`.
+    """
+    return getattr(config.optimizer, "averages", dict)()
+
+
 def check_state(state: State, expected: Tensors) -> None:
     """Raise DoesNotFit for the first entry that is missing, unknown, or of another kind."""
     for name, value in expected.items():
@@ -111,10 +119,14 @@ class Trainer:
         self._run_steps = compile_steps(config, data, *parts)
         self.evaluated = data.evaluated  # the set that evaluations in training are on
         self.scorer = make_scorer(config, data, data.evaluated)
-        self._scored = {name: self._variables[name] for name in [*names, *kept, *data.statistics]}
+        self.averages = averages(config)
+        scored = [*names, *kept, *data.statistics]
+        self._scored = {n: self._variables[self.averages.get(n, n)] for n in scored}
         self.scorer.compile(self._scored)
         self.restored_scorer: Scorer | None = None  # of what was restored, compiled anew
+        self.learning_rate: float | None = None  # of the last step, if the optimizer takes one
         self._inputs = _inputs(config)
+        self._takes_rate = takes_learning_rate(config.optimizer)
 
     def reset(self, config: Config, data: Dataset) -> None:
         """Set the state to a new run's initial one; its `compilation_key` must be the same."""
@@ -143,15 +155,20 @@ class Trainer:
         import tensorflow as tf
 
         if self._batches is None:
-            return self._run_steps(tf.constant(steps, tf.int32), *self._inputs).numpy()
+            return self._call(tf.constant(steps, tf.int32))
         losses, step = [], self.step
         end = step + steps
         while step < end:
             chunk = self._batches.at(step)
             count = tf.constant(min(end, chunk.end) - step, tf.int32)
-            losses.append(self._run_steps(count, *self._inputs, *chunk.tensors).numpy())
+            losses.append(self._call(count, *chunk.tensors))
             step += len(losses[-1])
         return np.concatenate(losses)
+
+    def _call(self, steps: Tensor, *chunk: Any) -> np.ndarray:
+        losses, rate = self._run_steps(steps, *self._inputs, *chunk)
+        self.learning_rate = float(rate) if self._takes_rate else None
+        return losses.numpy()
 
     def state(self) -> State:
         """Return a copy of everything that decides the next step."""
@@ -299,9 +316,11 @@ def train(
         if due(step, eval_every, last):
             score = trainer.score()
             metrics = {f"{trainer.evaluated}/{k}": value for k, value in score.metrics.items()}
-            rate = {STEPS_PER_SECOND: rated_steps / rated_seconds}
+            extra = {STEPS_PER_SECOND: rated_steps / rated_seconds}
+            if trainer.learning_rate is not None:
+                extra[LEARNING_RATE] = trainer.learning_rate
             rated_steps, rated_seconds = 0, 0.0
-            record([step], {k: [v] for k, v in (metrics | rate).items()})
+            record([step], {k: [v] for k, v in (metrics | extra).items()})
             progress.on_evaluation(step, float(losses[-1]), score.judged)
         on_schedule = due(step, config.save.every, last)
         if on_schedule or (metrics and config.save.keep_best):

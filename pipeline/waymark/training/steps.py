@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from waymark.config.functions import takes_learning_rate
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
 from waymark.data.randomness import DROPOUT, Tensor, random_key
 from waymark.data.rows import each, is_read
 from waymark.data.sources import batch_indices
 from waymark.models import Tensors, as_logits, check_outputs, scale, trained_forward
-from waymark.optimizers import takes_learning_rate
+from waymark.schedules import rate_of
 from waymark.tasks import example_losses, training_truth
 from waymark.training import streaming
 from waymark.training.hidden_state import trace
@@ -70,7 +71,8 @@ def compile_steps(
     """Compile a function of how many steps (int32 []), seed (int64 []), learning rate (float32 []).
 
     Where features are larger than memory, also of a chunk of batches (see `streaming`). One call
-    returns the losses of all steps, float32 [steps]. Raises HiddenState, WrongOutputs.
+    returns the losses of all steps, float32 [steps], and the rate of the last one, float32 [].
+    Raises HiddenState, WrongOutputs.
     """
     import tensorflow as tf
 
@@ -98,29 +100,34 @@ def compile_steps(
     @tf.function(autograph=False, input_signature=given)
     def run_steps(
         steps: tf.Tensor, seed: tf.Tensor, learning_rate: tf.Tensor, *chunk: tf.Tensor
-    ) -> tf.Tensor:
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         reached = variables["step"].read_value()
 
         def body(
-            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, known: tuple[tf.Tensor, ...]
-        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tuple[tf.Tensor, ...]]:
+            i: tf.Tensor,
+            losses: tf.TensorArray,
+            rate: tf.Tensor,
+            pixels: tf.Tensor,
+            known: tuple[tf.Tensor, ...],
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
             step = reached + tf.cast(i, tf.int64) + 1
             # The next batch depends on no result, so TensorFlow makes it meanwhile.
             following = batch(seed, step + 1, *chunk)
             dropout = random_key(seed, DROPOUT, step)
-            given = (pixels, known, dropout, learning_rate)
+            rate = rate_of(config.optimizer, learning_rate, step)
+            given = (pixels, known, dropout, rate)
             loss = train_step(config, data, parameters, buffers, slots, *given)
-            return i + 1, losses.write(i, loss), *following
+            return i + 1, losses.write(i, loss), rate, *following
 
         losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
         loop = tf.while_loop(
             lambda i, *_: i < steps,
             body,
-            (tf.constant(0), losses, *batch(seed, reached + 1, *chunk)),
+            (tf.constant(0), losses, learning_rate, *batch(seed, reached + 1, *chunk)),
             parallel_iterations=1,
         )
         variables["step"].assign_add(tf.cast(steps, tf.int64))
-        return loop[1].stack()
+        return loop[1].stack(), loop[2]
 
     parts = (config.model, config.optimizer, config.task)
     return trace(run_steps, parts, variables.values())
