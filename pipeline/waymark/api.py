@@ -21,7 +21,7 @@ from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
 from waymark.evaluation import restore as evaluation
 from waymark.evaluation.restore import Evaluation
-from waymark.execution import execute, new_process, rerunning
+from waymark.execution import execute, forking, new_process, rerunning
 from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
 from waymark.listing import ListedRun, list_runs
@@ -111,15 +111,30 @@ def clear_cache(*overrides: str) -> tuple[Path, int]:
         return folder, cache.clear(folder)
 
 
-def run(*overrides: str, config: Config | None = None, config_from: str | None = None) -> Result:
+def run(
+    *overrides: str,
+    config: Config | None = None,
+    config_from: str | None = None,
+    fork: str | None = None,
+) -> Result:
     """Train, save, restore, evaluate and record a new run.
 
     Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
-    recorded run `config_from` with plain key=value `overrides` on top.
+    recorded run `config_from` with plain key=value `overrides` on top. With `fork` (RUN or
+    RUN@STEP) it is that run's, and training goes on from its state at STEP, a number, `best` or
+    `latest`, else from its newest whole checkpoint.
     Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
     """
-    if config is not None and (overrides or config_from is not None):
-        raise BadInput("run: config= is a whole configuration; give no overrides or config_from.")
+    if config is not None and (overrides or config_from is not None or fork is not None):
+        raise BadInput("run: config= is a whole configuration, and goes with nothing else.")
+    if fork is not None:
+        if config_from is not None:
+            raise BadInput("--fork, --config-from: give one; a fork has its run's configuration.")
+        if {"-m", "--multirun"} & {*overrides}:
+            raise BadInput("--fork: begins one run, so it does not go with -m.")
+        with taken_back():
+            given = parse_overrides(overrides)
+        return _done(forking.fork, fork, given)
     if config_from is not None:
         with taken_back():
             resolved = recorded(config_from, parse_overrides(overrides))

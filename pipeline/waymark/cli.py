@@ -39,17 +39,18 @@ def cli(context: click.Context) -> None:
     short_help="The whole pipeline: train, save, restore, evaluate, record.",
 )
 @click.option("--config-from", metavar="RUN")
+@click.option("--fork", metavar="RUN[@STEP]")
 @CONFIG_DIR
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(config_from: str | None, config_dir: str | None, arguments: tuple[str, ...]) -> int:
+def run(config_dir: str | None, arguments: tuple[str, ...], **recorded: Any) -> int:
     """Hand over to Hydra, whose own flags (--multirun, --cfg job, --help) all work.
 
-    With --config-from RUN the configuration is that run's; key=value changes it.
+    With --config-from RUN the configuration is that run's, with --fork RUN[@STEP] its state too.
     """
-    if config_from is not None:
+    if any(text is not None for text in recorded.values()):
         from waymark import api
 
-        _summary(api.run(*_with_folder(arguments, config_dir), config_from=config_from))
+        _summary(api.run(*_with_folder(arguments, config_dir), **recorded))
         return 0
     if config_dir is not None:
         arguments = ("--config-dir", config_dir, *arguments)
@@ -330,8 +331,7 @@ def _store_uri(overrides: tuple[str, ...]) -> Any:
     from waymark.config.compose import parse_overrides
 
     given = parse_overrides(overrides)
-    unknown = sorted(set(given) - {"tracking.uri"})
-    if unknown:
+    if unknown := sorted(set(given) - {"tracking.uri"}):
         raise BadInput(f"{unknown[0]}: there is no such key; the only one here is tracking.uri.")
     return given.get("tracking.uri")
 

@@ -155,7 +155,7 @@ class Killed(BaseException):
     """What no code here catches, as none can catch SIGKILL."""
 
 
-def killed(step: int, *overrides: str) -> str:
+def killed(step: int, *overrides: str, **recorded: str) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
     started: list[ActiveRun] = []
     hold, run_steps = ActiveRun.__init__, Trainer.run_steps
@@ -173,6 +173,6 @@ def killed(step: int, *overrides: str) -> str:
         patch.setattr(ActiveRun, "__init__", held)
         patch.setattr(Trainer, "run_steps", dying)
         with pytest.raises(Killed):
-            api.run(*overrides)
+            api.run(*overrides, **recorded)
     end_sending(started[0])
     return started[0].info.id

@@ -114,7 +114,9 @@ def test_weights_of_a_run_are_the_start_of_another(
     assert "moving_mean" in scored.stderr
 
 
-@pytest.mark.parametrize("command", ["evaluate", "resume", "rerun", "run --config-from"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "resume", "rerun", "run --config-from", "run --fork"]
+)
 def test_a_record_names_no_function_that_is_not_trusted(
     command: str, finished: tuple[Path, str], main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:

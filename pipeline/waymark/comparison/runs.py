@@ -41,6 +41,7 @@ LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexit
 CONFIDENCE = 0.95
 # Settings that older records have not, and what was done before.
 ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
+ADDED_LATER |= {"fork": "None"}
 ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
 ADDED_LATER["data.scale"] = "uint8"
 ADDED_LATER |= {f"optimizer.{key}": str(value) for key, value in OPTIMIZER_DEFAULTS.items()}
@@ -98,12 +99,17 @@ def _load(tracking: RunStore, run: tuple[RunRecord, RunSummary]) -> Run:
 def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     """Leave out what is for show, and put the steps right: MLflow's param stays at an extension.
 
+    What a fork began with is one setting.
+
     Of another program's run nothing is known to be for show.
     """
     if names.VERSION not in record.tags:
         return facts
     params = facts.params.items()
     own = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
+    begun = [own.pop(f"fork.{part}", "") for part in ("run", "step", "digest")]
+    if any(begun):
+        own["fork"] = f"{begun[0][:8]}@{begun[1]} {begun[2][:8]}"  # RUN@STEP, digest
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     classes = own.get("task", "classification") == "classification"
     added = ADDED_LATER | (CLASSIFICATION if classes else {})

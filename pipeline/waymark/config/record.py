@@ -77,6 +77,7 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         body.setdefault("objective", {"metric": RESTORED_ACCURACY, "mode": "max"})
         body.setdefault("prune", None)
         body.setdefault("stop", None)
+        body.setdefault("fork", None)
         body.setdefault("epochs", None)
         body.setdefault("metrics", [])
         body.setdefault("rerun_finished", False)
@@ -142,7 +143,10 @@ def from_record(
     fixed = [k for k in changed if k in choices or (k.startswith(frozen) and k not in free)]
     if fixed:
         again = shlex.join(["waymark", "run", "--config-from", name, *map(_given, changed.items())])
-        raise BadInput(f"{', '.join(fixed)}: cannot change in a recorded run; a new one: {again}")
+        raise BadInput(
+            f"{', '.join(fixed)}: cannot change in a recorded run (a fork goes on from its "
+            f"checkpoint: waymark run --fork {name}); a new one: {again}"
+        )
     return with_overrides(body, choices, masked, changed, trusted, f"recorded in {path}")
 
 

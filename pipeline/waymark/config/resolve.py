@@ -52,6 +52,7 @@ class Resolved:
     values: dict[str, Any]  # nested, resolved, without secrets: what is recorded
     choices: dict[str, str]  # group -> chosen member
     hidden: Mapping[str, Any] = field(default_factory=dict)  # dotted keys: what `values` masks
+    home: str = ""  # the id of the run that recorded it, if one did
 
     def record(self) -> str:
         """Return the text of config.yaml: everything but secrets needed to do the run again."""

@@ -146,6 +146,18 @@ class Stop:
 
 
 @settings
+class Fork:
+    """Which recorded state a run began with, in place of initial values."""
+
+    run: Annotated[str, Field(min_length=1)]
+    """the id of the run that saved it"""
+    step: PositiveInt
+    """the step of the checkpoint"""
+    digest: Annotated[str, Field(min_length=64, max_length=64)]
+    """of the whole state: weights, what the model keeps beside them, the optimizer's slots"""
+
+
+@settings
 class Config:
     """Everything that decides a run. The README's table holds the same words for each field."""
 
@@ -193,6 +205,9 @@ class Config:
     evaluations bring no improvement, which is more than `min_delta`"""
     init_from: str | None
     """an npz or checkpoint whose parameters are the start"""
+    fork: Fork | None
+    """the recorded state that a fork began with: run, step and digest, as `waymark run --fork` sets
+    them"""
     runtime: Runtime
     """how TensorFlow computes"""
     tracking: Tracking

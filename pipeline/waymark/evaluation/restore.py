@@ -13,7 +13,7 @@ from waymark.checkpoints.external import find_bundle, read_parameters
 from waymark.checkpoints.retention import KeepBest, Save, better
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
 from waymark.config.compose import SEARCHPATH
-from waymark.config.record import from_record
+from waymark.config.record import from_record, read_record
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.data import splits
@@ -189,6 +189,19 @@ def refuse_foreign(tracking: RunStore, record: RunRecord) -> None:
         raise BadInput(f"run {record.id}: is not one that Waymark trained; it has no config.yaml.")
 
 
+def record_as_it_is(
+    store: RunStore, record: RunRecord
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return what `read_record` does of a run, wherever its config.yaml is; raise BadInput."""
+    refuse_foreign(store, record)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = record.folder
+        if not (folder / "config.yaml").exists() and record.remote:
+            folder = Path(scratch) / "run"
+            artifacts.fetch(store, record, "config.yaml", folder)
+        return read_record(folder / "config.yaml")
+
+
 def refuse_other_data(record: RunRecord, data: Dataset) -> None:
     """Raise BadInput unless a run was trained on `data`."""
     known = record.recorded_tag(DATA_DIGEST)
@@ -201,8 +214,10 @@ def refuse_other_data(record: RunRecord, data: Dataset) -> None:
         raise BadInput(f"data: {data.source} is not the data that run {record.id} was trained on.")
 
 
-def choose_step(store: CheckpointStore, step: str, run_id: str, task: Any) -> int:
-    """Return the step that `step` means; raise BadInput listing those that exist."""
+def choose_step(
+    store: CheckpointStore, step: str, run_id: str, task: Any, before: str = "--step="
+) -> int:
+    """Return the step that `step` means, with what it is given; raise BadInput with those kept."""
     steps, (name, mode) = store.steps(), judged_by(task)
     if step == "latest" and steps:
         return steps[-1]
@@ -218,10 +233,10 @@ def choose_step(store: CheckpointStore, step: str, run_id: str, task: Any) -> in
             except CorruptCheckpoint as error:
                 print(f"waymark: checkpoint {at} is damaged: {error}", file=sys.stderr)
         if best is None:
-            raise BadInput(f"--step=best: no checkpoint of run {run_id} was evaluated.")
+            raise BadInput(f"{before}best: no checkpoint of run {run_id} was evaluated.")
         return best.step
     if step not in map(str, steps):
-        raise BadInput(f"--step={step}: run {run_id} has the checkpoints {steps}, best, latest.")
+        raise BadInput(f"{before}{step}: run {run_id} has the checkpoints {steps}, best, latest.")
     return int(step)
 
 

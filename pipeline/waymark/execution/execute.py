@@ -24,6 +24,7 @@ from waymark.data.summary import shared_with_training
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
+from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume, uses_keras
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
@@ -81,18 +82,21 @@ def run(
     pruner: Pruner | None = None,
     began: Callable[[], None] | None = None,
     wait: bool = True,
+    origin: Origin | None = None,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
     `began` is called when the run is recorded, before it is compiled or trains: others wait for
     a trial's. Unless told to `wait`, `wait_for_ended_runs` waits until the run is delivered.
+    `origin` is what a fork begins with, unless its record tells.
 
     Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
     of a sweep finds it hopeless, RerunDiverged, Failed otherwise.
     """
     with GracefulShutdown() as stop:
         store = connect(resolved.config.tracking.uri, create=True)
-        plan = plan_new(resolved, original, tags, compile_now=began is None)
+        origin = origin or origin_of(store, resolved)
+        plan = plan_new(resolved, original, tags, began is None, origin)
         start = partial(start_tensorflow, **vars(resolved.config.runtime))
         active = create_run(store, plan.resolved, plan.tags, plan.data, meanwhile=start)
         return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)

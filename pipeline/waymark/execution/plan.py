@@ -1,9 +1,8 @@
 """What a run is to do: planned new, resumed, or from a run's record; nothing is written here."""
 
 import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,18 @@ from waymark.comparison import environment
 from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
 from waymark.config.compose import NO_SCHEDULE, SEARCHPATH, with_group_members
-from waymark.config.record import from_record, read_record, with_overrides
+from waymark.config.record import from_record, with_overrides
 from waymark.config.resolve import Resolved
 from waymark.config.schema import SCHEDULE, Config
 from waymark.data.dataset import Dataset
 from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore
+from waymark.execution.origin import Origin, first_values, origin_of
 from waymark.models import WrongOutputs, functions_of
 from waymark.package import __version__
 from waymark.tasks.metrics import judged_by
-from waymark.tracking import artifacts, history
+from waymark.tracking import history
 from waymark.tracking.finder import find, find_single
 from waymark.tracking.limits import store_errors
 from waymark.tracking.remote_store import connect
@@ -39,7 +39,7 @@ from waymark.training.stopping import early_stop
 # the digest of the data decides.)
 RESUME_FIXED = (
     *("model", "data", "task", "optimizer", "batch_size", "seed", "precision", "init_from"),
-    *("metrics", "runtime", "save._target_", "save.meta_graph"),
+    *("fork", "metrics", "runtime", "save._target_", "save.meta_graph"),
 )
 
 
@@ -55,6 +55,7 @@ class RunPlan:
     step: int = 0  # that the run begins at
     original: RecordedRun | None = None  # what this rerun is to be compared with
     trainer: Trainer | None = None  # if there is a compiled one already
+    origin: Origin | None = None  # what a fork has not kept yet
 
 
 def plan_new(
@@ -62,15 +63,19 @@ def plan_new(
     original: RecordedRun | None = None,
     tags: Mapping[str, str] | None = None,
     compile_now: bool = True,
+    origin: Origin | None = None,
 ) -> RunPlan:
-    """Plan a new run and compile the user's own classes; raise BadInput, HiddenState."""
+    """Plan a new run and compile the user's own classes; raise BadInput, HiddenState.
+
+    `origin` is what a fork begins with.
+    """
     config = resolved.config
     start_if_imported(**vars(config.runtime))
     data = restore.load_data(config)
     resolved = restore.in_steps(resolved, data)
     config = resolved.config
     start_if_imported(**vars(config.runtime))  # by the user's own classes
-    parameters = _initial_parameters(config, data)
+    parameters = _initial_parameters(config, data, origin)
     commit = git_commit()
     all_tags = {
         names.VERSION: __version__,
@@ -80,11 +85,12 @@ def plan_new(
         names.METRIC: judged_by(config.task)[0],
         **({names.GIT_COMMIT: commit} if commit else {}),
         **(tags or {}),
-        **({names.INIT_DIGEST: digest(parameters)} if parameters else {}),
+        **({names.INIT_DIGEST: digest(parameters)} if config.init_from else {}),
         **({names.RERUN_OF: original.record.id} if original else {}),
     }
     trainer = _compile_own_classes(config, data) if compile_now else None
-    return RunPlan(resolved, data, all_tags, parameters, original=original, trainer=trainer)
+    parts = resolved, data, all_tags, parameters
+    return RunPlan(*parts, original=original, trainer=trainer, origin=origin)
 
 
 def plan_resume(
@@ -111,7 +117,9 @@ def plan_resume(
     config = resolved.config
     start_tensorflow(**vars(config.runtime))
     checkpoint = _newest_checkpoint(record, config)
-    reached = checkpoint[0].step if checkpoint else 0
+    origin = None if checkpoint else origin_of(store, resolved, record)
+    begin = checkpoint or origin
+    reached = begin[0].step if begin else 0
     if config.steps < reached:
         raise BadInput(f"steps={config.steps}: run {record.id} has already reached {reached}.")
     finished = reached == config.steps
@@ -124,15 +132,17 @@ def plan_resume(
         return None
     if not allow_drift:
         _refuse_drift(record, config)
-    parameters = {} if checkpoint else _initial_parameters(config, data)
-    if parameters and digest(parameters) != record.recorded_tag(names.INIT_DIGEST):
+    parameters = {} if checkpoint else _initial_parameters(config, data, origin)
+    start = record.recorded_tag(names.INIT_DIGEST)
+    if config.init_from and not checkpoint and digest(parameters) != start:
         raise BadInput(f"init_from={config.init_from!r}: is not what the run started from.")
     over = (names.PRUNED, names.STOPPED, names.SCORED)
     ended = {name: "" for name in over if name in record.tags}
     tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **ended}
     original = _original_of(store, record)
     trainer = _compile_own_classes(config, data) if compile_now else None
-    return RunPlan(resolved, data, tags, parameters, checkpoint, reached, original, trainer)
+    parts = resolved, data, tags, parameters, checkpoint, reached
+    return RunPlan(*parts, original, trainer, origin)
 
 
 def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, State] | None:
@@ -175,8 +185,10 @@ def _original_of(store: RunStore, record: RunRecord) -> RecordedRun | None:
         return None
 
 
-def _initial_parameters(config: Config, data: Dataset) -> State:
-    """Return the parameters at `init_from`, {} without it; raise BadInput."""
+def _initial_parameters(config: Config, data: Dataset, origin: Origin | None) -> State:
+    """Return the parameters at `init_from`, or what a fork begins with, else {}; raise BadInput."""
+    if origin:
+        return first_values(config, data, origin)
     if config.init_from is None:
         return {}
     start_tensorflow(**vars(config.runtime))
@@ -242,7 +254,7 @@ def recorded(text: str, overrides: Mapping[str, Any]) -> Resolved:
 
 def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) -> Resolved:
     """Return the configuration of a run that was found; see `recorded`."""
-    values, choices, masked = record_as_it_is(store, record)
+    values, choices, masked = restore.record_as_it_is(store, record)
     members = {key: str(overrides[key]) for key in choices if key in overrides}
     if not isinstance(overrides.get(SCHEDULE, {}), Mapping):
         members[SCHEDULE] = overrides[SCHEDULE] or NO_SCHEDULE
@@ -250,17 +262,5 @@ def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) 
     others = {key: value for key, value in overrides.items() if key not in separate}
     values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))
     trusted, origin = overrides.get("trusted_modules", []), f"recorded by run {record.id}"
-    return with_overrides(values, choices, masked, others, trusted, origin)
-
-
-def record_as_it_is(
-    store: RunStore, record: RunRecord
-) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Return what `read_record` does of a run, wherever its config.yaml is; raise BadInput."""
-    restore.refuse_foreign(store, record)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = record.folder
-        if not (folder / "config.yaml").exists() and record.remote:
-            folder = Path(scratch) / "run"
-            artifacts.fetch(store, record, "config.yaml", folder)
-        return read_record(folder / "config.yaml")
+    resolved = with_overrides(values, choices, masked, others, trusted, origin)
+    return replace(resolved, home="" if "fork" in overrides else record.id)

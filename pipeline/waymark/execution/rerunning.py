@@ -21,10 +21,11 @@ from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.record import is_moved_file
 from waymark.config.schema import DATA_PLACES, RUN_NAMES
 from waymark.errors import BadInput, Failed, printable
+from waymark.evaluation.restore import record_as_it_is
 from waymark.execution import new_process
 from waymark.execution.ending import RerunDiverged
 from waymark.execution.execute import run
-from waymark.execution.plan import record_as_it_is, record_of
+from waymark.execution.plan import record_of
 from waymark.tracking.finder import find_single
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord

@@ -10,6 +10,7 @@ from waymark.checkpoints import State
 from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from waymark.evaluation import graph
+from waymark.execution.origin import keep
 from waymark.execution.plan import RunPlan
 from waymark.files import replace_file
 from waymark.tracking import history
@@ -81,7 +82,7 @@ def restore_or_initialise(
 ) -> Saver:
     """Put the trainer where the run begins, and its checkpoints' folder in order.
 
-    Raises DoesNotFit for a checkpoint of another model or optimizer.
+    Raises DoesNotFit for a checkpoint of another model or optimizer, CheckpointWriteError.
     """
     config, folder = plan.resolved.config, run.info.folder / "checkpoints"
     folder.mkdir(exist_ok=True)
@@ -99,6 +100,8 @@ def restore_or_initialise(
             graph_is_valid = bool(manifest.graph)
     else:
         store.begin(start, now)
+        if plan.origin:
+            keep(plan.origin, run, config)
         trainer.assign(plan.parameters)
         means = trainer.averages.items()
         trainer.assign({mean: plan.parameters[n] for n, mean in means if n in plan.parameters})

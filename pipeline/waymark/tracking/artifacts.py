@@ -23,20 +23,20 @@ def fetch(store: RunStore, record: RunRecord, name: str, target: Path) -> None:
 
 
 @question
-def newer(store: RunStore, record: RunRecord) -> list[str]:
-    """Return a remote run's `checkpoints` if they are newer than those here, else none."""
-    there = checkpoints(store, record)
-    here = [path.name for path in (record.folder / "checkpoints").glob("*.json")]
+def newer(store: RunStore, record: RunRecord, folder: str = "checkpoints") -> list[str]:
+    """Return a remote run's checkpoints of a folder if newer than those here, else none."""
+    there = checkpoints(store, record, folder)
+    here = [path.name for path in (record.folder / folder).glob("*.json")]
     return there if _newest(there) > _newest(here) else []
 
 
 @question
-def checkpoints(store: RunStore, record: RunRecord) -> list[str]:
+def checkpoints(store: RunStore, record: RunRecord, folder: str = "checkpoints") -> list[str]:
     """Return a remote run's checkpoint files, manifests last; raise BadInput without an answer."""
     if not record.remote or record.offline:
         return []
-    names = listed(store, record, "checkpoints")
-    there = [name for name in names if re.fullmatch(r"checkpoints/\w[\w.-]*", name)]
+    names = listed(store, record, folder)
+    there = [name for name in names if re.fullmatch(rf"{folder}/\w[\w.-]*", name)]
     return sorted(there, key=lambda name: name.endswith(".json"))
 
 

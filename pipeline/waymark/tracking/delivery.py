@@ -290,7 +290,8 @@ class Delivery:
         """
         repository = self.store.artifacts(self.info)
         if self._remote_files is None:
-            listed = repository.list_artifacts("checkpoints")
+            folders = ["checkpoints", *{"fork"} & {name.partition("/")[0] for name in here}]
+            listed = [file for each in folders for file in repository.list_artifacts(each)]
             self._remote_files = {file.path: file.file_size for file in listed}
         for name in sorted(here, key=lambda name: (name.endswith(".json"), name)):
             facts, known = here[name], self._remote_files.get(name)
@@ -314,7 +315,7 @@ class Delivery:
     def _upload(self, repository: Any, name: str, facts: tuple[int, int]) -> bool:
         """Send a file, but no manifest without its files; tell whether the store has taken it."""
         stem = name.partition(".")[0]
-        held = (other.partition(".")[0] for other in self._withheld if "checkpoints/" in other)
+        held = (other.partition(".")[0] for other in self._withheld if "-" in other)
         if self._withheld.get(name) == facts or (name.endswith(".json") and stem in held):
             return False
         place = str(self.info.folder / name), os.path.dirname(name) or None

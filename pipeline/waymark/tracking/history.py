@@ -14,7 +14,7 @@ from waymark.config.values import json_text
 from waymark.names import STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.tracking import artifacts, outbox
 from waymark.tracking.questions import question
-from waymark.tracking.runs import RunRecord
+from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 
 NAME = "history.json"
@@ -80,20 +80,22 @@ def history(store: RunStore, record: RunRecord) -> History:
     newest = far or there
     known = here.over(far.over(there) if far else there)
     facts = store.summary(record)
-    if newest and newest.whole and _is_up_to_date(known, facts.metrics):
+    if newest and newest.whole and _is_up_to_date(known, facts):
         return known
     return known.over(foreign(store, record, facts.metrics))
 
 
-def _is_up_to_date(known: History, last: Mapping[str, float]) -> bool:
-    """Tell whether a history begins where a run does, and ends where MLflow's does.
+def _is_up_to_date(known: History, facts: RunSummary) -> bool:
+    """Tell whether a history begins where a run does, a fork late, and ends where MLflow's does.
 
     A killed process wrote none; one that had not heard of the life before it wrote only its own.
     """
-    steps = sorted(known.metrics.get(TRAIN_LOSS, {}))
-    late = len(steps) > 1 and steps[0] > steps[1] - steps[0]
+    steps, begin = sorted(known.metrics.get(TRAIN_LOSS, {})), facts.params.get("fork.step", "")
+    first = int(begin) if begin.isdecimal() else 0
+    late = len(steps) > 1 and steps[0] - first > steps[1] - steps[0]
     ends = {key: values[max(values)] for key, values in known.metrics.items() if values}
-    same = all(repr(ends.get(key)) == repr(x) for key, x in last.items() if not is_timing(key))
+    last = facts.metrics.items()
+    same = all(repr(ends.get(key)) == repr(x) for key, x in last if not is_timing(key))
     return same and not late
 
 
