@@ -14,9 +14,10 @@ from tests.support.processes import REPO
 # From the lowest on: what stands here imports nothing that stands after it, however indirectly.
 ORDER = (
     *("package", "names", "users_code", "errors", "files", "config", "table", "plots", "digest"),
-    *("npz", "processes", "keras_import", "data", "tasks", "models", "schedules", "optimizers"),
-    *("keras_optimizers", "checkpoints", "tracking", "training", "evaluation", "comparison"),
-    *("execution", "sweeps", "listing", "api", "cli", "__main__"),
+    *("npz", "processes", "keras_import", "keras_file", "keras_weights", "data", "tasks", "models"),
+    *("schedules", "optimizers", "keras_optimizers", "checkpoints", "tracking", "training"),
+    *("evaluation", "comparison", "execution", "sweeps", "listing", "api", "cli", "completion"),
+    "__main__",
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),

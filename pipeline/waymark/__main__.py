@@ -8,12 +8,13 @@ import sys
 import threading
 from typing import NoReturn
 
-from waymark.cli import cli, complain, complete, exit_status_of
+from waymark.cli import cli, complain, exit_status_of
+from waymark.completion import complete
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
 
 # Commands whose work counts, whatever becomes of what they print; the others only print.
-WORKING = ("run", "resume", "rerun", "sync", "ui")
+WORKING = ("run", "resume", "rerun", "export", "sync", "ui")
 
 
 def main() -> int:

@@ -19,7 +19,9 @@ from waymark.data.sources import Loader
 from waymark.data.summary import DataSummary, examples_by_class, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
+from waymark.evaluation import export as exporting
 from waymark.evaluation import restore as evaluation
+from waymark.evaluation.export import Target
 from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, forking, new_process, rerunning
 from waymark.execution.execute import Result
@@ -205,6 +207,19 @@ def evaluate(
         path = Path(str(checkpoint)).expanduser()
         return _done(evaluation.evaluate_files, compose_config(overrides), path, from_meta)
     return _done(evaluation.evaluate_run, run, step, from_meta, parse_overrides(overrides))
+
+
+def export(
+    run: str, folder: str | Path, *overrides: str, target: Target = "keras", step: str = "latest"
+) -> Path:
+    """Write a run's checkpoint at `step` (a number, `best` or `latest`) into a folder.
+
+    It is written for programs that do not know Waymark: with `target="keras"` as `model.keras`,
+    which `keras.models.load_model` reads. Returns the file; raises BadInput for a model that is not
+    one of Keras's and for a folder that cannot be written to, CorruptCheckpoint.
+    """
+    path = Path(folder).expanduser()
+    return _done(exporting.export_run, run, target, path, step, parse_overrides(overrides))
 
 
 def compare(

@@ -230,6 +230,20 @@ def evaluate(
 
 
 @cli.command()
+@click.argument("run")
+@click.argument("folder")
+@OVERRIDES
+@click.option("--to", "target", type=click.Choice(["keras"]), required=True)
+@click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
+def export(run: str, folder: str, overrides: tuple[str, ...], **options: Any) -> int:
+    """Write a checkpoint into FOLDER for programs without Waymark: for keras, model.keras."""
+    from waymark import api
+
+    print(printable(f"written: {api.export(run, folder, *overrides, **options)}"))
+    return 0
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, metavar="RUN RUN... [tracking.uri=URI]")
 @click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
 @click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
@@ -383,19 +397,3 @@ def exit_status_of(work: Any) -> int:
 def complain(message: str) -> None:
     """Say it in one line, whatever line breaks a name or a library put into it."""
     print("waymark:", " ".join(message.split()), file=sys.stderr)
-
-
-def complete(arguments: list[str]) -> int:
-    """Answer the shell: Hydra completes `run`'s overrides, the commands are ours."""
-    words = os.environ.get("COMP_LINE", "").split(" ", 2)
-    if arguments[1:2] == ["query=bash"] and (len(words) < 3 or words[1] != "run"):
-        print(" ".join(cli.commands) if len(words) < 3 else "")
-        return 0
-    os.environ["COMP_LINE"] = " ".join(["waymark", *words[2:]])
-    import hydra
-
-    from waymark.config.compose import CONF
-
-    sys.argv = ["waymark", *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(print)()
-    return 0

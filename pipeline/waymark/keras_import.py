@@ -3,16 +3,24 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from waymark.errors import BadInput
+from waymark.processes import process_state
 from waymark.processes.process_state import same_environment
 
 T = TypeVar("T")
+
+# Beside floatx those that a model is built and computed by, and what their values may be.
+SETTINGS: Mapping[str, Callable[[Any], bool]] = {
+    "image_data_format": lambda value: value in ("channels_last", "channels_first"),
+    "epsilon": lambda value: isinstance(value, float) and 0 < value < 1,
+}
 
 
 def import_keras() -> Any:
@@ -28,6 +36,25 @@ def import_keras() -> Any:
             f"precision=mixed_bfloat16 computes in less."
         )
     return keras
+
+
+def use_recorded_settings(facts: object) -> None:
+    """Set Keras's settings as a run's environment.json, `facts`, has them; say what was otherwise.
+
+    They are taken back with all else that this work changes.
+    """
+    recorded = facts.get("keras") if isinstance(facts, Mapping) else None
+    if not isinstance(recorded, Mapping):
+        return
+    keras = import_keras()
+    for name, allowed in SETTINGS.items():
+        value, now = recorded.get(name), getattr(keras.config, name)()
+        if value != now and allowed(value):
+            change = getattr(keras.config, f"set_{name}")
+            change(value)
+            process_state.on_taking_back(partial(change, now))
+            said = f"Keras's {name} is {value}, as recorded, and not {now}"
+            print(f"waymark: {said}", file=sys.stderr)
 
 
 def named_afresh(build: Callable[[], T]) -> T:

@@ -4,6 +4,9 @@ Entries are matched to the model's parameters by name, else by a shape that only
 has; optimizer slots and counters are ignored; anything else is refused by name. Of a checkpoint
 of Waymark's own the manifest beside it tells which entries are parameters, else what they are
 called: `step`, the parameters, `<parameter>/<slot>`.
+
+Keras's own files, and what `tf.train.Checkpoint` wrote of a Keras model, are read by a model of the
+same structure: there each variable has its place.
 """
 
 import os
@@ -12,14 +15,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from waymark.checkpoints import State
 from waymark.checkpoints.store import CorruptCheckpoint, read_manifest
-from waymark.checkpoints.tf_bundle import first_format, read_bundle
+from waymark.checkpoints.tf_bundle import first_format, read_bundle, readable
 from waymark.digest import digest
 from waymark.errors import BadInput, first_line
+from waymark.keras_weights import SUFFIXES, VALUE, load_checkpoint, load_file
 from waymark.npz import PickledObjects, read_npz
 
 SLOTS = {"Adam", "Adam_1", "Momentum", "RMSProp", "RMSProp_1", "Adagrad"}
@@ -28,17 +33,30 @@ NO_SHAPES: Shapes = MappingProxyType({})
 
 
 def read_parameters(
-    path: Path, shapes: Shapes, origin: str, statistics: Shapes = NO_SHAPES
+    path: Path, shapes: Shapes, origin: str, statistics: Shapes = NO_SHAPES, model: Any = None
 ) -> State:
     """Return float32 arrays for the parameters named in `shapes` from a file.
 
     The `statistics` of its training set come with them, if the file has all of them.
 
-    `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, or a
-    folder with a `checkpoint` file. Raises BadInput, whose sentence begins with `origin`.
+    `path` is an npz file, a checkpoint's prefix (`model_ckpt-1000`) or its index file, a folder
+    with a `checkpoint` file, or, if the `model` is one of Keras's, a `.keras` or `.weights.h5`
+    file. Raises BadInput, whose sentence begins with `origin`.
     """
     source = f"{origin}={str(path)!r}"
+    by_place = getattr(model, "read_weights", None)
+    if path.suffix in SUFFIXES:
+        if by_place is None:
+            raise BadInput(f"{source}: is a file of Keras's, which is read for its models alone.")
+        given = by_place(shapes, lambda keras_model: load_file(keras_model, path, source))
+        return match_parameters(given, shapes, source)
     arrays = _read(path, source)
+    if by_place and any(name.endswith(VALUE) for name in arrays):
+        with readable(find_bundle(path)) as prefix:
+            given = by_place(shapes, lambda keras_model: load_checkpoint(keras_model, prefix))
+        if given is not None:
+            return match_parameters(given, shapes, source)
+    arrays = _plain(arrays)
     there = statistics if statistics.keys() <= arrays.keys() else {}
     shapes = {**shapes, **there}
     own = _own_parameters(path, arrays, shapes)
@@ -91,7 +109,7 @@ def find_bundle(path: Path) -> Path:
 
 def files_of(path: Path) -> list[Path]:
     """Return the files that `read_parameters` reads for `path`, as far as they are there."""
-    if path.suffix == ".npz":
+    if path.suffix in (".npz", *SUFFIXES):
         return [path] if os.path.isfile(path) else []
     prefix = find_bundle(path)
     if not os.path.isdir(prefix.parent):
@@ -116,7 +134,7 @@ def _read(path: Path, source: str) -> State:
                     f"**{{n: r.get_tensor(n) for n in r.get_variable_to_shape_map()}})"
                 )
             raise BadInput(f"{source}: there is no such npz file or checkpoint.")
-        arrays = read_bundle(prefix)
+        return read_bundle(prefix)
     except BadInput:
         raise
     except FileNotFoundError:
@@ -130,8 +148,11 @@ def _read(path: Path, source: str) -> State:
     except Exception as error:
         kind = "is damaged" if isinstance(error, zipfile.BadZipFile) else "cannot be read"
         raise BadInput(f"{source}: {kind} ({first_line(error)}).") from None
-    # What `tf.train.Checkpoint` adds to a name is taken off, unless two entries would be one.
-    plain = {name: name.removesuffix("/.ATTRIBUTES/VARIABLE_VALUE") for name in arrays}
+
+
+def _plain(arrays: State) -> State:
+    """Take off what `tf.train.Checkpoint` adds to names, unless two entries would be one."""
+    plain = {name: name.removesuffix(VALUE) for name in arrays}
     return {name if plain[name] in arrays else plain[name]: arrays[name] for name in arrays}
 
 

@@ -18,7 +18,7 @@ from waymark.config.masking import without_password
 from waymark.config.old_names import PACKAGE as OLD_PACKAGE
 from waymark.config.schema import FORMAT
 from waymark.config.values import flatten
-from waymark.keras_import import import_keras
+from waymark.keras_import import SETTINGS, import_keras
 from waymark.package import FOLDER, __version__
 
 # The environment's variables that steer TensorFlow's and oneDNN's arithmetic. (Others that begin
@@ -77,8 +77,7 @@ def describe_environment(
 def _keras() -> dict[str, Any]:
     """Return Keras's version, and what of its configuration a model is built by."""
     keras = import_keras()
-    names = ("image_data_format", "epsilon")
-    return {"version": keras.__version__, **{n: getattr(keras.config, n)() for n in names}}
+    return {"version": keras.__version__, **{n: getattr(keras.config, n)() for n in SETTINGS}}
 
 
 def _installed() -> tuple[tuple[str, int], ...]:

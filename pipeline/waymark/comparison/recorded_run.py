@@ -22,6 +22,14 @@ from waymark.tracking.limits import store_errors
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
+# What is told of two runs by the tags that hold its digests.
+DIGESTS = {
+    "data": names.DATA_DIGEST,
+    "init_from": names.INIT_DIGEST,
+    "model.file": names.MODEL_DIGEST,
+    "the initial weights differ": names.INITIAL_WEIGHTS,
+}
+
 
 @dataclass(frozen=True)
 class RecordedRun:
@@ -76,9 +84,10 @@ def load_recorded_run(tracking: RunStore, record: RunRecord) -> RecordedRun:
 def all_differences(old: RecordedRun, new: RecordedRun) -> list[Difference]:
     """Return what differs between two runs beside their configuration, likely causes first."""
     found: list[Difference] = []
-    for name, tag in (("data", names.DATA_DIGEST), ("init_from", names.INIT_DIGEST)):
+    for name, tag in DIGESTS.items():
         values = old.record.tags.get(tag), new.record.tags.get(tag)
-        if values[0] != values[1]:
+        unknown = tag == names.INITIAL_WEIGHTS and None in values  # of older runs, and other models
+        if values[0] != values[1] and not unknown:
             found.append((name, *values))
     found += differences(old.facts, new.facts)
     for (was, a), (now, b) in product(_repositories(old), _repositories(new)):

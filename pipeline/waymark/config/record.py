@@ -90,6 +90,9 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
             keras = str(optimizer.get("_target_")).startswith(KERAS_OPTIMIZERS)
             for key, value in {**OPTIMIZER_DEFAULTS, **(KERAS_DEFAULTS if keras else {})}.items():
                 optimizer.setdefault(key, value)
+        model = body.get("model")
+        if isinstance(model, dict) and model.get("_target_") == "waymark.models.keras.Keras":
+            model.setdefault("file", None)
         version = body.pop("format")
     except yaml.YAMLError as error:
         raise BadInput(f"{unreadable}: {yaml_problem(error, text)}") from None

@@ -237,8 +237,12 @@ def build_group(
     if group == "optimizer":
         _check_schedule(part, source)
     for name, settings in getattr(cls, "functions", {}).items():
-        given = getattr(part, name), getattr(part, settings)
-        _check_function(f"{group}.{name}", *given, source, trusted)
+        if getattr(part, name) is not None:
+            given = getattr(part, name), getattr(part, settings)
+            _check_function(f"{group}.{name}", *given, source, trusted)
+    if check := getattr(part, "check_settings", None):
+        modules = values.get("trusted_modules") if trusted is None else trusted
+        check(modules if isinstance(modules, list) else [], recorded=trusted is not None)
     return part
 
 

@@ -163,7 +163,7 @@ class Config:
 
     model: Any
     """`softmax` (`init_stddev`), `linear` (with a bias), `cnn` (`init_stddev`, `init_bias`,
-    `keep_prob`), `keras` (a model of your own: `build`, `settings`, `from_logits`), `mlp`
+    `keep_prob`), `keras` (a model of your own: `build` or `file`, `settings`, `from_logits`), `mlp`
     (`settings`: `hidden`, `dropout`, `batch_norm`), `resnet` (`settings`: `depth`, `width`)"""
     data: Any
     """`mnist_5k`, `mnist`, `fashion_mnist`, `cifar10`, `cifar100` (`labels`), `arrays`, `table`,
@@ -204,7 +204,8 @@ class Config:
     """end the run early: `{metric: val/loss, mode: min, patience: 3, min_delta: 0}` where so many
     evaluations bring no improvement, which is more than `min_delta`"""
     init_from: str | None
-    """an npz or checkpoint whose parameters are the start"""
+    """an npz or checkpoint whose parameters are the start; of Keras models also a `.keras` or
+    `.weights.h5` file"""
     fork: Fork | None
     """the recorded state that a fork began with: run, step and digest, as `waymark run --fork` sets
     them"""

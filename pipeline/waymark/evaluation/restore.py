@@ -1,9 +1,11 @@
 """Restore what was saved into a fresh model and score it."""
 
+import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +23,8 @@ from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.images import showing
 from waymark.errors import BadInput, listed
 from waymark.evaluation import graph
+from waymark.keras_file import ARCHITECTURE
+from waymark.keras_import import use_recorded_settings
 from waymark.names import DATA_DIGEST, EVALUATED, TEST, VERSION
 from waymark.schedules import within
 from waymark.tasks import scores_of_classes
@@ -139,8 +143,22 @@ def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | No
     return scorer({n: state[means.get(n, n)] for n in [*names, *kept, *data.statistics]})
 
 
-def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
-    """Score a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint of a recorded run, and what its state belongs to."""
+
+    record: RunRecord
+    config: Config
+    folder: Path  # with the run's files, as far as they are needed
+    store: CheckpointStore
+    step: int
+
+
+@contextmanager
+def find_checkpoint(
+    text: str, step: str, overrides: Mapping[str, Any]
+) -> Iterator[FoundCheckpoint]:
+    """Yield a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
     overrides = dict(overrides)
     tracking = connect(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
@@ -152,16 +170,27 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         newer = artifacts.newer(tracking, record)
         if newer or (record.remote and not (folder / "config.yaml").exists()):
             folder = Path(scratch) / "run"
-            for name in ("config.yaml", *newer):
+            there = artifacts.listed(tracking, record)
+            small = [name for name in (ARCHITECTURE, "environment.json") if name in there]
+            for name in ("config.yaml", *small, *newer):
                 artifacts.fetch(tracking, record, name, folder)
-        path = folder / "config.yaml"
-        config = from_record(path, overrides, trusted, ("",), record.id).config
+        config = from_record(folder / "config.yaml", overrides, trusted, ("",), record.id).config
+        use_architecture(config.model, folder)
         store = CheckpointStore(folder / "checkpoints", config.save)
         chosen = choose_step(store, step, record.id, config.task)
+        yield FoundCheckpoint(record, config, folder, store, chosen)
+
+
+def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:
+    """Score a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
+    with find_checkpoint(text, step, overrides) as found:
+        config, store, chosen = found.config, found.store, found.step
         start_if_imported(**vars(config.runtime))
         data = load_data(config)
-        refuse_other_data(record, data)
+        refuse_other_data(found.record, data)
         start_tensorflow(**vars(config.runtime))
+        if hasattr(config.model, "buffers"):
+            use_keras_settings(found.folder)
         if from_meta:
             graph.refuse_inputs(data)
             manifest = store.manifest(chosen)
@@ -178,8 +207,21 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
             state = store.read(chosen)[1]
             scored = _summary(config, data, score_state(config, data, state))
             log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
-        source = f"checkpoints/{store.path(chosen).name} of run {record.id}"
+        source = f"checkpoints/{store.path(chosen).name} of run {found.record.id}"
         return Evaluation(**scored, step=chosen, source=source)
+
+
+def use_keras_settings(folder: Path) -> None:
+    """Set Keras's settings as the run in a folder recorded them."""
+    with suppress(OSError, ValueError, RecursionError):
+        use_recorded_settings(json.loads((folder / "environment.json").read_bytes()))
+
+
+def use_architecture(model: Any, folder: Path) -> None:
+    """Let a Keras model be made as its run recorded it, if it did; raise BadInput."""
+    path = folder / ARCHITECTURE
+    if path.exists() and hasattr(model, "use_architecture"):
+        model.use_architecture(path.read_bytes(), f"recorded in {path}")
 
 
 def refuse_foreign(tracking: RunStore, record: RunRecord) -> None:
@@ -275,7 +317,7 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
         return Evaluation(**_score_graph(found[0], prefix, config, data), source=str(prefix))
     shapes = parameter_shapes(config, data.spec)
     statistics = {name: value.shape for name, value in data.statistics.items()}
-    state = read_parameters(path, shapes, "--checkpoint", statistics)
+    state = read_parameters(path, shapes, "--checkpoint", statistics, config.model)
     log_parameters({name: state[name] for name in shapes})
     score = make_scorer(config, data)(state)
     return Evaluation(**_summary(config, data, score), source=str(path))

@@ -22,12 +22,13 @@ from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
 from waymark.data.summary import shared_with_training
 from waymark.errors import BadInput, printable
-from waymark.evaluation.restore import choose_step, refuse_foreign, score_state
+from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume, uses_keras
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
+from waymark.keras_file import ARCHITECTURE
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown
 from waymark.tasks import scores_of_classes
@@ -48,6 +49,7 @@ from waymark.training.score import Score, make_scorer
 from waymark.training.stopping import Stopped, early_stop
 
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
+SMALL = ("environment.json", ARCHITECTURE, history.NAME)  # that a run may have beside config.yaml
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ def _fetch(store: RunStore, record: RunRecord) -> None:
     """Bring what a resume needs and the run's remote home has; what is here and newer stays."""
     newer, there = artifacts.newer(store, record), artifacts.listed(store, record)
     # There is no environment.json, and no history, before the first words of a run.
-    small = ["config.yaml", *(name for name in ("environment.json", history.NAME) if name in there)]
+    small = ["config.yaml", *(name for name in SMALL if name in there)]
     for name in [*small, *newer]:
         if (newer and name in small) or not (record.folder / name).exists():
             artifacts.fetch(store, record, name, record.folder)
@@ -349,6 +351,7 @@ class RunExecution:
             print(f"{trained.reason}; step {step} is scored", flush=True)
         manifest, state = saver.store.read(step)
         model = recorded_model(run.info.folder / "config.yaml", config.model, own_modules(config))
+        use_architecture(model, run.info.folder)
         fresh = replace(config, model=model)
         if trainer.restored_scorer is None:
             trainer.restored_scorer = make_scorer(fresh, data)

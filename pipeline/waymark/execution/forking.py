@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from waymark.config.schema import NAME, Fork
+from waymark.config.schema import RUN_NAMES, Fork
 from waymark.errors import BadInput
 from waymark.execution.execute import Result, run
 from waymark.execution.origin import read_checkpoint, refuse_settings
@@ -35,7 +35,7 @@ def fork(text: str, overrides: Mapping[str, Any]) -> Result:
     store = connect(given["tracking.uri"])
     record = find_single(store, wanted)
     name = f"fork of {record.name}"
-    given.setdefault("run_name", name[: NAME[1]] if re.fullmatch(NAME[0], name) else None)
+    given.setdefault("run_name", name[: RUN_NAMES.longest] if re.fullmatch(RUN_NAMES.pattern, name) else None)
     resolved = record_of(store, record, given)
     origin = read_checkpoint(store, record, resolved.config, step)
     begun = Fork(run=record.id, step=origin[0].step, digest=origin[0].digest)

@@ -22,6 +22,7 @@ from waymark.digest import digest
 from waymark.errors import BadInput, Failed
 from waymark.evaluation import graph, restore
 from waymark.execution.origin import Origin, first_values, origin_of
+from waymark.keras_import import use_recorded_settings
 from waymark.models import WrongOutputs, functions_of
 from waymark.package import __version__
 from waymark.tasks.metrics import judged_by
@@ -75,6 +76,9 @@ def plan_new(
     resolved = restore.in_steps(resolved, data)
     config = resolved.config
     start_if_imported(**vars(config.runtime))  # by the user's own classes
+    if original and uses_keras(config):
+        start_tensorflow(**vars(config.runtime))
+        use_recorded_settings(original.facts)
     parameters = _initial_parameters(config, data, origin)
     commit = git_commit()
     all_tags = {
@@ -89,6 +93,8 @@ def plan_new(
         **({names.RERUN_OF: original.record.id} if original else {}),
     }
     trainer = _compile_own_classes(config, data) if compile_now else None
+    if origin is None:
+        all_tags |= weights_tags(config, trainer)
     parts = resolved, data, all_tags, parameters
     return RunPlan(*parts, original=original, trainer=trainer, origin=origin)
 
@@ -116,7 +122,11 @@ def plan_resume(
     resolved = restore.in_steps(resolved, data)
     config = resolved.config
     start_tensorflow(**vars(config.runtime))
+    if uses_keras(config):
+        restore.use_keras_settings(record.folder)
     checkpoint = _newest_checkpoint(record, config)
+    if checkpoint:
+        restore.use_architecture(config.model, record.folder)
     origin = None if checkpoint else origin_of(store, resolved, record)
     begin = checkpoint or origin
     reached = begin[0].step if begin else 0
@@ -141,6 +151,8 @@ def plan_resume(
     tags = {names.STEPS: str(config.steps), names.REASON: "", names.RESUME: "", **ended}
     original = _original_of(store, record)
     trainer = _compile_own_classes(config, data) if compile_now else None
+    if trainer and not begin:
+        refuse_other_weights(record, config, trainer)
     parts = resolved, data, tags, parameters, checkpoint, reached
     return RunPlan(*parts, original, trainer, origin)
 
@@ -174,6 +186,27 @@ def _refuse_drift(record: RunRecord, config: Config) -> None:
         )
 
 
+def refuse_other_weights(record: RunRecord, config: Config, trainer: Trainer) -> None:
+    """Raise BadInput if a run without a checkpoint would start from other weights than it did."""
+    for tag, now in weights_tags(config, trainer).items():
+        known = record.recorded_tag(tag)
+        if known is not None and known != now:
+            what = "the file" if tag == names.MODEL_DIGEST else "the weights"
+            raise BadInput(f"{config.model.said}: is not {what} that run {record.id} started from.")
+
+
+def weights_tags(config: Config, trainer: Trainer | None) -> dict[str, str]:
+    """Return the tags that tell what a Keras model starts from; the trainer has not trained yet."""
+    if not hasattr(config.model, "use_architecture"):
+        return {}
+    file = config.model.digest()
+    tags = {names.MODEL_DIGEST: file} if file else {}
+    if trainer:
+        state = trainer.state()
+        tags[names.INITIAL_WEIGHTS] = digest({name: state[name] for name in trainer.shapes})
+    return tags
+
+
 def _original_of(store: RunStore, record: RunRecord) -> RecordedRun | None:
     """Return what an interrupted rerun is to be compared with, if that is still there."""
     if names.RERUN_OF not in record.tags:
@@ -195,7 +228,7 @@ def _initial_parameters(config: Config, data: Dataset, origin: Origin | None) ->
     shapes = restore.parameter_shapes(config, data.spec)
     path, statistics = Path(config.init_from).expanduser(), data.statistics
     known = {name: value.shape for name, value in statistics.items()}
-    found = read_parameters(path, shapes, "init_from", known)
+    found = read_parameters(path, shapes, "init_from", known, config.model)
     parameters = {name: found[name] for name in shapes}  # the statistics are this run's own
     restore.log_parameters(parameters)
     return parameters
@@ -238,7 +271,7 @@ def own_modules(config: Config) -> list[str]:
     modules = {type(part).__module__ for part in parts}
     modules |= {name.rpartition(".")[0] for name in functions_of(config.model)}
     modules |= {name.rpartition(".")[0] for name in config.metrics if "." in name}
-    modules |= set(getattr(config.data, "modules", ()))
+    modules |= {*getattr(config.data, "modules", ()), *getattr(config.model, "modules", ())}
     return sorted(name for name in modules if not name.startswith("waymark."))
 
 

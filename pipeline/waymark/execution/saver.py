@@ -6,13 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+from waymark import names
 from waymark.checkpoints import State
 from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
 from waymark.evaluation import graph
 from waymark.execution.origin import keep
-from waymark.execution.plan import RunPlan
+from waymark.execution.plan import RunPlan, refuse_other_weights, weights_tags
 from waymark.files import replace_file
+from waymark.keras_file import ARCHITECTURE
 from waymark.tracking import history
 from waymark.tracking.active_run import ActiveRun
 from waymark.training.loop import Trainer
@@ -88,6 +90,7 @@ def restore_or_initialise(
     folder.mkdir(exist_ok=True)
     store = CheckpointStore(folder, config.save, run.mark_artifacts_dirty, run.info.outbox)
     store.parameters = list(trainer.shapes)
+    _record_model(plan, run, trainer)
     start, now = run.info.start_time, time.time()
     graph_is_valid = False
     if plan.checkpoint:
@@ -112,6 +115,19 @@ def restore_or_initialise(
         replace_file(file, graph.export(config, plan.data.spec, trainer.shapes, statistics))
     newest = plan.step if plan.checkpoint else -1
     return Saver(store, run, file, before, newest)
+
+
+def _record_model(plan: RunPlan, run: ActiveRun, trainer: Trainer) -> None:
+    """Record how a Keras model is made, and what it starts from, before it trains."""
+    config, path = plan.resolved.config, run.info.folder / ARCHITECTURE
+    if not hasattr(config.model, "use_architecture"):
+        return
+    if not plan.checkpoint and names.INITIAL_WEIGHTS not in plan.tags:
+        refuse_other_weights(run.info, config, trainer)
+        run.set_tags(weights_tags(config, trainer))
+    if not path.exists() and (architecture := config.model.architecture()):
+        replace_file(path, architecture)
+        run.mark_artifacts_dirty()
 
 
 def _restore_recorded_digests(run: ActiveRun, store: CheckpointStore) -> None:

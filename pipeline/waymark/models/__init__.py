@@ -125,7 +125,8 @@ def trained_forward(
 
 def functions_of(part: Any) -> list[str]:
     """Return the dotted names of the functions that the settings of a model, or another, name."""
-    return [getattr(part, name) for name in getattr(part, "functions", ())]
+    named = [getattr(part, name) for name in getattr(part, "functions", ())]
+    return [name for name in named if name is not None]
 
 
 def as_logits(model: Any, task: Any, outputs: Tensor) -> Tensor:

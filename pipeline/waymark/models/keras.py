@@ -9,20 +9,33 @@ print(*parameter_shapes(config, load_data(config).spec))  # under Keras's paths
 
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
 from waymark.config.functions import GIVEN, arguments_of
 from waymark.config.schema import settings
 from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.randomness import Tensor
+from waymark.digest import file_digest
 from waymark.errors import BadInput, first_line
+from waymark.keras_file import OwnObject, check_config, parse_config, read_config
 from waymark.keras_import import import_keras
+from waymark.keras_weights import load_file
 from waymark.models import Tensors
-from waymark.models.keras_build import build_model
+from waymark.models.keras_build import (
+    PATHS,
+    architecture_of,
+    build_model,
+    check_policy,
+    made_from,
+    with_paths,
+)
 from waymark.users_code import place
 
 ENDS = {"classification": "Softmax", "multilabel": "Sigmoid"}  # what may end a model of a task
@@ -31,7 +44,7 @@ SMALLEST = 1e-7  # Keras's epsilon: a probability is at least so much
 
 @settings
 class Keras:
-    """A model that a function of the user's own builds, unchanged.
+    """A model that a function of the user's own builds, or that Keras has saved, unchanged.
 
     Its trained variables are the parameters; all others, as the moving statistics of batch
     normalisation, frozen weights and the seeds of random layers, are its buffers. Both are entries
@@ -40,14 +53,80 @@ class Keras:
 
     functions: ClassVar[Mapping[str, str]] = {"build": "settings"}
 
-    build: Annotated[str, Field(min_length=1)]
+    build: Annotated[str, Field(min_length=1)] | None
     """the dotted name of a function `(input_shape, outputs, **settings) -> keras.Model`, or of one
     that takes less"""
+    file: Annotated[str, Field(min_length=1)] | None
+    """in place of `model.build`: a `.keras` file, whose model and weights (not its optimizer) are
+    the start"""
     settings: dict[str, Any]
     """what `model.build` is called with besides"""
     from_logits: bool | None
     """whether the outputs are logits; null: a softmax, or a sigmoid with task=multilabel, that ends
     the model is recognised, and the loss computed from what it is given"""
+
+    def __post_init__(self) -> None:
+        """Begin without a model: `check_settings` and `use_architecture` tell more."""
+        self._trusted: Sequence[str] = ()  # modules
+        self._own: Sequence[OwnObject] = ()  # what the file or the architecture names of them
+        self._architecture: dict[str, Any] | None = None  # as it was recorded
+        self._read: dict[str, Any] | None = None  # the architecture that is in the file
+        self._model: Any = None
+        self._wanted: Any = None  # what it was built for
+
+    def check_settings(self, trusted: Sequence[str], recorded: bool) -> None:
+        """Refuse settings that name no model, or a file that is none; remember what is trusted.
+
+        A file that a record names is looked at only when its model is made. Raises BadInput.
+        """
+        if (self.build is None) == (self.file is None):
+            raise BadInput(
+                f"model.build={self.build!r}, model.file={self.file!r}: give one of them, a "
+                f"function that builds the model, or a .keras file."
+            )
+        if self.file is not None and self.settings:
+            raise BadInput(f"model.settings={self.settings}: a model.file takes none.")
+        self._trusted = list(trusted)
+        if self.file is not None and not recorded:
+            self._read_file()
+
+    def use_architecture(self, text: bytes, said: str) -> None:
+        """Make the model from here on as it was recorded, without its function or file.
+
+        Raises BadInput for what may not be made.
+        """
+        config = parse_config(text, said)
+        self._own = check_config(config, self._trusted if self.file else (), said)
+        self._architecture, self._wanted = config, None
+
+    @property
+    def is_recorded(self) -> bool:
+        """Tell whether the model is made as a run recorded it, whatever the data are."""
+        return self._architecture is not None
+
+    def architecture(self) -> bytes | None:
+        """Return as JSON how the model that `initial` built is made, None if only its function can.
+
+        `keras.models.model_from_json` takes it as well.
+        """
+        config = self._architecture or self._read or architecture_of(self._model, self.said)
+        if config is None:
+            return None
+        return json.dumps({**config, PATHS: [v.path for v in self._model.variables]}).encode()
+
+    def digest(self) -> str | None:
+        """Return the SHA-256 of the file, None without one; raise BadInput."""
+        if self.file is None:
+            return None
+        try:
+            return file_digest([self._path])
+        except OSError as error:
+            raise BadInput(f"{self.said}: cannot be read ({error.strerror}).") from None
+
+    @property
+    def modules(self) -> list[str]:
+        """Return the modules whose classes the file names."""
+        return sorted({each.module for each in self._own})
 
     def initial(
         self,
@@ -59,14 +138,40 @@ class Keras:
     ) -> dict[str, Tensor]:
         """Build the model; return the first values of what is trained, by Keras's paths.
 
-        They are those after `keras.utils.set_random_seed(seed)`, for seeds below 2**32. Raises
-        BadInput.
+        They are those after `keras.utils.set_random_seed(seed)`, for seeds below 2**32, or those of
+        the file. Raises BadInput.
         """
         wanted = (spec, seed, precision)
         if getattr(self, "_wanted", None) != wanted:
-            self._model = build_model(self._made, spec, _seed_for_keras(seed), precision, self.said)
+            self._model = self.keras_model(spec, seed, precision)
             self._wanted = wanted
         return {v.path: v.value.read_value() for v in self._model.trainable_variables}
+
+    def keras_model(self, spec: ImageSpec | None, seed: int = 0, precision: str = "float32") -> Any:
+        """Return a new keras.Model, with its first values; raise BadInput."""
+        model = build_model(self._made, spec, _seed_for_keras(seed), precision, self.said)
+        if self.file is not None:
+            check_policy(model, precision, self.said)
+        if self.file is not None and self._architecture is None:
+            seeds = [v for v in model.variables if v.path.endswith("seed_generator_state")]
+            own = [variable.numpy() for variable in seeds]
+            load_file(model, self._path, self.said)
+            for variable, value in zip(seeds, own, strict=True):  # those of `seed`, not the file's
+                variable.assign(value)
+        return model
+
+    def read_weights(
+        self, names: Iterable[str], load: Callable[[Any], Any]
+    ) -> dict[str, np.ndarray] | None:
+        """Return what `load` gives the variables of these names; None where it returns False."""
+        variables = {variable.path: variable for variable in self._model.variables}
+        before = {name: variable.numpy() for name, variable in variables.items()}
+        try:
+            given = load(self._model)
+            return None if given is False else {name: variables[name].numpy() for name in names}
+        finally:
+            for name, value in before.items():
+                variables[name].assign(value)
 
     def buffers(self, spec: ImageSpec) -> dict[str, Tensor]:
         """Return the first values of what the model that `initial` built keeps besides."""
@@ -148,11 +253,26 @@ class Keras:
 
     @property
     def said(self) -> str:
-        """Return the setting that names the function, as messages do."""
-        return f"model.build={self.build!r}"
+        """Return the setting that names the model, as messages do."""
+        return f"model.file={self.file!r}" if self.build is None else f"model.build={self.build!r}"
+
+    @property
+    def _path(self) -> Path:
+        return Path(str(self.file)).expanduser()
+
+    def _read_file(self) -> dict[str, Any]:
+        config = read_config(self._path, self.said)
+        self._own = check_config(config, self._trusted, self.said)
+        return config
 
     def _made(self, spec: ImageSpec) -> Any:
-        """Call the user's function; raise BadInput for what it raises."""
+        """Make the model as it was recorded, or of its file, or call the user's function."""
+        if self._architecture is not None:
+            model = made_from(self._architecture, self._trusted, self.said)
+            return with_paths(model, self._architecture.get(PATHS), self.said)
+        if self.build is None:
+            self._read = self._read_file()
+            return made_from(self._read, self._trusted, self.said)
         try:
             function = resolve_name(self.build)
             given = dict(zip(GIVEN, (spec.shape, spec.outputs), strict=True))
@@ -180,8 +300,8 @@ class Keras:
             return outputs, scope, model.losses if training else []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process makes it from: the settings."""
-        return {key: value for key, value in vars(self).items() if not key.startswith("_")}
+        """Return what another process makes it from: all but the model."""
+        return {k: value for k, value in vars(self).items() if k not in ("_model", "_wanted")}
 
 
 def _seed_for_keras(seed: int) -> int:

@@ -1,24 +1,33 @@
-"""Build a Keras model so that it depends on nothing but its function and the seed."""
+"""Build a Keras model so that it depends on nothing but its function, or file, and the seed."""
 
+import json
 import random
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
 
 from waymark.data.dataset import ImageSpec
 from waymark.errors import BadInput, first_line
+from waymark.keras_file import OwnObject, check_config, parse_config, texts
 from waymark.keras_import import import_keras, named_afresh
 from waymark.users_code import defined, place
 
+PATHS = "variables"  # beside a config: the paths of the model's variables
 OWN_STEPS = ("train_step", "compute_loss", "compute_metrics")  # of which Waymark calls none
 
 
 def build_model(
-    make: Callable[[ImageSpec], Any], spec: ImageSpec, seed: int, precision: str, said: str
+    make: Callable[[Any], Any], spec: ImageSpec | None, seed: int, precision: str, said: str
 ) -> Any:
-    """Return the model that a function makes, built for batches of `spec`; raise BadInput."""
+    """Return the model that a function makes, built for batches of `spec`; raise BadInput.
+
+    Without a `spec` the model must come built.
+    """
     keras = import_keras()
 
     def build() -> Any:
@@ -27,7 +36,8 @@ def build_model(
             model = make(spec)
             if not isinstance(model, keras.Model):
                 raise BadInput(f"{said}: returns {_kind(model)}, not a keras.Model.")
-            _check_model(model, spec, said)
+            if spec is not None:
+                _check_model(model, spec, said)
         policy = keras.config.dtype_policy().name
         if policy != precision:
             raise BadInput(
@@ -102,3 +112,109 @@ def _check_model(model: Any, spec: ImageSpec, said: str) -> None:
 
 def _kind(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if hasattr(value, "__len__") else "")
+
+
+def made_from(config: Mapping[str, Any], trusted: Sequence[str], said: str) -> Any:
+    """Return the model that a config describes, by its own names; raise BadInput.
+
+    Of what it names, only Keras's classes and those of the `trusted` modules are made.
+    """
+    own = check_config(config, trusted, said)
+    keras = import_keras()
+    from keras.src.saving.serialization_lib import ObjectSharingScope
+
+    objects = {each.registered: _own_object(each, trusted, said) for each in own}
+    named = texts(config)
+    for key, found in {**keras.saving.get_custom_objects()}.items():  # registered by anybody
+        known = key in named or (key.rpartition(">")[2] in named and "builtins" in named)
+        if known and not _is_trusted(found, trusted):
+            raise BadInput(
+                f"{said}: names {key!r}, which is registered with Keras; if you trust its module, "
+                f"say so with trusted_modules=[{getattr(found, '__module__', '')}]."
+            )
+    try:
+        with ObjectSharingScope():
+            return keras.saving.deserialize_keras_object(deepcopy(config), objects, safe_mode=True)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(
+            f"{said}: Keras {keras.__version__} does not make its model: {type(error).__name__}: "
+            f"{first_line(error)}{place(error)}"
+        ) from None
+
+
+def architecture_of(model: Any, said: str) -> dict[str, Any] | None:
+    """Return the config from which an equal model is made; None if there is none.
+
+    There is one of a model of Keras's own classes alone, unless another model comes of it.
+    """
+    keras = import_keras()
+
+    def described(model: Any) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of lambdas, which are refused
+            text = json.dumps(keras.saving.serialize_keras_object(model))
+        return parse_config(text.encode(), said)
+
+    try:
+        config = described(model)
+        with _seeded(0):
+            again = named_afresh(lambda: made_from(config, (), said))
+        same = described(again) == config and _variables(again) == _variables(model)
+    except Exception:  # of a class that tells no config, or does not take its own
+        return None
+    return config if same else None
+
+
+def _variables(model: Any) -> list[tuple[Any, ...]]:
+    """Return what tells the variables of a model from those of another; paths change."""
+    return [(v.name, tuple(v.shape), v.dtype, v.trainable) for v in model.variables]
+
+
+def with_paths(model: Any, paths: Any, said: str) -> Any:
+    """Return a model whose variables are called by these paths, in order; raise BadInput.
+
+    By a config a layer is built in another place than by a function, so that its path differs.
+    """
+    if model.built and paths is not None:
+        texts = isinstance(paths, list) and all(isinstance(path, str) for path in paths)
+        if not texts or len(paths) != len(model.variables):
+            raise BadInput(f"{said}: its {PATHS} are not those of its model.")
+        for variable, path in zip(model.variables, paths, strict=True):
+            variable._path = path
+    return model
+
+
+def _own_object(each: OwnObject, trusted: Sequence[str], said: str) -> Any:
+    """Import a class or function of the user's own; raise BadInput."""
+    try:
+        found = resolve_name(f"{each.module}.{each.name}")
+    except Exception as error:
+        reason = f"{type(error).__name__}: {first_line(error)}{place(error)}"
+        raise BadInput(f"{said}: {each.module}.{each.name} cannot be loaded: {reason}") from None
+    if not _is_trusted(found, trusted):  # a module holds what it imports as well
+        raise BadInput(f"{said}: {each.module}.{each.name} is not a class of this module.")
+    return found
+
+
+def _is_trusted(found: Any, trusted: Sequence[str]) -> bool:
+    roots = tuple(f"{root}." for root in ("keras", *trusted))
+    return f"{getattr(found, '__module__', '')}.".startswith(roots)
+
+
+def check_policy(model: Any, precision: str, said: str) -> None:
+    """Refuse a saved model whose layers, which keep their policies, compute in other types."""
+    keras = import_keras()
+    without = (keras.Model, keras.layers.InputLayer)  # which take the policy of now
+    layers = [each for each in model._flatten_layers() if not isinstance(each, without)]
+    policies = {each.name: each.dtype_policy.name for each in layers}
+    others = {name: p for name, p in policies.items() if "float" in p and p != precision}
+    if precision != "float32" and precision in policies.values():
+        others = {}  # some of its layers may compute in float32
+    if others:
+        name = min(others)
+        raise BadInput(
+            f"{said}: its layer {name!r} was saved with Keras's policy {others[name]}; "
+            f"precision={precision} cannot change that."
+        )

@@ -4,7 +4,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 command_line = False  # the process is Waymark's own, and no caller's
@@ -27,6 +27,11 @@ def set_level(name: str, level: int) -> None:
     if logger.level != level:
         _undo.callback(logger.setLevel, logger.level)
         logger.setLevel(level)
+
+
+def on_taking_back(undo: Callable[[], object]) -> None:
+    """Let something be called when what is changed now is taken back."""
+    _undo.callback(undo)
 
 
 @contextmanager

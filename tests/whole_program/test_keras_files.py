@@ -1,0 +1,276 @@
+"""Files of Keras's through the program: begun from, resumed without, done again, handed on."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waymark import api, names
+from waymark.evaluation.restore import load_data
+
+from tests.support.ends import local_end
+from tests.support.processes import THREADS, Main, killed
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras
+TRUST = "trusted_modules=[fine_tuned]"
+COMMON = ["optimizer=adamw", "batch_size=8", "steps=30", "save.every=10", "eval_every=10", THREADS]
+COMMON += ["save=npz", "progress=false"]
+MODULE = """
+import keras
+import numpy as np
+from keras import layers
+
+
+def net(input_shape, outputs):
+    model = keras.Sequential([
+        keras.Input(input_shape), layers.Conv2D(3, 3), layers.BatchNormalization(),
+        layers.Flatten(), layers.Dropout(0.3), layers.Dense(outputs),
+    ])
+    with np.load("downloaded.npz") as archive:
+        model.set_weights([archive[name] for name in archive.files])
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a function that needs a file of weights, and a `.keras` file."""
+    import keras
+    from keras import layers
+
+    folder = tmp_path_factory.mktemp("pretrained")
+    keras.utils.set_random_seed(8)
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), layers.Conv2D(3, 3), layers.BatchNormalization(),
+         layers.Flatten(), layers.Dropout(0.3), layers.Dense(10)]
+    )  # fmt: skip
+    model.compile("adam", "mse")
+    model.save(folder / "model.keras")
+    np.savez(folder / "downloaded.npz", *model.get_weights())
+    (folder / "fine_tuned.py").write_text(MODULE)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["build", "file"])
+def run(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    empty_store: Path,
+    pretrained: Path,
+    small: Path,
+) -> tuple[Path, list[str], str, str]:
+    """Return folder and settings, the run that nothing disturbed, and one killed and resumed.
+
+    When it was resumed, what its weights came from was there no more; it is there again.
+    """
+    folder = tmp_path_factory.mktemp(request.param)
+    shutil.copytree(empty_store, folder / "mlruns")
+    shutil.copytree(pretrained, folder, dirs_exist_ok=True)
+    needed = {"build": "downloaded.npz", "file": "model.keras"}[request.param]
+    model = {"build": "model.build=fine_tuned.net", "file": "model.file=model.keras"}[request.param]
+    words = ["model=keras", model, "data=arrays", f"data.path={small}", *COMMON]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        whole = api.run(*words).run_id
+        key = killed(17, *words)
+        (folder / needed).rename(folder / "gone")
+        resumed = api.resume(key, TRUST, "progress=false")
+        found = api.evaluate(key, TRUST)
+        (folder / "gone").rename(folder / needed)
+    assert resumed is not None and found.accuracy == resumed.restored_accuracy
+    return folder, words, whole, key
+
+
+@pytest.fixture
+def here(
+    run: tuple[Path, list[str], str, str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, list[str], str, str]:
+    monkeypatch.chdir(run[0])
+    monkeypatch.syspath_prepend(run[0])
+    return run
+
+
+def files_of(folder: Path, key: str) -> Path:
+    (found,) = folder.glob(f"mlruns/artifacts/*/{key}/artifacts")
+    return found
+
+
+def test_resumed_without_what_the_weights_came_from_to_the_same_bits(here: Any) -> None:
+    folder, _, whole, key = here
+    assert local_end(folder, key) == local_end(folder, whole)
+    assert (files_of(folder, key) / "model.json").is_file()
+
+
+def test_the_weights_and_the_file_are_recorded(here: Any, client: Callable[[Path], Any]) -> None:
+    folder, words, whole, key = here
+    tags = [client(folder).get_run(each).data.tags for each in (whole, key)]
+    assert tags[0][names.INITIAL_WEIGHTS] == tags[1][names.INITIAL_WEIGHTS]
+    assert (names.MODEL_DIGEST in tags[0]) == ("model.file=model.keras" in words)
+
+
+def test_a_rerun_says_that_other_weights_came(here: Any, main: Main) -> None:
+    import keras
+
+    folder, words, whole, _ = here
+    same = main("rerun", whole, TRUST)
+    assert (same.returncode, "although" in same.stdout) == (0, False), same
+    by_file = "model.file=model.keras" in words
+    path = folder / ("model.keras" if by_file else "downloaded.npz")
+    content = path.read_bytes()
+    try:
+        model = keras.models.load_model(folder / "model.keras", compile=False)
+        model.set_weights([2 * value for value in model.get_weights()])
+        if by_file:
+            model.save(path)
+        else:
+            np.savez(path, *model.get_weights())
+        done = main("rerun", whole, TRUST)
+        assert done.returncode == 3, done
+        assert "the initial weights differ: " in done.stdout
+        assert ("model.file: " in done.stdout) == by_file
+        path.unlink()
+        gone = main("rerun", whole, TRUST)
+        assert (gone.returncode, len(gone.stderr.splitlines())) == (2, 1), gone
+        assert path.name in gone.stderr
+    finally:
+        path.write_bytes(content)
+
+
+def test_without_a_checkpoint_the_same_weights_are_needed(here: Any, main: Main) -> None:
+    folder, words, _, _ = here
+    by_file = "model.file=model.keras" in words
+    path = folder / ("model.keras" if by_file else "downloaded.npz")
+    key, content = killed(3, *words), path.read_bytes()
+    try:
+        path.unlink()
+        first = main("resume", key, TRUST)
+        assert first.returncode == 2, first
+    finally:
+        path.write_bytes(content)
+    assert main("resume", key, TRUST).returncode == 0
+
+
+LOADED = """
+import sys
+import numpy as np
+import tensorflow as tf
+tf.config.threading.set_intra_op_parallelism_threads(2)
+import keras
+model = keras.models.load_model("exported/model.keras")
+np.save("theirs.npy", model(np.load("batch.npy"), training=False))
+print([name for name in sys.modules if name.startswith("waymark")])
+"""
+
+
+def test_plain_keras_reads_what_is_exported_and_computes_the_same_bits(
+    here: Any, main: Main, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    from waymark.config.compose import compose_config
+
+    folder, words, whole, _ = here
+    away = [folder / name for name in ("model.keras", "downloaded.npz")]
+    for path in away:
+        path.rename(f"{path}.away")
+    try:
+        done = main("export", whole, str(tmp_path / "exported"), "--to", "keras", TRUST)
+    finally:
+        for path in away:
+            Path(f"{path}.away").rename(path)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert [path.name for path in (tmp_path / "exported").iterdir()] == ["model.keras"]
+    config = compose_config([*words]).config
+    data = load_data(config)
+    batch = data.x_test[:50].astype(np.float32) / np.float32(255)
+    np.save(tmp_path / "batch.npy", batch)
+    plain = {**environment, "PYTHONPATH": ""}
+    loaded = subprocess.run([sys.executable, "-P", "-c", LOADED], cwd=tmp_path, env=plain,
+                            capture_output=True, text=True)  # fmt: skip
+    assert loaded.stdout.splitlines()[-1:] == ["[]"], loaded
+    theirs = np.load(tmp_path / "theirs.npy")
+    with np.load(files_of(folder, whole) / "checkpoints" / "weights-30.npz") as archive:
+        state = dict(archive)
+    config.model.initial(data.spec, None)
+    ours = config.model.logits(state, batch, None)
+    np.testing.assert_array_equal(theirs, ours)
+
+
+def test_a_checkpoint_is_chosen_and_other_models_are_not_exported(
+    here: Any, main: Main, tmp_path: Path, small: Path
+) -> None:
+    _, _, whole, _ = here
+    target = str(tmp_path / "out")
+    file = api.export(whole, target, TRUST, step="10")
+    first = file.read_bytes()
+    assert api.export(whole, target, TRUST, step="20").read_bytes() != first
+    refused = main("export", whole, target, "--to", "keras", "--step", "11", TRUST)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused
+    (tmp_path / "file").write_text("")
+    refused = main("export", whole, str(tmp_path / "file" / "x"), "--to", "keras", TRUST)
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused
+    words = ["data=arrays", f"data.path={small}", "steps=2", "batch_size=8", THREADS]
+    softmax = api.run(*words, "progress=false").run_id
+    refused = main("export", softmax, target, "--to", "keras")
+    assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused
+    assert "its model is a Softmax" in refused.stderr
+    assert [path.name for path in Path(target).iterdir()] == ["model.keras"]
+
+
+EVIL = [
+    {"class_name": "__lambda__", "config": {"code": "", "defaults": None, "closure": None}},
+    {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"},
+    {"module": "keras.layers", "class_name": "Lambda", "config": {"function": "x"}},
+    {"module": "evil", "class_name": "Evil", "config": {}, "registered_name": "Evil"},
+]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume", "export"])
+def test_a_forged_architecture_is_refused_before_anything_is_imported(
+    command: str, here: Any, main: Main, tmp_path: Path
+) -> None:
+    folder, _, whole, _ = here
+    (folder / "evil.py").write_text("open('imported', 'w')\n")
+    path = files_of(folder, whole) / "model.json"
+    content = path.read_bytes()
+    words = {"resume": ["steps=40"], "export": [str(tmp_path), "--to", "keras"]}.get(command, [])
+    try:
+        for evil in EVIL:
+            body = json.loads(content)
+            body["config"]["layers"][1]["config"]["activation"] = evil
+            path.write_text(json.dumps(body))
+            done = main(command, whole, *words, TRUST)
+            assert (done.returncode, done.stdout) == (2, ""), done
+            assert len(done.stderr.splitlines()) == 1, done
+            assert "recorded in " in done.stderr
+        path.write_text("{")
+        assert main(command, whole, *words, TRUST).returncode == 2
+    finally:
+        path.write_bytes(content)
+    assert not (folder / "imported").exists()
+
+
+def test_settings_of_keras_are_set_as_they_were_recorded(
+    here: Any, main: Main, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    _, _, whole, _ = here
+    assert main("evaluate", whole, TRUST).stderr.count("Keras's") == 0
+    try:
+        keras.config.set_epsilon(1e-3)
+        done = main("evaluate", whole, TRUST)
+        assert (done.returncode, done.stderr.count("Keras's epsilon is 1e-07, as recorded")) == (
+            0,
+            1,
+        )
+        keras.config.set_epsilon(1e-3)
+        assert api.evaluate(whole, TRUST)
+        assert keras.config.epsilon() == 1e-3  # as the caller had it
+        assert api.rerun(whole, TRUST, "progress=false").identical
+    finally:
+        keras.config.set_epsilon(1e-7)
