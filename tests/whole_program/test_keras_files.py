@@ -1,16 +1,20 @@
 """Files of Keras's through the program: begun from, resumed without, done again, handed on."""
 
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from waymark import api, names
+from waymark.config.compose import compose_config
 from waymark.evaluation.restore import load_data
 
 from tests.support.ends import local_end
@@ -28,9 +32,10 @@ from keras import layers
 
 def net(input_shape, outputs):
     model = keras.Sequential([
-        keras.Input(input_shape), layers.Conv2D(3, 3), layers.BatchNormalization(),
-        layers.Flatten(), layers.Dropout(0.3), layers.Dense(outputs),
+        layers.Flatten(), layers.Dense(6), layers.BatchNormalization(), layers.Dropout(0.3),
+        layers.Dense(outputs),
     ])
+    model.build((None, *input_shape))
     with np.load("downloaded.npz") as archive:
         model.set_weights([archive[name] for name in archive.files])
     return model
@@ -46,8 +51,8 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrained")
     keras.utils.set_random_seed(8)
     model = keras.Sequential(
-        [keras.Input((8, 8, 1)), layers.Conv2D(3, 3), layers.BatchNormalization(),
-         layers.Flatten(), layers.Dropout(0.3), layers.Dense(10)]
+        [keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(6), layers.BatchNormalization(),
+         layers.Dropout(0.3), layers.Dense(10)]
     )  # fmt: skip
     model.compile("adam", "mse")
     model.save(folder / "model.keras")
@@ -56,44 +61,51 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["build", "file"])
+BUILD_TOO = pytest.mark.parametrize(
+    "run", ["file", pytest.param("build", marks=pytest.mark.long)], indirect=True
+)
+FILE_TOO = pytest.mark.parametrize(
+    "run", ["build", pytest.param("file", marks=pytest.mark.long)], indirect=True
+)
+Run = tuple[Path, list[str], Path, str]
+
+
+@pytest.fixture(scope="module")
 def run(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     empty_store: Path,
     pretrained: Path,
     small: Path,
-) -> tuple[Path, list[str], str, str]:
-    """Return folder and settings, the run that nothing disturbed, and one killed and resumed.
-
-    When it was resumed, what its weights came from was there no more; it is there again.
-    """
+) -> Run:
+    """Return folder and settings of a run, the file that brought its weights, and its id."""
     folder = tmp_path_factory.mktemp(request.param)
     shutil.copytree(empty_store, folder / "mlruns")
     shutil.copytree(pretrained, folder, dirs_exist_ok=True)
-    needed = {"build": "downloaded.npz", "file": "model.keras"}[request.param]
+    file = {"build": "downloaded.npz", "file": "model.keras"}[request.param]
     model = {"build": "model.build=fine_tuned.net", "file": "model.file=model.keras"}[request.param]
     words = ["model=keras", model, "data=arrays", f"data.path={small}", *COMMON]
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
-        whole = api.run(*words).run_id
-        key = killed(17, *words)
-        (folder / needed).rename(folder / "gone")
-        resumed = api.resume(key, TRUST, "progress=false")
-        found = api.evaluate(key, TRUST)
-        (folder / "gone").rename(folder / needed)
-    assert resumed is not None and found.accuracy == resumed.restored_accuracy
-    return folder, words, whole, key
+        return folder, words, folder / file, api.run(*words).run_id
 
 
 @pytest.fixture
-def here(
-    run: tuple[Path, list[str], str, str], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, list[str], str, str]:
+def here(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(run[0])
     monkeypatch.syspath_prepend(run[0])
     return run
+
+
+@contextmanager
+def gone(file: Path) -> Iterator[None]:
+    """Let a file be there no more for a while."""
+    away = file.rename(f"{file}.away")
+    try:
+        yield
+    finally:
+        away.rename(file)
 
 
 def files_of(folder: Path, key: str) -> Path:
@@ -101,58 +113,60 @@ def files_of(folder: Path, key: str) -> Path:
     return found
 
 
-def test_resumed_without_what_the_weights_came_from_to_the_same_bits(here: Any) -> None:
-    folder, _, whole, key = here
+@FILE_TOO
+def test_resumed_without_what_the_weights_came_from_to_the_same_bits(
+    here: Run, client: Callable[[Path], Any], main: Main
+) -> None:
+    folder, words, file, whole = here
+    key = killed(17, *words)
+    with gone(file):
+        resumed = main("resume", key, TRUST, "progress=false")
+        assert resumed.returncode == 0, resumed
+        evaluated = main("evaluate", key, TRUST)
+        assert evaluated.returncode == 0, evaluated
+    (accuracy,) = re.findall(r"accuracy restored +(.*)", resumed.stdout)
+    assert f"accuracy {accuracy}," in evaluated.stdout
     assert local_end(folder, key) == local_end(folder, whole)
     assert (files_of(folder, key) / "model.json").is_file()
-
-
-def test_the_weights_and_the_file_are_recorded(here: Any, client: Callable[[Path], Any]) -> None:
-    folder, words, whole, key = here
     tags = [client(folder).get_run(each).data.tags for each in (whole, key)]
     assert tags[0][names.INITIAL_WEIGHTS] == tags[1][names.INITIAL_WEIGHTS]
-    assert (names.MODEL_DIGEST in tags[0]) == ("model.file=model.keras" in words)
+    assert (names.MODEL_DIGEST in tags[0]) == (file.name == "model.keras")
 
 
-def test_a_rerun_says_that_other_weights_came(here: Any, main: Main) -> None:
+@BUILD_TOO
+def test_a_rerun_says_that_other_weights_came(here: Run, main: Main) -> None:
     import keras
 
-    folder, words, whole, _ = here
-    same = main("rerun", whole, TRUST)
-    assert (same.returncode, "although" in same.stdout) == (0, False), same
-    by_file = "model.file=model.keras" in words
-    path = folder / ("model.keras" if by_file else "downloaded.npz")
-    content = path.read_bytes()
-    try:
-        model = keras.models.load_model(folder / "model.keras", compile=False)
-        model.set_weights([2 * value for value in model.get_weights()])
-        if by_file:
-            model.save(path)
-        else:
-            np.savez(path, *model.get_weights())
+    folder, _, file, whole = here
+    by_file = file.name == "model.keras"
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    model.set_weights([2 * value for value in model.get_weights()])
+    with gone(file):
+        missing = main("rerun", whole, TRUST)
+        assert (missing.returncode, len(missing.stderr.splitlines())) == (2, 1), missing
+        assert file.name in missing.stderr
+        model.save(file) if by_file else np.savez(file, *model.get_weights())
         done = main("rerun", whole, TRUST)
-        assert done.returncode == 3, done
-        assert "the initial weights differ: " in done.stdout
-        assert ("model.file: " in done.stdout) == by_file
-        path.unlink()
-        gone = main("rerun", whole, TRUST)
-        assert (gone.returncode, len(gone.stderr.splitlines())) == (2, 1), gone
-        assert path.name in gone.stderr
-    finally:
-        path.write_bytes(content)
+    assert done.returncode == 3, done
+    assert "the initial weights differ: " in done.stdout
+    assert ("model.file: " in done.stdout) == by_file
 
 
-def test_without_a_checkpoint_the_same_weights_are_needed(here: Any, main: Main) -> None:
-    folder, words, _, _ = here
-    by_file = "model.file=model.keras" in words
-    path = folder / ("model.keras" if by_file else "downloaded.npz")
-    key, content = killed(3, *words), path.read_bytes()
-    try:
-        path.unlink()
-        first = main("resume", key, TRUST)
-        assert first.returncode == 2, first
-    finally:
-        path.write_bytes(content)
+@pytest.mark.long
+@BUILD_TOO
+def test_without_a_checkpoint_the_same_weights_are_needed(here: Run, main: Main) -> None:
+    import keras
+
+    folder, words, file, _ = here
+    model = keras.models.load_model(folder / "model.keras", compile=False)
+    model.set_weights([2 * value for value in model.get_weights()])
+    key = killed(1, *words)
+    with gone(file):
+        assert main("resume", key, TRUST).returncode == 2
+        model.save(file) if file.name == "model.keras" else np.savez(file, *model.get_weights())
+        other = main("resume", key, TRUST)
+        assert (other.returncode, len(other.stderr.splitlines())) == (2, 1), other
+        assert f"that run {key} started from" in other.stderr
     assert main("resume", key, TRUST).returncode == 0
 
 
@@ -168,42 +182,42 @@ print([name for name in sys.modules if name.startswith("waymark")])
 """
 
 
-def test_plain_keras_reads_what_is_exported_and_computes_the_same_bits(
-    here: Any, main: Main, tmp_path: Path, environment: dict[str, str]
-) -> None:
-    from waymark.config.compose import compose_config
+@BUILD_TOO
+def test_what_is_exported_computes_the_same_bits(here: Run, main: Main, tmp_path: Path) -> None:
+    import keras
 
-    folder, words, whole, _ = here
-    away = [folder / name for name in ("model.keras", "downloaded.npz")]
-    for path in away:
-        path.rename(f"{path}.away")
-    try:
+    folder, words, file, whole = here
+    with gone(file):
         done = main("export", whole, str(tmp_path / "exported"), "--to", "keras", TRUST)
-    finally:
-        for path in away:
-            Path(f"{path}.away").rename(path)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert [path.name for path in (tmp_path / "exported").iterdir()] == ["model.keras"]
     config = compose_config([*words]).config
     data = load_data(config)
     batch = data.x_test[:50].astype(np.float32) / np.float32(255)
-    np.save(tmp_path / "batch.npy", batch)
-    plain = {**environment, "PYTHONPATH": ""}
-    loaded = subprocess.run([sys.executable, "-P", "-c", LOADED], cwd=tmp_path, env=plain,
-                            capture_output=True, text=True)  # fmt: skip
-    assert loaded.stdout.splitlines()[-1:] == ["[]"], loaded
-    theirs = np.load(tmp_path / "theirs.npy")
     with np.load(files_of(folder, whole) / "checkpoints" / "weights-30.npz") as archive:
         state = dict(archive)
-    config.model.initial(data.spec, None)
+    config.model.initial(data.spec, lambda i: None)
     ours = config.model.logits(state, batch, None)
+    theirs = keras.models.load_model(tmp_path / "exported" / "model.keras")(batch, training=False)
     np.testing.assert_array_equal(theirs, ours)
+    np.testing.assert_array_equal(plain_keras(tmp_path, batch), ours)
 
 
+def plain_keras(folder: Path, batch: np.ndarray) -> np.ndarray:
+    """Return what a process that knows nothing of Waymark computes by the file."""
+    np.save(folder / "batch.npy", batch)
+    own = {key: text for key, text in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-P", "-c", LOADED], cwd=folder, env=own,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.stdout.splitlines()[-1:] == ["[]"], done
+    return np.asarray(np.load(folder / "theirs.npy"))
+
+
+@BUILD_TOO
 def test_a_checkpoint_is_chosen_and_other_models_are_not_exported(
-    here: Any, main: Main, tmp_path: Path, small: Path
+    here: Run, main: Main, tmp_path: Path, small: Path
 ) -> None:
-    _, _, whole, _ = here
+    *_, whole = here
     target = str(tmp_path / "out")
     file = api.export(whole, target, TRUST, step="10")
     first = file.read_bytes()
@@ -230,10 +244,11 @@ EVIL = [
 
 
 @pytest.mark.parametrize("command", ["evaluate", "resume", "export"])
+@BUILD_TOO
 def test_a_forged_architecture_is_refused_before_anything_is_imported(
-    command: str, here: Any, main: Main, tmp_path: Path
+    command: str, here: Run, main: Main, tmp_path: Path
 ) -> None:
-    folder, _, whole, _ = here
+    folder, *_, whole = here
     (folder / "evil.py").write_text("open('imported', 'w')\n")
     path = files_of(folder, whole) / "model.json"
     content = path.read_bytes()
@@ -254,12 +269,13 @@ def test_a_forged_architecture_is_refused_before_anything_is_imported(
     assert not (folder / "imported").exists()
 
 
+@BUILD_TOO
 def test_settings_of_keras_are_set_as_they_were_recorded(
-    here: Any, main: Main, monkeypatch: pytest.MonkeyPatch
+    here: Run, main: Main, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
-    _, _, whole, _ = here
+    *_, whole = here
     assert main("evaluate", whole, TRUST).stderr.count("Keras's") == 0
     try:
         keras.config.set_epsilon(1e-3)
@@ -271,6 +287,5 @@ def test_settings_of_keras_are_set_as_they_were_recorded(
         keras.config.set_epsilon(1e-3)
         assert api.evaluate(whole, TRUST)
         assert keras.config.epsilon() == 1e-3  # as the caller had it
-        assert api.rerun(whole, TRUST, "progress=false").identical
     finally:
         keras.config.set_epsilon(1e-7)
