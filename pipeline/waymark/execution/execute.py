@@ -1,8 +1,8 @@
 """One run, carried out: trained, saved, restored, evaluated, compared, and its end recorded."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,10 +10,8 @@ from typing import Any
 
 from waymark import names
 from waymark.checkpoints.store import Manifest
-from waymark.comparison import environment, rerun_report
-from waymark.comparison.own_code import OwnCode
+from waymark.comparison import rerun_report
 from waymark.comparison.recorded_run import RecordedRun
-from waymark.comparison.repository import diffstat
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
@@ -25,7 +23,8 @@ from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
 from waymark.execution.origin import Origin, origin_of
-from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume, uses_keras
+from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
+from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.files import replace_file
 from waymark.keras_file import ARCHITECTURE
@@ -146,62 +145,6 @@ def _fetch(store: RunStore, record: RunRecord) -> None:
     for name in [*small, *newer]:
         if (newer and name in small) or not (record.folder / name).exists():
             artifacts.fetch(store, record, name, record.folder)
-
-
-class RecordedEnvironment:
-    """What environment.json and the patches hold; those of earlier processes too, where others."""
-
-    def __init__(self, run: ActiveRun, config: Config) -> None:
-        self._run, self._with_changes = run, config.record.changes
-        self._before = environment.read_environment(run.info.folder / "environment.json")
-        self._found = environment.describe_environment(
-            config.runtime.intra_op_threads, own_modules(config), uses_keras(config)
-        )
-        self.own_code = OwnCode(self._with_changes)
-        self.facts = self._all_facts()
-
-    def refresh(self) -> None:
-        """Record the user's own modules that were imported since, as training may do."""
-        if self.own_code.look_again():
-            self.facts = self._all_facts()
-            self.write()
-
-    def write(self) -> None:
-        """Write the files into the run's folder."""
-        folder = self._run.info.folder
-        for name, patch in self.own_code.patches().items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            replace_file(folder / name, patch.encode(errors="surrogateescape"))
-        replace_file(folder / "environment.json", json_text(self.facts, indent=1))
-        self._run.mark_artifacts_dirty()
-
-    def _all_facts(self) -> dict[str, Any]:
-        own = self.own_code
-        facts = {**self._found, "code": {**self._found["code"], **own.digests}, "own": own.facts()}
-        facts["changes"] = diffstat(own.patch) if self._with_changes else None
-        before = {key: value for key, value in self._before.items() if key != "earlier"}
-        changed = [before] if environment.differences(before, facts) else []
-        earlier = [*self._before.get("earlier", []), *changed]
-        return {**facts, "earlier": earlier} if earlier else facts
-
-
-@contextmanager
-def record_environment(run: ActiveRun, config: Config) -> Iterator[RecordedEnvironment]:
-    """Record environment and code now, and what was imported since when the context ends."""
-    recorded = RecordedEnvironment(run, config)
-    if config.precision == "mixed_bfloat16" and environment.has_bfloat16(recorded.facts) is False:
-        print(
-            "waymark: precision=mixed_bfloat16: this processor has no instructions for it, so "
-            "that a step can take longer than in float32; on one without them a step of the "
-            "CNN took 930 ms, and 120 ms in float32",
-            file=sys.stderr,
-        )
-    recorded.write()
-    try:
-        yield recorded
-    finally:
-        with suppress(OSError):
-            recorded.refresh()
 
 
 @dataclass(frozen=True)

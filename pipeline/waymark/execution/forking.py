@@ -35,7 +35,8 @@ def fork(text: str, overrides: Mapping[str, Any]) -> Result:
     store = connect(given["tracking.uri"])
     record = find_single(store, wanted)
     name = f"fork of {record.name}"
-    given.setdefault("run_name", name[: RUN_NAMES.longest] if re.fullmatch(RUN_NAMES.pattern, name) else None)
+    fits = re.fullmatch(RUN_NAMES.pattern, name)
+    given.setdefault("run_name", name[: RUN_NAMES.longest] if fits else None)
     resolved = record_of(store, record, given)
     origin = read_checkpoint(store, record, resolved.config, step)
     begun = Fork(run=record.id, step=origin[0].step, digest=origin[0].digest)

@@ -122,7 +122,7 @@ def _record_model(plan: RunPlan, run: ActiveRun, trainer: Trainer) -> None:
     config, path = plan.resolved.config, run.info.folder / ARCHITECTURE
     if not hasattr(config.model, "use_architecture"):
         return
-    if not plan.checkpoint and names.INITIAL_WEIGHTS not in plan.tags:
+    if not (plan.checkpoint or plan.origin or names.INITIAL_WEIGHTS in plan.tags):
         refuse_other_weights(run.info, config, trainer)
         run.set_tags(weights_tags(config, trainer))
     if not path.exists() and (architecture := config.model.architecture()):
