@@ -1,5 +1,6 @@
 """The compiled steps: a batch, its loss and gradients, one update; one call runs many of them."""
 
+from collections.abc import Callable
 from typing import Any
 
 from waymark.config.functions import takes_learning_rate
@@ -65,6 +66,30 @@ def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
     return tf.math.divide_no_nan(tf.reduce_sum(losses * weights), tf.reduce_sum(weights))
 
 
+def _batches(config: Config, data: Dataset, statistics: Tensors) -> Callable[..., Any]:
+    """Return a function of seed, step and, of data larger than memory, the chunk.
+
+    It returns the batch of the step: its features, scaled, and what `training_truth` tells of it.
+    """
+    import tensorflow as tf
+
+    arrays = () if is_read(data.x_train) else (data.x_train, *training_truth(config.task, data))
+    resident = [each(tf.constant, array) for array in arrays]
+
+    def batch(
+        seed: tf.Tensor, step: tf.Tensor, *chunk: tf.Tensor
+    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
+        if chunk:
+            pixels, *known = streaming.batch_of(step, *chunk)
+        else:
+            sampling, size = config.data.sampling, config.batch_size
+            picked = batch_indices(sampling, seed, step, size, len(data.x_train))
+            pixels, *known = tf.nest.map_structure(lambda array: tf.gather(array, picked), resident)
+        return scale(pixels, data.divide, statistics), tuple(known)
+
+    return batch
+
+
 def compile_steps(
     config: Config, data: Dataset, variables: Tensors, parameters: Tensors, buffers: Tensors
 ) -> Any:
@@ -76,26 +101,12 @@ def compile_steps(
     """
     import tensorflow as tf
 
-    chunked = is_read(data.x_train)
-    arrays = () if chunked else (data.x_train, *training_truth(config.task, data))
-    resident = [each(tf.constant, array) for array in arrays]
     statistics = {name: variables[name] for name in data.statistics}
     others = {"step", *parameters, *buffers, *statistics}
     slots = {name: v for name, v in variables.items() if name not in others}
-
-    def batch(
-        seed: tf.Tensor, step: tf.Tensor, *chunk: tf.Tensor
-    ) -> tuple[tf.Tensor, tuple[tf.Tensor, ...]]:
-        if chunk:
-            pixels, *known = streaming.batch_of(step, *chunk)
-            return scale(pixels, data.divide, statistics), tuple(known)
-        sampling, size = config.data.sampling, config.batch_size
-        picked = batch_indices(sampling, seed, step, size, len(data.x_train))
-        pixels, *known = tf.nest.map_structure(lambda array: tf.gather(array, picked), resident)
-        return scale(pixels, data.divide, statistics), tuple(known)
-
+    batch = _batches(config, data, statistics)
     scalars = [tf.TensorSpec([], kind) for kind in (tf.int32, tf.int64, tf.float32)]
-    given = [*scalars, *(streaming.signature(config, data) if chunked else [])]
+    given = [*scalars, *(streaming.signature(config, data) if is_read(data.x_train) else [])]
 
     @tf.function(autograph=False, input_signature=given)
     def run_steps(
@@ -104,30 +115,26 @@ def compile_steps(
         reached = variables["step"].read_value()
 
         def body(
-            i: tf.Tensor,
-            losses: tf.TensorArray,
-            rate: tf.Tensor,
-            pixels: tf.Tensor,
-            known: tuple[tf.Tensor, ...],
-        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
+            i: tf.Tensor, losses: tf.TensorArray, pixels: tf.Tensor, known: tuple[tf.Tensor, ...]
+        ) -> tuple[tf.Tensor, tf.TensorArray, tf.Tensor, tuple[tf.Tensor, ...]]:
             step = reached + tf.cast(i, tf.int64) + 1
             # The next batch depends on no result, so TensorFlow makes it meanwhile.
             following = batch(seed, step + 1, *chunk)
             dropout = random_key(seed, DROPOUT, step)
-            rate = rate_of(config.optimizer, learning_rate, step)
-            given = (pixels, known, dropout, rate)
+            given = (pixels, known, dropout, rate_of(config.optimizer, learning_rate, step))
             loss = train_step(config, data, parameters, buffers, slots, *given)
-            return i + 1, losses.write(i, loss), rate, *following
+            return i + 1, losses.write(i, loss), *following
 
         losses = tf.TensorArray(tf.float32, size=steps, element_shape=[])
         loop = tf.while_loop(
             lambda i, *_: i < steps,
             body,
-            (tf.constant(0), losses, learning_rate, *batch(seed, reached + 1, *chunk)),
+            (tf.constant(0), losses, *batch(seed, reached + 1, *chunk)),
             parallel_iterations=1,
         )
-        variables["step"].assign_add(tf.cast(steps, tf.int64))
-        return loop[1].stack(), loop[2]
+        last = reached + tf.cast(steps, tf.int64)
+        variables["step"].assign(last)
+        return loop[1].stack(), rate_of(config.optimizer, learning_rate, last)
 
     parts = (config.model, config.optimizer, config.task)
     return trace(run_steps, parts, variables.values())
