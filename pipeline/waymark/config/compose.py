@@ -31,7 +31,9 @@ PARTS = re.compile(
 )
 # A schedule is chosen by its dotted key as well: Hydra's own word is the one with a slash, for
 # whose choice it takes no null.
-CHOSEN = re.compile(r"\+{0,2}optimizer[./]schedule=(?![\s{$])(.+)", re.DOTALL)
+CHOSEN = re.compile(
+    r"""\+{0,2}optimizer[./]schedule=(?!(?:true|false|nan|inf)$)([a-zA-Z_'"].*)""", re.DOTALL
+)
 NO_SCHEDULE = "none"
 SEARCHPATH = "hydra.searchpath"
 RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now

@@ -149,10 +149,15 @@ def _checked(kind: type, values: Mapping[str, Any], prefix: str, source: Source)
         if isinstance(secret, Secret) and str not in kinds and kinds & {int, float, bool}:
             values[name] = secret.as_number()
         nested = [t for t in (hint, *get_args(hint)) if is_dataclass(t) and isinstance(t, type)]
-        if nested and isinstance(values.get(name), Mapping):
-            key = f"{prefix}{name}"
+        key, value = f"{prefix}{name}", values.get(name)
+        if nested and isinstance(value, Mapping):
             values[name] = _checked(
                 _of_kind(nested, given[name], key, source), given[name], f"{key}.", source
+            )
+        elif len(nested) > 1 and not (value is None or is_dataclass(value)):
+            raise BadInput(
+                f"{key}={value!r} ({source(key)}): must be {_kinds(nested)}, chosen on the command "
+                f"line, or in a YAML file's defaults by override /{key.replace('.', '/')}."
             )
     try:
         return kind(**values)
@@ -164,10 +169,13 @@ def _of_kind(kinds: list[Any], given: Mapping[str, Any], key: str, source: Sourc
     """Return the one of some settings classes that the entry `kind` names, if there are several."""
     found = [each for each in kinds if len(kinds) == 1 or each.kind == given.get("kind")]
     if not found:
-        names = [each.kind for each in kinds]
         said = f"{key}.kind={given.get('kind')!r} ({source(f'{key}.kind')})"
-        raise BadInput(f"{said}: must be one of {listed(names)}.")
+        raise BadInput(f"{said}: must be {_kinds(kinds)}.")
     return found[0]
+
+
+def _kinds(kinds: list[Any]) -> str:
+    return f"one of {listed([each.kind for each in kinds])}"
 
 
 def _check_texts(config: Config, source: Source) -> None:

@@ -37,7 +37,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     tails = [name for name in known if name.rpartition(".")[2] == last]
     siblings = [n.rpartition(".")[2] for n in known if parent and n.rpartition(".")[0] == parent]
     if siblings and not tails:
-        close = [f"{parent}.{n}" for n in difflib.get_close_matches(last, siblings, 1, 0.25)]
+        short = [n for n in siblings if last == "".join(w[:1] for w in n.split("_"))]  # as lr
+        close = short or difflib.get_close_matches(last, siblings, 1, 0.25)
+        close = [f"{parent}.{name}" for name in close]
     else:
         close = tails or difflib.get_close_matches(word, known, n=1)
     return f"; the nearest is {close[0]}" if close else ""
