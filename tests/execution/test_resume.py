@@ -45,7 +45,7 @@ def data(small: Path) -> list[str]:
     return ["data=arrays", f"data.path={small}"]
 
 
-@pytest.mark.parametrize("model", RUNS)
+@pytest.mark.parametrize("model", ["softmax", pytest.param("cnn", marks=pytest.mark.long)])
 def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None:
     start_tensorflow(2)
     config = compose_config([*RUNS[model], *data]).config

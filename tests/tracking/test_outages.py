@@ -113,7 +113,7 @@ def waited(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return seconds
 
 
-@pytest.mark.parametrize("mode", ["refuse", "hang"])
+@pytest.mark.parametrize("mode", ["refuse", pytest.param("hang", marks=pytest.mark.long)])
 def test_gone_from_start_to_end(
     mode: str,
     proxy: Proxy,

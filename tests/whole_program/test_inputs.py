@@ -102,7 +102,9 @@ def known(place: Path, words: dict[str, list[str]]) -> Callable[[str], End]:
     return known
 
 
-@pytest.mark.parametrize(("kind", "save"), [("two.npz", "ckpt"), ("two", "npz")])
+@pytest.mark.parametrize(
+    ("kind", "save"), [("two.npz", "ckpt"), pytest.param("two", "npz", marks=pytest.mark.long)]
+)
 def test_a_run_has_the_bits_of_one_array_whatever_happens_to_it(
     place: Path, main: Main, client: Open, words: dict[str, list[str]],
     known: Callable[[str], End], kind: str, save: str,

@@ -700,10 +700,10 @@ def saved(tf: Any, prefix: Path, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize(
     "options",
     [
-        {"parts": [3, 1]},
-        {"parts": [1, 2]},
-        {"parts": [784, 1]},
-        {"sharded": True, "devices": ["/cpu:0", "/cpu:1"]},
+        pytest.param({"parts": [3, 1]}, marks=pytest.mark.long),
+        pytest.param({"parts": [1, 2]}, marks=pytest.mark.long),
+        pytest.param({"parts": [784, 1]}, marks=pytest.mark.long),
+        pytest.param({"sharded": True, "devices": ["/cpu:0", "/cpu:1"]}, marks=pytest.mark.long),
         {"sharded": True, "devices": ["/cpu:0", "/cpu:1"], "parts": [5, 1]},
     ],
 )
