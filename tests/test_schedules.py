@@ -1,18 +1,21 @@
 """Schedules: the bits of Keras's own classes, in the compiled step, whatever pieces it runs in."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from waymark.config.compose import compose_config, parse_overrides
+from waymark.config.compose import compose_config, from_config, parse_overrides
 from waymark.config.record import from_record
 from waymark.config.schema import OPTIMIZER_DEFAULTS
 from waymark.digest import digest
 from waymark.errors import BadInput
 from waymark.evaluation.restore import in_steps, load_data
+from waymark.optimizers import Sgd
+from waymark.schedules import Cosine
 from waymark.training.loop import Trainer
 from waymark.training.runtime import start_tensorflow
 
@@ -21,7 +24,7 @@ tf: Any = start_tensorflow(2)
 from keras.optimizers import schedules as theirs  # noqa: E402
 
 RATE = 0.0371
-COSINE = "optimizer.schedule=cosine"
+COSINE, HALF = "optimizer.schedule=cosine", Cosine(decay_steps=4, alpha=0.5)
 PIECES = ["boundaries=[7,8,23]", "values=[0.3,0,1e-3,0.02]"]
 # Settings, and Keras's class of them.
 PAIRS: dict[str, tuple[list[str], Callable[[], Any]]] = {
@@ -157,6 +160,8 @@ def test_a_schedule_is_chosen_by_its_dotted_key() -> None:
     assert config(COSINE, "optimizer.schedule=null").optimizer.schedule is None
     assert config().optimizer.schedule is None
     assert compose_config([]).params()["optimizer.schedule"] == "None"
+    typed = replace(config(), optimizer=Sgd(learning_rate=0.1, momentum=0.9, schedule=HALF))
+    assert from_config(typed).config.optimizer.schedule == HALF == config(whole).optimizer.schedule
     assert parse_overrides([COSINE]) == {"optimizer.schedule": "cosine"}
     assert parse_overrides(["optimizer.schedule=null"]) == {"optimizer.schedule": None}
 
