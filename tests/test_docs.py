@@ -12,6 +12,7 @@ from tests.support.processes import REPO, Main
 PAGES = sorted((REPO / "docs").glob("*.md"))
 
 
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras, as it saves
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_snippets_run(place: Path, monkeypatch: pytest.MonkeyPatch, main: Main, page: Path) -> None:
     monkeypatch.syspath_prepend(place)
