@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from waymark import compare, evaluate, rerun, resume
+from waymark import compare, evaluate, rerun, resume, run
 from waymark.comparison.environment import NUMERICS_KEYS
 from waymark.comparison.repository import CHECKOUT
 from waymark.comparison.rerun_report import load
@@ -74,8 +74,10 @@ def test_a_run_is_repeated_and_compared_and_goes_on(
     code = next(row for row in report.differences if row[0] == "code")
     assert code[1:] == (["pipeline"], ["waymark"]), "one line, not one for each module"
     assert not compare(name, "new").keys
+    forked = run("steps=14", "run_name=forked", fork=name)
     result = resume(name, "steps=14", allow_drift=True)
     assert result is not None
+    assert result.state_digest == forked.state_digest
     losses = client(folder).get_metric_history(result.run_id, "train/loss")
     assert sorted(point.step for point in losses) == list(range(1, 15))
 
@@ -109,7 +111,13 @@ def test_a_forged_record_finds_no_package_of_the_old_name(folder: Path, main: Pr
             break
     record.write_text(text.replace("pipeline.models.softmax.Softmax", "pipeline.evil.Softmax"))
     assert record.read_text() != text
-    for words in ("evaluate R", "resume R steps=14", "rerun R", "run --config-from R"):
+    for words in (
+        "evaluate R",
+        "resume R steps=14",
+        "rerun R",
+        "run --config-from R",
+        "run --fork R",
+    ):
         done = main(*words.replace("R", record.parent.parent.name).split())
         assert done.returncode == 2 and "pipeline.evil.Softmax" in done.stderr, done
         assert len(done.stderr.splitlines()) == 1, done
