@@ -263,6 +263,12 @@ def test_killed_before_its_first_checkpoint(
     fork_id = started[0].info.id
     if point in ("after it", "in training"):
         remove(run_id, client)
+    elif point == "before its start is kept":
+        client(Path.cwd()).delete_run(run_id)
+        gone = main("resume", fork_id)
+        assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
+        assert f"run {fork_id}: has not kept what it began with; RUN='{run_id}'" in gone.stderr
+        client(Path.cwd()).restore_run(run_id)
     done = main("resume", fork_id)
     assert (done.returncode, done.stderr) == (0, ""), done
     assert_same_from(BEGUN, whole, end(fork_id))

@@ -96,8 +96,8 @@ def run(
     """
     with GracefulShutdown() as stop:
         store = connect(resolved.config.tracking.uri, create=True)
-        origin = origin or origin_of(store, resolved)
-        plan = plan_new(resolved, original, tags, began is None, origin)
+        begin = origin or origin_of(store, resolved)
+        plan = plan_new(resolved, original, tags, began is None, begin)
         start = partial(start_tensorflow, **vars(resolved.config.runtime))
         active = create_run(store, plan.resolved, plan.tags, plan.data, meanwhile=start)
         return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)

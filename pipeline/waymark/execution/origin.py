@@ -66,8 +66,12 @@ def origin_of(
     try:
         manifest, state = read_checkpoint(store, home, config, str(fork.step))
     except NotKept:  # it was killed before
-        home = find(store, fork.run)
-        manifest, state = read_checkpoint(store, home, config, str(fork.step))
+        try:
+            origin = find(store, fork.run)
+            manifest, state = read_checkpoint(store, origin, config, str(fork.step))
+        except BadInput as error:
+            raise BadInput(f"run {home.id}: has not kept what it began with; {error}") from None
+        home = origin
     if manifest.digest != fork.digest:
         raise BadInput(
             f"run {home.id}: its checkpoint {fork.step} is not what the fork began with; "
