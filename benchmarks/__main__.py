@@ -13,7 +13,7 @@ import sys
 from benchmarks import picture
 from benchmarks.ways import AHEAD, COLUMNS, HERE, Target, table
 
-PROGRAMS = ("loop", "whole", "commands", "scoring", "trials", "growth", "streaming")
+PROGRAMS = ("loop", "whole", "commands", "scoring", "trials", "growth", "streaming", "keras_models")
 
 
 def summary() -> str:

@@ -57,24 +57,28 @@ class Keep(tf.keras.callbacks.ModelCheckpoint):
             old.unlink()
 
 
+def batches_of(x: np.ndarray, y: np.ndarray, seed: int, size: int) -> tf.data.Dataset:
+    """Return batches for ever, drawn with replacement, the examples in memory."""
+    images, labels = tf.constant(x), tf.constant(y)
+    return (
+        tf.data.Dataset.random(seed=seed)
+        .batch(size, drop_remainder=True)
+        .map(lambda numbers: numbers % len(x))
+        .map(lambda picked: (tf.gather(images, picked), tf.gather(labels, picked)))
+        .prefetch(tf.data.AUTOTUNE)
+    )
+
+
 def train(task: Job, arrays: list[np.ndarray], seed: int) -> None:
     x_train, y_train, x_test, y_test = arrays
     tf.keras.utils.set_random_seed(seed)
     folder = task.folder / f"keras-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    images, labels = tf.constant(x_train), tf.constant(y_train)
-    batches = (
-        tf.data.Dataset.random(seed=seed)
-        .batch(BATCH, drop_remainder=True)
-        .map(lambda numbers: numbers % len(x_train))
-        .map(lambda picked: (tf.gather(images, picked), tf.gather(labels, picked)))
-        .prefetch(tf.data.AUTOTUNE)
-    )
     model = build(task.model)
     with mlflow.start_run(run_name=f"keras_fit {seed}"):
         mark("loop")
         model.fit(
-            batches,
+            batches_of(x_train, y_train, seed, BATCH),
             steps_per_epoch=EVAL_EVERY,
             epochs=task.steps // EVAL_EVERY,
             validation_data=(x_test, y_test),

@@ -142,7 +142,7 @@ class Late(keras.Model):
         self.flat, self.drop = layers.Flatten(), layers.Dropout(0.5)
         self.first, self.last = layers.Dense(8), layers.Dense(outputs)
 
-    def call(self, x):  # without `training`: the layers learn of it from Keras
+    def call(self, x):  # without `training`: dropout rests, as in Keras's fit
         x = self.drop(self.first(self.flat(x)))
         self.add_loss(1e-2 * ops.mean(ops.square(x)))
         return self.last(x)

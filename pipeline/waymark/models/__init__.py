@@ -14,8 +14,8 @@ tensors, and `spec.shape` to their shapes.
 A model that keeps something beside its parameters, as a Keras model does, says so by
 
     buffers(spec)                       name -> first value of it, asked for after initial()
-    train(parameters, buffers, images)  the outputs in training, the buffers that changed by name,
-                                        and a loss of the model's own, float32 []
+    train(parameters, buffers, images)  the outputs in training, by name what it assigns before the
+                                        update, and a loss of the model's own, float32 []
 
 Then `logits` is what it computes when it is not trained, and finds the buffers among `parameters`.
 Its `initial` has two arguments more, `seed` and `precision`, in which it computes by itself.
@@ -114,7 +114,7 @@ def trained_forward(
     images: Tensor,
     dropout: Tensor,
 ) -> tuple[Tensor, Tensors, Tensor | None]:
-    """Return `forward`'s outputs in training, the buffers that changed, the model's own loss."""
+    """Return `forward`'s outputs in training, what the model assigns, and its own loss."""
     import tensorflow as tf
 
     if not hasattr(model, "buffers"):

@@ -36,6 +36,7 @@ from waymark.models.keras_build import (
     made_from,
     with_paths,
 )
+from waymark.models.keras_graph import computing_with, integers, refuse_changing
 from waymark.users_code import place
 
 ENDS = {"classification": "Softmax", "multilabel": "Sigmoid"}  # what may end a model of a task
@@ -187,17 +188,18 @@ class Keras:
     def train(
         self, parameters: Tensors, buffers: Tensors, images: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Return the outputs in training, the buffers that have changed, the model's own losses.
+        """Return the outputs in training, what the layers have assigned, the model's own losses.
 
         Those are the sum of its regularizers and of what it adds by `add_loss`, float32 [].
         """
-        outputs, scope, losses = self._call({**parameters, **buffers}, images, training=True)
+        values = {**parameters, **buffers}
+        outputs, scope, losses = self._call(values, images, training=True)
         import tensorflow as tf
 
         changed = {}
-        for variable in self._model.non_trainable_variables:
+        for variable in self._model.variables:
             value = scope.get_current_value(variable)
-            if value is not buffers[variable.path]:
+            if value is not values[variable.path]:
                 changed[variable.path] = value
         total = tf.add_n([tf.zeros([]), *(tf.reduce_sum(tf.cast(x, tf.float32)) for x in losses)])
         return outputs, changed, total
@@ -237,14 +239,22 @@ class Keras:
         return logits if kind == "classification" else logits - tf.math.log1p(-probabilities)
 
     def check_data(self, data: Dataset) -> None:
-        """Refuse pixels that both Waymark and the model would scale."""
+        """Refuse a model that a resume would not compute alike, and pixels scaled twice."""
+        keras, model = import_keras(), self._model
+        graph = refuse_changing(self._call, model, data.spec, self.said)
+        whole = integers(graph)
+        for name, kind in whole.items():
+            if kind == "bfloat16":
+                what = f"features of {name}" if name else "features"
+                raise BadInput(
+                    f"{self.said}: its model rounds {what} to bfloat16, exact up to 256, before it "
+                    f"takes them as integers; with autocast=False a layer or model does not."
+                )
         if data.scale != "auto" or not data.divide:
             return
-        keras = import_keras()
-        layers = self._model._flatten_layers()
-        scaling = [each.name for each in layers if isinstance(each, keras.layers.Rescaling)]
-        whole = [each for each in getattr(self._model, "inputs", None) or () if "int" in each.dtype]
-        if scaling or whole:
+        scaling = [x.name for x in model._flatten_layers() if isinstance(x, keras.layers.Rescaling)]
+        taken = whole if data.divide is True else data.divide & whole.keys()
+        if scaling or taken:
             found = f"holds the layer {scaling[0]}" if scaling else "takes integers"
             raise BadInput(
                 f"data.scale=auto: would divide {data.name}'s pixels by 255, but the model {found} "
@@ -286,12 +296,15 @@ class Keras:
             raise BadInput(f"{self.said}: {said}") from None
 
     def _call(self, values: Tensors, images: Tensor, training: bool) -> tuple[Tensor, Any, Any]:
-        """Call the model with these values in place of its variables'."""
-        keras, model = import_keras(), self._model
-        mapping = [(v, values[v.path]) for v in model.variables if v.path in values]
-        with keras.StatelessScope(state_mapping=mapping, collect_losses=training) as scope:
+        """Call the model with these values in place of its variables', as Keras's fit does.
+
+        A model whose call() takes no `training` is not told: its layers do as in inference.
+        """
+        model = self._model
+        told = {"training": training} if "training" in model.call_signature_parameters else {}
+        with computing_with(model, values, training) as scope:
             try:
-                outputs = model(images, training=training)
+                outputs = model(images, **told)
             except BadInput:
                 raise
             except Exception as error:

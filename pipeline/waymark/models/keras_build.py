@@ -17,8 +17,12 @@ from waymark.keras_file import OwnObject, check_config, parse_config, texts
 from waymark.keras_import import import_keras, named_afresh
 from waymark.users_code import defined, place
 
+KEPT = ("float64", "float32", "float16", "bool")  # with integers, what NumPy's files hold
 PATHS = "variables"  # beside a config: the paths of the model's variables
-OWN_STEPS = ("train_step", "compute_loss", "compute_metrics")  # of which Waymark calls none
+OWN_STEPS = (  # of which Waymark calls none
+    *("train_step", "test_step", "predict_step", "compute_loss", "compute_metrics"),
+    *("make_train_function", "make_test_function", "fit"),
+)
 
 
 def build_model(
@@ -93,6 +97,10 @@ def _check_model(model: Any, spec: ImageSpec, said: str) -> None:
         raise BadInput(
             f"{said}: its model returns {_kind(outputs)}; a task takes one tensor of outputs."
         )
+    if model.run_eagerly:
+        raise BadInput(
+            f"{said}: its model is compiled with run_eagerly=True, and Waymark computes in a graph."
+        )
     if not model.trainable_variables:
         raise BadInput(f"{said}: its model has no variable that is trained.")
     seen = set()
@@ -103,7 +111,12 @@ def _check_model(model: Any, spec: ImageSpec, said: str) -> None:
                 f"give the layers names of their own."
             )
         seen.add(variable.path)
-        if variable.dtype not in ("float64", "float32", "float16") and "int" not in variable.dtype:
+        if variable.trainable and variable.dtype != "float32":
+            raise BadInput(
+                f"{said}: the trained variable {variable.path!r} is {variable.dtype}; Waymark's "
+                f"parameters are float32, and precision=mixed_bfloat16 computes in less."
+            )
+        if variable.dtype not in KEPT and "int" not in variable.dtype:
             raise BadInput(
                 f"{said}: the variable {variable.path!r} is {variable.dtype}, which NumPy's files "
                 f"do not hold; precision=mixed_bfloat16 keeps variables in float32."

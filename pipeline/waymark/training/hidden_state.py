@@ -1,5 +1,6 @@
 """Refuse what a model or an optimizer keeps beside the state: no checkpoint would hold it."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,11 +9,12 @@ from waymark.errors import BadInput
 
 PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")  # operations that call Python
 
-# Those whose generators have a state of their own.
-RANDOM_OPS = (
-    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal"),
-    *("ParameterizedTruncatedNormal", "RandomGamma", "RandomPoisson", "RandomPoissonV2"),
-    *("RandomShuffle", "Multinomial", "RandomCrop"),
+# Of those that TensorFlow calls stateful, what keeps nothing but in variables: these `trace` knows.
+KEEPS_NOTHING = re.compile(
+    r"(ReadVariableOp|Assign(Add|Sub)?VariableOp|VarIsInitializedOp|VariableShape"
+    r"|Resource(Sparse)?Apply\w+|Resource(Gather|Scatter|Strided)\w+"
+    r"|If|Case|While|(Stateful)?PartitionedCall|SymbolicGradient"
+    r"|Assert|Print(V2)?|StatelessRandomGet\w+)$"
 )
 
 
@@ -51,8 +53,8 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
     """Trace a tf.function; return the concrete one.
 
     Raises HiddenState for a variable that it makes, or uses and is not among the `known`, for any
-    other resource, for Python that it would call, whose state is out of sight, and for random
-    numbers that no key decides.
+    other resource, for Python that it would call, whose state is out of sight, and for operations
+    with a state of their own, as those are that draw random numbers by no key.
     """
     with refuse_variables(parts):
         concrete = function.get_concrete_function(*signature)
@@ -61,14 +63,28 @@ def trace(function: Any, parts: Sequence[Any], known: Iterable[Any], *signature:
         if captured.dtype == "resource" and id(captured) not in handles:
             found = (each for each in concrete.graph.variables if each.handle is captured)
             raise _refusal(parts, f"uses {_describe(next(found, None))}")
-    graph = concrete.graph.as_graph_def()
-    inner = [node for body in graph.library.function for node in body.node_def]
-    for node in [*graph.node, *inner]:
-        if node.op in PYTHON_OPS:
-            raise _refusal(parts, f"calls Python while it computes ({node.op})")
-        if node.op in RANDOM_OPS:
-            raise _refusal(parts, f"draws by a generator of TensorFlow's ({node.op})")
+    definition = concrete.graph.as_graph_def()
+    inner = [node for body in definition.library.function for node in body.node_def]
+    for node in [*definition.node, *inner]:
+        if kept := _kept_by(node):
+            raise _refusal(parts, kept)
     return concrete
+
+
+def _kept_by(node: Any) -> str:
+    """Say what an operation keeps or calls that is in no checkpoint; nothing of all others."""
+    from tensorflow.python.framework import op_def_registry
+
+    known, place = op_def_registry.get(node.op), node.name.removeprefix("while/").rpartition("/")[0]
+    named = f"({node.op}{f' in {place}' if place else ''})"
+    if node.op in PYTHON_OPS:
+        return f"calls Python while it computes {named}"
+    if node.op.startswith("CudnnRNN") and not node.attr["dropout"].f:
+        return ""
+    if KEEPS_NOTHING.match(node.op) or not ((known and known.is_stateful) or "seed2" in node.attr):
+        return ""
+    draws = "draws by a generator of TensorFlow's" if "seed" in node.attr else "keeps something"
+    return f"{draws} {named}"
 
 
 def _describe(variable: Any) -> str:

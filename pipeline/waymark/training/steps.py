@@ -52,9 +52,10 @@ def train_step(
         loss = loss if own_loss is None else loss + own_loss
     gradients = tape.gradient(loss, values, unconnected_gradients="zero")
     rate = {"learning_rate": learning_rate} if takes_learning_rate(config.optimizer) else {}
-    config.optimizer.apply(parameters, slots, gradients, **rate)
+    kept_by_model = {**parameters, **buffers}
     for name, value in changed.items():
-        buffers[name].assign(value)
+        kept_by_model[name].assign(value)
+    config.optimizer.apply(parameters, slots, gradients, **rate)
     getattr(config.model, "constrain", lambda _: None)(parameters)
     return loss
 

@@ -1,0 +1,167 @@
+"""Twenty kinds of Keras models: killed, resumed, done again, each to the same bits.
+
+Six die in this process of what nothing catches, which leaves what SIGKILL leaves (see `killed`) and
+spares them a start of TensorFlow; under `long` all twenty die of SIGKILL itself, at a step that is
+drawn.
+"""
+
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waymark import api
+
+from tests.support.data import pictures
+from tests.support.processes import BOUND, THREADS, Done, Main, killed
+from tests.support.reruns import is_clean
+
+MODELS, MORE = "tests.support.keras_models", "tests.support.keras_kinds"
+STEPS = 9
+RUN = [
+    "model=keras",
+    "data=arrays",
+    "batch_size=8",
+    f"steps={STEPS}",
+    "save.every=3",
+    "eval_every=4",
+]
+RUN += ["optimizer=adamw", "progress=false", THREADS]
+TRUST = "trusted_modules=[tests]"
+MIXED = "precision=mixed_bfloat16"
+
+# kind -> the module of its function, its name, and what its run is told besides
+TABLE: dict[str, tuple[str, ...]] = {
+    "batch norm": (MODELS, "batch_norm"),
+    "layer norm": (MODELS, "layer_norm"),
+    "dropout": (MODELS, "dropout"),
+    "attention": (MODELS, "attention", "optimizer.clipnorm=1"),
+    "LSTM": (MODELS, "lstm"),
+    "GRU": (MODELS, "gru", "optimizer=rmsprop"),
+    "embedding": (MORE, "of_integers", "data.scale=none"),
+    "shared layer": (MODELS, "shared"),
+    "nested model": (MODELS, "nested"),
+    "regularised": (MODELS, "regularised", "optimizer=sgd"),
+    "frozen": (MODELS, "frozen"),
+    "augmentation": (MODELS, "augmentation"),
+    "multi-input": (MORE, "multi_input", "data.path=two.npz"),
+    "own layer": (MODELS, "own_layer"),
+    "own seed": (MODELS, "own_seed", "optimizer=lion"),
+    "mixed precision": (MODELS, "batch_norm", MIXED),
+    "lazily built": (MORE, "lazily_built"),
+    "add_loss": (MODELS, "add_loss"),
+    "weight-normalised": (MORE, "weight_normalised"),
+    "separable convolution": (MODELS, "separable"),
+}
+SHORT = ("GRU", "embedding", "multi-input", "own seed", "lazily built", "weight-normalised")
+
+
+def overrides(kind: str, number: int, small: Path) -> list[str]:
+    module, name, *more = TABLE[kind]
+    save = f"save={('ckpt', 'npz')[number % 2]}"
+    path = [f"data.path={small}"] if "data.path" not in str(more) else []
+    return [f"model.build={module}.{name}", *RUN, *path, save, *more]
+
+
+@pytest.fixture
+def trained_in(place: Path) -> Path:
+    """Return the current folder, with data of two inputs in it."""
+    parts = pictures(120, 40)
+    rows = {f"x_{part}.row": parts[f"x_{part}"][:, 3] for part in ("train", "test")}
+    images = {f"x_{part}.image": parts.pop(f"x_{part}") for part in ("train", "test")}
+    np.savez(place / "two.npz", **images, **rows, **parts)
+    return place
+
+
+@pytest.mark.parametrize("kind", SHORT)
+def test_six_kinds_die_are_resumed_and_done_again(kind: str, trained_in: Path, small: Path) -> None:
+    words = overrides(kind, SHORT.index(kind), small)
+    resumed_and_done_again(killed(5, *words))
+
+
+def resumed_and_done_again(key: str) -> None:
+    result = api.resume(key, TRUST, "progress=false")
+    assert result is not None
+    again = api.rerun(key, TRUST)  # in one piece
+    assert is_clean(again), again
+    assert (again.losses, again.checkpoints) == (STEPS, 3)
+
+
+DYING = """
+import os, signal, sys
+from waymark.training.loop import Trainer
+from waymark.__main__ import program
+
+last, run_steps = int(sys.argv.pop(1)), Trainer.run_steps
+
+def dying(trainer, steps):
+    losses = run_steps(trainer, steps)
+    if trainer.step >= last:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return losses
+
+Trainer.run_steps = dying
+program()
+"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", TABLE)
+def test_twenty_kinds_are_killed_resumed_and_done_again(
+    kind: str, trained_in: Path, small: Path, environment: dict[str, str], seed: int
+) -> None:
+    number = list(TABLE).index(kind)
+    words = overrides(kind, number, small)
+    step = random.Random(seed + number).randint(1, STEPS)
+    print("killed when step", step, "was trained, and not yet recorded")
+    command = [sys.executable, "-c", DYING, str(step), "run", *words]
+    died = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=BOUND)
+    assert died.returncode == -signal.SIGKILL, died
+    resumed_and_done_again(died.stdout.split()[1])
+
+
+def test_statistics_that_a_layer_adapted_to_are_in_the_state(
+    place: Path, main: Main, small: Path
+) -> None:
+    """The file that they came from may change, or go: they are restored."""
+    np.save(place / "seen.npy", np.array([0.1, 0.2, 0.6]))
+    words = [f"model.build={MORE}.adapted", "+model.settings.file=seen.npy", *RUN]
+    key = killed(5, *words, f"data.path={small}", "save=npz")
+    np.save(place / "seen.npy", np.array([5.0, 6.0, 9.0]))
+    result = api.resume(key, TRUST, "progress=false")
+    assert result is not None
+    told = main("evaluate", key, TRUST).stdout
+    assert f"accuracy {result.restored_accuracy:.4f}," in told
+    np.save(place / "seen.npy", np.array([0.1, 0.2, 0.6]))
+    again = api.rerun(key, TRUST)
+    assert is_clean(again), again
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["joblib", "ray"])
+def test_a_trial_elsewhere_has_the_bits_of_a_run_alone(
+    launcher: str,
+    place: Path,
+    waymark: Callable[..., Done],
+    client: Callable[[Path], Any],
+    small: Path,
+) -> None:
+    if launcher == "ray":
+        pytest.importorskip("ray")
+    words = overrides("batch norm", 1, small)
+    sweep = ["seed=3,4", f"hydra/launcher={launcher}"]
+    sweep += ["hydra.launcher.n_jobs=2"] if launcher == "joblib" else []
+    done = waymark("run", "-m", *words, *sweep, cwd=place, bound=300)
+    assert done.returncode == 0, done
+    found = {
+        run.data.params["seed"]: run.data.tags["waymark.state_digest"]
+        for run in client(place).search_runs(["1"])
+        if "seed" in run.data.params and "waymark.state_digest" in run.data.tags
+    }
+    alone = {seed: api.run(*words, f"seed={seed}").state_digest for seed in ("3", "4")}
+    assert found == alone
