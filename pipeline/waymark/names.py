@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 # Tags of a run: which process owns it (see `tracking.ownership`), and whether it still lives.
 PROCESS = "waymark.process"  # JSON: what names the process
-LIFE = "waymark.life"  # how many processes have trained the run
+LEASE = "waymark.life"  # the number of the lease: how many processes have trained the run
 FROM_STEP = "waymark.from_step"  # the step from which the owner went on
 HEARTBEAT = "waymark.heartbeat"  # the owner's last sign of life, seconds since the epoch
-OWNERSHIP = (PROCESS, LIFE, FROM_STEP, HEARTBEAT)
+OWNERSHIP = (PROCESS, LEASE, FROM_STEP, HEARTBEAT)
 LOCAL_ID = "waymark.local_id"  # the run's id on the machine that began it
 # How it ended.
 REASON = "waymark.reason"  # why it was stopped or failed

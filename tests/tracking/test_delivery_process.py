@@ -126,7 +126,7 @@ def test_a_run_can_be_resumed_before_what_is_done_beside_its_creation(place: Pat
 
     def meanwhile() -> None:
         (config,) = poll(lambda: [*place.glob("mlruns/artifacts/*/*/artifacts/config.yaml")])
-        assert outbox.read(config.parents[1] / outbox.NAME).lives
+        assert outbox.read(config.parents[1] / outbox.NAME).leases
 
     run = create_run(store, compose_config([THREADS]), {}, POINTS, meanwhile)
     assert run.finish("KILLED") is None

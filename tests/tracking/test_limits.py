@@ -17,7 +17,7 @@ from mlflow.utils.validation import _validate_param
 from waymark.tracking import limits
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import RunCreation, read
-from waymark.tracking.ownership import Life
+from waymark.tracking.ownership import Lease
 from waymark.tracking.recovery import sync
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -220,7 +220,7 @@ def deleted(client: MlflowClient, record: RunRecord) -> str:
 
 def taken(client: MlflowClient, record: RunRecord) -> str:
     """Let a process of another host have gone on from step 1, and be gone as well."""
-    other = Life(2, 1, {"host": "elsewhere", "pid": 1})
+    other = Lease(2, 1, {"host": "elsewhere", "pid": 1})
     for key, text in other.tags().items():
         client.set_tag(record.id, key, text)
     return (

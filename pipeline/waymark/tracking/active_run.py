@@ -20,7 +20,7 @@ from waymark.tracking.limits import SHORTER, fitted
 from waymark.tracking.liveness import this_process
 from waymark.tracking.lock import is_own, may_be_alive, owner_and_heartbeat, run_lock
 from waymark.tracking.outbox import Outbox, Points, RunCreation
-from waymark.tracking.ownership import Life
+from waymark.tracking.ownership import Lease
 from waymark.tracking.questions import StoreError
 from waymark.tracking.remote_store import ANSWER_S, ENDED, Ended, RemoteStore, numbers
 from waymark.tracking.runs import RunRecord
@@ -44,7 +44,7 @@ def create_run(
     run that can be resumed. Raises BadInput if the store takes no run.
     """
     config = resolved.config
-    life = ownership.new_life(this_process(), Life(), 0)
+    lease = ownership.new_lease(this_process(), Lease(), 0)
     creation = RunCreation(
         id=uuid.uuid4().hex,
         address=store.address.store_key,
@@ -56,7 +56,7 @@ def create_run(
             names.SOURCE: "waymark",
             **{key: str(value) for key, value in resolved.values["tags"].items()},
             **tags,
-            **life.tags(),
+            **lease.tags(),
             names.HEARTBEAT: str(int(time.time())),
         },
         params=resolved.params(),
@@ -76,7 +76,7 @@ def create_run(
             with suppress(StoreError, TimeoutError):
                 record = store.begin(RunStore.create, creation).result(ANSWER_S)
                 known = replace(creation, id=record.id, name=record.name)
-        run = ActiveRun(store, record, known, config.tracking, life)
+        run = ActiveRun(store, record, known, config.tracking, lease)
         replace_file(record.folder / "config.yaml", resolved.record())
         return run
 
@@ -98,8 +98,8 @@ def reopen_run(
         )
     content = outbox.read(record.outbox)
     before = ownership.owner(record.tags, record.status == "FINISHED")
-    if content.lives and (record.offline or not record.known or content.is_of(before)):
-        before = content.lives[-1]  # of which the store may not have heard yet
+    if content.leases and (record.offline or not record.known or content.is_of(before)):
+        before = content.leases[-1]  # of which the store may not have heard yet
     creation = None
     if not content.creation:  # its outbox lies on another machine
         others = (names.LOCAL_ID, *names.OWNERSHIP)
@@ -116,8 +116,10 @@ def reopen_run(
     earlier = None
     with suppress(OSError):  # there is none before the first words of a run
         earlier = history.load((record.folder / history.NAME).read_bytes())
-    life = ownership.new_life(this_process(), before, from_step)
-    return ActiveRun(store, record, creation, config.tracking, life, before, earlier or History({}))
+    lease = ownership.new_lease(this_process(), before, from_step)
+    return ActiveRun(
+        store, record, creation, config.tracking, lease, before, earlier or History({})
+    )
 
 
 class ActiveRun:
@@ -129,13 +131,13 @@ class ActiveRun:
         record: RunRecord,
         creation: RunCreation | None,
         settings: Any,
-        life: Life,
-        before: Life | None = None,
+        lease: Lease,
+        before: Lease | None = None,
         earlier: History | None = None,
     ) -> None:
         """Hold a run; `creation` is what its outbox lacks. Raise RunLocked if it is not free.
 
-        `life` is this process's, `before` the one that it follows; `earlier` is what is known
+        `lease` is this process's, `before` the one that it follows; `earlier` is what is known
         here of that one, None if there is none. What a local store holds of a run is waited for.
         """
         new, self._earlier = earlier is None, earlier
@@ -155,7 +157,7 @@ class ActiveRun:
             if record.known:
                 self._outbox.append("ids", [record.id, record.experiment_id])
         after = {"after": before.dump()} if before else {}
-        self._outbox.append("begun", life.dump() | after)
+        self._outbox.append("begun", lease.dump() | after)
         try:
             self._process, self._number = store.process(), next(numbers)
             self._begun: Future[None] = Future()  # the answer to the handing over

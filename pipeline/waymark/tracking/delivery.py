@@ -26,7 +26,7 @@ from waymark.tracking.limits import (
 )
 from waymark.tracking.liveness import HEARTBEAT_S
 from waymark.tracking.outbox import OutboxReader, Points, RunCreation
-from waymark.tracking.ownership import Life
+from waymark.tracking.ownership import Lease
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
@@ -59,8 +59,8 @@ class Delivery:
         self.store, self._client = store, store.client
         self._new, self._tried = new, False
         self._reader = OutboxReader(record.outbox)
-        self._content = self._reader.content  # whose lives tell whether the run is this outbox's
-        self.owner: Life | None = None  # the one that has taken the run from this outbox
+        self._content = self._reader.content  # whose leases tell whether the run is this outbox's
+        self.owner: Lease | None = None  # the one that has taken the run from this outbox
         self.left_out = 0  # points, which are the owner's to make
         self._opened = time.time_ns()
         self.unsent: list[Points] = []
@@ -112,8 +112,8 @@ class Delivery:
         self._read()
         if was_connected and (self.unsent or self.tags or self.changed or self._heartbeat_is_due()):
             run = self._fetch_run()
-            life = self.owner or [Life(), *self._content.lives][-1]
-            if any(step <= life.from_step for p in self.unsent for step in p.steps):
+            lease = self.owner or [Lease(), *self._content.leases][-1]
+            if any(step <= lease.from_step for p in self.unsent for step in p.steps):
                 self.drop_already_logged(run)  # a former owner may have added it meanwhile
         if self.owner:
             self._leave_to_owner(self.owner)
@@ -157,7 +157,7 @@ class Delivery:
         self.owner = None if self._content.may_write(owner) else owner
         return run
 
-    def _leave_to_owner(self, owner: Life) -> None:
+    def _leave_to_owner(self, owner: Lease) -> None:
         """Add the points that are missing before the owner's first; leave out all else."""
         every, self.unsent = self.unsent, []
         for p in every:
@@ -228,9 +228,9 @@ class Delivery:
         if not self.owner:
             if self.training:
                 self._last_heartbeat = -math.inf if may_exist else time.monotonic()
-            lives, there = self._content.lives, ownership.owner(run.data.tags)
-            if lives and not (there.process and lives[-1].is_named_by(there)):
-                self._set_tags(lives[-1].tags())
+            leases, there = self._content.leases, ownership.owner(run.data.tags)
+            if leases and not (there.process and leases[-1].is_named_by(there)):
+                self._set_tags(leases[-1].tags())
                 run = self._client.get_run(self.info.id)
             self._send_heartbeat()
             if self._content.creation:

@@ -107,9 +107,9 @@ def may_be_alive(record: RunRecord) -> bool:
 def _owner_is_gone(record: RunRecord) -> bool:
     """Tell whether the process that owns a run, by its outbox if that is newer, has ended."""
     owner = ownership.owner(record.tags)
-    lives = outbox.read(record.outbox).lives
-    if any(life.is_named_by(owner) for life in lives):
-        owner = lives[-1]
+    leases = outbox.read(record.outbox).leases
+    if any(lease.is_named_by(owner) for lease in leases):
+        owner = leases[-1]
     return is_gone(owner.process)
 
 

@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt
 
 from waymark.config.schema import settings
 from waymark.tracking import ownership
-from waymark.tracking.ownership import Life
+from waymark.tracking.ownership import Lease
 
 NAME = "outbox.jsonl"
 
@@ -63,8 +63,8 @@ class Content:
     points: list[Points] = field(default_factory=list)
     digests: dict[int, str] = field(default_factory=dict)  # of the states saved, by step
     tags: dict[str, str] = field(default_factory=dict)  # set since, the last value of each
-    lives: list[Life] = field(default_factory=list)  # of the processes that trained the run here
-    before: list[Life] = field(default_factory=list)  # the ones that they went on from
+    leases: list[Lease] = field(default_factory=list)  # of the processes that trained the run here
+    before: list[Lease] = field(default_factory=list)  # the ones that they went on from
     status: tuple[str, int] | None = None  # at the end, and when (ms); None while it goes on
     delivered: bool = False
 
@@ -75,20 +75,20 @@ class Content:
             found.setdefault(p.key, {}).update(zip(p.steps, p.values, strict=True))
         return found
 
-    def begin(self, life: Life, before: Life | None) -> None:
-        """Begin another life of the run; the tags of one that another machine followed are old."""
+    def begin(self, lease: Lease, before: Lease | None) -> None:
+        """Begin another lease of the run; the tags of one that another machine followed are old."""
         if before and not self.is_of(before):
             self.tags = {}
-        self.lives.append(life)
+        self.leases.append(lease)
         self.before += [before] if before else []
         self.status = None
 
-    def is_of(self, owner: Life) -> bool:
+    def is_of(self, owner: Lease) -> bool:
         """Tell whether a process that wrote here owns the run."""
-        return any(life.is_named_by(owner) for life in self.lives)
+        return any(lease.is_named_by(owner) for lease in self.leases)
 
-    def may_write(self, owner: Life) -> bool:
-        """Tell whether nobody else has taken the run since the last life that began here."""
+    def may_write(self, owner: Lease) -> bool:
+        """Tell whether nobody else has taken the run since the last lease that began here."""
         nobody = not (owner.number or owner.process)
         taken = [old for old in self.before if old.finished or not owner.finished]
         return nobody or self.is_of(owner) or any(old.is_named_by(owner) for old in taken)

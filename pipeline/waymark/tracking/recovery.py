@@ -74,7 +74,7 @@ def mark_killed(store: RunStore, record: RunRecord, end: int, patience: float) -
             run = store.client.get_run(record.id)
             same = all(
                 run.data.tags.get(k) == record.tags.get(k)
-                for k in (names.PROCESS, names.LIFE, names.HEARTBEAT)
+                for k in (names.PROCESS, names.LEASE, names.HEARTBEAT)
             )
             if not same or run.info.status != "RUNNING":
                 return  # it lives after all, or another process has taken it

@@ -21,7 +21,7 @@ from waymark.tracking.finder import find
 from waymark.tracking.liveness import this_process
 from waymark.tracking.opening import open_store
 from waymark.tracking.outbox import Content
-from waymark.tracking.ownership import Life
+from waymark.tracking.ownership import Lease
 from waymark.tracking.questions import StoreError
 from waymark.tracking.recovery import sync
 from waymark.training.progress import NoProgress
@@ -44,47 +44,47 @@ pytestmark = pytest.mark.usefixtures("delivery_here")
 A, B, C = ({"host": "h", "boot": "b", "pid": pid, "started": 1.0} for pid in (1, 2, 3))
 
 
-def life(number: int, process: dict[str, Any], since: int | None = None, **more: Any) -> Life:
-    return Life(number, 0, process if since is None else {**process, "since": since}, **more)
+def lease(number: int, process: dict[str, Any], since: int | None = None, **more: Any) -> Lease:
+    return Lease(number, 0, process if since is None else {**process, "since": since}, **more)
 
 
-OWNERS: dict[str, tuple[list[tuple[Life, Life | None]], Life, bool]] = {
-    "its own": ([(life(1, A, 5), None)], life(1, A, 5), True),
-    "not heard of yet": ([(life(2, B, 6), life(1, A, 5))], life(1, A, 5), True),
+OWNERS: dict[str, tuple[list[tuple[Lease, Lease | None]], Lease, bool]] = {
+    "its own": ([(lease(1, A, 5), None)], lease(1, A, 5), True),
+    "not heard of yet": ([(lease(2, B, 6), lease(1, A, 5))], lease(1, A, 5), True),
     "nor its second life": (
-        [(life(2, B, 6), life(1, A, 5)), (life(3, B, 7), life(2, B, 6))],
-        life(1, A, 5),
+        [(lease(2, B, 6), lease(1, A, 5)), (lease(3, B, 7), lease(2, B, 6))],
+        lease(1, A, 5),
         True,
     ),
-    "taken": ([(life(1, A, 5), None)], life(2, B, 6), False),
-    "taken, same number": ([(life(2, A, 5), life(1, C, 4))], life(2, B, 6), False),
-    "taken, same process": ([(life(2, A, 5), life(1, C, 4))], life(2, A, 6), False),
+    "taken": ([(lease(1, A, 5), None)], lease(2, B, 6), False),
+    "taken, same number": ([(lease(2, A, 5), lease(1, C, 4))], lease(2, B, 6), False),
+    "taken, same process": ([(lease(2, A, 5), lease(1, C, 4))], lease(2, A, 6), False),
     "taken between two of its own": (
-        [(life(1, A, 5), None), (life(3, A, 8), life(2, B, 6))],
-        life(2, B, 6),
+        [(lease(1, A, 5), None), (lease(3, A, 8), lease(2, B, 6))],
+        lease(2, B, 6),
         True,
     ),
     "taken after that": (
-        [(life(1, A, 5), None), (life(3, A, 8), life(2, B, 6))],
-        life(4, B, 9),
+        [(lease(1, A, 5), None), (lease(3, A, 8), lease(2, B, 6))],
+        lease(4, B, 9),
         False,
     ),
-    "finished meanwhile": ([(life(2, B), life(1, A, 5))], life(1, A, 5, finished=True), False),
+    "finished meanwhile": ([(lease(2, B), lease(1, A, 5))], lease(1, A, 5, finished=True), False),
     "extended": (
-        [(life(2, B), life(1, A, 5, finished=True))],
-        life(1, A, 5, finished=True),
+        [(lease(2, B), lease(1, A, 5, finished=True))],
+        lease(1, A, 5, finished=True),
         True,
     ),
-    "an old record": ([(life(0, A), None)], life(0, A), True),
-    "an old record, taken": ([(life(0, A), None)], life(0, B), False),
-    "an old record, taken since": ([(life(0, A), None)], life(1, B, 6), False),
-    "no tags": ([(life(1, A, 5), None)], Life(), True),
-    "no number": ([(life(1, A, 5), None)], life(0, A, 5), True),
-    "no number, taken": ([(life(1, A, 5), None)], life(0, B, 6), False),
-    "no process": ([(life(1, A, 5), None)], life(1, {}), True),
-    "no process, taken": ([(life(1, A, 5), None)], life(2, {}), False),
-    "nothing begun": ([], Life(), True),
-    "nothing begun, taken": ([], life(1, A, 5), False),
+    "an old record": ([(lease(0, A), None)], lease(0, A), True),
+    "an old record, taken": ([(lease(0, A), None)], lease(0, B), False),
+    "an old record, taken since": ([(lease(0, A), None)], lease(1, B, 6), False),
+    "no tags": ([(lease(1, A, 5), None)], Lease(), True),
+    "no number": ([(lease(1, A, 5), None)], lease(0, A, 5), True),
+    "no number, taken": ([(lease(1, A, 5), None)], lease(0, B, 6), False),
+    "no process": ([(lease(1, A, 5), None)], lease(1, {}), True),
+    "no process, taken": ([(lease(1, A, 5), None)], lease(2, {}), False),
+    "nothing begun": ([], Lease(), True),
+    "nothing begun, taken": ([], lease(1, A, 5), False),
 }
 
 
@@ -99,7 +99,7 @@ def test_who_may_write(name: str, tmp_path: Path) -> None:
     box.close()
     assert content.may_write(owner) is expected
     read = outbox.read(box.path)
-    assert (read.lives, read.before) == (content.lives, content.before)
+    assert (read.leases, read.before) == (content.leases, content.before)
     again = ownership.owner(owner.tags(), owner.finished)
     assert read.may_write(again) is expected
 
@@ -107,7 +107,7 @@ def test_who_may_write(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "x", "-1", "1.5", "9" * 5000, "²", "[" * 5000, "null"])
 def test_tags_that_tell_of_no_life_are_nobodys(text: str) -> None:
     tags = {"waymark.process": text, "waymark.life": text, "waymark.from_step": text}
-    assert ownership.owner(tags) == Life()
+    assert ownership.owner(tags) == Lease()
 
 
 # Two machines, one server.
@@ -427,7 +427,7 @@ def test_records_of_an_older_waymark_tell_their_owner_too(scene: Scene) -> None:
     client, a, b, begun, run_id = scene
     end_sending(begun)
     path, mine = begun.info.outbox, ("life", "from_step", "finished", "since")
-    process = {k: v for k, v in outbox.read(path).lives[0].process.items() if k not in mine}
+    process = {k: v for k, v in outbox.read(path).leases[0].process.items() if k not in mine}
     box = outbox.Outbox(path.with_name("old"))
     for kind, value in list(outbox._entries(path.read_bytes())):
         box.append(kind, process if kind == "begun" else value)
