@@ -56,7 +56,7 @@ def waymark(model: str, data: str, folder: str) -> NoReturn:
             if step == 1:
                 mark("on")
 
-    execute.make_progress = lambda wish, *told: FirstStep(*told)  # type: ignore[assignment]
+    execute.make_progress = lambda wish, *told: FirstStep(*told)
     watch()
     steps = STEPS[model]
     every = [f"steps={steps}", f"save.every={SAVE_EVERY}", f"eval_every={steps // EVALUATIONS}"]
@@ -152,7 +152,7 @@ def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     command, *words = [*sys.argv[1:], "", ""]
     if command in ("waymark", "fit"):
-        return {"waymark": waymark, "fit": fit}[command](*filter(None, words))
+        {"waymark": waymark, "fit": fit}[command](*filter(None, words))
     models = [word for word in sys.argv[1:] if word in STEPS] or [*STEPS]
     rows, targets, numbers = [], [], {}
     with tempfile.TemporaryDirectory() as name:
