@@ -350,7 +350,8 @@ def test_help_and_version(tmp_path: Path, main: Main, monkeypatch: pytest.Monkey
         assert main(command, "--help").returncode == 0
     assert main("--version").stdout == f"waymark, version {__version__}\n"
     about_run = main("run", "--help").stdout
-    assert "optimizer: adagrad, adam, adamw, " in about_run
+    assert "optimizer: adadelta, adafactor, adagrad, adam, " in about_run
+    assert "optimizer/schedule: cosine, exponential, none, " in about_run
     assert "steps: 1000" in about_run
     for command in ("evaluate", "resume"):
         assert "RUN [OVERRIDES]" in main(command, "--help").stdout
