@@ -34,7 +34,7 @@ from tests.support.processes import THREADS, Killed, Main, end_sending, killed
 SHORT = ["steps=40", "save.every=10", "eval_every=20", "batch_size=8", "progress=false", THREADS]
 SOFTMAX = ["model=softmax", *SHORT]
 KERAS = ["model=keras", "model.build=tests.support.keras_models.batch_norm", *SHORT]
-KERAS += ["optimizer=adamw"]
+KERAS += ["optimizer=adamw", "optimizer.use_ema=true"]
 TRUST = "trusted_modules=[tests]"
 BEGUN = 20  # the step at which most of these forks begin
 ENDS = ("index", "data-00000-of-00001")
@@ -57,7 +57,7 @@ def origins(
             patch.chdir(folder)
             return {
                 "softmax npz": api.run(*SOFTMAX, *data, "save=npz", "run_name=first").run_id,
-                "keras ckpt": api.run(*KERAS, *data).run_id,
+                "keras ckpt": api.run(*KERAS, *data, "optimizer.schedule=cosine").run_id,
             }
 
     return shared_once("origins-of-forks", make)
@@ -400,6 +400,24 @@ def test_layers_are_frozen_and_trained_again(
     assert re.fullmatch(
         r"waymark: the optimizer begins anew: lion/\S*first_\S+ is not kept\n", thawed.stderr
     )
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras
+def test_a_model_of_a_file_is_forked_without_the_file(
+    place: Path, data: list[str], main: Main
+) -> None:
+    import keras
+
+    layers = [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    keras.Sequential(layers).save("given.keras")
+    run_id = api.run("model=keras", "model.file=given.keras", *SHORT, *data).run_id
+    Path("given.keras").unlink()
+    done = main("run", "--fork", f"{run_id}@{BEGUN}")
+    assert (done.returncode, done.stderr) == (0, ""), done
+    fork_id = done.stdout.split()[1]
+    assert_same_from(BEGUN, end(run_id), end(fork_id))
+    assert main("rerun", fork_id).returncode == 0
 
 
 @pytest.mark.long

@@ -18,6 +18,7 @@ from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
 from waymark.errors import BadInput
 from waymark.evaluation import restore
+from waymark.keras_file import ARCHITECTURE
 from waymark.tracking import artifacts
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.finder import find
@@ -83,12 +84,17 @@ def origin_of(
 def read_checkpoint(store: RunStore, record: RunRecord, config: Config, step: str) -> Origin:
     """Return a run's checkpoint of a step, or the `best`, or for `latest` the newest whole one.
 
-    What a fork began with is one of its checkpoints as well. `config` is that of the new run.
-    Raises BadInput for a checkpoint that is damaged, and NotKept.
+    What a fork began with is one of its checkpoints as well. `config` is that of the new run; if
+    its model came from the same file as the run's, it is made as the run recorded it, without the
+    file. Raises BadInput for a checkpoint that is damaged, and NotKept.
     """
     values, *_ = restore.record_as_it_is(store, record)
     told = values, lambda key: f"recorded by run {record.id}", config.trusted_modules
     save, task = (build_group(group, *told) for group in ("save", "task"))
+    file = values["model"].get("file")
+    same = bool(file) and getattr(config.model, "file", None) == file
+    if same and (architecture := artifacts.read(store, record, ARCHITECTURE)):
+        config.model.use_architecture(architecture, f"recorded by run {record.id}")
     with tempfile.TemporaryDirectory() as scratch:
         fetched = Path(scratch) / "run"
         own, kept = (_open(store, record, name, save, fetched) for name in ("checkpoints", FOLDER))

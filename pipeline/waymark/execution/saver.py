@@ -106,8 +106,8 @@ def restore_or_initialise(
         if plan.origin:
             keep(plan.origin, run, config)
         trainer.assign(plan.parameters)
-        means = trainer.averages.items()
-        trainer.assign({mean: plan.parameters[n] for n, mean in means if n in plan.parameters})
+        given, means = plan.parameters, trainer.averages.items()
+        trainer.assign({mean: given[n] for n, mean in means if n in given and mean not in given})
     graph_file = graph.file_name(config, plan.data.spec)
     file = folder / graph_file if graph_file else None
     if file and not graph_is_valid:
