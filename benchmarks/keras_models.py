@@ -151,8 +151,10 @@ def aims(model: str, found: dict[str, list[Measurement]]) -> list[Target]:
 def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     command, *words = [*sys.argv[1:], "", ""]
-    if command in ("waymark", "fit"):
-        {"waymark": waymark, "fit": fit}[command](*filter(None, words))
+    if command == "waymark":
+        waymark(*filter(None, words))
+    if command == "fit":
+        fit(*filter(None, words))
     models = [word for word in sys.argv[1:] if word in STEPS] or [*STEPS]
     rows, targets, numbers = [], [], {}
     with tempfile.TemporaryDirectory() as name:
