@@ -150,11 +150,11 @@ def aims(model: str, found: dict[str, list[Measurement]]) -> list[Target]:
 
 def main() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    command, *words = [*sys.argv[1:], "", ""]
-    if command == "waymark":
-        waymark(*filter(None, words))
-    if command == "fit":
-        fit(*filter(None, words))
+    if sys.argv[1:2] == ["waymark"]:
+        waymark(*sys.argv[2:])
+    elif sys.argv[1:2] == ["fit"]:
+        fit(*sys.argv[2:])
+        return
     models = [word for word in sys.argv[1:] if word in STEPS] or [*STEPS]
     rows, targets, numbers = [], [], {}
     with tempfile.TemporaryDirectory() as name:
