@@ -117,6 +117,13 @@ def test_every_model_and_optimizer_compose(model: str, optimizer: str) -> None:
     assert given.config.optimizer.learning_rate == 0.5
 
 
+@pytest.mark.parametrize("sweep", [file.stem for file in (REPO / "conf/sweep").glob("*.yaml")])
+def test_every_sweep_selects_on_a_validation_set(sweep: str) -> None:
+    if sweep == "optuna":
+        pytest.importorskip("optuna")
+    assert compose_config([f"+sweep={sweep}"]).config.data.validation == 0.1
+
+
 @pytest.mark.parametrize("experiment", members("experiment"))
 def test_every_experiment_composes(experiment: str) -> None:
     resolved = compose_config([f"+experiment={experiment}"])
