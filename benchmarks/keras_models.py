@@ -25,7 +25,7 @@ from benchmarks.ways import Measurement, Target, measure, report, spread, table
 
 REPETITIONS = 5
 BATCH, SAVE_EVERY, EVALUATIONS = 100, 50, 5
-STEPS = {"dense": 1000, "resnet": 60}
+STEPS = {"dense": 2000, "resnet": 60}
 BUILD = {"dense": "mlp", "resnet": "resnet"}
 RATE = 1e-3
 WAYS = ("waymark", "fit", "fit, jit_compile=False")
