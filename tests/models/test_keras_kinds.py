@@ -127,8 +127,8 @@ def scaled(array: np.ndarray) -> np.ndarray:
 
 ADAMW = ["optimizer=adamw", "optimizer.weight_decay=0.01", "optimizer.clipnorm=0.5"]
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-# What was found at most, of 20 steps: losses 1e-6 of themselves, weights 3e-6, moving statistics
-# 2e-6; Adam divides by the roots of gradients, which can be nearly 0, and doubles what is apart.
+# Of 20 steps. Adam divides by the roots of gradients, which can be nearly 0, and so enlarges what
+# kernels that add in another order have apart.
 NEAR = {"rtol": 2e-5, "atol": 2e-5}
 
 
