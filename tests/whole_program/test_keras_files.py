@@ -203,6 +203,28 @@ def test_what_is_exported_computes_the_same_bits(here: Run, main: Main, tmp_path
     np.testing.assert_array_equal(plain_keras(tmp_path, batch), ours)
 
 
+def test_of_averaged_weights_is_exported_what_evaluate_scores(
+    main: Main, tmp_path: Path, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    monkeypatch.chdir(tmp_path)
+    words = ["model=mlp", "model.settings.hidden=[6]", "data=arrays", f"data.path={small}", *COMMON]
+    words += ["optimizer.use_ema=true", "optimizer.learning_rate=0.05"]
+    key = api.run(*words).run_id
+    done = main("export", key, "out", "--to", "keras")
+    assert done.returncode == 0, done
+    data = load_data(compose_config(words).config)
+    model = keras.models.load_model(tmp_path / "out" / "model.keras")
+    outputs = model(data.x_test.astype(np.float32) / np.float32(255), training=False)
+    entropies = keras.losses.sparse_categorical_crossentropy(data.y_test, outputs, from_logits=True)
+    scored = api.evaluate(key).loss
+    np.testing.assert_allclose(np.mean(entropies), scored, rtol=1e-5)
+    with np.load(files_of(tmp_path, key) / "checkpoints" / "weights-30.npz") as archive:
+        raw = [archive[f"sequential/{each.path}"] for each in model.trainable_variables]
+    assert not any(map(np.array_equal, raw, model.trainable_variables))
+
+
 def plain_keras(folder: Path, batch: np.ndarray) -> np.ndarray:
     """Return what a process that knows nothing of Waymark computes by the file."""
     np.save(folder / "batch.npy", batch)

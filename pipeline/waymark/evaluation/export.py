@@ -23,7 +23,8 @@ def export_run(
     """Write a run's checkpoint into a folder, as `model.keras`; return the file.
 
     It holds the model as it was recorded, with the checkpoint's values, not compiled, and takes
-    features as they are after Waymark's scaling. Raises BadInput, CorruptCheckpoint.
+    features as they are after Waymark's scaling. Where the optimizer keeps a mean of the
+    parameters, it holds that, as `evaluate` scores it. Raises BadInput, CorruptCheckpoint.
     """
     if target not in TARGETS:
         raise BadInput(f"--to={target!r}: must be {' or '.join(TARGETS)}.")
@@ -40,8 +41,21 @@ def export_run(
         restore.use_keras_settings(found.folder)
         state = found.store.read(found.step)[1]
         made = model.keras_model(spec, config.seed, config.precision)
-        assign(made, state, f"run {found.record.id}")
+        assign(made, _scored(config.optimizer, made, state), f"run {found.record.id}")
         return _save(made, folder, model.said)
+
+
+def _scored(optimizer: Any, model: Any, state: State) -> State:
+    """Return a state with the mean of each parameter in its place, where the optimizer keeps one.
+
+    A mean that is not there is left out.
+    """
+    if not hasattr(optimizer, "averages"):
+        return state
+    optimizer.slots({v.path: v.value.read_value() for v in model.trainable_variables})
+    means = optimizer.averages()
+    others = {name: value for name, value in state.items() if name not in means}
+    return others | {name: state[mean] for name, mean in means.items() if mean in state}
 
 
 def assign(model: Any, state: State, said: str) -> None:
