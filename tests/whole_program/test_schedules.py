@@ -89,7 +89,7 @@ def test_a_resume_changes_no_schedule(key: str, main: Main, client: Callable[[Pa
     ):
         done = main("resume", key, given)
         assert done.returncode == 2, done
-        assert done.stderr.startswith(f"waymark: {said}: cannot change in a recorded run;")
+        assert done.stderr.startswith(f"waymark: {said}: cannot change in a recorded run (a fork ")
         command = shlex.split(done.stderr.partition("a new one: ")[2])
         assert command == ["waymark", "run", "--config-from", key, given]
     same = main("resume", key, "optimizer.schedule=cosine", "steps=45", "eval_every=5")
