@@ -318,6 +318,7 @@ def test_failed_download_is_one_sentence(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.long
 def test_real_keras_without_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

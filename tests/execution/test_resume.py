@@ -68,7 +68,7 @@ def test_the_machine_in_pieces_of_any_sizes(model: str, data: list[str]) -> None
         np.testing.assert_array_equal(np.concatenate(pieces), losses)
 
 
-@pytest.mark.parametrize("model", RUNS)
+@pytest.mark.parametrize("model", ["softmax", pytest.param("cnn", marks=pytest.mark.long)])
 def test_the_program_in_pieces_of_any_sizes(
     model: str,
     place: Path,

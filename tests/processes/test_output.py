@@ -120,6 +120,7 @@ def shell(line: str, environment: dict[str, str], place: Path) -> Done:
     )
 
 
+@pytest.mark.long
 def test_a_sweep_whose_reader_leaves_is_completed(
     place: Path, small: Path, environment: dict[str, str], client: Callable[[Path], Any]
 ) -> None:

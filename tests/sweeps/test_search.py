@@ -208,6 +208,7 @@ def test_what_failed_is_proposed_again(
     assert states == ["FAIL", "FAIL", "COMPLETE", "COMPLETE"]
 
 
+@pytest.mark.long
 def test_a_study_is_no_grid_and_moves_with_its_store(place: Path, main: Main, client: Open) -> None:
     pytest.importorskip("optuna")
     command = [*SEARCH, "seed=0,1"]
@@ -224,6 +225,7 @@ def test_a_study_is_no_grid_and_moves_with_its_store(place: Path, main: Main, cl
     assert len(study(place / "moved", own).trials) == 2
 
 
+@pytest.mark.long
 def test_a_pruned_trial_counts_as_pruned(place: Path, main: Main, client: Open) -> None:
     pytest.importorskip("optuna")
     space = ["optimizer.learning_rate=interval(0.2,0.5)"]

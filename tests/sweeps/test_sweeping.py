@@ -306,6 +306,7 @@ def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) 
     assert len(trace()) == len(before) + 1
 
 
+@pytest.mark.long
 def test_only_what_is_new_is_composed_and_looked_up(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

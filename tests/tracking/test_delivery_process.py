@@ -96,7 +96,11 @@ print("ran", result.run_id)
 """
 
 
-@pytest.mark.parametrize("how", ["a file", "-c", "standard input", "a notebook"])
+WAYS = ["a file", *(pytest.param(how, marks=pytest.mark.long)
+                    for how in ("-c", "standard input", "a notebook"))]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", WAYS)
 def test_training_imports_no_mlflow_wherever_it_is_called_from(
     how: str, place: Path, small: Path, environment: dict[str, str]
 ) -> None:

@@ -344,7 +344,9 @@ def test_runs_of_another_store_are_left_alone(
     assert not [path for path in files if password.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize("case", ["finished", "killed", "late"])
+@pytest.mark.parametrize(
+    "case", ["killed", *(pytest.param(x, marks=pytest.mark.long) for x in ("finished", "late"))]
+)
 def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
     case: str,
     short: list[str],

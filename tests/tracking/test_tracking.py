@@ -369,6 +369,7 @@ sys.exit(max(os.waitpid(child, 0)[1] for child in children) > 0)
 """
 
 
+@pytest.mark.long
 def test_four_processes_on_a_fresh_store(tmp_path: Path, environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FOUR],

@@ -330,6 +330,7 @@ print(*results(sys.argv[1]), sep="\\n")
 """
 
 
+@pytest.mark.long
 def test_processes_and_cores_make_no_difference(tmp_path: Path) -> None:
     """Run the same here and in a new process, confined to one core; with two threads each."""
     data, path = dataset(28, 200), str(tmp_path / "things.npz")

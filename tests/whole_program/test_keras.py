@@ -32,6 +32,7 @@ def data(small: Path) -> list[str]:
     return ["data=arrays", f"data.path={small}"]
 
 
+@pytest.mark.long
 def test_killed_in_its_process_resumed_and_done_again(
     place: Path,
     start: Callable[..., "subprocess.Popen[str]"],

@@ -84,6 +84,7 @@ def local_folder(place: Path, run_id: str) -> Path:
     return found
 
 
+@pytest.mark.long
 def test_a_sweep_selects_on_the_folder_of_validation_pictures(
     place: Path, pets: Path, main: Main
 ) -> None:

@@ -113,6 +113,7 @@ def test_the_configuration_of_a_run_with_another_schedule(key: str) -> None:
         api.run("optimizer.schedule=cosin", config_from=key)
 
 
+@pytest.mark.long
 def test_schedules_are_swept(place: Path, data: list[str], client: Callable[[Path], Any]) -> None:
     choice = "optimizer.schedule=cosine,null"
     fixed = ["steps=4", "save.every=4", "eval_every=0", "batch_size=8", "progress=false", *data]

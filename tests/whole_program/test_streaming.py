@@ -78,10 +78,13 @@ def started(main: Main, *words: str) -> str:
     return done.stdout.split()[1]
 
 
-def end_of(place: Path, run_id: str) -> End:
-    """Return how a run ended, but for the copy of the user's own code."""
-    end = local_end(place, run_id)
+def without_code(end: End) -> End:
+    """Return how a run ended, but for the copy of the user's own code, of earlier tests as well."""
     return replace(end, files=[name for name in end.files if not name.startswith("own_code")])
+
+
+def end_of(place: Path, run_id: str) -> End:
+    return without_code(local_end(place, run_id))
 
 
 CASES = [
@@ -102,7 +105,7 @@ def test_a_run_is_that_of_data_in_memory_whatever_happens_to_it(
     kind: str, save: str, more: list[str],
 ) -> None:  # fmt: skip
     all_words = [*WORDS, f"save={save}", *more]
-    known = undisturbed(*all_words)
+    known = without_code(undisturbed(*all_words))
     whole = started(main, *words[kind], *all_words)
     assert not end_of(place, whole).unlike(known)
     begun = killed(40, *words[kind], *all_words)
@@ -121,7 +124,7 @@ def test_a_run_is_that_of_data_in_memory_whatever_happens_to_it(
 def test_a_run_goes_on_wherever_the_same_data_are(
     place: Path, main: Main, words: dict[str, list[str]], undisturbed: Callable[..., End]
 ) -> None:
-    known = undisturbed(*WORDS, "save=ckpt")
+    known = without_code(undisturbed(*WORDS, "save=ckpt"))
     begun = killed(20, *words["npz"], *WORDS)
     folder = f"data.path={place}/mine"
     assert main("resume", begun, folder).returncode == 0
@@ -226,7 +229,7 @@ def test_a_signal_ends_a_run_that_can_go_on(
     trust = [TRUST] if kind == "source" else []
     done = main("resume", "latest", *trust)
     assert done.returncode == 0
-    known = undisturbed(*WORDS, "save=ckpt")
+    known = without_code(undisturbed(*WORDS, "save=ckpt"))
     assert end_of(place, done.stdout.split()[1]).digest == known.digest
 
 

@@ -211,6 +211,7 @@ def test_a_task_is_run_killed_resumed_rerun_and_evaluated(
     assert main("data", *words[6:]).returncode == 0
 
 
+@pytest.mark.long
 def test_a_regression_is_swept_by_its_own_metric(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
