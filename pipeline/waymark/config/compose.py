@@ -252,7 +252,10 @@ def with_group_members(
             found = _composed([f"{SCHEDULES}={member}", *own])["optimizer"]
             values["optimizer"]["schedule"] = found["schedule"]
             continue
-        before, after = (_defaults([f"{group}={name}", *own]) for name in (now[group], member))
+        former, found = (_composed([f"{group}={name}", *own]) for name in (now[group], member))
+        for key, value in found[group].items():
+            values[group].setdefault(key, {} if isinstance(value, dict) else value)
+        before, after = flatten(former), flatten(found)
         for key in {**before, **after}:
             if before.get(key, ...) != after.get(key, ...):
                 *parents, last = key.split(".")
@@ -260,6 +263,8 @@ def with_group_members(
                 place.pop(last, None)
                 if key in after:
                     place[last] = after[key]
+        for key in former[group].keys() - found[group].keys():  # which the loop has emptied
+            values[group].pop(key, None)
         now[group] = member
     return values, now
 
@@ -378,13 +383,8 @@ def _known_keys(arguments: list[str]) -> list[str]:
     chosen = [a for a in arguments if re.match(rf"({groups})=\w+$", a)]
     for members in (chosen, []):
         with contextlib.suppress(BadInput):
-            return [*GROUP_PROTOCOLS, *_defaults(members)]
+            return [*GROUP_PROTOCOLS, *flatten(_composed(members))]
     return list(GROUP_PROTOCOLS)
-
-
-def _defaults(members: list[str]) -> dict[str, Any]:
-    """Return what `conf/` says with the chosen members, flat, as it stands there."""
-    return flatten(_composed(members))
 
 
 def _composed(members: list[str]) -> dict[str, Any]:
