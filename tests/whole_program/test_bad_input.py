@@ -354,6 +354,8 @@ RECORDED = {
     "resume ID steps=x": ["steps='x'"],
     "resume ID save.max_to_keep=-1": ["save.max_to_keep=-1"],
     "resume ID data.path=/no/such.npz": ["/no/such.npz"],
+    "run --config-from ID seed=-1": ["seed=-1 (the command line)"],
+    "run --fork ID batch_size=0": ["batch_size=0 (the command line)"],
 }
 
 

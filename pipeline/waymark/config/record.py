@@ -12,7 +12,7 @@ import yaml
 
 from waymark.config.masking import MASK, Secret, as_interpolation, mask_secrets
 from waymark.config.old_names import CLASSES
-from waymark.config.resolve import Resolved, build_group, refuse_both, resolve
+from waymark.config.resolve import COMMAND_LINE, Resolved, build_group, refuse_both, resolve
 from waymark.config.schema import (
     DATA_DEFAULTS,
     DATA_PLACES,
@@ -195,7 +195,7 @@ def with_overrides(
     _check_known(overrides, known)
     left = {key: known[key] for key in masked if "***" in str(known.get(key))}
     kept = {key: Secret(value, value) for key, value in left.items() if isinstance(value, str)}
-    overrides = {**kept, **overrides}
+    typed, overrides = tuple(overrides), {**kept, **overrides}
     needed = {key: left[key] for key in left if key.partition(".")[0] not in NOT_NEEDED}
     missing = {k: value for k, value in needed.items() if overrides.get(k, value) == value}
     if missing:
@@ -211,7 +211,12 @@ def with_overrides(
         *parents, last = key.split(".")
         reduce(getitem, parents, body)[last] = value
     body["trusted_modules"] = trusted
-    return resolve(body, choices, lambda key: origin, trusted)
+
+    def source(key: str) -> str:
+        given = any(f"{key}.".startswith(f"{each}.") for each in typed)
+        return COMMAND_LINE if given else origin
+
+    return resolve(body, choices, source, trusted)
 
 
 def _check_known(overrides: Iterable[str], known: Collection[str]) -> None:

@@ -215,7 +215,8 @@ def _sentence(
         return f"{key}={first['input']!r} ({source(key)}): must be val/NAME or test/NAME."
     messages = [e["msg"] for e in errors if e["loc"][0] == first["loc"][0]]
     said = " or ".join(dict.fromkeys(m[0].lower() + m[1:] for m in messages))
-    return f"{key}={first['input']!r} ({source(key)}): {said}."
+    shown = getattr(first["input"], "kind", None) or repr(first["input"])  # a schedule's name
+    return f"{key}={shown} ({source(key)}): {said}."
 
 
 def build_group(
