@@ -221,6 +221,7 @@ REFUSED = {
     "named_outputs": r"returns a dict of 1; a task takes one tensor",
     "weight_in_call": r"Weighing.*keras_refused.py, line",
     "double": r"trained variable 'sequential.*kernel' is float64; Waymark's parameters are float32",
+    "leaving": r"SystemExit: 7 .*keras_refused.py, line",
     "integers_first": r"data.scale=auto: .* the model takes integers",
 }
 

@@ -290,7 +290,7 @@ class Keras:
             return function(*places, **named)
         except BadInput:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # what calls exit() is no model either
             cause = error.__cause__ or error
             said = f"{type(cause).__name__}: {first_line(cause)}{place(cause)}"
             raise BadInput(f"{self.said}: {said}") from None
