@@ -128,6 +128,10 @@ def test_resumed_without_what_the_weights_came_from_to_the_same_bits(
     assert f"accuracy {accuracy}," in evaluated.stdout
     assert local_end(folder, key) == local_end(folder, whole)
     assert (files_of(folder, key) / "model.json").is_file()
+    facts = [
+        json.loads((files_of(folder, k) / "environment.json").read_text()) for k in (whole, key)
+    ]
+    assert facts[0]["own"] == facts[1]["own"] and facts[0]["code"] == facts[1]["code"]
     tags = [client(folder).get_run(each).data.tags for each in (whole, key)]
     assert tags[0][names.INITIAL_WEIGHTS] == tags[1][names.INITIAL_WEIGHTS]
     assert (names.MODEL_DIGEST in tags[0]) == (file.name == "model.keras")

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pkgutil import resolve_name
 from typing import Any
 
 from waymark.comparison import environment
@@ -12,6 +13,7 @@ from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.execution.plan import own_modules, uses_keras
 from waymark.files import replace_file
+from waymark.models import functions_of
 from waymark.tracking.active_run import ActiveRun
 
 
@@ -20,6 +22,7 @@ class RecordedEnvironment:
 
     def __init__(self, run: ActiveRun, config: Config) -> None:
         self._run, self._with_changes = run, config.record.changes
+        _import_functions(config)
         self._before = environment.read_environment(run.info.folder / "environment.json")
         self._found = environment.describe_environment(
             config.runtime.intra_op_threads, own_modules(config), uses_keras(config)
@@ -50,6 +53,16 @@ class RecordedEnvironment:
         changed = [before] if environment.differences(before, facts) else []
         earlier = [*self._before.get("earlier", []), *changed]
         return {**facts, "earlier": earlier} if earlier else facts
+
+
+def _import_functions(config: Config) -> None:
+    """Import the modules of the model's functions, which a resumed Keras model does without.
+
+    Else what is recorded of them would be lost, and a rerun at the recorded code would not have it.
+    """
+    for name in functions_of(config.model):
+        with suppress(Exception, SystemExit):  # what the model is not made of may fail
+            resolve_name(name)
 
 
 @contextmanager
