@@ -210,6 +210,7 @@ def test_weights_are_no_feature_and_stay_with_their_rows(tmp_path: Path) -> None
         assert "worth" not in data.feature_names and len(data.x_test) == 30
 
 
+@pytest.mark.long
 def test_a_run_with_weights_is_that_on_arrays_with_them(place: Path, main: Main) -> None:
     frame = cars()[["size", "id", "price"]].assign(worth=np.arange(120) % 7 / 2.0)
     path = written(place / "cars.csv", frame)

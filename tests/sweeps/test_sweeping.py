@@ -351,7 +351,7 @@ plain_values = st.sampled_from(
 
 
 @given(st.lists(st.lists(st.one_of(groups, plain_values), max_size=6), min_size=1, max_size=4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=5, deadline=None)
 def test_trials_are_composed_as_hydra_composes_them(jobs: list[list[str]]) -> None:
     def outcome(compose: Callable[[list[str]], Resolved], job: list[str]) -> Any:
         try:

@@ -179,7 +179,7 @@ def history_of(place: Path, run_id: str) -> list[int]:
     return sorted(point.step for point in points)
 
 
-@pytest.mark.parametrize("who", ["training", "both"])
+@pytest.mark.parametrize("who", [pytest.param("training", marks=pytest.mark.long), "both"])
 def test_after_a_kill_a_resume_goes_on_at_once(
     who: str, training: "subprocess.Popen[str]", place: Path, main: Main
 ) -> None:
@@ -220,7 +220,7 @@ def test_of_a_killed_run_all_is_delivered_at_once(
     assert recorded(place).delivered
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_training_goes_on_without_it(
     times: int, training: "subprocess.Popen[str]", place: Path, main: Main
 ) -> None:

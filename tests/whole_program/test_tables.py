@@ -193,6 +193,7 @@ def test_what_a_state_must_hold(
     assert sets[0] - sets[1] == {"features/mean", "features/scale"} and sets[1] < sets[0]
 
 
+@pytest.mark.long
 def test_trials_of_a_sweep_are_encoded_as_each_says(place: Path, main: Main, client: Any) -> None:
     words = [*HOW, *wine(place), "save=npz"]
     done = main("run", "-m", *words, "data.standardise=true,false", "data.features=[ash,hue],null")
