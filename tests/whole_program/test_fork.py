@@ -436,7 +436,11 @@ def test_through_a_tracking_server(
     forked = api.run(uri, fork=f"{whole.run_id}@{BEGUN}")
     assert forked.state_digest == whole.state_digest
     assert api.compare(whole.run_id, forked.run_id, tracking_uri=server[0]).partings == {}
-    MlflowClient(server[0]).delete_run(whole.run_id)
+    client = MlflowClient(server[0])
+    ids = [each.experiment_id for each in client.search_experiments()]
+    # The id in MLflow: a run begins under a local one where the server takes longer to answer.
+    (origin,) = client.search_runs(ids, "attributes.run_name = 'to be forked'")
+    client.delete_run(origin.info.run_id)
     elsewhere("third")
     verdict = api.rerun(forked.run_id, uri)
     assert verdict.identical and (verdict.losses, verdict.differences) == (20, [])
