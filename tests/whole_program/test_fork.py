@@ -245,7 +245,13 @@ POINTS: dict[str, tuple[Any, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("point", "save"), [("in training", "npz")])
+KILLS = [("in training", "npz"), *(
+    pytest.param(point, save, marks=pytest.mark.long)
+    for point in POINTS for save in ("npz", "ckpt") if (point, save) != ("in training", "npz")
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("point", "save"), KILLS)
 def test_killed_before_its_first_checkpoint(
     point: str,
     save: str,
@@ -455,20 +461,6 @@ def test_a_forged_origin_is_only_looked_for(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump(body | {"fork": fork}))
         with pytest.raises(BadInput, match=r"^fork"):
             from_record(path, {}, [], ())
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("point", POINTS)
-@pytest.mark.parametrize("save", ["npz", "ckpt"])
-def test_killed_at_any_point_of_its_start(
-    point: str,
-    save: str,
-    origin: dict[str, str],
-    data: list[str],
-    main: Main,
-    client: Callable[[Path], Any],
-) -> None:
-    test_killed_before_its_first_checkpoint(point, save, origin, data, main, client)
 
 
 @pytest.mark.long
