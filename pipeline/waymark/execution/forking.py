@@ -2,7 +2,7 @@
 
 from waymark.execution.forking import fork
 
-fork("latest@500", {"optimizer.learning_rate": 1e-4, "steps": 2000})
+fork("latest@700", {"optimizer.learning_rate": 1e-4, "steps": 2000})
 """
 
 import re
