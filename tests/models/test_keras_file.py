@@ -100,6 +100,7 @@ FORGED: dict[str, tuple[Any, str]] = {
     "unsafe": (function("enable_unsafe_deserialization", "keras.config"), "no part of a model"),
     "load_model": (function("load_model", "keras.models"), "no part of a model"),
     "saving": (function("load_model", "keras.src.saving.saving_api"), "no part of a model"),
+    "Python's own": (function("eval", "builtins"), "no part of a model"),
     "a class of callbacks": (layer("CSVLogger", "keras.callbacks"), "no part of a model"),
     "registered": (
         {**layer("Dense"), "registered_name": "mine>Evil"}, r"\(mine>Evil\), which is no part"
