@@ -28,7 +28,8 @@ CONFIG = (
     *("old_names", "own_hydra", "masking", "values", "functions", "yaml_source", "schema"),
     *("resolve", "record", "compose"),
 )
-WITHIN = {"tracking": TRACKING, "config": CONFIG}
+CLI = ("group", "training", "models", "records")
+WITHIN = {"tracking": TRACKING, "config": CONFIG, "cli": CLI}
 # Who must not reach whom, besides.
 APART = {
     "waymark.checkpoints": ("data", "models", "tracking"),
@@ -128,7 +129,7 @@ def test_this_test_sees_the_imports() -> None:
     )
     assert ("tensorflow", False) in imports("waymark.models.cnn")
     assert ("tensorflow", False) in imports("waymark.training.runtime")
-    assert "waymark.api" in own("waymark.cli")
+    assert "waymark.api" in own("waymark.cli.training")
     assert "waymark.data.randomness" in reach("waymark.execution.plan")
     assert all(below(name, "waymark") for module in MODULES for name in own(module))
 

@@ -1,0 +1,102 @@
+"""The commands that show and deliver what was recorded.
+
+`runs` and `compare` do without `waymark.api`, which brings along all that training needs.
+"""
+
+import signal
+
+import click
+
+from waymark.cli.group import OVERRIDES, cli, store_uri, width
+from waymark.errors import BadInput
+from waymark.table import age, format_table, metric_value
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, metavar="RUN RUN... [tracking.uri=URI]")
+@click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
+@click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
+@click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
+@click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
+def compare(
+    runs: tuple[str, ...], plot: str | None, as_csv: bool, as_json: bool, **conditions: str | None
+) -> int:
+    """Show what differs between runs: configuration, results, data, code, environment.
+
+    Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
+    runs of MLflow's can be compared, not only Waymark's.
+    """
+    from waymark.comparison.report import plot_path
+    from waymark.comparison.runs import compare_runs
+
+    named = [text for text in runs if not text.startswith("tracking.uri=")]
+    uri = next((text.partition("=")[2] for text in runs if text not in named), None)
+    if as_csv and as_json:
+        raise BadInput("--csv --json: one of the two.")
+    path = None if plot is None else plot_path(plot)
+    found = compare_runs(named, uri, **conditions)
+    if path:
+        found.plot(path)
+    if as_csv:
+        print(found.to_csv(), end="")
+    else:
+        print(found.to_json() if as_json else found.text(width()))
+    return 0
+
+
+@cli.command()
+@OVERRIDES
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
+def runs(overrides: tuple[str, ...], limit: int) -> int:
+    """List the runs that were started last, and whether they can be resumed."""
+    from waymark.listing import list_runs
+
+    columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
+    rows = []
+    for run in list_runs(store_uri(overrides), limit):
+        judged = metric_value(run.metric, run.value)
+        if run.metric != "accuracy" and run.value is not None:
+            judged = f"{run.metric} {judged}"
+        facts = [run.id[:8], run.name, run.model, run.status, run.steps, judged]
+        rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
+    print(format_table(columns, rows, width()) if rows else "there are no runs here yet")
+    return 0
+
+
+@cli.command()
+@OVERRIDES
+def sync(overrides: tuple[str, ...]) -> int:
+    """Deliver to MLflow what could not be delivered; rebuild lost runs from their folders."""
+    from waymark import api
+
+    found = api.sync(store_uri(overrides))
+    for run in found:
+        print(run.sentence)
+    if not found:
+        print("nothing left to deliver")
+    return 0 if all(run.complete for run in found) else 1
+
+
+@cli.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@OVERRIDES
+def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
+    """Open MLflow's UI on the runs of this folder."""
+    from waymark import api
+    from waymark.processes.signals import handling
+
+    opened, stopped = api.ui(host, port, store_uri(overrides)), 0
+
+    def stop(number: int, _: object) -> None:
+        nonlocal stopped
+        stopped = 128 + number
+        opened.stop()
+
+    with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
+        there = "" if opened.is_ours else "the UI of this store is at "
+        print(f"{there}{opened.address}", flush=True)
+        status = opened.wait()
+    return stopped or abs(status)
