@@ -8,7 +8,10 @@ import sys
 import threading
 from typing import NoReturn
 
-from waymark.cli import cli, complain, exit_status_of
+from waymark.cli import models as models
+from waymark.cli import records as records
+from waymark.cli import training as training
+from waymark.cli.group import cli, complain, exit_status_of
 from waymark.completion import complete
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from waymark.cli import cli
+from waymark.cli.group import cli
 
 
 def complete(arguments: list[str]) -> int:
