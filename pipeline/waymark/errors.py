@@ -28,18 +28,18 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in without_secrets(str(text)))
 
 
-class Sentence(Exception):
+class UserMessage(Exception):
     """One sentence for the user, printable and without secrets."""
 
     def __init__(self, text: str) -> None:
         super().__init__(printable(text))
 
 
-class BadInput(Sentence):
+class BadInput(UserMessage):
     """Say in one sentence what is wrong with what the user gave; the command exits 2."""
 
 
-class Failed(Sentence):
+class Failed(UserMessage):
     """Say in one sentence why the work failed; the command exits 1."""
 
 
@@ -66,7 +66,7 @@ def first_line(error: BaseException) -> str:
 
 def explain(error: BaseException) -> str:
     """Return an error's kind, what it says, and the place in the user's code, if it comes there."""
-    if isinstance(error, Sentence):
+    if isinstance(error, UserMessage):
         return str(error)
     said, kind = first_line(error), type(error).__name__
     known = said == kind or re.match(r"\w+(Error|Exception): ", said)

@@ -6,7 +6,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from waymark.sweeps.landscape import Axis
+from waymark.sweeps.sweep_plot import Axis
 from waymark.sweeps.trial import VARIED_KEYS, trial_name
 from waymark.table import elided, number, setting, settings_apart
 

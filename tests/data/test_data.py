@@ -75,7 +75,7 @@ def arrays(path: Path | str) -> Dataset:
 
 
 def entries(dataset: Dataset) -> dict[str, np.ndarray]:
-    return {name: getattr(dataset, name) for name in data.ENTRIES}
+    return {name: getattr(dataset, name) for name in data.SPLIT_ARRAYS}
 
 
 def sha256(arrays: dict[str, np.ndarray]) -> dict[str, str]:

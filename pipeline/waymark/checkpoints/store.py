@@ -27,18 +27,18 @@ from waymark.checkpoints import SaveFormat, State, retention
 from waymark.config.record import check_format
 from waymark.config.schema import FORMAT
 from waymark.digest import digest
-from waymark.errors import BadInput, Sentence, first_line
+from waymark.errors import BadInput, UserMessage, first_line
 from waymark.files import TEMPORARY, flush, replace_file
 
 DISK_RESERVE = 4_000_000  # bytes that a checkpoint leaves free for the run's records
 FILE_RESERVE = 16  # files that the disk must still take, for a checkpoint and the run's records
 
 
-class CheckpointWriteError(Sentence):
+class CheckpointWriteError(UserMessage):
     """Say which checkpoint could not be saved, and why."""
 
 
-class CorruptCheckpoint(Sentence):
+class CorruptCheckpoint(UserMessage):
     """Say which checkpoint is damaged, and how."""
 
 

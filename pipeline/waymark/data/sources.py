@@ -39,8 +39,8 @@ FASHION_FILES = {
     "x_test": "t10k-images-idx3-ubyte.gz",
     "y_test": "t10k-labels-idx1-ubyte.gz",
 }
-ENTRIES = tuple(FASHION_FILES)
-ENTRIES_READ = {*ENTRIES, "x_val", "y_val", "sample_weight"}  # of an npz
+SPLIT_ARRAYS = tuple(FASHION_FILES)
+ARRAYS_READ = {*SPLIT_ARRAYS, "x_val", "y_val", "sample_weight"}  # of an npz
 INPUTS = ("x_train.", "x_test.", "x_val.")  # with what the names of several inputs begin
 MAX_CACHED_BYTES = 256e6  # of a data set that may be kept when a run has ended
 MNIST_5K_FILE = Path(__file__).with_name("mnist_5k.npz")
@@ -337,14 +337,14 @@ def _read(
 ) -> Dataset:
     arrays: dict[str, Any]
     unread: set[str] = set()
-    if len(files) == len(ENTRIES):
-        arrays = dict(zip(ENTRIES, map(_read_idx, files), strict=True))
+    if len(files) == len(SPLIT_ARRAYS):
+        arrays = dict(zip(SPLIT_ARRAYS, map(_read_idx, files), strict=True))
     else:
         found, *test_set = (
             _read_npz(path) if published else _read_arrays(path, group) for path in files
         )
         arrays = gathered({name: a for name, a in found.items() if name != "groups"}, source)
-        unread = found.keys() - {group} - ENTRIES_READ if not published else set()
+        unread = found.keys() - {group} - ARRAYS_READ if not published else set()
         unread = {name for name in unread if not name.startswith(INPUTS)}
         if group is not None:
             arrays["groups"] = pick(found, (group,), f"data.group={group!r}: {source}")[group]

@@ -33,14 +33,14 @@ from typing import Any
 
 from waymark.data.dataset import MEAN, SCALE, Dataset, ImageSpec
 from waymark.data.randomness import Tensor
-from waymark.errors import BadInput, Sentence, listed
+from waymark.errors import BadInput, UserMessage, listed
 from waymark.users_code import defined
 
 Tensors = Mapping[str, Tensor]
 NO_STATISTICS: Tensors = MappingProxyType({})
 
 
-class WrongOutputs(Sentence):
+class WrongOutputs(UserMessage):
     """Say how many outputs a model has, and how many the data and the task need."""
 
 

@@ -38,8 +38,8 @@ from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
-from waymark.sweeps.landscape import Point, landscape
 from waymark.sweeps.sweep import Sweep, TrialResult
+from waymark.sweeps.sweep_plot import TrialPoint, draw_sweep
 from waymark.table import number
 from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
@@ -375,11 +375,13 @@ def _log_plots(sweep: Sweep, table: Comparison) -> None:
         if known and all(key in row.values for key in table.keys):
             half = None if known.high is None else known.high - known.final
             mark = "*" if known.final_leads else "~" if known.ties else ""
-            points.append(Point([row.values[key] for key in table.keys], known.final, half, mark))
+            points.append(
+                TrialPoint([row.values[key] for key in table.keys], known.final, half, mark)
+            )
     with tempfile.TemporaryDirectory() as scratch:
         for name in ("sweep.html", "curves.png"):
             table.plot(Path(scratch) / name)
         (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
         if points and table.keys:
-            (Path(scratch) / "sweep.png").write_bytes(landscape(table.keys, points, metric))
+            (Path(scratch) / "sweep.png").write_bytes(draw_sweep(table.keys, points, metric))
         sweep.store.log_files(sweep.parent, Path(scratch))

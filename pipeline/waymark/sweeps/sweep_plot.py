@@ -16,7 +16,7 @@ WIDE = 30.0  # a ratio of the largest to the smallest value from which an axis i
 
 
 @dataclass(frozen=True)
-class Point:
+class TrialPoint:
     """What one configuration achieved, the mean over its seeds if there are several."""
 
     values: list[str]  # of the varied keys, in their order
@@ -53,7 +53,7 @@ class Axis:
         axis.set_label_text(self.key, parse_math=False)
 
 
-def landscape(keys: Sequence[str], points: Sequence[Point], metric: str) -> bytes:
+def draw_sweep(keys: Sequence[str], points: Sequence[TrialPoint], metric: str) -> bytes:
     """Draw what was achieved by the values of `keys`; return the bytes of a PNG file.
 
     One key: a curve with 95 % intervals. Two whose values make a grid: a heat map. Otherwise
@@ -75,7 +75,7 @@ def landscape(keys: Sequence[str], points: Sequence[Point], metric: str) -> byte
     return file.getvalue()
 
 
-def _curve(figure: Any, axis: Axis, points: Sequence[Point], metric: str) -> None:
+def _curve(figure: Any, axis: Axis, points: Sequence[TrialPoint], metric: str) -> None:
     plot = figure.subplots()
     ordered = sorted(points, key=lambda point: axis.places[point.values[0]])
     places = [axis.places[point.values[0]] for point in ordered]
@@ -87,7 +87,7 @@ def _curve(figure: Any, axis: Axis, points: Sequence[Point], metric: str) -> Non
     plot.set_ylabel(metric, parse_math=False)
 
 
-def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric: str) -> None:
+def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[TrialPoint], metric: str) -> None:
     plot, (down, across) = figure.subplots(), axes
     grid = np.full((len(down.labels), len(across.labels)), np.nan)
     for point in points:
@@ -104,7 +104,7 @@ def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric
         axis.label(side, axis.labels, range(len(axis.labels)))
 
 
-def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[Point], metric: str) -> None:
+def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[TrialPoint], metric: str) -> None:
     from matplotlib import colormaps
 
     plot, colours = figure.subplots(), colormaps["viridis"]

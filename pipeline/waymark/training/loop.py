@@ -19,7 +19,7 @@ from waymark.data.dataset import PARTS, Dataset, ImageSpec
 from waymark.data.randomness import INITIAL, Tensor, random_key
 from waymark.data.rows import is_read
 from waymark.data.sources import MAX_CACHED_BYTES
-from waymark.errors import BadInput, Sentence
+from waymark.errors import BadInput, UserMessage
 from waymark.models import NO_STATISTICS, Tensors, first_values, functions_of
 from waymark.names import LEARNING_RATE, STEPS_PER_SECOND, TRAIN_LOSS
 from waymark.training import streaming
@@ -36,7 +36,7 @@ class Diverged(Exception):
     """Say at which step the loss was no longer finite."""
 
 
-class DoesNotFit(Sentence):
+class DoesNotFit(UserMessage):
     """Say which entry of a state does not fit the model and the optimizer."""
 
 
