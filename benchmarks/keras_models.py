@@ -123,7 +123,7 @@ def fit(model: str, data: str, folder: str, jit_compile: str) -> None:
 
 def run(way: str, model: str, data: str, folder: Path) -> Measurement:
     name, _, option = way.partition(", ")
-    place = folder / way.replace(", ", "-")
+    place = folder / f"{model} {way}".replace(", ", "-")
     place.mkdir(exist_ok=True)
     more = ["False" if option else "auto"] if name == "fit" else []
     return measure(["-m", "benchmarks.keras_models", name, model, data, str(place), *more])
