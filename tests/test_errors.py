@@ -119,7 +119,7 @@ def test_what_goes_wrong_in_a_users_model_is_told(
     done = main("run", f"model._target_=failing.{name}", *SHORT)
     (run,) = client(own).search_runs(["1"])
     assert done.returncode == 1
-    assert f"run {run.info.run_id} failed: {reason}; to go on: " in done.stderr
+    assert f"run {run.info.run_id} failed: {reason}; resume with: " in done.stderr
     assert (run.info.status, run.data.tags["waymark.reason"]) == ("FAILED", reason)
     text = Path(run.info.artifact_uri, "traceback.txt").read_text()
     assert text.startswith("Traceback (most recent call last):\n")

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -118,13 +119,15 @@ def run(
     config: Config | None = None,
     config_from: str | None = None,
     fork: str | None = None,
+    summary: bool = False,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run.
 
     Its configuration is `conf/` with Hydra's `overrides`, or the typed `config`, or that of the
     recorded run `config_from` with plain key=value `overrides` on top. With `fork` (RUN or
     RUN@STEP) it is that run's, and training goes on from its state at STEP, a number, `best` or
-    `latest`, else from its newest whole checkpoint.
+    `latest`, else from its newest whole checkpoint. With `summary` a table of the model's
+    parameters is printed.
     Raises BadInput before anything is written, Interrupted after a signal, Failed otherwise.
     """
     if config is not None and (overrides or config_from is not None or fork is not None):
@@ -136,13 +139,13 @@ def run(
             raise BadInput("--fork: begins one run, so it does not go with -m.")
         with taken_back():
             given = parse_overrides(overrides)
-        return _done(forking.fork, fork, given)
+        return _done(forking.fork, fork, given, summary)
     if config_from is not None:
         with taken_back():
             resolved = recorded(config_from, parse_overrides(overrides))
     else:
         resolved = compose_config(overrides) if config is None else from_config(config)
-    return _done(execute.run, resolved)
+    return _done(partial(execute.run, summary=summary), resolved)
 
 
 def sweep(*arguments: str) -> SweepResult:

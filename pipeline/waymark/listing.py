@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from waymark import names
@@ -26,6 +27,15 @@ class ListedRun:
     value: float | None  # of that, restored or else in training
     age: float  # seconds since it began; negative by a clock that was ahead
     resumable: bool
+    parent: str = ""  # the id of the sweep that it is a trial of
+    trials_left: str = ""  # of a sweep that is not complete: "3 of 9"
+
+    @property
+    def todo(self) -> str:
+        """Return what can be done with it: "resume" an interrupted run, complete a sweep."""
+        if self.trials_left:
+            return f"{self.trials_left} trials left: repeat its command"
+        return "resume" if self.resumable else ""
 
     @property
     def accuracy(self) -> float | None:
@@ -34,10 +44,28 @@ class ListedRun:
 
 
 @taken_back()
-def list_runs(uri: str | None, most: int) -> list[ListedRun]:
-    """Return the runs that began last, the last one first; raise BadInput if there is no store."""
+def list_runs(
+    uri: str | None, most: int, experiment: str | None = None, status: str | None = None
+) -> list[ListedRun]:
+    """Return the runs that began last, the last one first; raise BadInput if there is no store.
+
+    Only those of an `experiment`, and with a `status` of MLflow's, are returned where it is given.
+    """
     tracking = open_store(uri, reading=True)
-    return [_listed(tracking, *found) for found in select(tracking, None, None, None, most)]
+    where = f"attributes.status = '{status}'" if status else None
+    return [_listed(tracking, *found) for found in select(tracking, experiment, None, where, most)]
+
+
+def as_tree(runs: Sequence[ListedRun]) -> list[tuple[ListedRun, bool]]:
+    """Return the runs with the trials of each sweep below it, and whether each stands so."""
+    sweeps = {run.id for run in runs if run.model == "sweep"}
+    trials: dict[str, list[ListedRun]] = {}
+    for run in runs:
+        if run.parent in sweeps:
+            trials.setdefault(run.parent, []).append(run)
+    tops = [run for run in runs if run.parent not in sweeps]
+    below = {top.id: [(run, True) for run in trials.get(top.id, [])] for top in tops}
+    return [pair for top in tops for pair in ((top, False), *below[top.id])]
 
 
 def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedRun:
@@ -56,4 +84,12 @@ def _listed(tracking: RunStore, record: RunRecord, facts: RunSummary) -> ListedR
     resumable = stopped and (record.remote or here) and not sweep
     model = facts.params.get("model", "sweep" if sweep else "-")
     age = time.time() - record.start_time
-    return ListedRun(record.id, record.name, model, record.status, steps, *judged, age, resumable)
+    parent = record.tags.get(names.PARENT_RUN, "")
+    parts = ("trials", "finished", "pruned")
+    trials, *over = [int(facts.metrics.get(f"{names.PROGRESS}{part}", 0)) for part in parts]
+    incomplete = sweep and record.status != "RUNNING" and sum(over) < trials
+    left = f"{trials - sum(over)} of {trials}" if incomplete else ""
+    return ListedRun(
+        *(record.id, record.name, model, record.status, steps, *judged, age, resumable),
+        *(parent, left),
+    )

@@ -1,14 +1,18 @@
 """What is shown to people: numbers and settings, formatted and never cut, and rows as a table."""
 
 import math
+import os
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 from waymark.errors import printable
 
 # A number with a point or an exponent, on its own or in a list.
 FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")
 DIGITS = 4  # that are shown of a number
+LEAST = 8  # characters of a cell that is shortened
+ANSI = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
 
@@ -27,6 +31,35 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]], width: i
         for row in safe
     ]
     return "\n\n".join(blocks)
+
+
+def one_line_each(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> str:
+    """Return a table with one line for each row, of `width` characters at most.
+
+    Where that is too few, the longest texts are shortened with an ellipsis.
+    """
+    cells = [[printable(cell) for cell in row] for row in (columns, *rows)]
+    most = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    while width is not None and sum(most) + 2 * (len(most) - 1) > width and max(most) > LEAST:
+        most[most.index(max(most))] -= 1
+    heads, *others = [[elided(cell, size) for cell, size in zip(row, most, strict=True)]
+                      for row in cells]  # fmt: skip
+    return format_table(heads, others, None)
+
+
+def coloured(text: str, colours: Mapping[str, str]) -> str:
+    """Return a text with some words in colours of the terminal, as it is where there is none."""
+    from rich.console import Console
+
+    if Console().color_system is None:
+        return text
+    words = "|".join(map(re.escape, colours))
+    return re.sub(rf"\b({words})\b", lambda m: f"\x1b[{ANSI[colours[m[0]]]}m{m[0]}\x1b[0m", text)
+
+
+def terminal_width() -> int | None:
+    """Return the terminal's width, None where standard output goes elsewhere."""
+    return os.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
-from waymark.comparison.report import Metric
 from waymark.comparison.rerun_report import Divergence
 from waymark.comparison.runs import with_current_steps
 from waymark.names import DATA_DIGEST, STATE_DIGEST, VERSION
@@ -263,16 +262,38 @@ def test_the_best_and_its_ties(drawn: list[list[dict[int, float]]], key: str) ->
     if any(bests):  # where nothing can be chosen, a mark does no harm
         assert [m.best_leads for m in found] == bests
 
-    def interval(metric: Metric) -> tuple[float, float]:
-        if metric.low is None or metric.high is None:
-            return metric.final, metric.final
-        return metric.low, metric.high
+    ends = [[curve[max(curve)] for curve in row] for row in drawn]
+    leaders = [row for row, metric in zip(ends, found, strict=True) if metric.final_leads]
+    for metric, row in zip(found, ends, strict=True):
+        if metric.final_leads:
+            assert not metric.ties
+        elif leaders and math.isfinite(sum(row) + sum(map(sum, leaders))):
+            told = [told_apart(row, leader) for leader in leaders]
+            assert bool(metric.ties) == any(apart is False for apart in told)
 
-    leaders = [interval(m) for m in found if m.final_leads]
-    for metric in found:
-        low, high = interval(metric)
-        touched = any(low <= above and below <= high for below, above in leaders)
-        assert metric.ties == (touched and not metric.final_leads)
+
+def told_apart(one: list[float], other: list[float]) -> bool | None:
+    """Ask SciPy whether two samples, with seeds from 0 up, differ at the 5 % level."""
+    count = min(len(one), len(other))
+    if count < 2:
+        return None
+    differences = np.subtract(one[:count], other[:count])
+    if np.ptp(differences) < 1e-9 * np.abs(differences).max():  # SciPy warns of lost digits
+        return bool(np.any(differences != 0))
+    return bool(stats.ttest_rel(one[:count], other[:count]).pvalue < 0.05)
+
+
+def test_other_seeds_are_compared_by_welchs_test() -> None:
+    a, b = [0.8, 0.82, 0.79, 0.81], [0.78, 0.83, 0.8]
+    for shift, apart in ((0.0, False), (0.1, True)):
+        runs = [
+            made(10 * i + j, {"row": str(i), "seed": str(10 * i + j)}, {"test/accuracy": {1: x}})
+            for i, row in enumerate((a, [x - shift for x in b]))
+            for j, x in enumerate(row)
+        ]
+        assert (stats.ttest_ind(a, np.subtract(b, shift), equal_var=False).pvalue < 0.05) == apart
+        best, other = (row.metrics["test/accuracy"] for row in compared(*runs).rows)
+        assert best.final_leads and other.ties == ("" if apart else "Welch's t test")
 
 
 def leading(values: Sequence[float], sign: int | None) -> list[bool]:
@@ -296,10 +317,13 @@ def test_how_the_marks_are_shown() -> None:
     ]
     found = compared(*runs)
     shown = [row["test/accuracy"] for row in table(found)]
-    assert shown[0].startswith("0.7500 ±0.07071 [0.1147, 1.385]~ / 0.8500")
-    assert shown[1:] == ["0.8750*", "0.1000 / 0.9500*", "nan"]
-    assert [row["odd"] for row in table(found)] == ["1.000 (of 1)", "-", "-", "-"]
-    assert "~ a tie" in found.notes()[0]
+    assert shown == ["0.7500", "0.8750*", "0.1000", "nan"]
+    assert [row["best test/accuracy"] for row in table(found)] == [
+        "0.8500", "0.8750", "0.9500*", "nan"
+    ]  # fmt: skip
+    assert [row["± test/accuracy"] for row in table(found)] == ["0.6353", "-", "-", "-"]
+    assert [row["odd"] for row in table(found)] == ["1.000", "-", "-", "-"]
+    assert found.notes()[0] == "* the best of all rows"
 
 
 def test_the_machines_own_metrics_are_not_compared_but_its_pace_is_told() -> None:
@@ -344,8 +368,9 @@ def test_where_two_runs_part(one: dict[int, float], other: dict[int, float]) -> 
             assert parting.step == step
             assert identical(parting.recorded, one[step])
             assert identical(parting.now, other[step])
-            words = compared(*runs).notes()[1]
-            told = re.fullmatch(rf"train/loss parts at step {step}: (\S+) and (\S+)", words)
+            words = "\n".join(compared(*runs).notes())
+            line = rf"(?m)^train/loss first differs at step {step}: (\S+) and (\S+)$"
+            told = re.search(line, words)
             assert told and told[1] != told[2]
             for text, value in zip(told.groups(), (one[step], other[step]), strict=True):
                 assert identical(np.float32(text), np.float32(value))
@@ -358,10 +383,10 @@ def test_of_more_than_two_runs_no_parting_is_told() -> None:
     runs = [made(i, {"lr": str(i)}, {"train/loss": {1: float(i)}}) for i in range(3)]
     found = compared(*runs)
     assert found.partings is None
-    assert "part" not in found.text()
+    assert "differs" not in found.text()
     two = compared(*runs[:2])
     assert two.partings == {"train/loss": Divergence(1, 0.0, 1.0)}
-    assert "train/loss parts at step 1: 0.0 and 1.0" in two.notes()
+    assert "train/loss first differs at step 1: 0.0 and 1.0" in two.notes()
 
 
 # What else differs

@@ -85,7 +85,7 @@ def test_how_the_body_ended_becomes_a_status(
     assert (tmp_path / "traceback.txt").exists() == isinstance(error, ValueError)
     if isinstance(caught, Failed):
         assert str(caught).startswith(f"run {run.info.id} failed: {reason}")
-        assert ("; to go on: waymark resume " in str(caught)) == resumable
+        assert ("; resume with: waymark resume " in str(caught)) == resumable
     if isinstance(caught, RerunDiverged):
         again = pickle.loads(pickle.dumps(caught))  # as a new process's answer is
         assert (str(again), again.verdict) == (str(caught), REPORT)

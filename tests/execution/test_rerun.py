@@ -259,7 +259,7 @@ def test_one_pixel(place: Path, data: list[str], small: Path, main: Main) -> Non
     assert verdict.differences == [("data", *digests)]
     lines = done.stdout.splitlines()
     values = f"{np.float32(was[first])!s} recorded, {np.float32(now[first])!s} now"
-    assert f"train/loss parts at step {first}: {values}" in lines
+    assert f"train/loss first differs at step {first}: {values}" in lines
     assert f"accuracy {accuracies[0]:.4f} recorded, {accuracies[1]:.4f} now" in lines
     assert lines[-2:] == ["what differs:", f"  data: {digests[0]} recorded, {digests[1]} now"]
     # The original is what it was; run again, it is identical.

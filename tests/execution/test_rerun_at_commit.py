@@ -86,7 +86,7 @@ def test_the_verdict_of_the_other_process_comes_back(
     [
         ("sys.exit(2)", "waymark: it does not fit\n", BadInput, "^it does not fit$"),
         ("sys.exit(1)", "waymark: it does not fit\n", Failed, "^it does not fit$"),
-        ("sys.exit(143)", "to go on: waymark resume b\n", Interrupted, "SIGTERM"),
+        ("sys.exit(143)", "resume with: waymark resume b\n", Interrupted, "SIGTERM"),
         ("os.kill(os.getpid(), signal.SIGTERM)", "", Interrupted, "SIGTERM"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "", Failed, "SIGKILL|signal 9"),
     ],
@@ -103,7 +103,7 @@ def test_the_end_of_the_other_process_comes_back(
     with pytest.raises(kind, match=text):
         rerunning._in_a_new_process(["rerun", "a"], [], ".")
     said = "".join(capfd.readouterr())
-    assert said == "run b (x)\n" + (last if last.startswith("to go on") else "")
+    assert said == "run b (x)\n" + (last if last.startswith("resume with") else "")
 
 
 SIGNALLED = """

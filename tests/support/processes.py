@@ -1,6 +1,7 @@
 """The program in tests: how it is started, stopped, killed and waited for."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -176,3 +177,10 @@ def killed(step: int, *overrides: str, **recorded: str) -> str:
             api.run(*overrides, **recorded)
     end_sending(started[0])
     return started[0].info.id
+
+
+def kept_checkpoints(printed: str) -> list[int]:
+    """Return the steps of the checkpoints that a run says it has kept."""
+    found = re.search(r"(?m)^checkpoints +([0-9, ]+) \(", printed)
+    assert found, printed
+    return [int(step) for step in found[1].split(", ")]

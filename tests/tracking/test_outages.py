@@ -289,7 +289,7 @@ def test_offline_interrupted_and_resumed_offline(
         failed = main("run", *short, "tracking.flush_seconds=0.2", store)
     assert failed.returncode == 1
     local = failed.stdout.split()[1]
-    assert failed.stderr.endswith(f"; to go on: waymark resume {local} {store}\n")
+    assert failed.stderr.endswith(f"; resume with: waymark resume {local} {store}\n")
     for newer in (f"{local[:6]}", "latest"):
         assert main("evaluate", newer, store).returncode == 0
     done = main("resume", local, "tracking.flush_seconds=0.2", store)

@@ -354,12 +354,12 @@ def test_a_rerun_parts_nowhere_and_another_seed_at_once(trained: dict[str, Any])
     uri = trained["uri"]
     same = api.compare(first, trained["again"].run_id, tracking_uri=uri)
     assert same.partings == {}
-    assert "no loss and no evaluation parts" in same.text()
+    assert "all shared losses and evaluations are identical" in same.text()
     other = api.compare(first, second, tracking_uri=uri)
     assert other.partings is not None
     assert other.partings["train/loss"].step == 1
     assert other.keys == []
-    assert "train/loss parts at step 1: " in other.text()
+    assert "train/loss first differs at step 1: " in other.text()
 
 
 def test_the_commands_say_what_the_functions_return(
@@ -382,14 +382,14 @@ def test_the_commands_say_what_the_functions_return(
     shown_in(path)
     done = main("compare", trained["seed-0"].run_id[:6], "fast", named)
     assert done.returncode == 0
-    assert "train/loss parts at step 2: " in done.stdout
+    assert "train/loss first differs at step 2: " in done.stdout
 
 
 def listed(done: Done) -> dict[str, list[str]]:
     """Return the cells of the list of runs by name; check its heading."""
     assert (done.returncode, done.stderr) == (0, ""), done
     head, *lines = done.stdout.splitlines()
-    assert head.split() == ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
+    assert head.split() == ["id", "name", "model", "status", "steps", "accuracy", "age", "to", "do"]
     rows = [re.split(r"\s{2,}", line) for line in lines]
     return {row[1]: row for row in rows}
 

@@ -66,7 +66,7 @@ def test_a_file_that_may_not_grow(
     run = the_run(place)
     reason = "checkpoint 10 cannot be written: File too large"
     assert (run.info.status, run.data.tags["waymark.reason"]) == ("FAILED", reason)
-    end = f"failed: {reason}; to go on: waymark resume {run.info.run_id}\n"
+    end = f"failed: {reason}; resume with: waymark resume {run.info.run_id}\n"
     assert done.stderr == f"waymark: run {run.info.run_id} {end}"
     graph = {"model_ckpt.meta"} if save == "ckpt" else set()
     assert set(contents(checkpoints(place))) == graph  # nothing half-written fills the disk

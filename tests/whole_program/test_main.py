@@ -24,9 +24,10 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from PIL import Image
 from waymark import __version__
+from waymark.table import size
 from waymark.tracking.outbox import is_delivered
 
-from tests.support.processes import BOUND, REPO, THREADS, Done, Main, poll
+from tests.support.processes import BOUND, REPO, THREADS, Done, Main, kept_checkpoints, poll
 
 TUTORIAL_LINE = r"Step: (\d{4}), Loss: (\d+\.\d{5}), Test_Acc: ([01]\.\d{5})"
 
@@ -149,23 +150,39 @@ def one(recorded: dict[tuple[str, str], Recorded], combination: tuple[str, str])
 
 
 @combinations
-def test_what_a_run_prints(one: Recorded, combination: tuple[str, str]) -> None:
+def test_what_a_run_prints(one: Recorded, combination: tuple[str, str], workplace: Path) -> None:
     steps = [20, 40, 60] if combination[0] == "softmax" else [2, 4, 6]
     assert (one.done.returncode, one.done.stderr) == (0, "")
     lines = one.done.stdout.splitlines()
     assert lines[0] == f"run {one.id} ({one.record.info.run_name})"
-    found = [re.fullmatch(TUTORIAL_LINE, line) for line in lines[1:-5]]
+    sizes = "4,000 training, 1,000 test examples; divided by 255"
+    assert lines[1] == f"data         mnist_5k: 28x28x1, 10 classes; {sizes}"
+    state = one.state(steps[-1])  # with two slots of Adam's for each parameter
+    numbers = sum(state[name].size for name in state if f"{name}/Adam" in state)
+    assert lines[2] == f"model        {combination[0]}: {numbers:,} parameters"
+    assert re.fullmatch(r"environment  2 threads, .+, float32", lines[3])
+    found = [re.fullmatch(TUTORIAL_LINE, line) for line in lines[4:7]]
     losses, accuracies = dict(one.history("train/loss")), dict(one.history("test/accuracy"))
     said = [(int(m[1]), m[2], m[3]) if m else None for m in found]
     assert said == [(s, f"{losses[s]:.5f}", f"{accuracies[s]:.5f}") for s in steps]
-    last = f"{accuracies[steps[-1]]:.4f}"
+    last, best = accuracies[steps[-1]], max(accuracies.values())
+    best_step = min(step for step, value in accuracies.items() if value == best)
+    folder = one.folder / "checkpoints"
     link = f"http://127.0.0.1:5000/#/experiments/1/runs/{one.id}?workflowType=machine_learning"
-    assert lines[-5:] == [
-        f"accuracy in training  {last}",
-        f"accuracy restored     {last}",
-        f"checkpoints kept      {steps[-2]}, {steps[-1]}",
-        f"run                   {one.id}",
-        f"in the UI             waymark ui, then {link}",
+    took = lines[10].partition("  ")[2].strip()
+    assert re.fullmatch(r"(\d+ min )?[\d.]+ s, [\d.]+ steps/s", took)
+    told = size(sum(path.stat().st_size for path in folder.iterdir()))
+    assert lines[7:] == [
+        f"test accuracy, last step  {last:.4f}",
+        f"test accuracy, restored   {last:.4f}",
+        f"best test accuracy        {best:.4f} at step {best_step}",
+        f"time                      {took}",
+        f"checkpoints               {steps[-2]}, {steps[-1]} "
+        f"({told} in {folder.relative_to(workplace)})",
+        f"run                       {one.id}",
+        f"in the UI                 waymark ui, then {link}",
+        f"next                      waymark evaluate {one.id}",
+        f"                          waymark resume {one.id} steps={2 * steps[-1]}",
     ]
 
 
@@ -336,7 +353,7 @@ def test_the_smoke_experiment_runs(place: Path, main: Main) -> None:
     done = main("run", "+experiment=smoke", THREADS)
     assert (done.returncode, done.stderr) == (0, "")
     assert [m[1] for m in re.finditer(TUTORIAL_LINE, done.stdout)] == ["0010", "0020"]
-    assert "checkpoints kept      10, 20\n" in done.stdout
+    assert kept_checkpoints(done.stdout) == [10, 20]
 
 
 def test_help_and_version(tmp_path: Path, main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,14 +444,14 @@ def test_a_terminal_gets_a_bar(
     plain = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", seen).decode()
     assert re.search(r"━+ 60/60 .*loss \d\.\d{3,4} acc 0\.\d{4} \d:\d\d:\d\d", plain)
     assert "Step: " not in plain
-    assert "accuracy restored" in plain
+    assert "test accuracy, restored" in plain
 
 
 def test_a_bar_can_be_asked_for_and_silence_too(place: Path, main: Main) -> None:
     loud = main("run", *STEPS["softmax"], THREADS, "progress=true")
     assert "60/60" in loud.stdout
     silent = main("run", *STEPS["softmax"], THREADS, "progress=false")
-    assert len(silent.stdout.splitlines()) == 6
+    assert "Step: " not in silent.stdout and "60/60" not in silent.stdout
     assert (silent.returncode, silent.stderr) == (0, "")
 
 
@@ -457,7 +474,7 @@ def test_saving_less_often_than_there_are_steps_only_warns(place: Path, main: Ma
     done = main("run", "steps=3", "eval_every=0", THREADS)
     assert done.returncode == 0
     assert done.stderr == "waymark: save.every=50 is above steps=3: only the last step is saved.\n"
-    assert "checkpoints kept      3\n" in done.stdout
+    assert kept_checkpoints(done.stdout) == [3]
 
 
 DIVERGING = ["optimizer=sgd", "optimizer.learning_rate=1e38", "steps=6"]
@@ -563,7 +580,7 @@ def test_classes_outside_the_package_by_target(
     done = main("run", *targets, "optimizer.learning_rate=0.1", *SHORT)
     monkeypatch.delitem(sys.modules, "stripes")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "accuracy restored     1.0000" in done.stdout
+    assert re.search("test accuracy, restored +1.0000", done.stdout)
     run = client(place).get_run(run_id(done))
     assert run.data.params["model._target_"] == "stripes.Centred"
     assert run.inputs.dataset_inputs[0].dataset.name == "stripes"
@@ -596,7 +613,7 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
     missing = main("run", "--config-dir", "mine", "model=own_modl")
     assert (missing.returncode, "nearest is own_model" in missing.stderr) == (2, True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "accuracy restored     1.0000" in done.stdout
+    assert re.search("test accuracy, restored +1.0000", done.stdout)
     key = run_id(done)
 
     monkeypatch.delitem(sys.modules, "lines")
@@ -608,7 +625,7 @@ def test_classes_outside_the_package_by_a_folder_of_configurations(
         trusted = main(*command, TRUST)
         assert trusted.returncode == 0, trusted
         monkeypatch.delitem(sys.modules, "lines")
-    assert "checkpoints kept      5, 10, 12" in trusted.stdout
+    assert kept_checkpoints(trusted.stdout) == [5, 10, 12]
 
     own = ["--config-dir", "mine"]
     (place / "mine" / "save").mkdir()
@@ -644,14 +661,15 @@ def test_signals_stop_a_run_that_can_go_on(
         with start(*(["resume", key] if key else ["run", *long]), cwd=place) as process:
             assert process.stdout is not None
             head = process.stdout.readline()
-            head += process.stdout.readline()  # the first evaluation: it is training
+            while not head.splitlines()[-1].startswith("Step: "):  # till then it does not train
+                head += process.stdout.readline()
             process.send_signal(number)
             out, err = process.communicate(timeout=BOUND)
         assert key in ("", run_id(Done([], 0, head)))
         key = run_id(Done([], 0, head))
         assert process.returncode == status
-        assert "accuracy restored" not in out
-        assert err.splitlines()[-1] == f"to go on: waymark resume {key}"
+        assert "restored" not in out
+        assert err.splitlines()[-1] == f"resume with: waymark resume {key}"
         run = client(place).get_run(key)
         assert run.info.status == "KILLED"
         assert run.data.tags["waymark.reason"] == f"stopped by {number.name}"
@@ -668,7 +686,7 @@ def test_signals_stop_a_run_that_can_go_on(
     assert again.info.status == "FINISHED"
     assert again.data.tags.get("waymark.reason", "") == ""
     # The resume point off the cadence went when the next regular checkpoint came.
-    assert "checkpoints kept      600, 650, 700, 750, 800, 850, 900" in done.stdout
+    assert kept_checkpoints(done.stdout) == [600, 650, 700, 750, 800, 850, 900]
     # That they are those of a run in one piece is checked where resuming is.
     assert sorted(point.step for point in points) == [*range(1, 901)]
 
@@ -704,7 +722,8 @@ def test_a_second_signal_ends_at_once(
         assert process.stderr is not None
         try:
             key = run_id(Done([], 0, process.stdout.readline()))
-            assert process.stdout.readline() == "inside a step\n"
+            while process.stdout.readline() != "inside a step\n":
+                assert process.poll() is None
             process.send_signal(signal.SIGTERM)
             assert process.stderr.readline() == "\n"
             assert "once more stops at once" in process.stderr.readline()
@@ -790,5 +809,5 @@ def test_the_wheel_works_outside_the_checkout(
     assert found.stdout == f"{unpacked}/waymark/conf\n"
     done = waymark("run", "steps=20", "save.every=10", THREADS, cwd=elsewhere, env=outside)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "checkpoints kept      10, 20" in done.stdout
+    assert kept_checkpoints(done.stdout) == [10, 20]
     assert [path.name for path in elsewhere.iterdir()] == ["mlruns"]

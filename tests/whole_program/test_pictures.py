@@ -46,7 +46,7 @@ def test_a_run_is_killed_resumed_repeated_and_evaluated(
     done = main("run", *words)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1] == (
-        "images: 38 examples to train on, 10 examples to validate on, 12 examples to test on "
+        "data         images: 6x8x3, 3 classes; 38 training, 10 validation, 12 test examples "
         "(data.test=0.2 unless given); divided by 255"
     )
     whole = done.stdout.split()[1]

@@ -183,7 +183,7 @@ def test_a_file_that_changes_ends_the_run_in_a_sentence(
     assert done.returncode == 1
     assert done.stderr == (
         f"waymark: run {run_id} failed: {path} has changed since it was opened; "
-        f"to go on: waymark resume {run_id}\n"
+        f"resume with: waymark resume {run_id}\n"
     )
     path.write_bytes(content)
     os.utime(path, ns=(facts.st_atime_ns, facts.st_mtime_ns))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -156,7 +157,7 @@ def test_a_task_is_run_killed_resumed_rerun_and_evaluated(
     known = client(place).get_run(whole).data
     shown = known.metrics[f"restored/{name}"]
     text = f"{shown:.4f}" if name == "accuracy" else f"{shown:#.4g}"
-    assert f"{name} restored".ljust(22) + text in done.stdout.splitlines()
+    assert re.search(rf"(?m)^test {name}, restored +{text}$", done.stdout)
     assert known.tags["waymark.metric"] == name
 
     # From the weights on disk, by NumPy and scikit-learn.
@@ -244,7 +245,7 @@ def test_a_regression_stops_early_by_any_metric(place: Path, main: Main, client:
     stop = "stop={metric: test/r2, mode: max, patience: 2, min_delta: 10}"
     done = main("run", *SHORT, "steps=100", "task=regression", "metrics=[r2]", stop)
     assert "stopped early at step 60: test/r2 has not improved since step 20" in done.stdout
-    assert "rmse in training" in done.stdout
+    assert "test rmse, last step" in done.stdout
 
 
 def test_a_task_of_the_users_own(
@@ -260,7 +261,7 @@ def test_a_task_of_the_users_own(
     done = main("run", *words, "metrics=[mine.worst]")
     assert "waymark: resume" not in done.stderr
     run_id = run_id_of(done)
-    assert "deviance restored     " in done.stdout
+    assert "test deviance, restored " in done.stdout
     known = client(place).get_run(run_id).data
     assert known.params["task"] == "counts" and known.metrics["restored/worst"] > 0
     files = {path.name for path in artifact(place, run_id, "evaluation").iterdir()}

@@ -46,9 +46,12 @@ def with_folder(overrides: tuple[str, ...], config_dir: str | None) -> tuple[str
     return overrides if config_dir is None else (*overrides, searchpath([config_dir]))
 
 
-def width() -> int | None:
-    """Return the terminal's width, None where the output goes elsewhere."""
-    return os.get_terminal_size().columns if sys.stdout.isatty() else None
+def show(text: str) -> None:
+    """Print a text, by a pager where it is longer than the terminal."""
+    if sys.stdout.isatty() and text.count("\n") >= os.get_terminal_size().lines:
+        click.echo_via_pager(text)
+    else:
+        print(text)
 
 
 def exit_status_of(work: Any) -> int:

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
-from waymark.cli.group import CONFIG_DIR, OVERRIDES, cli, width, with_folder
+from waymark.cli.group import CONFIG_DIR, OVERRIDES, cli, with_folder
 from waymark.errors import BadInput, printable
-from waymark.table import format_table, metric_value, number
+from waymark.table import format_table, metric_value, number, terminal_width
 
 
 @cli.command()
@@ -56,7 +56,7 @@ def evaluate(
     if per_class:
         lines = [[number(cell) if isinstance(cell, float) else str(cell) for cell in astuple(each)]
                  for each in found.per_class]  # fmt: skip
-        print(format_table(CLASS_COLUMNS, lines, width()))
+        print(format_table(CLASS_COLUMNS, lines, terminal_width()))
     return 0
 
 

@@ -4,12 +4,16 @@
 """
 
 import signal
+from dataclasses import asdict
 
 import click
 
-from waymark.cli.group import OVERRIDES, cli, store_uri, width
+from waymark.cli.group import OVERRIDES, cli, show, store_uri
 from waymark.errors import BadInput
-from waymark.table import age, format_table, metric_value
+from waymark.table import age, coloured, metric_value, one_line_each, terminal_width
+
+STATUSES = ("RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED")  # MLflow's
+STYLES = {"RUNNING": "cyan", "FINISHED": "green", "FAILED": "red", "KILLED": "yellow"}
 
 
 @cli.command()
@@ -17,16 +21,27 @@ from waymark.table import age, format_table, metric_value
 @click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
 @click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
 @click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
+@click.option("--sort", metavar="NAME", help="Sort by this metric, the best first, or setting.")
+@click.option("--metrics", metavar="NAME,NAME", help="Show these metrics alone.")
+@click.option("--top", type=click.IntRange(min=1), help="Show so many rows, the best ones.")
 @click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def compare(
-    runs: tuple[str, ...], plot: str | None, as_csv: bool, as_json: bool, **conditions: str | None
+    runs: tuple[str, ...],
+    sort: str | None,
+    metrics: str | None,
+    top: int | None,
+    plot: str | None,
+    as_csv: bool,
+    as_json: bool,
+    **conditions: str | None,
 ) -> int:
     """Show what differs between runs: configuration, results, data, code, environment.
 
-    Runs that differ only by seed are one row: mean, standard deviation, 95 % interval. Any
-    runs of MLflow's can be compared, not only Waymark's.
+    Up to four runs stand side by side; more of them are a line each, the best first. Runs that
+    differ only by seed are one: means and their 95 % intervals. Any runs of MLflow's can be
+    compared, not only Waymark's.
     """
     from waymark.comparison.report import plot_path
     from waymark.comparison.runs import compare_runs
@@ -37,31 +52,55 @@ def compare(
         raise BadInput("--csv --json: one of the two.")
     path = None if plot is None else plot_path(plot)
     found = compare_runs(named, uri, **conditions)
+    if sort or metrics or top:
+        found = found.arranged(sort, metrics.split(",") if metrics else (), top)
     if path:
         found.plot(path)
     if as_csv:
         print(found.to_csv(), end="")
+    elif as_json:
+        print(found.to_json())
     else:
-        print(found.to_json() if as_json else found.text(width()))
+        show(found.text(terminal_width()))
     return 0
 
 
 @cli.command()
 @OVERRIDES
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
-def runs(overrides: tuple[str, ...], limit: int) -> int:
-    """List the runs that were started last, and whether they can be resumed."""
-    from waymark.listing import list_runs
+@click.option("--experiment", metavar="NAME", help="Runs of this experiment alone.")
+@click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+def runs(
+    overrides: tuple[str, ...],
+    limit: int,
+    experiment: str | None,
+    status: str | None,
+    as_json: bool,
+) -> int:
+    """List the runs that were started last, trials below their sweep, and what can be done."""
+    from waymark.listing import as_tree, list_runs
 
-    columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "can"]
+    found = list_runs(store_uri(overrides), limit, experiment, status)
+    if as_json:
+        from waymark.config.values import json_text
+
+        for run in found:
+            print(json_text({**asdict(run), "todo": run.todo}))
+        return 0
+    columns = ["id", "name", "model", "status", "steps", "accuracy", "age", "to do"]
     rows = []
-    for run in list_runs(store_uri(overrides), limit):
+    for run, is_trial in as_tree(found):
         judged = metric_value(run.metric, run.value)
         if run.metric != "accuracy" and run.value is not None:
             judged = f"{run.metric} {judged}"
-        facts = [run.id[:8], run.name, run.model, run.status, run.steps, judged]
-        rows.append([*facts, age(run.age), "resume" if run.resumable else ""])
-    print(format_table(columns, rows, width()) if rows else "there are no runs here yet")
+        name = f"  {run.name}" if is_trial else run.name
+        facts = [run.id[:8], name, run.model, run.status, run.steps, judged]
+        rows.append([*facts, age(run.age), run.todo])
+    if rows:
+        print(coloured(one_line_each(columns, rows, terminal_width()), STYLES))
+    else:
+        print("there are no runs here yet" if not (experiment or status) else "no run fits")
     return 0
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,11 +14,10 @@ from waymark.cli.group import (
     cli,
     complain,
     exit_status_of,
-    width,
     with_folder,
 )
 from waymark.errors import BadInput, printable
-from waymark.table import metric_value, size
+from waymark.table import duration, metric_value, rate, size, terminal_width
 
 
 @cli.command(
@@ -26,17 +26,19 @@ from waymark.table import metric_value, size
 )
 @click.option("--config-from", metavar="RUN")
 @click.option("--fork", metavar="RUN[@STEP]")
+@click.option("--summary", is_flag=True)
 @CONFIG_DIR
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def run(config_dir: str | None, arguments: tuple[str, ...], **recorded: Any) -> int:
+def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **recorded: Any) -> int:
     """Hand over to Hydra, whose own flags (--multirun, --cfg job, --help) all work.
 
     With --config-from RUN the configuration is that run's, with --fork RUN[@STEP] its state too.
+    With --summary a table of the model's parameters is printed before the run trains.
     """
     if any(text is not None for text in recorded.values()):
         from waymark import api
 
-        _summary(api.run(*with_folder(arguments, config_dir), **recorded))
+        _summary(api.run(*with_folder(arguments, config_dir), summary=summary, **recorded))
         return 0
     if config_dir is not None:
         arguments = ("--config-dir", config_dir, *arguments)
@@ -50,7 +52,7 @@ def run(config_dir: str | None, arguments: tuple[str, ...], **recorded: Any) -> 
     arguments, statuses = tuple(as_written(arguments)), []
 
     def job(cfg: DictConfig) -> None:
-        statuses.append(exit_status_of(lambda: _run(cfg, list(arguments))))
+        statuses.append(exit_status_of(lambda: _run(cfg, list(arguments), summary)))
         if statuses[-1] > 128:  # a signal is meant for the whole sweep
             sys.exit(statuses[-1])
 
@@ -71,7 +73,7 @@ def run(config_dir: str | None, arguments: tuple[str, ...], **recorded: Any) -> 
     return max(statuses, default=0)
 
 
-def _run(cfg: Any, arguments: list[str]) -> int:
+def _run(cfg: Any, arguments: list[str], summary: bool) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from waymark.config.compose import resolved as check
@@ -82,7 +84,7 @@ def _run(cfg: Any, arguments: list[str]) -> int:
     steps, every = resolved.config.steps, resolved.config.save.every
     if every > steps and resolved.config.epochs is None:
         complain(f"save.every={every} is above steps={steps}: only the last step is saved.")
-    _summary(work(resolved))
+    _summary(work(resolved, summary=summary))
     return 0
 
 
@@ -114,7 +116,7 @@ def data(
         print(printable(f"removed {size(count)} from {folder}"))
         return 0
     found = api.describe_data(*given, pictures=pictures)
-    print(json_text(found.plain()) if as_json else found.text(width()))
+    print(json_text(found.plain()) if as_json else found.text(terminal_width()))
     return 0
 
 
@@ -166,14 +168,31 @@ def rerun(
 
 
 def _summary(result: Any) -> None:
-    steps = ", ".join(map(str, result.checkpoints))
     name, restored = next(iter(result.restored.items()))
-    values = {"in training": result.training.get(name), "restored": restored}
-    for when, value in values.items():
-        print(f"{f'{name} {when}':<20}  {metric_value(name, value)}")
-    print(f"checkpoints kept      {steps}")
-    print(f"run                   {result.run_id}")
-    print(f"in the UI             {result.link}")
+    evaluated = "validation" if result.evaluated == "val" else "test"
+    folder = result.folder / "checkpoints"
+    files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    steps = ", ".join(map(str, result.checkpoints))
+    lines = {
+        f"{evaluated} {name}, last step": metric_value(name, result.training.get(name)),
+        f"test {name}, restored": metric_value(name, restored),
+    }
+    if result.best:
+        step, value = result.best
+        lines[f"best {evaluated} {name}"] = f"{metric_value(name, value)} at step {step}"
+    pace = f", {rate(result.steps_per_second)} steps/s" if result.steps_per_second else ""
+    lines["time"] = f"{duration(result.seconds)}{pace}"
+    lines["checkpoints"] = f"{steps} ({size(files)} in {shown_path(folder)})"
+    lines |= {"run": result.run_id, "in the UI": result.link}
+    lines |= dict(zip(("next", ""), result.next_commands, strict=False))
+    longest = max(map(len, lines))
+    for label, text in lines.items():
+        print(printable(f"{label:<{longest}}  {text}"))
+
+
+def shown_path(path: Path) -> str:
+    """Return a path relative to the current folder where it lies in it."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _verdict(verdict: Any, as_json: bool = False) -> int:

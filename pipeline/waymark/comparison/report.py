@@ -5,21 +5,31 @@ import html
 import io
 import math
 import os
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from waymark import plots
+from waymark import names, plots
 from waymark.comparison.environment import format_difference
+from waymark.comparison.layout import ACROSS, Column, laid_out
 from waymark.comparison.rerun_report import Divergence, exact
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
-from waymark.table import duration, format_table, number, rate, settings_apart
+from waymark.table import duration, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
+
+Best = Callable[[Iterable[float]], float]  # min or max
+
+# Words in a metric's name that tell which way is better; the second ones win.
+HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
+HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity", "top"}
+LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 
 NAMED = 20  # runs that a note below the table names, at most
 
@@ -36,7 +46,8 @@ class Metric:
     high: float | None = None
     final_leads: bool = False  # no row's is better
     best_leads: bool = False
-    ties: bool = False  # its interval overlaps a leading row's
+    seeds: Mapping[str, float] = field(default_factory=dict)  # of several runs: seed -> final
+    ties: str = ""  # the test by which it is not told apart from a leading row's, if it is not
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,34 @@ class Comparison:
     names: dict[str, str]  # run -> its name
     curves: list[Curves] = field(repr=False)  # one of each run
     metric: str = "accuracy"  # by which the runs are judged; several, if their tasks differ
+    is_arranged: bool = False  # its rows are in an order that was asked for
 
     @property
     def metrics(self) -> list[str]:
         """Return the names of the metrics that any row has."""
         return list(dict.fromkeys(key for row in self.rows for key in row.metrics))
+
+    def arranged(
+        self, sort: str | None = None, shown: Sequence[str] = (), top: int | None = None
+    ) -> "Comparison":
+        """Return it with the best rows first, `top` of them, and the metrics that are `shown`.
+
+        `sort` is a metric or a setting that differs; without it rows are sorted by the metric that
+        the runs are judged by. Without `shown` all metrics are. Raises BadInput for unknown names.
+        """
+        for option, key, known in (
+            *(("--metrics", key, self.metrics) for key in shown),
+            *([("--sort", sort, [*self.metrics, *self.keys])] if sort is not None else []),
+        ):
+            if key not in known:
+                names = f"there is {', '.join(known)}" if known else "there is none"
+                raise BadInput(f"{option}={key!r}: no run has such a metric or setting; {names}.")
+        by = sort if sort is not None else next(iter(self.judged), None)
+        rows = self.rows if by is None else sorted(self.rows, key=partial(_place, key=by))
+        if shown:
+            rows = [replace(r, metrics={k: r.metrics[k] for k in shown if k in r.metrics})
+                    for r in rows]  # fmt: skip
+        return replace(self, rows=rows[:top], is_arranged=True)
 
     def to_json(self) -> str:
         """Return everything but the curves as one JSON object."""
@@ -100,38 +134,74 @@ class Comparison:
             out.writerow(cells)
         return text.getvalue()
 
+    def columns(self) -> list[Column]:
+        """Return the table's columns: what differs, the metrics, time, and the final state.
+
+        One that says the same of all rows, or what another one says, is left out.
+        """
+        rows, keys = self.rows, self.keys
+        shown = {key: settings_apart(row.values.get(key, "-") for row in rows) for key in keys}
+        found = [Column("run", [row.label for row in rows])]
+        if any(len(row.runs) > 1 for row in rows):
+            found.append(Column("seeds", [str(len(row.runs)) for row in rows], 1))
+        if {row.status for row in rows} != {"FINISHED"}:
+            found.append(Column("status", [row.status for row in rows], 1))
+        found += [Column(k, [shown[k][row.values.get(k, "-")] for row in rows], 2) for k in keys]
+        judged = self.judged
+        for key in [*judged, *(key for key in self.metrics if key not in judged)]:
+            known = [row.metrics.get(key) for row in rows]
+            rank = 1 if key in judged else 4
+            found.append(Column(key, list(map(_final, known)), rank))
+            if any(each and each.high is not None for each in known):
+                found.append(Column(f"± {key}", list(map(_half_width, known)), rank + 2))
+            if any(each and number(each.best) != number(each.final) for each in known):
+                found.append(Column(f"best {key}", list(map(_best, known)), rank + 3))
+        paces = [row.steps_per_second for row in rows]
+        seconds = ["-" if row.seconds is None else duration(row.seconds) for row in rows]
+        states = [row.states[0][:8] if len(row.runs) == 1 and row.states else "-" for row in rows]
+        found.append(Column("duration", seconds, 8))
+        found.append(Column("steps/s", ["-" if pace is None else rate(pace) for pace in paces], 9))
+        found.append(Column("state", states, 10))
+        return [column for i, column in enumerate(found) if i == 0 or self._says(column, found)]
+
+    def _says(self, column: Column, columns: Sequence[Column]) -> bool:
+        """Tell whether a column says something: not what one before does, nor all the same."""
+        again = any(other.cells == column.cells for other in columns[: columns.index(column)])
+        if column.rank < 4:  # a setting, or a metric that the runs are judged by
+            return not (again and column.name in self.judged)
+        return not again and len({*column.cells}) > 1
+
+    @property
+    def judged(self) -> list[str]:
+        """Return the names of the metrics that the runs are judged by, what is restored first."""
+        parts = (names.RESTORED, *names.EVALUATED)
+        known = [f"{part}{name}" for name in self.metric.split(", ") for part in parts]
+        return [key for key in known if key in self.metrics]
+
     def table(self) -> tuple[list[str], list[list[str]]]:
-        """Return the table as it is shown: the columns' names, and each row's texts."""
-        several = any(len(row.runs) > 1 for row in self.rows)
-        failed = {row.status for row in self.rows} != {"FINISHED"}
-        # A list times False is empty: that column is left out.
-        columns = ["run", *["seeds"] * several, *["status"] * failed, *self.keys, *self.metrics]
-        columns += ["duration", "steps/s", "state"]
-        values = {
-            key: settings_apart(row.values.get(key, "-") for row in self.rows) for key in self.keys
-        }
-        shown = []
-        for row in self.rows:
-            cells = [row.label, *[str(len(row.runs))] * several, *[row.status] * failed]
-            cells += [values[key][row.values.get(key, "-")] for key in self.keys]
-            cells += [_cell(row, key) for key in self.metrics]
-            cells.append("-" if row.seconds is None else duration(row.seconds))
-            cells.append("-" if row.steps_per_second is None else rate(row.steps_per_second))
-            shown.append([*cells, row.states[0][:8] if len(row.runs) == 1 and row.states else "-"])
-        return columns, shown
+        """Return the whole table: the columns' names, and each row's texts."""
+        columns = self.columns()
+        cells = [column.cells for column in columns]
+        return [column.name for column in columns], [list(row) for row in zip(*cells, strict=True)]
 
     def notes(self) -> list[str]:
         """Return what stands below the table, as lines."""
-        lines = ["metrics: final value / best value on the way; * the best of all rows"]
-        if any(metric.ties for row in self.rows for metric in row.metrics.values()):
-            lines[0] += "; ~ a tie with it: the 95 % intervals of the means overlap"
+        told = [metric for row in self.rows for metric in row.metrics.values()]
+        lines, tests = [], sorted({metric.ties for metric in told} - {""})
+        if any(metric.final_leads or metric.best_leads for metric in told):
+            lines.append("* the best of all rows")
+        if tests:
+            lines.append(f"~ not told apart from the best at the 5 % level ({'; '.join(tests)})")
+        if any(metric.high is not None for metric in told):
+            lines.append("± half of the 95 % interval of a mean over seeds")
         lines += [f"the same final state: {self._named(runs)}" for runs in self.same_state]
         if len(self.data) > 1:
             lines += [f"data {data[:8]}: {self._named(runs)}" for data, runs in self.data.items()]
         for key, at in (self.partings or {}).items():
-            lines.append(f"{key} parts at step {at.step}: {exact(at.recorded)} and {exact(at.now)}")
+            values = f"{exact(at.recorded)} and {exact(at.now)}"
+            lines.append(f"{key} first differs at step {at.step}: {values}")
         if self.partings == {}:
-            lines.append("no loss and no evaluation parts at any step that both recorded")
+            lines.append("all shared losses and evaluations are identical")
         grouped = defaultdict(list)
         for run, found in self.differences.items():
             for each in found:
@@ -146,7 +216,10 @@ class Comparison:
 
     def text(self, width: int | None = None) -> str:
         """Return table and notes for a terminal so many characters wide (None: any width)."""
-        return "\n".join([format_table(*self.table(), width), "", *self.notes()])
+        best_first = self.arranged() if len(self.rows) > ACROSS and not self.is_arranged else self
+        table, left_out = laid_out(best_first.columns(), width)
+        more = [f"left out for the width: {', '.join(left_out)}; --csv has all"] if left_out else []
+        return "\n".join([table, "", *map(printable, more), *self.notes()])
 
     def plot(self, path: Path) -> None:
         """Draw all curves together, as a PNG file or an HTML page; raise BadInput for another."""
@@ -199,14 +272,39 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def _cell(row: Row, key: str) -> str:
-    metric = row.metrics.get(key)
+def better_value(key: str) -> Best | None:
+    """Return what picks the best of some values of a metric, None if its name does not tell."""
+    words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
+    words |= {word.rstrip("0123456789") for word in words}  # accuracy5
+    if words & LOWER:
+        return min
+    return max if words & HIGHER else None
+
+
+def _place(row: Row, key: str) -> tuple[bool, Any]:
+    """Return what sorts rows by a metric, the best first, or a setting; one without it is last."""
+    if key in row.metrics:
+        value = row.metrics[key].final
+        higher = better_value(key) is max
+        return math.isnan(value), (0, -value if higher else value, "")
+    text = row.values.get(key)
+    if text is None:
+        return True, (0, 0.0, "")
+    try:
+        return False, (0, float(text), "")
+    except ValueError:
+        return False, (1, 0.0, text)
+
+
+def _final(metric: Metric | None) -> str:
     if metric is None:
         return "-"
-    final = number(metric.final)
-    if metric.std is not None and metric.low is not None and metric.high is not None:
-        final += f" ±{number(metric.std)} [{number(metric.low)}, {number(metric.high)}]"
-    final += "*" * metric.final_leads + "~" * metric.ties
-    if metric.best != metric.final and not math.isnan(metric.best):
-        final += f" / {number(metric.best)}" + "*" * metric.best_leads
-    return final if metric.count == len(row.runs) else f"{final} (of {metric.count})"
+    return number(metric.final) + "*" * metric.final_leads + "~" * bool(metric.ties)
+
+
+def _half_width(metric: Metric | None) -> str:
+    return "-" if metric is None or metric.high is None else number(metric.high - metric.final)
+
+
+def _best(metric: Metric | None) -> str:
+    return "-" if metric is None else number(metric.best) + "*" * metric.best_leads

@@ -81,11 +81,11 @@ class RerunReport:
         lines = []
         for key, at in self.partings.items():
             values = f"{exact(at.recorded)} recorded, {exact(at.now)} now"
-            lines.append(f"{key} parts at step {at.step}: {values}")
+            lines.append(f"{key} first differs at step {at.step}: {values}")
         if names.TRAIN_LOSS not in self.partings:
             lines.append("no loss parts")
         if self.checkpoint is not None:
-            lines.append(f"the state parts at the checkpoint of step {self.checkpoint}")
+            lines.append(f"the state first differs at the checkpoint of step {self.checkpoint}")
         for name, apart in self.weights.items():
             far = f"{number(apart.absolute)} apart, {number(apart.relative)} relative"
             lines.append(f"final {name}: at most {far}")

@@ -1,9 +1,8 @@
 """Compare runs: configuration, results, data, code and environment."""
 
 import math
-import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from waymark import names
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
-from waymark.comparison.report import Comparison, Metric, Row
+from waymark.comparison.report import Best, Comparison, Metric, Row, better_value
 from waymark.comparison.rerun_report import first_divergences
 from waymark.config.old_names import CLASSES
 from waymark.config.schema import (
@@ -32,12 +31,7 @@ from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
 
 Run = tuple[RecordedRun, RunSummary]
-Best = Callable[[Iterable[float]], float]  # min or max
 
-# Words in a metric's name that tell which way is better; the second ones win.
-HIGHER = {"acc", "accuracy", "auc", "roc", "map", "iou", "dice", "f1", "r2", "bleu", "rouge"}
-HIGHER |= {"precision", "recall", "score", "sensitivity", "specificity", "top"}
-LOWER = {"loss", "error", "err", "mse", "rmse", "mae", "mape", "nll", "perplexity", "entropy"}
 CONFIDENCE = 0.95
 # Settings that older records have not, and what was done before.
 ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
@@ -204,7 +198,9 @@ def _row(members: list[Run], keys: list[str]) -> Row:
     metrics = {}
     shown = [key for f in known for key in f.metrics if not is_timing(key)]
     for key in dict.fromkeys(key for key in shown if key != names.LEARNING_RATE):  # no result
-        metrics[key] = _metric([_final_and_best(key, *m) for m in members if key in m[1].metrics])
+        having = [m for m in members if key in m[1].metrics]
+        seeds = [facts.params.get("seed", "") for _, facts in having]
+        metrics[key] = _metric([_final_and_best(key, *m) for m in having], seeds)
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
     shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]
     first = f"{records[0].name} {records[0].id[:8]}"
@@ -230,20 +226,11 @@ def _final_and_best(key: str, run: RecordedRun, facts: RunSummary) -> tuple[floa
     return final, better(values) if better and values else final
 
 
-def better_value(key: str) -> Best | None:
-    """Return what picks the best of some values of a metric, None if its name does not tell."""
-    words = set(re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", key).lower()))
-    words |= {word.rstrip("0123456789") for word in words}  # accuracy5
-    if words & LOWER:
-        return min
-    return max if words & HIGHER else None
-
-
 def _mean(values: list[float]) -> float:
     return values[0] if len(set(map(str, values))) == 1 else statistics.mean(values)  # -0.0 too
 
 
-def _metric(values: list[tuple[float, float]]) -> Metric:
+def _metric(values: list[tuple[float, float]], seeds: list[str]) -> Metric:
     finals = [final for final, _ in values]
     mean, best = _mean(finals), _mean([best for _, best in values])
     if len(values) < 2 or not all(map(math.isfinite, finals)):
@@ -256,7 +243,9 @@ def _metric(values: list[tuple[float, float]]) -> Metric:
         std = math.inf
     t = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
     ci_half_width = t * std / math.sqrt(len(values))
-    return Metric(mean, best, len(values), std, mean - ci_half_width, mean + ci_half_width)
+    low, high = mean - ci_half_width, mean + ci_half_width
+    own = dict(zip(seeds, finals, strict=True))
+    return Metric(mean, best, len(values), std, low, high, seeds=own)
 
 
 def mark_best(rows: list[Row]) -> list[Row]:
@@ -270,9 +259,13 @@ def mark_best(rows: list[Row]) -> list[Row]:
         best = best_or_none(better, [m.best for m in known.values()])
         leads = [m for m in known.values() if m.final == final]
         for i, m in known.items():
-            marks = {"final_leads": m in leads, "best_leads": m.best == best}
-            ties = m not in leads and any(_overlap(m, lead) for lead in leads)
-            rows[i].metrics[key] = replace(m, **marks, ties=ties)
+            tests = [] if m in leads else [tied_by(m, lead) for lead in leads]
+            rows[i].metrics[key] = replace(
+                m,
+                final_leads=m in leads,
+                best_leads=m.best == best,
+                ties=next(filter(None, tests), ""),
+            )
     return rows
 
 
@@ -282,8 +275,27 @@ def best_or_none(better: Best, values: Sequence[float]) -> float | None:
     return better(known) if len(set(known)) > 1 or 0 < len(known) < len(values) else None
 
 
-def _overlap(a: Metric, b: Metric) -> bool:
-    """Tell whether two intervals overlap; a single run has no interval, but a value."""
-    lows = [m.final if m.low is None else m.low for m in (a, b)]
-    highs = [m.final if m.high is None else m.high for m in (a, b)]
-    return max(lows) <= min(highs)
+def tied_by(a: Metric, b: Metric) -> str:
+    """Return the test that does not tell two means over seeds apart; "" if it does, or none can.
+
+    Over shared seeds, two at least, it is the paired t test of their differences, else Welch's t
+    test; both are two-sided, at the level 1 - CONFIDENCE.
+    """
+    shared = [seed for seed in a.seeds if seed in b.seeds]
+    if len(shared) > 1:
+        name, values = "paired t test over shared seeds", [a.seeds[s] - b.seeds[s] for s in shared]
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        difference, freedom = statistics.mean(values), len(values) - 1.0
+    elif len(a.seeds) > 1 and len(b.seeds) > 1:
+        name, difference = "Welch's t test", a.final - b.final
+        parts = [statistics.variance(m.seeds.values()) / len(m.seeds) for m in (a, b)]
+        error = math.sqrt(sum(parts))
+        terms = [v**2 / (len(m.seeds) - 1) for v, m in zip(parts, (a, b), strict=True)]
+        freedom = sum(parts) ** 2 / sum(terms) if sum(terms) else 1.0
+    else:
+        return ""
+    if not math.isfinite(difference) or not math.isfinite(error):
+        return ""
+    from scipy.special import stdtrit
+
+    return name if abs(difference) <= stdtrit(freedom, (1 + CONFIDENCE) / 2) * error else ""

@@ -77,7 +77,7 @@ class Dataset:
     read_digest: str = ""
     """the digest of what was read, before anything was held out of it"""
     summary: str = ""
-    """how many examples each set has, and how they are scaled, where that is to be said"""
+    """how many examples each set has, and how they are scaled"""
 
     @property
     def spec(self) -> ImageSpec:

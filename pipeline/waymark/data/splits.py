@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from waymark.data.rows import Inputs, choose, entries
+from waymark.data.rows import choose, entries
 from waymark.data.sources import Dataset, Loader
 from waymark.errors import BadInput
 from waymark.users_code import defined
@@ -76,13 +76,10 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
         data = loader.encode(data)
     elif not len(data.x_test):
         raise BadInput(f"{data.source} brings no test set; derive its class from Loader.")
-    x, moved, notes = data.x_train, len(data.x_train) != len(before), _notes(data)
-    plain = not moved and not notes and data.divide
-    if plain and not isinstance(x, Inputs) and x.dtype == np.uint8:
-        return data  # as the TF1 tutorial has it
-    counts = {"train on": data.y_train, "validate on": data.y_val, "test on": data.y_test}
-    sizes = [f"{len(labels)} examples to {use}" for use, labels in counts.items() if len(labels)]
-    return replace(data, summary=f"{', '.join(sizes)}{note}; {'; '.join([_scaled(data), *notes])}")
+    counts = {"training": data.y_train, "validation": data.y_val, "test": data.y_test}
+    sizes = [f"{len(labels):,} {use}" for use, labels in counts.items() if len(labels)]
+    told = [f"{', '.join(sizes)} examples{note}", _scaled(data), *_notes(data)]
+    return replace(data, summary="; ".join(told))
 
 
 def _refuse_lost_classes(data: Dataset, before: np.ndarray, loader: Loader) -> None:

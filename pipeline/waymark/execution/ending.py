@@ -54,7 +54,7 @@ def recorded_end(
     try:
         yield
     except Interrupted as error:
-        print("to go on:", _resume_command(run, resolved), file=sys.stderr)
+        print("resume with:", command_on(run, resolved, "resume"), file=sys.stderr)
         _end(run, stop, "KILLED", {names.REASON: str(error), **go_on})
         raise
     except Pruned as error:
@@ -72,7 +72,7 @@ def recorded_end(
                 replace_file(run.info.folder / "traceback.txt", body)
                 run.mark_artifacts_dirty()
         _end(run, stop, "FAILED", {names.REASON: reason, **(go_on if resumable else {})})
-        after = f"; to go on: {_resume_command(run, resolved)}" if resumable else ""
+        after = f"; resume with: {command_on(run, resolved, 'resume')}" if resumable else ""
         sentence = f"run {run.info.id} failed: {reason}{after}"
         if isinstance(error, RerunDiverged):
             raise RerunDiverged(sentence, error.verdict) from error
@@ -116,8 +116,9 @@ def _end(
         wait_for_ended_runs(stop.signalled)
 
 
-def _resume_command(run: ActiveRun, resolved: Resolved) -> str:
-    words = ["waymark", "resume", run.info.id]
+def command_on(run: ActiveRun, resolved: Resolved, command: str, *overrides: str) -> str:
+    """Return a command line that does something with a run, as a shell takes it."""
+    words = ["waymark", command, run.info.id, *overrides]
     if uri := resolved.values["tracking"]["uri"]:
         words.append(f"tracking.uri={as_interpolation(uri)}")
     if own := own_modules(resolved.config):

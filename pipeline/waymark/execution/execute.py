@@ -1,6 +1,8 @@
 """One run, carried out: trained, saved, restored, evaluated, compared, and its end recorded."""
 
+import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,10 +20,10 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
-from waymark.data.summary import shared_with_training
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
-from waymark.execution.ending import Pruned, RerunDiverged, recorded_end
+from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
+from waymark.execution.opening import data_lines, environment_line, model_lines
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
@@ -63,6 +65,11 @@ class Result:
     folder: Path
     link: str = ""  # to the run in MLflow's UI, or the command that opens it
     verdict: RerunReport | None = None  # of a rerun
+    evaluated: str = "test"  # the set that evaluations in training are on: val or test
+    best: tuple[int, float] | None = None  # step and value of the best of these evaluations
+    seconds: float = 0.0  # from the first line to the end
+    steps_per_second: float | None = None  # of the loop; None if there was no step to train
+    next_commands: tuple[str, ...] = ()  # what may be typed next
 
     @property
     def training_accuracy(self) -> float | None:
@@ -84,12 +91,14 @@ def run(
     began: Callable[[], None] | None = None,
     wait: bool = True,
     origin: Origin | None = None,
+    summary: bool = False,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 
     `began` is called when the run is recorded, before it is compiled or trains: others wait for
     a trial's. Unless told to `wait`, `wait_for_ended_runs` waits until the run is delivered.
-    `origin` is what a fork begins with, unless its record tells.
+    `origin` is what a fork begins with, unless its record tells. With `summary` a table of the
+    model's parameters is printed.
 
     Raises BadInput before anything is written, Interrupted after a signal, Pruned if the `pruner`
     of a sweep finds it hopeless, RerunDiverged, Failed otherwise.
@@ -100,7 +109,8 @@ def run(
         plan = plan_new(resolved, original, tags, began is None, begin)
         start = partial(start_tensorflow, **vars(resolved.config.runtime))
         active = create_run(store, plan.resolved, plan.tags, plan.data, meanwhile=start)
-        return RunExecution(plan, store, active, stop, pruner).to_recorded_end(began, wait)
+        execution = RunExecution(plan, store, active, stop, pruner, summary)
+        return execution.to_recorded_end(began, wait)
 
 
 @unfailing_output()
@@ -156,15 +166,22 @@ class RunExecution:
     run: ActiveRun
     stop: GracefulShutdown
     pruner: Pruner | None = None
+    summary: bool = False
 
     def to_recorded_end(self, began: Callable[[], None] | None, wait: bool) -> Result:
         """Call `began`, execute the plan and record how it ended; raise as `recorded_end` does."""
+        began_at = time.monotonic()
         if began:
             began()
         self.stop.can_finish_gracefully = True
         with recorded_end(self.run, self.plan.resolved, self.stop, wait):
             result = self.stop.run(self.execute)
-        return replace(result, link=self.store.link(self.run.info))
+        link, seconds = self.store.link(self.run.info), time.monotonic() - began_at
+        resolved, config = self.plan.resolved, self.plan.resolved.config
+        longer = f"epochs={2 * config.epochs}" if config.epochs else f"steps={2 * config.steps}"
+        on = partial(command_on, self.run, resolved)
+        follow = on("evaluate"), on("resume", longer)
+        return replace(result, link=link, seconds=seconds, next_commands=follow)
 
     def execute(self) -> Result:
         """Carry out the plan, all but the record of its end.
@@ -180,6 +197,7 @@ class RunExecution:
         with record_environment(run, config) as recorded:
             self.stop.check()
             with reuse_or_compile(config, plan.data, plan.trainer) as trainer:
+                self._tell_of_model(trainer, recorded)
                 saver = restore_or_initialise(plan, run, trainer, recorded.refresh)
                 self.stop.check()
                 try:
@@ -197,21 +215,32 @@ class RunExecution:
         return replace(result, verdict=verdict)
 
     def _tell_of_data(self) -> None:
-        """Say how many examples there are, and what the best checkpoint is chosen by."""
+        """Say what the data are, and what the best checkpoint is chosen by."""
         config, data = self.plan.resolved.config, self.plan.data
-        if data.summary:
-            print(printable(f"{data.name}: {data.summary}"), flush=True)
-        for part, count in shared_with_training(data).items():
-            total = len(data.examples(part)[0])
-            print(f"{count} of {total} {part} examples stand in the training set as well")
+        lines = data_lines(data)
+        for line in lines[1:] if self._is_trial else lines:
+            print(line, flush=True)
         rules = {"save.keep_best": config.save.keep_best, "stop": config.stop}
         by = " and ".join(key for key, rule in rules.items() if rule)
-        if by and data.evaluated == "test" and names.PARENT_RUN not in self.plan.tags:
+        if by and data.evaluated == "test" and not self._is_trial:
             print(
                 f"waymark: {by} selects on the test set; data.validation=0.1 holds out examples "
                 f"of the training set to select on",
                 file=sys.stderr,
             )
+
+    def _tell_of_model(self, trainer: Trainer, recorded: RecordedEnvironment) -> None:
+        """Say what is trained, and where."""
+        if self._is_trial:
+            return
+        resolved = self.plan.resolved
+        lines = model_lines(resolved, trainer.shapes, self.summary)
+        print(*lines, environment_line(resolved, recorded.facts), sep="\n", flush=True)
+
+    @property
+    def _is_trial(self) -> bool:
+        """Tell whether the run is one of a sweep's, of which all would say the same."""
+        return names.PARENT_RUN in self.plan.tags
 
     def _spooled(self) -> str:
         """Say where a run is kept for which a local store has given no answer; else nothing."""
@@ -306,8 +335,19 @@ class RunExecution:
         _write_scores(run, config, data, manifest, score)
         points = {name: run.points.get(f"{data.evaluated}/{name}", {}) for name in score.metrics}
         training = {name: known[last] for name, known in points.items() if last in known}
-        steps, folder = saver.store.steps(), run.info.folder
-        return Result(run.info.id, training, score.metrics, steps, state_digest, folder)
+        judged = f"{data.evaluated}/{judged_by(config.task)[0]}"
+        paces = run.points.get(names.STEPS_PER_SECOND, {})
+        return Result(
+            run.info.id,
+            training,
+            score.metrics,
+            saver.store.steps(),
+            state_digest,
+            run.info.folder,
+            evaluated=data.evaluated,
+            best=_best(run.points.get(judged, {}), judged_by(config.task)[1]),
+            steps_per_second=paces[max(paces)] if paces else None,
+        )
 
     def _verdict(self, recorded: RecordedEnvironment, trainer: Trainer) -> RerunReport | None:
         """Compare a rerun with its original, and record the verdict; None for another run."""
@@ -322,6 +362,13 @@ class RunExecution:
         run.mark_artifacts_dirty()
         run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
         return verdict
+
+
+def _best(values: Mapping[int, float], mode: str) -> tuple[int, float] | None:
+    """Return step and value of the first of the best values, None if none is a number."""
+    known = {step: value for step, value in sorted(values.items()) if not math.isnan(value)}
+    step = (max if mode == "max" else min)(known, key=known.__getitem__, default=None)
+    return None if step is None else (step, known[step])
 
 
 def _write_scores(

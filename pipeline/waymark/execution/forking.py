@@ -19,12 +19,13 @@ from waymark.tracking.finder import find_single
 from waymark.tracking.remote_store import connect
 
 
-def fork(text: str, overrides: Mapping[str, Any]) -> Result:
+def fork(text: str, overrides: Mapping[str, Any], summary: bool = False) -> Result:
     """Train a new run on from a checkpoint, RUN@STEP, of a recorded one, in its configuration.
 
     STEP is a step, `best` or `latest`, the newest whole one, which it is if there is no STEP.
     `overrides` (dotted keys) may change all of the configuration but what the model's parameters
-    are. Raises BadInput for what is not there, is damaged, or does not fit; what `run` raises.
+    are. `summary` is `run`'s. Raises BadInput for what is not there, is damaged, or does not fit;
+    what `run` raises.
     """
     for key, value in overrides.items():
         if key.partition(".")[0] == "fork" or (key == "init_from" and value is not None):
@@ -43,4 +44,4 @@ def fork(text: str, overrides: Mapping[str, Any]) -> Result:
     config = replace(resolved.config, fork=begun)
     refuse_settings(config)
     values = {**resolved.values, "fork": asdict(begun)}
-    return run(replace(resolved, config=config, values=values), origin=origin)
+    return run(replace(resolved, config=config, values=values), origin=origin, summary=summary)

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.comparison.report import Comparison
-from waymark.comparison.runs import better_value, compare_found
+from waymark.comparison.report import Comparison, better_value
+from waymark.comparison.runs import compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
@@ -40,7 +40,7 @@ from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import trial
 from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.sweeps.sweep_plot import TrialPoint, draw_sweep
-from waymark.table import number
+from waymark.table import number, terminal_width
 from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
 from waymark.tracking.parent_run import open_parent, withdraw
@@ -341,7 +341,7 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
         new = any(sweep.belongs_to_this_command(record) for record, _ in found.finished)
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
             _log_plots(sweep, table)
-        print(table.text())
+        print(table.text(terminal_width()))
     trials = found.trials(sweep.metric)
     best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
     if best and best.objective is not None:
