@@ -26,7 +26,7 @@ TRACKING = (
 )
 CONFIG = (
     *("old_names", "own_hydra", "masking", "values", "functions", "yaml_source", "schema"),
-    *("resolve", "record", "compose"),
+    *("resolve", "record", "compose", "composer"),
 )
 CLI = ("group", "training", "models", "records")
 WITHIN = {"tracking": TRACKING, "config": CONFIG, "cli": CLI}

@@ -25,7 +25,7 @@ class TrialLauncher(Launcher):
 
     def setup(self, **given: Any) -> None:
         """Set the user's launcher up with what Hydra gives it before the first launch."""
-        from waymark.config.compose import Composer
+        from waymark.config.composer import Composer
 
         self.sweep.compose_by(Composer(given["hydra_context"].config_loader, given["config"]))
         self._launcher.setup(**given)

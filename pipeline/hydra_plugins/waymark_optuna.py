@@ -55,7 +55,8 @@ class OptunaSweeper(Sweeper):
         left = self._n_trials - _take_up(study)
         while left > 0:
             trials = [study.ask(space) for _ in range(min(left, self._n_jobs))]
-            jobs = [[*fixed, *(f"{k}={v}" for k, v in trial.params.items())] for trial in trials]
+            params = [as_written(f"{k}={v}" for k, v in trial.params.items()) for trial in trials]
+            jobs = [[*fixed, *words] for words in params]
             self.validate_batch_is_legal(jobs)
             for trial in trials:
                 trial.set_user_attr(PROCESS, this_process())

@@ -926,10 +926,10 @@ def test_a_record_takes_models_with_settings_of_their_own() -> None:
     """Those of `model=keras` are empty, those of `model=mlp` a group of their own."""
     record = compose_config(["model=softmax"])
     body = record.values
-    keras, now = compose.with_group_members(body, record.choices, {"model": "keras"}, ())
+    keras, now = compose.with_group_members(body, record.choices, {"model": "keras"}, (), [])
     assert (keras["model"]["settings"], now["model"]) == ({}, "keras")
-    mlp, now = compose.with_group_members(keras, now, {"model": "mlp"}, ())
-    directly, _ = compose.with_group_members(body, record.choices, {"model": "mlp"}, ())
+    mlp, now = compose.with_group_members(keras, now, {"model": "mlp"}, (), [])
+    directly, _ = compose.with_group_members(body, record.choices, {"model": "mlp"}, (), [])
     assert mlp["model"] == directly["model"] == compose_config(["model=mlp"]).values["model"]
-    back, _ = compose.with_group_members(mlp, now, {"model": "softmax"}, ())
+    back, _ = compose.with_group_members(mlp, now, {"model": "softmax"}, (), [])
     assert back["model"] == body["model"]

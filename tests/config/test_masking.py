@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf
 from waymark import api, errors
 from waymark.config import masking
-from waymark.config.compose import CONF, Composer, compose_config, from_config, parse_overrides
+from waymark.config.compose import CONF, compose_config, from_config, parse_overrides
+from waymark.config.composer import Composer
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import load
 from waymark.config.record import from_record

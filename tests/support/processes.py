@@ -156,7 +156,7 @@ class Killed(BaseException):
     """What no code here catches, as none can catch SIGKILL."""
 
 
-def killed(step: int, *overrides: str, **recorded: str) -> str:
+def killed(step: int, *overrides: str, **recorded: Any) -> str:
     """Start a run and let it die in training at a step, as of SIGKILL; return its id."""
     started: list[ActiveRun] = []
     hold, run_steps = ActiveRun.__init__, Trainer.run_steps

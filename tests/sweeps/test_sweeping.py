@@ -23,7 +23,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from waymark.api import run, sweep
 from waymark.config import compose
-from waymark.config.compose import CONF, Composer, compose_config, hydra_errors
+from waymark.config.compose import CONF, compose_config, hydra_errors
+from waymark.config.composer import Composer
 from waymark.config.resolve import Resolved
 from waymark.errors import BadInput
 from waymark.processes.signals import GracefulShutdown
@@ -338,13 +339,17 @@ def test_only_what_is_new_is_composed_and_looked_up(
 
 
 groups = st.sampled_from(
-    ["model=cnn", "model=softmax", "data=arrays", "optimizer=sgd", "save=npz", "+tags.a=1"]
+    [
+        *("model=cnn", "model=softmax", "model=mlp", "data=arrays", "optimizer=sgd", "save=npz"),
+        "+tags.a=1",
+    ]
 )
 plain_values = st.sampled_from(
     [
         *("seed=3", "steps=7", "batch_size=20", "optimizer.learning_rate=1e-3", "run_name=null"),
         *("model.init_stddev=0.2", "run_name='a b'", "run_name=7", "precision=mixed_bfloat16"),
         *("tags=null", "tags={b: 2}", "save.keep_best=null", "init_from=x", "seed=zero", "nope=1"),
+        *("optimizer.beta_1=0.5", "optimizer.use_ema=true", "optimizer.epsilon=1e-8"),
         *("optimizer.momentum=0.5", "save.max_to_keep=0", "progress=true", "model=nope", "seed=4"),
     ]
 )

@@ -45,7 +45,7 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
     import hydra
     from omegaconf import DictConfig
 
-    from waymark.config.compose import CONF, as_written, explained
+    from waymark.config.compose import CONF, as_written, compose_config, explained
     from waymark.config.own_hydra import composing_once, parse_flags
     from waymark.config.yaml_source import install
 
@@ -61,6 +61,10 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
         from waymark import api
 
         return api.sweep(*arguments).exit_status
+    if flags.cfg and not flags.multirun:
+        with contextlib.suppress(BadInput):  # Hydra shows what it can
+            given = with_folder(tuple(flags.overrides), flags.config_dir)
+            arguments += (f"optimizer={compose_config(given).choices['optimizer']}",)
     install(CONF)
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal

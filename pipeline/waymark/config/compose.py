@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from functools import cache, reduce
@@ -15,8 +15,14 @@ import yaml
 
 from waymark.config import masking
 from waymark.config.own_hydra import load, own_singletons
-from waymark.config.resolve import COMMAND_LINE, Resolved, resolve
-from waymark.config.schema import GROUP_PROTOCOLS, SCHEDULE, SCHEDULES, Config
+from waymark.config.resolve import COMMAND_LINE, Resolved, keras_optimizer, resolve
+from waymark.config.schema import (
+    GROUP_PROTOCOLS,
+    OPTIMIZERS_OF_KERAS,
+    SCHEDULE,
+    SCHEDULES,
+    Config,
+)
 from waymark.config.values import flatten, nearest
 from waymark.config.yaml_source import yaml_class
 from waymark.errors import BadInput
@@ -35,6 +41,12 @@ CHOSEN = re.compile(
     r"""\+{0,2}optimizer[./]schedule=(?!(?:true|false|nan|inf)$)([a-zA-Z_'"].*)""", re.DOTALL
 )
 NO_SCHEDULE = "none"
+# Settings that only Keras's Adam and SGD have: whether these are meant is known with the model.
+OF_KERAS = re.compile(
+    r"optimizer\.(beta_[12]|amsgrad|nesterov|global_clipnorm|clipvalue|use_ema|ema_momentum"
+    r"|ema_overwrite_frequency|gradient_accumulation_steps)=.*",
+    re.DOTALL,
+)
 SEARCHPATH = "hydra.searchpath"
 RENAMED = ("chapter_", "tutorial_")  # how ready-made experiments began, and begin now
 # What launchers and Optuna are in, as the extras of pyproject.toml say it.
@@ -47,7 +59,8 @@ PACKAGES = {
 
 
 @cache
-def _parser() -> Any:
+def parser() -> Any:
+    """Return Hydra's parser of overrides."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create()
@@ -56,14 +69,14 @@ def _parser() -> Any:
 def as_written(overrides: Iterable[str]) -> list[str]:
     """Return overrides as Hydra is to read them.
 
-    Numbers get quotes where a setting is a text (`+tags.version=1.10` is not 1.1), and the choice
-    of a schedule the name of its group.
+    Numbers get quotes where a setting is a text (`+tags.version=1.10` is not 1.1), the choice of a
+    schedule the name of its group; and what `adam` and `sgd` have with Keras models alone is added.
     """
 
     def quoted(match: re.Match[str]) -> str:
         text = match[0].strip()
         try:
-            number = text and not isinstance(_parser().parse_override(f"x={text}").value(), str)
+            number = text and not isinstance(parser().parse_override(f"x={text}").value(), str)
         except hydra_errors():  # what is wrong is said where the whole is read
             return match[0]
         return f"'{text}'" if number else match[0]
@@ -71,6 +84,8 @@ def as_written(overrides: Iterable[str]) -> list[str]:
     def written(override: str) -> str:
         if chosen := CHOSEN.fullmatch(override):
             return f"{SCHEDULES}=" + re.sub(r"\bnull\b", NO_SCHEDULE, chosen[1])
+        if OF_KERAS.fullmatch(override):
+            return f"++{override}"
         found = TEXT.fullmatch(override)
         if not found or NUMERIC.search(found[2]):
             return override
@@ -92,7 +107,7 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
     overrides = as_written(overrides)
     try:
         with own_singletons():
-            found = _parser().parse_overrides(overrides)
+            found = parser().parse_overrides(overrides)
     except OverrideParseException as error:
         raise BadInput(f"{error.override}: is not of the form key=value.") from None
     except (ValueError, RecursionError) as error:  # a number or a nesting beyond all bounds
@@ -133,23 +148,46 @@ def compose_config(overrides: Sequence[str]) -> Resolved:
     overrides = as_written(overrides)
     with explained(overrides):
         cfg = load(CONF, overrides, yaml_class(CONF))
-    return resolved(cfg, cfg.hydra.runtime.choices, overrides)
+    choices = cfg.hydra.runtime.choices
+    return resolved(cfg, choices, overrides, lambda word: compose_config([*overrides, word]))
 
 
-def resolved(cfg: Any, chosen: Mapping[str, Any], overrides: list[str]) -> Resolved:
-    """Return the checked configuration for what Hydra composed; `chosen` is group -> member."""
+def _composed_again(word: str) -> Resolved:
+    """Return what the job that Hydra carries out is configured by with another override."""
+    from hydra.core.hydra_config import HydraConfig
+
+    now = HydraConfig.get()
+    own = [x for x in now.runtime.config_sources if x.provider not in ("hydra", "main", "schema")]
+    folders = [f"{each.schema}://{each.path}" for each in own]
+    return compose_config([*now.overrides.task, *([searchpath(folders)] if own else []), word])
+
+
+def resolved(
+    cfg: Any,
+    chosen: Mapping[str, Any],
+    overrides: list[str],
+    again: Callable[[str], Resolved] = _composed_again,
+) -> Resolved:
+    """Return the checked configuration for what Hydra composed; `chosen` is group -> member.
+
+    With a Keras model `adam` and `sgd` are Keras's: that is what `again` composes and checks.
+    """
     from omegaconf import OmegaConf
 
-    given = {text.lstrip("+").partition("=")[0].replace("/", ".") for text in overrides}
+    meant = {f"optimizer={member}" for member in OPTIMIZERS_OF_KERAS.values()}
+    words = [text for text in overrides if text not in meant]
+    given = {text.lstrip("+").partition("=")[0].replace("/", ".") for text in words}
 
     def source(key: str) -> str:
         above = [key[:dot] for dot, mark in enumerate(key) if mark == "."]
         return COMMAND_LINE if given & {key, *above} else "conf/"
 
     choices = {group: str(chosen.get(group)) for group in GROUP_PROTOCOLS}
-    own = _without_hydra(cfg)
+    own = without_hydra(cfg)
     with explained(overrides):
         values = masking.resolve(own)
+    if member := keras_optimizer(flatten(values), chosen):
+        return again(f"optimizer={member}")
     for group, member in chosen.items():
         if group in values and group not in GROUP_PROTOCOLS:
             raise BadInput(
@@ -174,63 +212,8 @@ def _keep_texts(values: dict[str, Any], written: Mapping[str, Any]) -> None:
         values["tags"] = {key: text(value, before[key]) for key, value in tags.items()}
 
 
-class Composer:
-    """Compose the trials of a sweep, which differ in a few values, hundreds in a second.
-
-    Hydra takes a twentieth of a second for each. What it composed for one choice of groups holds
-    for all trials of that choice; their plain values are put on top, as Hydra does it.
-    """
-
-    def __init__(self, config_loader: Any, master: Any) -> None:
-        self._loader, self._master = config_loader, master
-        self._is_group = cache(lambda key: bool(config_loader.get_group_options(key)))
-        self._parsed = cache(self._parse)
-        self._base = cache(self._compose)
-
-    def __call__(self, overrides: Sequence[str]) -> Resolved:
-        """Return the checked configuration of one trial; raise what Hydra raises, and BadInput."""
-        from omegaconf import OmegaConf
-
-        overrides = as_written(overrides)
-        items = [(text, *self._parsed(text)) for text in overrides]
-        put = {item.key_or_group: item.value() for _, item, kind in items if kind == "value"}
-        others = [item.key_or_group for _, item, kind in items if kind == "other"]
-        rest = tuple(text for text, _, kind in items if kind != "value")
-        whole = any(_overlap(key, other) for key in put for other in others)  # their order matters
-        if whole or not put.keys() <= self._base(rest)[2].keys():  # or one replaces a whole branch
-            put, rest = {}, tuple(overrides)
-        cfg, choices, before = self._base(rest)
-        try:
-            for key, value in put.items():
-                OmegaConf.update(cfg, key, value, merge=True)
-            return resolved(cfg, choices, list(overrides))
-        finally:  # a copy for each would take longer than all the rest
-            for key in put:
-                OmegaConf.update(cfg, key, before[key], merge=True)
-
-    def _parse(self, text: str) -> tuple[Any, str]:
-        """Return an override, and its kind: of a group, of a plain value in its place, other."""
-        item = _parser().parse_override(text)
-        if self._is_group(item.key_or_group):
-            return item, "group"
-        special = item.is_add() or item.is_force_add() or item.is_delete() or item.package
-        plain = not special and isinstance(item.value(), int | float | str | None)
-        return item, "value" if plain else "other"
-
-    def _compose(self, rest: tuple[str, ...]) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        from omegaconf import OmegaConf
-
-        cfg = self._loader.load_sweep_config(self._master, list(rest))
-        own, choices = _without_hydra(cfg), dict(cfg.hydra.runtime.choices)
-        return own, choices, flatten(OmegaConf.to_container(own))  # type: ignore[arg-type]
-
-
-def _overlap(key: str, other: str) -> bool:
-    """Tell whether one dotted key is the other or a part of it."""
-    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
-
-
-def _without_hydra(cfg: Any) -> Any:
+def without_hydra(cfg: Any) -> Any:
+    """Return what Hydra composed but for its own node."""
     from omegaconf import OmegaConf
 
     own = [key for key in cfg if key != "hydra"]
@@ -238,12 +221,17 @@ def _without_hydra(cfg: Any) -> Any:
 
 
 def with_group_members(
-    body: dict[str, Any], choices: dict[str, str], members: dict[str, str], folders: Iterable[str]
+    body: dict[str, Any],
+    choices: dict[str, str],
+    members: dict[str, str],
+    folders: Iterable[str],
+    trusted: list[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return recorded values and choices with other `members` of groups in them.
 
     What the members' YAML, in `conf/` or `folders`, sets comes in, what the former ones' set goes;
-    all else stays as it was recorded. Raises BadInput for a member that does not exist.
+    all else stays as it was recorded, but with a Keras model that is chosen `adam` and `sgd` are
+    Keras's. Raises BadInput for a member that does not exist.
     """
     values, now = deepcopy(body), {**choices}
     own = [searchpath(folders)] if folders else []
@@ -251,22 +239,32 @@ def with_group_members(
         if group == SCHEDULE:  # which a record does not know by the name of its file
             found = _composed([f"{SCHEDULES}={member}", *own])["optimizer"]
             values["optimizer"]["schedule"] = found["schedule"]
-            continue
-        former, found = (_composed([f"{group}={name}", *own]) for name in (now[group], member))
-        for key, value in found[group].items():
-            values[group].setdefault(key, {} if isinstance(value, dict) else value)
-        before, after = flatten(former), flatten(found)
-        for key in {**before, **after}:
-            if before.get(key, ...) != after.get(key, ...):
-                *parents, last = key.split(".")
-                place = reduce(getitem, parents, values)
-                place.pop(last, None)
-                if key in after:
-                    place[last] = after[key]
-        for key in former[group].keys() - found[group].keys():  # which the loop has emptied
-            values[group].pop(key, None)
-        now[group] = member
+        else:
+            _change_member(values, now, group, member, own)
+    chosen = members.keys() & {"model", "optimizer"}
+    if chosen and (member := keras_optimizer(flatten(values), now, trusted)):
+        _change_member(values, now, "optimizer", member, own)
     return values, now
+
+
+def _change_member(
+    values: dict[str, Any], choices: dict[str, str], group: str, member: str, own: list[str]
+) -> None:
+    """Choose another member of a group, in place."""
+    former, found = (_composed([f"{group}={name}", *own]) for name in (choices[group], member))
+    for key, value in found[group].items():
+        values[group].setdefault(key, {} if isinstance(value, dict) else value)
+    before, after = flatten(former), flatten(found)
+    for key in {**before, **after}:
+        if before.get(key, ...) != after.get(key, ...):
+            *parents, last = key.split(".")
+            place = reduce(getitem, parents, values)
+            place.pop(last, None)
+            if key in after:
+                place[last] = after[key]
+    for key in former[group].keys() - found[group].keys():  # which the loop has emptied
+        values[group].pop(key, None)
+    choices[group] = member
 
 
 def from_config(config: Config) -> Resolved:
@@ -302,7 +300,7 @@ def to_plain(cfg: Any) -> dict[str, Any]:
     own = {key: OmegaConf.to_container(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key]
            for key in cfg if not OmegaConf.is_missing(cfg, key)}  # fmt: skip
     with contextlib.suppress(*hydra_errors()):
-        values = masking.resolve(_without_hydra(cfg), partly=True)
+        values = masking.resolve(without_hydra(cfg), partly=True)
         own |= {key: value for key, value in values.items() if key in own}
     return {**own, "experiment_name": str(masking.mask_secrets(own["experiment_name"]))}
 
@@ -383,7 +381,11 @@ def _known_keys(arguments: list[str]) -> list[str]:
     chosen = [a for a in arguments if re.match(rf"({groups})=\w+$", a)]
     for members in (chosen, []):
         with contextlib.suppress(BadInput):
-            return [*GROUP_PROTOCOLS, *flatten(_composed(members))]
+            known = flatten(_composed(members))
+            choices = {"optimizer": "adam", **dict(each.split("=") for each in members)}
+            if member := keras_optimizer(known, choices):
+                known = flatten(_composed([*members, f"optimizer={member}"]))
+            return [*GROUP_PROTOCOLS, *known]
     return list(GROUP_PROTOCOLS)
 
 
@@ -392,5 +394,5 @@ def _composed(members: list[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     with explained(members):
-        own = _without_hydra(load(CONF, members, yaml_class(CONF)))
+        own = without_hydra(load(CONF, members, yaml_class(CONF)))
         return OmegaConf.to_container(own)  # type: ignore[return-value]

@@ -22,6 +22,7 @@ from waymark.config.schema import (
     KERAS_OPTIMIZERS,
     LABELS,
     OPTIMIZER_DEFAULTS,
+    OPTIMIZERS_OF_KERAS,
     SCHEDULE,
 )
 from waymark.config.values import flatten, json_text, nearest
@@ -139,6 +140,8 @@ def from_record(
     _check_known(overrides, known)
     # What was recorded with keys of its own is known by them alone: null is a change of it.
     changed = {key: value for key, value in overrides.items() if value != known.get(key, ...)}
+    if OPTIMIZERS_OF_KERAS.get(str(changed.get("optimizer"))) == choices["optimizer"]:
+        changed.pop("optimizer", None)  # as it was given, and recorded by Keras's name
     moved = is_moved_file(known.get("data.test"), overrides.get("data.test"))
     free = (*DATA_PLACES, *(["data.test"] if moved else []), *masked)
     if "steps" in overrides:

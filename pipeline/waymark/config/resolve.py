@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, is_dataclass
 from inspect import signature
 from pkgutil import resolve_name
@@ -22,6 +23,7 @@ from waymark.config.schema import (
     GROUP_PROTOCOLS,
     LABELS,
     OPTIMIZER_DEFAULTS,
+    OPTIMIZERS_OF_KERAS,
     RUN_NAMES,
     SCHEDULE,
     TAG_NAMES,
@@ -253,6 +255,22 @@ def build_group(
         modules = values.get("trusted_modules") if trusted is None else trusted
         check(modules if isinstance(modules, list) else [], recorded=trusted is not None)
     return part
+
+
+def keras_optimizer(
+    values: Mapping[str, Any], choices: Mapping[str, Any], trusted: list[str] | None = None
+) -> str:
+    """Return which member `adam` or `sgd` means, if the model is one of Keras's; else nothing.
+
+    `values` have dotted keys. A class that is not `trusted` is not looked at; see `resolve`.
+    """
+    member = OPTIMIZERS_OF_KERAS.get(str(choices.get("optimizer")), "")
+    if member and str(values.get("optimizer._target_")).startswith("waymark.optimizers."):
+        key = "model._target_"
+        with suppress(BadInput):  # which is raised again where the model is made
+            cls = _locate(str(values.get(key)), key, lambda _: "", trusted)
+            return member if hasattr(cls, "buffers") else ""
+    return ""
 
 
 def _check_schedule(optimizer: Any, source: Source) -> None:

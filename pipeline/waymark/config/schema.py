@@ -38,6 +38,8 @@ KERAS_DEFAULTS: dict[str, Any] = {
     "ema_overwrite_frequency": None,
 }
 KERAS_OPTIMIZERS = "waymark.keras_optimizers."  # what their `_target_` begins with
+# What the names of Waymark's own optimizers mean with a Keras model: Keras's of these names.
+OPTIMIZERS_OF_KERAS = {"adam": "keras_adam", "sgd": "keras_sgd"}
 
 SCHEDULE, SCHEDULES = "optimizer.schedule", "optimizer/schedule"  # a setting, and its group
 
@@ -175,10 +177,10 @@ class Config:
     """what is measured of each evaluation beside the task's own: names of metrics, and functions of
     your own `(labels, outputs) -> float` by their dotted names"""
     optimizer: Any
-    """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`), or Keras's `keras_adam`,
-    `keras_sgd`, `adamw`, `nadam`, `adamax`, `lamb`, `lion`, `rmsprop`, `adagrad`, `adadelta`,
-    `adafactor`, `ftrl`, `muon`, with their settings, clipping, accumulated gradients and averaged
-    weights"""
+    """`adam` (`beta1`, `beta2`, `epsilon`), `sgd` (`momentum`), which with Keras models are
+    Keras's, or Keras's `keras_adam`, `keras_sgd`, `adamw`, `nadam`, `adamax`, `lamb`, `lion`,
+    `rmsprop`, `adagrad`, `adadelta`, `adafactor`, `ftrl`, `muon`, with their settings, clipping,
+    accumulated gradients and averaged weights"""
     save: Any
     """`ckpt` (TensorFlow bundle; `meta_graph` true) or `npz`"""
     steps: PositiveInt

@@ -293,7 +293,8 @@ def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) 
         members[SCHEDULE] = overrides[SCHEDULE] or NO_SCHEDULE
     separate = (*members, SEARCHPATH, "trusted_modules")
     others = {key: value for key, value in overrides.items() if key not in separate}
-    values, choices = with_group_members(values, choices, members, overrides.get(SEARCHPATH, ()))
     trusted, origin = overrides.get("trusted_modules", []), f"recorded by run {record.id}"
+    folders = overrides.get(SEARCHPATH, ())
+    values, choices = with_group_members(values, choices, members, folders, trusted)
     resolved = with_overrides(values, choices, masked, others, trusted, origin)
     return replace(resolved, home="" if "fork" in overrides else record.id)

@@ -28,7 +28,7 @@ from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
-from waymark.config.resolve import build_group
+from waymark.config.resolve import build_group, keras_optimizer
 from waymark.config.schema import SCHEDULE, SCHEDULES
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
@@ -213,7 +213,11 @@ def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, A
         words = [str(item.input_line) for item in fixed]
         words += [compose.searchpath([config_dir])] if config_dir else []
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            values = compose.to_plain(hydra.compose("config", words, return_hydra_config=True))
+            cfg = hydra.compose("config", words, return_hydra_config=True)
+            values = compose.to_plain(cfg)
+            if member := keras_optimizer(flatten(values), cfg.hydra.runtime.choices):
+                words.append(f"optimizer={member}")
+                values = compose.to_plain(hydra.compose("config", words, return_hydra_config=True))
     except hydra_errors() as error:
         raise BadInput(explain_hydra_error(error, overrides)) from None
     return values, swept
