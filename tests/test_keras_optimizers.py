@@ -27,8 +27,13 @@ OPTIMIZERS = sorted(
 )
 EMA = ["optimizer.use_ema=true", "optimizer.ema_momentum=0.8"]
 EMA += ["optimizer.ema_overwrite_frequency=3"]
-CUT = ("adafactor", "warmup_cosine")  # what is cut by default
 ACCUMULATED = "optimizer.gradient_accumulation_steps=4"
+MEASURED = ("adafactor", "muon", "keras_adam", "keras_sgd")  # by default
+VARIANTS = (
+    *("keras_sgd optimizer.nesterov=true", "keras_sgd optimizer.momentum=0.0"),
+    *("keras_adam optimizer.amsgrad=true", f"keras_adam {ACCUMULATED}", f"keras_sgd {ACCUMULATED}"),
+)
+CUT = ("adafactor", "warmup_cosine")  # what is cut by default
 SCHEDULES = {
     "null": [],
     "cosine": ["decay_steps=9", "alpha=0.1"],
@@ -89,13 +94,15 @@ def theirs(make: Any, first: dict[str, Any], given: list[dict[str, Any]]) -> lis
 
 
 @pytest.mark.parametrize(
-    "name",
+    "words",
     [
-        pytest.param(each, marks=() if each in ("adafactor", "muon") else pytest.mark.long)
-        for each in OPTIMIZERS
+        pytest.param(each, marks=() if each in MEASURED else pytest.mark.long)
+        for each in (*OPTIMIZERS, *VARIANTS)
     ],
 )
-def test_every_step_is_that_of_keras_with_its_own_schedule(name: str) -> None:
+def test_every_step_is_that_of_keras_with_its_own_schedule(words: str) -> None:
+    """Adam, AdamW and SGD with momentum are one kernel of TensorFlow's for each parameter here."""
+    name, *chosen = words.split()
     draw = np.random.default_rng(3)
 
     def drawn() -> dict[str, Any]:
@@ -103,6 +110,7 @@ def test_every_step_is_that_of_keras_with_its_own_schedule(name: str) -> None:
 
     first, given = drawn(), [drawn() for _ in range(9)]
     more = [*scheduled("cosine"), "optimizer.clipnorm=0.7", "optimizer.weight_decay=0.3", *EMA]
+    more += chosen
     optimizer = config(f"optimizer={name}", *more).optimizer
     names = ("learning_rate", "schedule", "clipnorm", "weight_decay")
     settings = {k: v for k, v in optimizer.__getstate__().items() if k not in names}
