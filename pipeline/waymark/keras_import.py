@@ -16,21 +16,25 @@ from waymark.processes.process_state import same_environment
 
 T = TypeVar("T")
 
-# Beside floatx those that a model is built and computed by, and what their values may be.
+# Those that a model is built and computed by, and what their values may be.
 SETTINGS: Mapping[str, Callable[[Any], bool]] = {
+    "floatx": lambda value: value == "float32",
     "image_data_format": lambda value: value in ("channels_last", "channels_first"),
     "epsilon": lambda value: isinstance(value, float) and 0 < value < 1,
 }
 
 
-def import_keras() -> Any:
-    """Import Keras and return it; raise BadInput for another backend than TensorFlow."""
+def import_keras(floatx: bool = True) -> Any:
+    """Import Keras and return it; raise BadInput for another backend than TensorFlow.
+
+    So is another `floatx` than float32 refused, unless that is still to be set.
+    """
     if "keras" not in sys.modules:
         _refuse(_configured_backend())
     with same_environment():
         import keras
     _refuse(keras.config.backend())
-    if keras.config.floatx() != "float32":
+    if floatx and keras.config.floatx() != "float32":
         raise BadInput(
             f"Keras's floatx is {keras.config.floatx()!r}: Waymark's parameters are float32; "
             f"precision=mixed_bfloat16 computes in less."
@@ -46,7 +50,8 @@ def use_recorded_settings(facts: object) -> None:
     recorded = facts.get("keras") if isinstance(facts, Mapping) else None
     if not isinstance(recorded, Mapping):
         return
-    keras = import_keras()
+    recorded = {"floatx": "float32", **recorded}  # which records did not tell once
+    keras = import_keras(floatx=False)
     for name, allowed in SETTINGS.items():
         value, now = recorded.get(name), getattr(keras.config, name)()
         if value != now and allowed(value):
@@ -81,5 +86,6 @@ def _configured_backend() -> str:
         return given
     folder = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
     with suppress(OSError, ValueError, AttributeError):
-        return str(json.loads((Path(folder) / "keras.json").read_text()).get("backend"))
+        given = json.loads((Path(folder) / "keras.json").read_text())
+        return str(given.get("backend", "tensorflow"))
     return "tensorflow"

@@ -165,6 +165,22 @@ def separable(input_shape, outputs):
     )
 
 
+def channels_first(input_shape, outputs):
+    """Return a model for image_data_format=channels_first, whose constraint adds epsilon."""
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Permute((3, 1, 2)),
+            layers.Conv2D(4, 3),
+            layers.MaxPooling2D(),
+            layers.BatchNormalization(axis=1),
+            layers.RandomFlip(),
+            layers.Flatten(),
+            layers.Dense(outputs, kernel_constraint=keras.constraints.UnitNorm()),
+        ]
+    )
+
+
 KINDS = ("batch_norm", "lstm", "nested", "frozen", "own_layer", "add_loss")
 OTHERS = (
     *("layer_norm", "dropout", "attention", "gru", "embedding", "shared", "regularised"),

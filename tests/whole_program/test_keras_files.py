@@ -293,25 +293,3 @@ def test_a_forged_architecture_is_refused_before_anything_is_imported(
     finally:
         path.write_bytes(content)
     assert not (folder / "imported").exists()
-
-
-@BUILD_TOO
-def test_settings_of_keras_are_set_as_they_were_recorded(
-    here: Run, main: Main, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import keras
-
-    *_, whole = here
-    assert main("evaluate", whole, TRUST).stderr.count("Keras's") == 0
-    try:
-        keras.config.set_epsilon(1e-3)
-        done = main("evaluate", whole, TRUST)
-        assert (done.returncode, done.stderr.count("Keras's epsilon is 1e-07, as recorded")) == (
-            0,
-            1,
-        )
-        keras.config.set_epsilon(1e-3)
-        assert api.evaluate(whole, TRUST)
-        assert keras.config.epsilon() == 1e-3  # as the caller had it
-    finally:
-        keras.config.set_epsilon(1e-7)
