@@ -5,6 +5,7 @@ sweeper, and `OptunaSweeper` proposes trials by Optuna (Akiba et al., KDD 2019).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -26,8 +27,12 @@ class TrialLauncher(Launcher):
     def setup(self, **given: Any) -> None:
         """Set the user's launcher up with what Hydra gives it before the first launch."""
         from waymark.config.composer import Composer
+        from waymark.execution import forking
 
-        self.sweep.compose_by(Composer(given["hydra_context"].config_loader, given["config"]))
+        if begun := self.sweep.fork:
+            self.sweep.compose_by(partial(forking.trial, begun))
+        else:
+            self.sweep.compose_by(Composer(given["hydra_context"].config_loader, given["config"]))
         self._launcher.setup(**given)
 
     def launch(

@@ -136,7 +136,7 @@ def run(
         if config_from is not None:
             raise BadInput("--fork, --config-from: give one; a fork has its run's configuration.")
         if {"-m", "--multirun"} & {*overrides}:
-            raise BadInput("--fork: begins one run, so it does not go with -m.")
+            raise BadInput("fork: begins one run; sweep(..., fork=...) begins a sweep of forks.")
         with taken_back():
             given = parse_overrides(overrides)
         return _done(forking.fork, fork, given, summary)
@@ -148,15 +148,16 @@ def run(
     return _done(partial(execute.run, summary=summary), resolved)
 
 
-def sweep(*arguments: str) -> SweepResult:
+def sweep(*arguments: str, fork: str | None = None) -> SweepResult:
     """Run a sweep, or complete the one that the same arguments began; see `waymark run -m`.
 
     `arguments` are overrides, some of them with several values, and Hydra's own flags. A trial
-    that fails does not end the sweep: its result says so.
+    that fails does not end the sweep: its result says so. With `fork` (RUN or RUN@STEP) each trial
+    is a fork, as of `run`, with plain key=value overrides.
     Raises BadInput for a sweep none of whose trials can be done; Interrupted after a signal.
     """
     flag = [] if {"-m", "--multirun"} & set(arguments) else ["--multirun"]
-    return _done(multirun.sweep, [*flag, *arguments])
+    return _done(multirun.sweep, [*flag, *arguments], fork)
 
 
 def resume(run: str, *overrides: str, allow_drift: bool = False) -> Result | None:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from waymark.training.loop import Trainer
 from waymark.training.runtime import start_tensorflow
 
 from tests.support.ends import End, local_end
-from tests.support.processes import THREADS, Killed, Main, end_sending, killed
+from tests.support.processes import BOUND, THREADS, Killed, Main, end_sending, killed, poll
 
 SHORT = ["steps=40", "save.every=10", "eval_every=20", "batch_size=8", "progress=false", THREADS]
 SOFTMAX = ["model=softmax", *SHORT]
@@ -172,6 +173,59 @@ def test_another_learning_rate_holds_from_there_on(
     expected = state | dict.fromkeys(variables, np.float32(0.02))
     found = trained(expected, *words, *data, "optimizer.learning_rate=0.02")
     assert (result.state_digest, [value for _, value in losses]) == found
+
+
+def test_learning_rates_are_swept_from_a_checkpoint(
+    origin: dict[str, str], data: list[str], client: Callable[[Path], Any]
+) -> None:
+    """Each trial has the bits of the compiled loop alone; the same command completes the sweep."""
+    run_id, rates = origin["softmax npz"], ["0.02", "0.5"]
+    words = f"optimizer.learning_rate={','.join(rates)}"
+    first = api.sweep(words, fork=f"first@{BEGUN}")
+    for trial, rate in zip(first.trials, rates, strict=True):
+        assert trial.name == f"learning_rate={rate}"
+        expected = [*SOFTMAX, *data, f"optimizer.learning_rate={rate}"]
+        assert end(trial.run_id).digest == trained(saved(run_id, BEGUN), *expected)[0]
+        params = client(Path.cwd()).get_run(trial.run_id).data.params
+        assert (params["fork.run"], params["fork.step"]) == (run_id, str(BEGUN))
+    more = api.sweep(f"{words},0.1", fork=f"{run_id}@{BEGUN}")
+    assert more.run_id == first.run_id
+    assert [each.run_id for each in more.trials[:2]] == [each.run_id for each in first.trials]
+    other = api.sweep(words, fork=f"{run_id}@30")
+    assert other.run_id != first.run_id
+    assert not {each.run_id for each in other.trials} & {each.run_id for each in more.trials}
+    command = client(Path.cwd()).get_run(first.run_id).data.tags["waymark.command"]
+    assert command.startswith(f"waymark run --fork {run_id}@{BEGUN} --multirun ")
+
+
+@pytest.mark.long
+def test_a_sweep_of_forks_in_other_processes_is_interrupted_and_completed(
+    origin: dict[str, str],
+    start: Callable[..., Any],
+    waymark: Callable[..., Any],
+    client: Callable[[Path], Any],
+) -> None:
+    """Of a Keras model, with other optimizers and schedules, in the origin's experiment."""
+    run_id = origin["keras ckpt"]
+    words = ["optimizer=adam,lion", "optimizer.schedule=cosine,null", "steps=4000", TRUST]
+    command = ["run", "--fork", f"{run_id}@{BEGUN}", "-m", *words, "hydra/launcher=joblib"]
+    with start(*command, cwd=Path.cwd()) as process:
+        poll(lambda: list(Path.cwd().glob("mlruns/artifacts/*/*/artifacts/fork/*.json")))
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=BOUND)
+    done = waymark(*command, cwd=Path.cwd(), bound=300)
+    assert done.returncode == 0, done
+    forks = [
+        run
+        for run in client(Path.cwd()).search_runs(["1"])
+        if run.data.params.get("fork.run") == run_id
+    ]
+    assert len(forks) == 4
+    alone = api.run("optimizer=adam", "optimizer.schedule=null", "steps=4000", TRUST,
+                    fork=f"{run_id}@{BEGUN}")  # fmt: skip
+    digests = [end(run.info.run_id).digest for run in forks]
+    assert digests.count(alone.state_digest) == 1
+    assert {run.data.params["optimizer"] for run in forks} == {"keras_adam", "lion"}
 
 
 @pytest.mark.long
@@ -341,7 +395,9 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     "{}@ten": ([], ["@ten"]),
     "{}@10": (["init_from=x.npz"], ["init_from", "--fork"]),
     "first@20": (["fork=null"], ["fork", "--fork"]),
-    "{}@latest": (["-m", "seed=1,2"], ["--fork", "-m"]),
+    "{}@latest": (["-m", "seed=1,2"], ["steps=40", "begins at step 40"]),
+    "first@30": (["-m", "+sweep=learning_rate"], ["+sweep", "key=value"]),
+    "first@latest": (["-m", "seed=1,2", "stesp=3"], ["stesp", "nearest is steps"]),
     "{}@best": (["seed=1,2"], ["seed=1,2", "key=value"]),
     "first": (["--config-from", "first"], ["--fork", "--config-from"]),
     "first@40": (["model=linear", "steps=50"], ["bias", "missing there", "[10] here"]),

@@ -38,6 +38,9 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
     if any(text is not None for text in recorded.values()):
         from waymark import api
 
+        if recorded["config_from"] is None and {"-m", "--multirun"} & {*arguments}:
+            folder = [] if config_dir is None else ["--config-dir", config_dir]
+            return api.sweep(*folder, *arguments, fork=recorded["fork"]).exit_status
         _summary(api.run(*with_folder(arguments, config_dir), summary=summary, **recorded))
         return 0
     if config_dir is not None:

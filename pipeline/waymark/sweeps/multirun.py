@@ -9,6 +9,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -16,7 +17,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
-from waymark.config.resolve import build_group, keras_optimizer
-from waymark.config.schema import SCHEDULE, SCHEDULES
+from waymark.config.resolve import build_group
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
@@ -37,7 +37,7 @@ from waymark.errors import BadInput, printable
 from waymark.execution.ending import wait_for_ended_runs
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
-from waymark.sweeps import trial
+from waymark.sweeps import composing, trial
 from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.sweeps.sweep_plot import TrialPoint, draw_sweep
 from waymark.table import number, terminal_width
@@ -64,17 +64,19 @@ class SweepResult:
     exit_status: int  # of the command: 0 if all trials have finished, 1 if not
 
 
-def sweep(arguments: Sequence[str]) -> SweepResult:
+def sweep(arguments: Sequence[str], fork: str | None = None) -> SweepResult:
     """Carry out a sweep by the arguments of `waymark run -m`, and record its end.
 
-    Raises BadInput as `prepare` does, and if no trial can be done; Interrupted after a signal.
+    With `fork`, RUN@STEP, its trials are forks. Raises BadInput as `prepare` does, and if no trial
+    can be done; Interrupted after a signal.
     """
     arguments = as_written(arguments)
     set_variable("RAY_USAGE_STATS_ENABLED", "0")  # its telemetry, as MLflow's
     with own_singletons(for_all_threads=True):
         install(CONF)
-        carried_out = prepare(arguments)
-        with _hydra_arguments([*arguments, *carried_out.overrides]):
+        carried_out = prepare(arguments, fork)
+        words = map(composing.added, arguments) if fork else arguments
+        with _hydra_arguments([*words, *carried_out.overrides]):
             status = launch(carried_out)
     result = finish(carried_out, status)
     if status > 128:
@@ -96,7 +98,7 @@ def _hydra_arguments(words: list[str]) -> Iterator[None]:
         os.environ.update({name: wanted} if wanted is not None else {})
 
 
-def prepare(arguments: Sequence[str]) -> Sweep:
+def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
     """Find or make the parent run of a sweep, and fix what its trials share.
 
     A sweep is the same one if its experiment, sweeper, objective, varied keys and all that is
@@ -106,8 +108,9 @@ def prepare(arguments: Sequence[str]) -> Sweep:
     given = parse_flags(arguments)
     flags = [word for word in arguments if word not in given.overrides]
     words = [str(without_password(word)) for word in (*flags, *given.overrides)]
-    command = shlex.join(["waymark", "run", *words])
-    values, swept = _composed(given.overrides, given.config_dir)
+    values, swept, begun = composing.shared_values(given.overrides, given.config_dir, fork)
+    origin = ["--fork", f"{begun.run}@{begun.step}"] if begun else []
+    command = shlex.join(["waymark", "run", *origin, *words])
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
     given_objective, part = values["objective"], _evaluated_part(values)
     measured = None if {"task", "metrics"} & set(swept) else _measured(values)
@@ -129,6 +132,9 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         trial.VARIED_KEYS: json.dumps(varied),
         trial.COMMAND_ID: command_id,
     }
+    if begun:
+        facts = {"begun": asdict(begun), "experiment": experiment}
+        variables[trial.FORK] = re.sub(r"(\\*)'", r"\1\1\'", json.dumps(facts))
     more = _overrides(values["hydra"], variables)
     found = values["objective"].items()
     more += [f"objective.{key}={value}" for key, value in found if given_objective[key] is None]
@@ -144,6 +150,7 @@ def prepare(arguments: Sequence[str]) -> Sweep:
         overrides=more,
         progress=values["progress"],
         selection=_selection(values, part),
+        fork=begun,
         **values["objective"],
     )
 
@@ -196,31 +203,6 @@ def _selection(values: Mapping[str, Any], part: str | None) -> str:
         name = metric.rpartition("/")[2]
         return f"the test set; objective.metric={names.VAL}{name} is of the validation set"
     return "the test set; data.validation=0.1 holds out examples of the training set for that"
-
-
-def _composed(overrides: list[str], config_dir: str | None) -> tuple[dict[str, Any], list[str]]:
-    """Return the values that all trials share, and the keys that are varied."""
-    import hydra
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-        fixed = [item for item in parsed if not item.is_sweep_override()]
-        swept = [item.key_or_group for item in parsed if item.is_sweep_override()]
-        if SCHEDULES in swept:  # not all of which have what is set of some
-            swept[swept.index(SCHEDULES)] = SCHEDULE
-            fixed = [x for x in fixed if not x.key_or_group.startswith(f"{SCHEDULE}.")]
-        words = [str(item.input_line) for item in fixed]
-        words += [compose.searchpath([config_dir])] if config_dir else []
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("config", words, return_hydra_config=True)
-            values = compose.to_plain(cfg)
-            if member := keras_optimizer(flatten(values), cfg.hydra.runtime.choices):
-                words.append(f"optimizer={member}")
-                values = compose.to_plain(hydra.compose("config", words, return_hydra_config=True))
-    except hydra_errors() as error:
-        raise BadInput(explain_hydra_error(error, overrides)) from None
-    return values, swept
 
 
 def _tags(values: Mapping[str, Any], varied: list[str], command: str) -> dict[str, str]:

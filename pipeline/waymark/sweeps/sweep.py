@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from waymark import names
 from waymark.config.compose import hydra_errors
 from waymark.config.resolve import Resolved
+from waymark.config.schema import Fork
 from waymark.errors import BadInput
 from waymark.sweeps import trial
 from waymark.table import rate
@@ -57,6 +58,7 @@ class Sweep:
     selection: str  # what trials are selected on, where that is to be said
     metric: str  # the objective
     mode: str  # max or min: which way is better
+    fork: Fork | None = None  # what each trial begins with
 
     def __post_init__(self) -> None:
         self._compose: Callable[..., Resolved] | None = None  # a job's configuration

@@ -28,13 +28,13 @@ from waymark.comparison.environment import code, fingerprint
 from waymark.config.compose import resolved as checked
 from waymark.config.compose import to_plain
 from waymark.config.resolve import Resolved
-from waymark.config.schema import RUN_NAMES, SCHEDULE, SCHEDULES, Config
+from waymark.config.schema import RUN_NAMES, SCHEDULE, SCHEDULES, Config, Fork
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
 from waymark.errors import BadInput, Failed, explain, listed
 from waymark.evaluation.restore import in_steps, load_data
-from waymark.execution import execute, new_process
+from waymark.execution import execute, forking, new_process
 from waymark.execution.ending import Pruned
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
@@ -54,6 +54,7 @@ from waymark.training.runtime import NeedsNewProcess
 
 # Variables of a trial's process.
 PARENT_ID, VARIED_KEYS, COMMAND_ID = "WAYMARK_SWEEP", "WAYMARK_VARIED", "WAYMARK_COMMAND"
+FORK = "WAYMARK_FORK"  # of a sweep of forks: what they begin with, and the experiment, as JSON
 THREADS = "runtime.intra_op_threads"
 # What does not tell one trial from another. (The experiment does: what another one holds is
 # not looked for there.)
@@ -108,8 +109,12 @@ def run_trial(cfg: Any) -> float:
         process_state.command_line = True
         sys.path.append(os.getcwd())  # where a user's own classes may stand
     task = list(HydraConfig.get().overrides.task)
+    forked = json.loads(os.environ.get(FORK, "{}"))
     try:
-        resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
+        if forked:
+            resolved = forking.trial(Fork(**forked["begun"]), task)
+        else:
+            resolved = checked(cfg, HydraConfig.get().runtime.choices, task)
         GracefulShutdown.last_signal = None
         name = trial_name(task)
         try:
@@ -129,7 +134,8 @@ def run_trial(cfg: Any) -> float:
         reason = explain(error)
         print(f"waymark: {trial_name(task)}: {reason}", file=sys.stderr)
         with suppress(Exception):  # a store that does not answer: the parent will miss the trial
-            _record_failure(to_plain(cfg), task, reason)
+            experiment = forked.get("experiment") or str(to_plain(cfg)["experiment_name"])
+            _record_failure(to_plain(cfg)["tracking"]["uri"], experiment, task, reason)
     finally:
         trial_ended.set()
     return math.nan
@@ -341,8 +347,8 @@ def trial_name(task: Sequence[str]) -> str:
     return elided(" ".join(words), RUN_NAMES.longest)
 
 
-def _record_failure(values: dict[str, Any], task: Sequence[str], reason: str) -> None:
-    tracking, parent = connect(values["tracking"]["uri"], create=True), os.environ[PARENT_ID]
+def _record_failure(uri: str | None, experiment: str, task: Sequence[str], reason: str) -> None:
+    tracking, parent = connect(uri, create=True), os.environ[PARENT_ID]
     own = {names.PARENT_RUN: parent, names.TRIAL: digest_of(sorted(task)), names.REASON: reason}
     tags = {**own, names.sweep_member_tag(parent): os.environ[COMMAND_ID]}
-    record_failed_trial(tracking, values["experiment_name"], trial_name(task), tags)
+    record_failed_trial(tracking, experiment, trial_name(task), tags)
