@@ -157,6 +157,22 @@ def test_the_probabilities_of_a_model_are_trained_as_the_logits_are(data: Datase
     assert as_they_are.run_steps(1)[0] == pytest.approx(np.log(10), abs=0.1)
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_probabilities_that_no_softmax_ends_in_are_asked_for(precision: str, data: Dataset) -> None:
+    def check(kind: str, *how: str) -> None:
+        given = config(kind, *how, f"precision={precision}")
+        given.model.check_logits(given.task, data, given.seed, precision)
+
+    ensemble = "model.build=tests.support.keras_refused.mean_of_softmaxes"
+    with pytest.raises(BadInput, match=r"sum to 1, .*; model\.from_logits=false if") as refused:
+        check("linear", ensemble)
+    assert "\n" not in str(refused.value)
+    for kind in ("linear", "softmax", "batch_norm"):
+        check(kind)
+    for told in ("true", "false"):
+        check("linear", ensemble, f"model.from_logits={told}")
+
+
 def test_the_generators_of_the_caller_are_left_as_they_were(data: Dataset) -> None:
     def draw() -> list[Any]:
         return [random.random(), np.random.rand(), float(tf.random.normal([]))]

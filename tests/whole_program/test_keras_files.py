@@ -243,11 +243,19 @@ def plain_keras(folder: Path, batch: np.ndarray) -> np.ndarray:
 def test_a_checkpoint_is_chosen_and_other_models_are_not_exported(
     here: Run, main: Main, tmp_path: Path, small: Path
 ) -> None:
-    *_, whole = here
+    import keras
+
+    folder, *_, whole = here
     target = str(tmp_path / "out")
     file = api.export(whole, target, TRUST, step="10")
     first = file.read_bytes()
     assert api.export(whole, target, TRUST, step="20").read_bytes() != first
+    for word in ("best", "latest"):
+        step = api.evaluate(whole, TRUST, step=word).step
+        model = keras.models.load_model(api.export(whole, target, TRUST, step=word))
+        with np.load(files_of(folder, whole) / f"checkpoints/weights-{step}.npz") as archive:
+            saved = [archive[name] for name in archive.files if archive[name].shape == (64, 6)]
+        assert any(np.array_equal(model.get_weights()[0], value) for value in saved), word
     refused = main("export", whole, target, "--to", "keras", "--step", "11", TRUST)
     assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused
     (tmp_path / "file").write_text("")

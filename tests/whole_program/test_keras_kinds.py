@@ -36,6 +36,7 @@ RUN = [
 RUN += ["optimizer=adamw", "progress=false", THREADS]
 TRUST = "trusted_modules=[tests]"
 MIXED = "precision=mixed_bfloat16"
+ACCUMULATED = "optimizer.gradient_accumulation_steps=4"  # of which a kill is in the middle
 
 # kind -> the module of its function, its name, and what its run is told besides
 TABLE: dict[str, tuple[str, ...]] = {
@@ -55,9 +56,9 @@ TABLE: dict[str, tuple[str, ...]] = {
     "own layer": (MODELS, "own_layer"),
     "own seed": (MODELS, "own_seed", "optimizer=lion"),
     "mixed precision": (MODELS, "batch_norm", MIXED),
-    "lazily built": (MORE, "lazily_built"),
+    "lazily built": (MORE, "lazily_built", "optimizer=adam", ACCUMULATED),
     "add_loss": (MODELS, "add_loss"),
-    "weight-normalised": (MORE, "weight_normalised"),
+    "weight-normalised": (MORE, "weight_normalised", "optimizer=sgd"),
     "separable convolution": (MODELS, "separable"),
 }
 SHORT = ("frozen", "embedding", "multi-input", "own seed", "lazily built", "weight-normalised")

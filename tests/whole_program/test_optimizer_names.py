@@ -69,6 +69,7 @@ def test_models_are_swept_each_with_its_own(
 def test_what_hydra_shows_is_what_is_trained(main: Main) -> None:
     for words, target in (
         (["model=mlp", "optimizer.beta_1=0.7"], "waymark.keras_optimizers.Adam"),
+        (["optimizer=sgd", "model=mlp", "--resolve"], "waymark.keras_optimizers.SGD"),
         (["model=cnn"], "waymark.optimizers.Adam"),
         (["model=keras"], "waymark.optimizers.Adam"),  # whose function is still to be given
     ):

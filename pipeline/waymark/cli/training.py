@@ -50,6 +50,7 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
 
     from waymark.config.compose import CONF, as_written, compose_config, explained
     from waymark.config.own_hydra import composing_once, parse_flags
+    from waymark.config.schema import OPTIMIZERS_OF_KERAS
     from waymark.config.yaml_source import install
 
     arguments, statuses = tuple(as_written(arguments)), []
@@ -64,10 +65,13 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
         from waymark import api
 
         return api.sweep(*arguments).exit_status
-    if flags.cfg and not flags.multirun:
+    if flags.cfg and flags.overrides and not flags.multirun:
         with contextlib.suppress(BadInput):  # Hydra shows what it can
-            given = with_folder(tuple(flags.overrides), flags.config_dir)
-            arguments += (f"optimizer={compose_config(given).choices['optimizer']}",)
+            words = tuple(flags.overrides)
+            chosen = compose_config(with_folder(words, flags.config_dir)).choices["optimizer"]
+            if chosen in OPTIMIZERS_OF_KERAS.values():  # beside the others, not behind a flag
+                last = len(arguments) - arguments[::-1].index(words[-1])
+                arguments = (*arguments[:last], f"optimizer={chosen}", *arguments[last:])
     install(CONF)
     sys.argv = ["waymark run", *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # so that errors reach us, not the terminal

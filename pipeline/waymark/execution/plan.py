@@ -15,7 +15,7 @@ from waymark.comparison.recorded_run import RecordedRun, load_recorded_run
 from waymark.comparison.repository import git_commit
 from waymark.config.compose import NO_SCHEDULE, SEARCHPATH, with_group_members
 from waymark.config.record import from_record, with_overrides
-from waymark.config.resolve import Resolved
+from waymark.config.resolve import OWN_FUNCTIONS, Resolved
 from waymark.config.schema import SCHEDULE, Config
 from waymark.data.dataset import Dataset
 from waymark.digest import digest
@@ -93,6 +93,8 @@ def plan_new(
         **({names.RERUN_OF: original.record.id} if original else {}),
     }
     trainer = _compile_own_classes(config, data) if compile_now else None
+    if original is None:
+        _check_logits(config, data)
     if origin is None:
         all_tags |= weights_tags(config, trainer)
     parts = resolved, data, all_tags, parameters
@@ -258,6 +260,14 @@ def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:
     except Exception:
         return None
     return trainer
+
+
+def _check_logits(config: Config, data: Dataset) -> None:
+    """Refuse a user's Keras model whose loss cannot be told; raise BadInput."""
+    model = config.model
+    if hasattr(model, "check_logits") and model.build not in OWN_FUNCTIONS:
+        start_tensorflow(**vars(config.runtime))
+        model.check_logits(config.task, data, config.seed, config.precision)
 
 
 def uses_keras(config: Config) -> bool:

@@ -27,7 +27,7 @@ from waymark.errors import BadInput, first_line
 from waymark.keras_file import OwnObject, check_config, parse_config, read_config
 from waymark.keras_import import import_keras
 from waymark.keras_weights import load_file
-from waymark.models import Tensors
+from waymark.models import Tensors, scale
 from waymark.models.keras_build import (
     PATHS,
     architecture_of,
@@ -40,6 +40,7 @@ from waymark.models.keras_graph import computing_with, integers, refuse_changing
 from waymark.users_code import place
 
 ENDS = {"classification": "Softmax", "multilabel": "Sigmoid"}  # what may end a model of a task
+LOOKED_AT = 32  # examples by which outputs are told to be probabilities
 SMALLEST = 1e-7  # Keras's epsilon: a probability is at least so much
 
 
@@ -237,6 +238,32 @@ class Keras:
         probabilities = tf.clip_by_value(tf.cast(outputs, tf.float32), SMALLEST, 1 - SMALLEST)
         logits = tf.math.log(probabilities)
         return logits if kind == "classification" else logits - tf.math.log1p(-probabilities)
+
+    def check_logits(self, task: Any, data: Dataset, seed: int, precision: str) -> None:
+        """Refuse outputs that are probabilities, though no softmax is seen at the model's end.
+
+        It is asked for: as logits they would be trained, to worse numbers. Raises BadInput.
+        """
+        import tensorflow as tf
+
+        if self.from_logits is not None or getattr(task, "kind", "") != "classification":
+            return
+        self.initial(data.spec, lambda _: None, seed=seed, precision=precision)
+        values = {v.path: v.value.read_value() for v in self._model.variables}
+
+        @tf.function(autograph=False)
+        def outputs() -> Tensor:
+            features = scale(data.x_train[:LOOKED_AT], data.divide, data.statistics)
+            return tf.cast(self.as_logits(task, self.logits(values, features, None)), tf.float32)
+
+        found = outputs().numpy()
+        near = 1e-3 if precision == "float32" else 2e-2
+        if found.shape[-1] > 1 and found.min() >= 0 and abs(found.sum(-1) - 1).max() < near:
+            raise BadInput(
+                f"{self.said}: the outputs of its model sum to 1, as probabilities do, though it "
+                f"does not end in a softmax; model.from_logits=false if that is what they are, "
+                f"else true."
+            )
 
     def check_data(self, data: Dataset) -> None:
         """Refuse a model that a resume would not compute alike, and pixels scaled twice."""
