@@ -180,8 +180,8 @@ REFUSED = {
     f"{COSINE} optimizer.schedule.alpha=2": r"^optimizer\.schedule\.alpha=2 ",
     f"{COSINE} optimizer.schedule.kind=cosin": r"^optimizer\.schedule\.kind='cosin' .*: must be "
     r"one of cosine, warmup_cosine, exponential and piecewise\.$",
-    "optimizer.schedule=warmup_cosine": r"^optimizer\.schedule\.warmup_steps: .* is missing\.$",
-    PIECEWISE: r"boundaries: a value is missing",
+    "optimizer.schedule=warmup_cosine": r"^optimizer\.schedule\.warmup_steps \(conf/\): a value",
+    PIECEWISE: r"^optimizer\.schedule\.boundaries \(conf/\): a value is missing\.$",
     f"{PIECEWISE} optimizer.schedule.boundaries=[3,3] optimizer.schedule.values=[1,2,3]": r"^"
     r"optimizer\.schedule\.boundaries=\[3, 3\] .*: must rise from one to the next\.$",
     f"{PIECEWISE} optimizer.schedule.boundaries=[3,5] optimizer.schedule.values=[1,2]": r"^"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -154,6 +155,18 @@ class DeliveryHere:
 
 class Killed(BaseException):
     """What no code here catches, as none can catch SIGKILL."""
+
+
+def killed_and_resumed(
+    folder: Path, empty_store: Path, words: list[str], *resume: str, step: int = 17
+) -> str:
+    """Let a run in a folder die in training at a step, and finish it; return its id."""
+    shutil.copytree(empty_store, folder / "mlruns")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        key = killed(step, *words)
+        assert api.resume(key, *resume, "progress=false")
+    return key
 
 
 def killed(step: int, *overrides: str, **recorded: Any) -> str:

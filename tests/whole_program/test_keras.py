@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from waymark import api
 from waymark.config.compose import compose_config
 from waymark.config.record import from_record
 from waymark.errors import BadInput
 from waymark.keras_import import import_keras
 
 from tests.support.ends import End, local_end
-from tests.support.processes import BOUND, THREADS, Done, Main, killed
+from tests.support.processes import BOUND, THREADS, Done, Main, killed_and_resumed
 
 BUILD = "model.build=tests.support.keras_models.batch_norm"
 RUN = ["model=keras", BUILD, "optimizer=adamw", "batch_size=8", "save.max_to_keep=3", THREADS]
@@ -65,13 +63,8 @@ def finished(
 ) -> tuple[Path, str]:
     """Return the folder of a run that was killed and resumed, saved as npz, and its id."""
     folder = tmp_path_factory.mktemp("keras")
-    shutil.copytree(empty_store, folder / "mlruns")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        words = [*RUN, *data, "save=npz", "steps=40", "save.every=10", "eval_every=20"]
-        key = killed(17, *words, "progress=false")
-        assert api.resume(key, TRUST, "progress=false")
-    return folder, key
+    words = [*RUN, *data, "save=npz", "steps=40", "save.every=10", "eval_every=20"]
+    return folder, killed_and_resumed(folder, empty_store, [*words, "progress=false"], TRUST)
 
 
 def test_a_run_of_npz_files_ends_as_an_undisturbed_one(

@@ -269,6 +269,23 @@ def test_a_checkpoint_is_chosen_and_other_models_are_not_exported(
     assert [path.name for path in Path(target).iterdir()] == ["model.keras"]
 
 
+@pytest.mark.parametrize(
+    "run", ["file", pytest.param("build", marks=pytest.mark.long)], indirect=True
+)
+def test_a_model_of_the_other_kind_takes_the_place_of_a_recorded_one(
+    here: Run, pretrained: Path
+) -> None:
+    _, words, file, whole = here
+    other = {
+        "model.keras": "model.build=fine_tuned.net",
+        "downloaded.npz": "model.file=model.keras",
+    }[file.name]
+    assert (pretrained / file.name).is_file()
+    result = api.run(other, "steps=4", TRUST, config_from=whole)
+    expected = api.run(*words[:1], other, *words[2:], "steps=4")
+    assert result.state_digest == expected.state_digest
+
+
 EVIL = [
     {"class_name": "__lambda__", "config": {"code": "", "defaults": None, "closure": None}},
     {"module": "os", "class_name": "function", "config": "system", "registered_name": "system"},

@@ -1,7 +1,6 @@
 """Schedules and averages through the program: recorded, killed, resumed, repeated, swept."""
 
 import shlex
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from waymark import api
 from waymark.errors import BadInput
 
 from tests.support.ends import End, local_end
-from tests.support.processes import THREADS, Main, killed
+from tests.support.processes import THREADS, Main, killed_and_resumed
 
 RATE = "train/learning_rate"
 WORDS = ["steps=40", "save.every=10", "eval_every=10", "batch_size=8", THREADS, "progress=false"]
@@ -32,12 +31,7 @@ def finished(
 ) -> tuple[Path, str]:
     """Return the folder of a run that was killed and resumed, and its id."""
     folder = tmp_path_factory.mktemp("schedules")
-    shutil.copytree(empty_store, folder / "mlruns")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        key = killed(17, *WORDS, *data)
-        assert api.resume(key, "progress=false")
-    return folder, key
+    return folder, killed_and_resumed(folder, empty_store, [*WORDS, *data])
 
 
 @pytest.fixture

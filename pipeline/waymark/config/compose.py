@@ -357,7 +357,7 @@ def explain_hydra_error(error: Exception, arguments: list[str]) -> str:
             f"a value with special characters stands in quotes: 'key=\"value\"'."
         )
     if isinstance(error, MissingMandatoryValue):
-        return f"{error.full_key}: a value is missing."
+        return f"{error.full_key} (conf/): a value is missing."
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown and unknown[1].split(".")[0] == "tags":
         return f"{unknown[1]}: an entry of tags is added with a plus sign, +tags.NAME=VALUE."

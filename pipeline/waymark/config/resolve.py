@@ -208,6 +208,11 @@ def _sentence(
     if first["type"] == "unexpected_keyword_argument":
         known = [f"{prefix}{name}" for name in getattr(kind, "__dataclass_fields__", {})]
         return f"{key} ({source(key)}): there is no such setting{nearest(key, known)}."
+    if first["type"].startswith("dataclass"):
+        hint = get_type_hints(kind)[str(place[0])]
+        cls = next(each for each in (hint, *get_args(hint)) if is_dataclass(each))
+        said = f"must be settings, {listed(list(cls.__dataclass_fields__))}"
+        return f"{key}={first['input']!r} ({source(key)}): {said}."
     if first["type"].startswith("missing"):
         return f"{key} ({source(key)}): a value is missing."
     if first["type"] == "string_type":

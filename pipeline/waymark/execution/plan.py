@@ -303,6 +303,9 @@ def record_of(store: RunStore, record: RunRecord, overrides: Mapping[str, Any]) 
         members[SCHEDULE] = overrides[SCHEDULE] or NO_SCHEDULE
     separate = (*members, SEARCHPATH, "trusted_modules")
     others = {key: value for key, value in overrides.items() if key not in separate}
+    for one, other in (("build", "file"), ("file", "build")):  # of which a model has one
+        if others.get(f"model.{one}") is not None and values["model"].get(other) is not None:
+            others = {f"model.{other}": None, **others}
     trusted, origin = overrides.get("trusted_modules", []), f"recorded by run {record.id}"
     folders = overrides.get(SEARCHPATH, ())
     values, choices = with_group_members(values, choices, members, folders, trusted)
