@@ -189,6 +189,32 @@ def test_another_backend_is_refused(
     assert os.environ[variable[by][0]] == variable[by][1]
 
 
+COMPUTES = """
+import tensorflow as tf
+
+one = tf.constant(1.0) + 0  # after which TensorFlow takes no other number of threads
+
+
+def net(input_shape, outputs):
+    import keras
+
+    print("threads", tf.config.threading.get_intra_op_parallelism_threads())
+    return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(outputs)])
+"""
+
+
+@pytest.mark.long
+def test_threads_are_set_before_a_model_s_module_is_imported(
+    place: Path, data: list[str], waymark: Callable[..., Done]
+) -> None:
+    (place / "computes.py").write_text(COMPUTES)
+    words = ["model=keras", "model.build=computes.net", *data, "steps=2", "save.every=2"]
+    more = ["batch_size=8", "progress=false", "runtime.intra_op_threads=1"]
+    done = waymark("run", *words, *more, cwd=place)
+    assert done.returncode == 0, done
+    assert "threads 1\n" in done.stdout
+
+
 def test_a_refusal_comes_before_a_run(
     place: Path, main: Main, data: list[str], client: Callable[[Path], Any]
 ) -> None:
