@@ -545,7 +545,7 @@ def test_a_run_moves_between_folders_through_a_server(
     files = remote_files(client, run_id)
     assert {f.removeprefix("checkpoints/") for f in files if f.startswith("checkpoints/")} == kept
     others = {"config.yaml", "environment.json", "history.json", "evaluation/metrics.json"}
-    others |= {"evaluation/classes.csv"}
+    others |= {"evaluation/classes.csv", "signature.json"}
     pictures = {"evaluation/loss.png", "evaluation/confusion_matrix.png"}
     assert {f for f in files if not f.startswith("checkpoints/")} - {"changes.patch"} == (
         others | pictures

@@ -226,7 +226,7 @@ def test_the_files_of_a_run(one: Recorded, combination: tuple[str, str]) -> None
         names += ["checkpoint", "model_ckpt.meta"]
     else:
         names = [f"weights-{step}{end}" for step in steps for end in (".npz", ".json")]
-    expected = {"config.yaml", "environment.json", "history.json"}
+    expected = {"config.yaml", "environment.json", "history.json", "signature.json"}
     expected |= {f"checkpoints/{name}" for name in names}
     pictures = {"evaluation/loss.png", "evaluation/confusion_matrix.png"}
     expected |= pictures | {"evaluation/metrics.json", "evaluation/classes.csv"}

@@ -164,6 +164,28 @@ def joined(first: Column, second: Column, sources: tuple[str, str]) -> Column:
 
 
 @dataclass(frozen=True)
+class EncodedColumn:
+    """How the values of one column become features, by what the training set held."""
+
+    name: str
+    kind: Kind
+    categories: tuple[str, ...] = ()
+    """that have a feature each, in this order"""
+    fill: float | str | None = None
+    """what takes the place of a missing value; None: one is refused"""
+    unknown: Literal["refuse", "column"] = "refuse"
+    """what becomes of another category: the last feature tells it, or it is refused"""
+
+    @property
+    def features(self) -> list[str]:
+        """Return the names of the features."""
+        if self.kind != "category":
+            return [self.name]
+        names = [f"{self.name}={text}" for text in self.categories]
+        return [*names, f"{self.name} unknown"] if self.unknown == "column" else names
+
+
+@dataclass(frozen=True)
 class Encoder:
     """How columns become features: fitted on the rows of the training set alone."""
 
@@ -178,18 +200,23 @@ class Encoder:
 
     def encode(
         self, column: Column, rows: Mapping[str, np.ndarray]
-    ) -> tuple[list[str], dict[str, np.ndarray]]:
-        """Return the names of a column's features, and their values float32 [rows, features].
+    ) -> tuple[EncodedColumn, dict[str, np.ndarray]]:
+        """Return how a column is encoded, and its features' values, float32 [rows, features].
 
         `rows` names the rows of each set, int64, the training set's under `train`. Raises BadInput
         for a column without a value in the training set, for numbers there that float32 does not
         tell apart, for too many categories there, and for a category that is unknown.
         """
-        filled = self._filled(column, rows["train"])
+        fill, filled = self._fill(column, rows["train"]), column.values
+        if column.missing.any():
+            filled = np.where(column.missing, fill, filled).astype(filled.dtype)
         if column.kind == "number":
             self._refuse_too_close(column, filled[rows["train"]])
         if column.kind != "category":
-            return [column.name], {
+            made = EncodedColumn(
+                column.name, column.kind, fill=None if fill is None else float(fill)
+            )
+            return made, {
                 part: filled[each].astype(np.float32)[:, None] for part, each in rows.items()
             }
         known = np.unique(filled[rows["train"]])
@@ -198,23 +225,28 @@ class Encoder:
                 f"{self.source}: column {column.name!r} has {len(known)} categories in the "
                 f"training set; allowed are {MAX_CATEGORIES}: leave it out of data.features."
             )
-        names = [f"{column.name}={column.categories[place]}" for place in known]
+        made = EncodedColumn(
+            column.name,
+            column.kind,
+            tuple(column.categories[place] for place in known),
+            None if fill is None else column.categories[fill],
+            self.unknown,
+        )
         lookup = np.full(len(column.categories), len(known))
         lookup[known] = np.arange(len(known))
-        if self.unknown == "column":
-            names.append(f"{column.name} unknown")
+        count = len(made.features)
         encoded = {}
         for part, each in rows.items():
             places = lookup[filled[each]]
             if self.unknown == "refuse":
                 self._refuse_unknown(column, part, each[places == len(known)])
-            encoded[part] = (places[:, None] == np.arange(len(names))).astype(np.float32)
-        return names, encoded
+            encoded[part] = (places[:, None] == np.arange(count)).astype(np.float32)
+        return made, encoded
 
-    def _filled(self, column: Column, train: np.ndarray) -> np.ndarray:
-        """Return a column's values, those that are missing filled in by the training set's."""
-        if not column.missing.any():
-            return column.values
+    def _fill(self, column: Column, train: np.ndarray) -> Any:
+        """Return what fills a column's missing values, by the training set's; None: nothing."""
+        if self.missing == "refuse":
+            return None
         present = column.values[train][~column.missing[train]]
         if not present.size:
             raise BadInput(
@@ -224,10 +256,9 @@ class Encoder:
         if column.kind == "number" and self.missing in ("mean", "median"):
             fill = np.mean if self.missing == "mean" else np.median
             value = fill(present.astype(np.float64))
-        else:
-            found, counts = np.unique(present, return_counts=True)
-            value = found[counts.argmax()]  # the least of several
-        return np.where(column.missing, value, column.values).astype(column.values.dtype)
+            return value.astype(column.values.dtype) if column.values.dtype.kind == "f" else value
+        found, counts = np.unique(present, return_counts=True)
+        return found[counts.argmax()]  # the least of several
 
     def _refuse_too_close(self, column: Column, values: np.ndarray) -> None:
         """Raise BadInput if numbers [N] of the training set become too few as float32."""

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from waymark.data.columns import Column
+from waymark.data.columns import Column, EncodedColumn
 from waymark.data.digests import dataset_digest
 from waymark.data.rows import Array, Features, Inputs, Rows, each, entries, refuse_not_finite
 from waymark.errors import BadInput
@@ -67,6 +67,8 @@ class Dataset:
     """what of the features is divided by 255 before a model has them, see `Loader.scale`"""
     columns: tuple[Column, ...] = ()
     """of a table that the features come from, as they were read"""
+    encoding: tuple[EncodedColumn, ...] = ()
+    """how those columns became the features"""
     feature_names: tuple[str, ...] = ()
     """of the columns of features [N, D], where they are known"""
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)

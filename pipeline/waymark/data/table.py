@@ -22,7 +22,7 @@ from pydantic import Field
 
 from waymark.config.schema import settings
 from waymark.config.values import nearest
-from waymark.data.columns import Column, Encoder, Missing, joined, read_column
+from waymark.data.columns import Column, EncodedColumn, Encoder, Missing, joined, read_column
 from waymark.data.dataset import MEAN, PARTS, SCALE, Dataset, from_arrays
 from waymark.data.sources import Loader, expand
 from waymark.data.table_file import TableFile, read_table
@@ -110,13 +110,13 @@ class Table(Loader):
         files = [(data.source, int(rows["test"][0]) if tested else len(data.columns[0]))]
         files += [(str(expand(str(self.test))), len(rows["test"]))] if tested else []
         encoder = Encoder(files, self.missing, self.unknown)
-        names: list[str] = []
+        encoding: list[EncodedColumn] = []
         numbers: list[bool] = []
         blocks: dict[str, list[np.ndarray]] = {part: [] for part in rows}
         for column in data.columns:
             made, values = encoder.encode(column, rows)
-            names += made
-            numbers += [column.kind == "number"] * len(made)
+            encoding.append(made)
+            numbers += [column.kind == "number"] * len(made.features)
             for part, block in values.items():
                 blocks[part].append(block)
         features: dict[str, Any] = {
@@ -126,7 +126,8 @@ class Table(Loader):
         return replace(
             data,
             **features,
-            feature_names=tuple(names),
+            encoding=tuple(encoding),
+            feature_names=tuple(name for made in encoding for name in made.features),
             statistics=measured(features["x_train"], numbers) if with_statistics else {},
         )
 

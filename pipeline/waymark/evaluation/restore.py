@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from waymark.checkpoints import State
 from waymark.checkpoints.external import find_bundle, read_parameters
 from waymark.checkpoints.retention import KeepBest, Save, better
@@ -21,6 +23,8 @@ from waymark.config.schema import Config
 from waymark.data import splits
 from waymark.data.dataset import Dataset, ImageSpec
 from waymark.data.images import showing
+from waymark.data.signature import FILE as SIGNATURE
+from waymark.data.signature import Signature, read_signature, signature_of
 from waymark.errors import BadInput, listed
 from waymark.evaluation import graph
 from waymark.keras_file import ARCHITECTURE
@@ -136,11 +140,21 @@ def score_state(config: Config, data: Dataset, state: State, scorer: Scorer | No
 
     Where the optimizer keeps a mean of the parameters, that is what is scored.
     """
-    initial, names, kept = initial_state(config, data.spec, data.statistics)
+    values = scored_values(config, data.spec, data.statistics, state)
+    return (scorer or make_scorer(config, data))(values)
+
+
+def scored_values(
+    config: Config, spec: ImageSpec, statistics: Mapping[str, np.ndarray], state: State
+) -> State:
+    """Return what a model computes with, by name, as it is scored; raise DoesNotFit.
+
+    Of the `statistics` of the training set the values are the state's.
+    """
+    initial, names, kept = initial_state(config, spec, statistics)
     check_state(state, initial)
-    scorer = scorer or make_scorer(config, data)
     means = averages(config)
-    return scorer({n: state[means.get(n, n)] for n in [*names, *kept, *data.statistics]})
+    return {n: state[means.get(n, n)] for n in [*names, *kept, *statistics]}
 
 
 @dataclass(frozen=True)
@@ -171,7 +185,8 @@ def find_checkpoint(
         if newer or (record.remote and not (folder / "config.yaml").exists()):
             folder = Path(scratch) / "run"
             there = artifacts.listed(tracking, record)
-            small = [name for name in (ARCHITECTURE, "environment.json") if name in there]
+            known = (ARCHITECTURE, SIGNATURE, "environment.json")
+            small = [name for name in known if name in there]
             for name in ("config.yaml", *small, *newer):
                 artifacts.fetch(tracking, record, name, folder)
         config = from_record(folder / "config.yaml", overrides, trusted, ("",), record.id).config
@@ -209,6 +224,20 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
             log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
         source = f"checkpoints/{store.path(chosen).name} of run {found.record.id}"
         return Evaluation(**scored, step=chosen, source=source)
+
+
+def recorded_signature(found: FoundCheckpoint) -> Signature:
+    """Return what a run's model takes and returns, as it was recorded; raise BadInput.
+
+    A run of an earlier version did not record it: it is read off the run's data.
+    """
+    path = found.folder / SIGNATURE
+    if path.exists():
+        return read_signature(path.read_bytes(), f"recorded in {path}")
+    start_if_imported(**vars(found.config.runtime))
+    data = load_data(found.config)
+    refuse_other_data(found.record, data)
+    return signature_of(data, found.config.task, found.config.data)
 
 
 def use_keras_settings(folder: Path) -> None:

@@ -20,6 +20,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config
 from waymark.config.values import json_text
 from waymark.data.dataset import Dataset
+from waymark.data.signature import FILE as SIGNATURE
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
@@ -50,7 +51,8 @@ from waymark.training.score import Score, make_scorer
 from waymark.training.stopping import Stopped, early_stop
 
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
-SMALL = ("environment.json", ARCHITECTURE, history.NAME)  # that a run may have beside config.yaml
+# That a run may have beside config.yaml.
+SMALL = ("environment.json", ARCHITECTURE, SIGNATURE, history.NAME)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from waymark import names
 from waymark.checkpoints import State
 from waymark.checkpoints.retention import Save
 from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint
+from waymark.data.signature import FILE as SIGNATURE
+from waymark.data.signature import signature_of
 from waymark.evaluation import graph
 from waymark.execution.origin import keep
 from waymark.execution.plan import RunPlan, refuse_other_weights, weights_tags
@@ -118,8 +120,11 @@ def restore_or_initialise(
 
 
 def _record_model(plan: RunPlan, run: ActiveRun, trainer: Trainer) -> None:
-    """Record how a Keras model is made, and what it starts from, before it trains."""
+    """Record what a model takes, and how one of Keras's is made and what it starts from."""
     config, path = plan.resolved.config, run.info.folder / ARCHITECTURE
+    signature = signature_of(plan.data, config.task, config.data)
+    replace_file(run.info.folder / SIGNATURE, signature.dump())
+    run.mark_artifacts_dirty()
     if not hasattr(config.model, "use_architecture"):
         return
     if not (plan.checkpoint or plan.origin or names.INITIAL_WEIGHTS in plan.tags):

@@ -1,0 +1,25 @@
+"""TensorFlow's SavedModel: a folder that TensorFlow, TensorFlow Serving and MLflow load."""
+
+from pathlib import Path
+
+from waymark.checkpoints import State
+from waymark.config.schema import Config
+from waymark.data.signature import Signature
+from waymark.exporting.serving import serving_function
+from waymark.exporting.writing import silence, written
+
+NAME = "savedmodel"
+
+
+def write_savedmodel(config: Config, state: State, signature: Signature, folder: Path) -> None:
+    """Write a SavedModel as `folder`, whole or not at all; one that is there is replaced.
+
+    Its function is the signature `serving_default`, and `serve`, which takes the same by name. The
+    logits are those of `evaluate` to the bit, for the same threads and batches of the same size.
+    Raises BadInput where it cannot be written, DoesNotFit for a state of another model.
+    """
+    import tensorflow as tf
+
+    with written(folder) as target, silence():
+        module, function = serving_function(config, state, signature)
+        tf.saved_model.save(module, str(target), signatures=function)
