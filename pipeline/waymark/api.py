@@ -20,13 +20,13 @@ from waymark.data.sources import Loader
 from waymark.data.summary import DataSummary, examples_by_class, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
-from waymark.evaluation import export as exporting
 from waymark.evaluation import restore as evaluation
-from waymark.evaluation.export import Target
 from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, forking, new_process, rerunning
 from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
+from waymark.exporting import export as exporting
+from waymark.exporting.export import Target
 from waymark.listing import ListedRun, list_runs
 from waymark.processes.process_state import taken_back
 from waymark.sweeps import multirun
@@ -218,9 +218,10 @@ def export(
 ) -> Path:
     """Write a run's checkpoint at `step` (a number, `best` or `latest`) into a folder.
 
-    It is written for programs that do not know Waymark: with `target="keras"` as `model.keras`,
-    which `keras.models.load_model` reads. Returns the file; raises BadInput for a model that is not
-    one of Keras's and for a folder that cannot be written to, CorruptCheckpoint.
+    It is written for programs that do not know Waymark, and takes raw features: `target` is
+    `savedmodel` (a folder), `keras`, `onnx` or `tflite` (a file, `model.` and this). Returns what
+    was written; raises BadInput for a model that the format cannot hold, a package that is not
+    there, and a folder that cannot be written to, CorruptCheckpoint.
     """
     path = Path(folder).expanduser()
     return _done(exporting.export_run, run, target, path, step, parse_overrides(overrides))

@@ -64,10 +64,11 @@ def evaluate(
 @click.argument("run")
 @click.argument("folder")
 @OVERRIDES
-@click.option("--to", "target", type=click.Choice(["keras"]), required=True)
+@click.option("--to", "target", type=click.Choice(["savedmodel", "keras", "onnx", "tflite"]),
+              required=True)  # fmt: skip
 @click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
 def export(run: str, folder: str, overrides: tuple[str, ...], **options: Any) -> int:
-    """Write a checkpoint into FOLDER for programs without Waymark: for keras, model.keras."""
+    """Write a checkpoint into FOLDER for programs without Waymark: savedmodel/, model.keras, ..."""
     from waymark import api
 
     print(printable(f"written: {api.export(run, folder, *overrides, **options)}"))

@@ -8,7 +8,7 @@ It holds all that is needed to use the model without the data it was trained on.
 
 import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,21 +86,28 @@ class Signature:
         of a category, '' where one is missing, else float32, NaN where one is missing; of another
         table a row, float32 [B, D].
         """
-        if self.takes_columns:
-            found = [
-                Input(column.name, (), "string" if column.kind == "category" else "float32")
-                for column in self.columns
-            ]
-        else:
-            found = [Input(each.name, each.shape, each.dtype) for each in self.features]
-        named: dict[str, Input] = {}
-        for each in found:
-            named[_identifier(each.name or ONE, named)] = each
-        return named
+        if not self.takes_columns:
+            return self.tensors
+        return _named(
+            Input(column.name, (), "string" if column.kind == "category" else "float32")
+            for column in self.columns
+        )
+
+    @property
+    def tensors(self) -> Mapping[str, Input]:
+        """Return the features, [B, *shape], by such names; those of a table are encoded already."""
+        return _named(Input(each.name, each.shape, each.dtype) for each in self.features)
 
     def dump(self) -> str:
         """Return the content of `signature.json`."""
         return json_text(asdict(self), indent=1)
+
+
+def _named(inputs: Iterable[Input]) -> dict[str, Input]:
+    named: dict[str, Input] = {}
+    for each in inputs:
+        named[_identifier(each.name or ONE, named)] = each
+    return named
 
 
 def _identifier(name: str, taken: Mapping[str, Any]) -> str:

@@ -11,15 +11,25 @@ from waymark.exporting.writing import silence, written
 NAME = "savedmodel"
 
 
-def write_savedmodel(config: Config, state: State, signature: Signature, folder: Path) -> None:
+def check(config: Config, said: str) -> None:
+    """Refuse nothing: every model can be written."""
+
+
+def write_savedmodel(
+    config: Config, state: State, signature: Signature, folder: Path, plain: bool = False
+) -> None:
     """Write a SavedModel as `folder`, whole or not at all; one that is there is replaced.
 
-    Its function is the signature `serving_default`, and `serve`, which takes the same by name. The
-    logits are those of `evaluate` to the bit, for the same threads and batches of the same size.
+    Its function is the signature `serving_default`, and `serve`, which takes the same by name; a
+    `plain` one is as `serving_function` says. The logits are those of `evaluate` to the bit, for
+    the same threads and batches of the same size.
     Raises BadInput where it cannot be written, DoesNotFit for a state of another model.
     """
     import tensorflow as tf
 
     with written(folder) as target, silence():
-        module, function = serving_function(config, state, signature)
+        module, function = serving_function(config, state, signature, plain)
         tf.saved_model.save(module, str(target), signatures=function)
+
+
+write = write_savedmodel

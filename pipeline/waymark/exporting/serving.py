@@ -23,14 +23,14 @@ from waymark.models import Tensors, as_logits, forward, scale
 
 
 def serving_function(
-    config: Config, state: State, signature: Signature, refuse: bool = True
+    config: Config, state: State, signature: Signature, plain: bool = False
 ) -> tuple[Any, Any]:
     """Return a tf.Module with the variables of a model, and its function, concrete.
 
-    The function takes what `signature.inputs` names, for batches of any size. Where it is to
-    `refuse`, TensorFlow raises InvalidArgumentError for a missing value that nothing fills, another
-    number that is not finite, and an unknown category; else such rows come to meaningless outputs.
-    Where the optimizer keeps a mean of the parameters, it computes with that.
+    The function takes what `signature.inputs` names, for batches of any size; TensorFlow raises
+    InvalidArgumentError for a missing value that nothing fills, another number that is not finite,
+    and an unknown category. A `plain` one, for engines without texts and such checks, takes what
+    `signature.tensors` names, and such rows come to meaningless outputs. Where the optimizer keeps a mean of the parameters, it computes with that.
     """
     import tensorflow as tf
 
@@ -44,13 +44,13 @@ def serving_function(
     def serve(**given: Tensor) -> dict[str, Tensor]:
         read = {name: each.read_value() for name, each in module.variables_by_name.items()}
         statistics = {name: read.pop(name) for name in signature.statistics}
-        features = scale(_features(signature, given, refuse), signature.divide, statistics)
+        features = scale(_features(signature, given, plain), signature.divide, statistics)
         outputs = forward(config.model, config.precision, read, features)
         return _said(config, as_logits(config.model, config.task, outputs))
 
+    inputs = signature.tensors if plain else signature.inputs
     kinds = {
-        name: tf.TensorSpec((None, *each.shape), each.dtype, name)
-        for name, each in signature.inputs.items()
+        name: tf.TensorSpec((None, *each.shape), each.dtype, name) for name, each in inputs.items()
     }
     module.serve = tf.function(serve, autograph=False)
     return module, module.serve.get_concrete_function(**kinds)
@@ -73,37 +73,37 @@ def _said(config: Config, outputs: Tensor) -> dict[str, Tensor]:
     return {"outputs": outputs, "predictions": task.predict(outputs)}
 
 
-def _features(signature: Signature, given: Tensors, refuse: bool) -> Any:
+def _features(signature: Signature, given: Tensors, plain: bool) -> Any:
     """Return features as the data set has them, one tensor or several by their names."""
     import tensorflow as tf
 
-    named = {each.name: given[name] for name, each in signature.inputs.items()}
-    if signature.takes_columns:
-        made = [_encoded(column, named[column.name], refuse) for column in signature.columns]
-        return tf.concat(made, 1)
-    fills = [column.fill for column in signature.columns]
+    if signature.takes_columns and not plain:
+        named = {each.name: given[name] for name, each in signature.inputs.items()}
+        return tf.concat([_encoded(each, named[each.name]) for each in signature.columns], 1)
+    named = {each.name: given[name] for name, each in signature.tensors.items()}
+    fills = [] if signature.takes_columns else [column.fill for column in signature.columns]
     if any(fill is not None for fill in fills):
         named[""] = _filled(named[""], np.array(fills, np.float32))
-    if refuse:
+    if not plain:
         named = {name: _finite(values, name or ONE) for name, values in named.items()}
     return named.get("", named)
 
 
-def _encoded(column: EncodedColumn, values: Tensor, refuse: bool) -> Tensor:
+def _encoded(column: EncodedColumn, values: Tensor) -> Tensor:
     """Return the features, float32 [B, features], of a column's values [B]."""
     import tensorflow as tf
 
     if column.kind != "category":
         if column.fill is not None:
             values = _filled(values, np.float32(column.fill))
-        return (_finite(values, column.name) if refuse else values)[:, tf.newaxis]
+        return _finite(values, column.name)[:, tf.newaxis]
     if column.fill is not None and "" not in column.categories:
         values = tf.where(tf.equal(values, ""), str(column.fill), values)
     same = tf.equal(values[:, tf.newaxis], tf.constant(column.categories))
     known = tf.reduce_any(same, 1, keepdims=True)
     if column.unknown == "column":
         same = tf.concat([same, tf.logical_not(known)], 1)
-    elif refuse:
+    else:
         with tf.control_dependencies([_check(known, f"{column.name}: an unknown category")]):
             same = tf.identity(same)
     return tf.cast(same, tf.float32)

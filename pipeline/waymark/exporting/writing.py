@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -40,3 +41,22 @@ def silence(*loggers: str) -> Iterator[None]:
             after.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         yield
+
+
+@contextmanager
+def mute() -> Iterator[None]:
+    """Drop what is written to file descriptors 1 and 2, by C++ as well."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    saved = os.dup(1), os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        for place in (1, 2):
+            os.dup2(nowhere.fileno(), place)
+    try:
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for place, before in zip((1, 2), saved, strict=True):
+            os.dup2(before, place)
+            os.close(before)

@@ -1,7 +1,7 @@
 """The TF1 tutorial's SimpleCNN: two convolutions with pooling, two dense layers."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat
 
@@ -81,3 +81,16 @@ class Cnn:
                 x, rate=1 - self.keep_prob, seed=dropout, rng_alg="philox"
             )
         return x @ w[6] + w[7]
+
+    def keras_layers(self, outputs: int) -> list[Any]:
+        """Return the layers of Keras's that compute the same; their weights are in this order."""
+        from waymark.keras_import import import_keras
+
+        keras = import_keras()
+        layers = keras.layers
+        made: list[Any] = []
+        for filters in FILTERS:
+            made.append(layers.Conv2D(filters, 5, padding="same", activation="relu"))
+            made.append(layers.MaxPooling2D(2, padding="same"))
+        made += [layers.Flatten(), layers.Dense(DENSE, activation="relu")]
+        return [*made, layers.Dropout(1 - self.keep_prob), layers.Dense(outputs)]

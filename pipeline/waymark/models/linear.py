@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from waymark.config.schema import settings
 from waymark.data.dataset import ImageSpec
@@ -30,3 +31,10 @@ class Linear:
 
         flat = tf.reshape(images, [-1, prod(images.shape[1:])])
         return flat @ parameters["weights"] + parameters["bias"]
+
+    def keras_layers(self, outputs: int) -> list[Any]:
+        """Return the layers of Keras's that compute the same; their weights are in this order."""
+        from waymark.keras_import import import_keras
+
+        keras = import_keras()
+        return [keras.layers.Flatten(), keras.layers.Dense(outputs)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from pydantic import PositiveFloat
 
@@ -32,3 +33,10 @@ class Softmax:
         import tensorflow as tf
 
         return tf.reshape(images, [-1, prod(images.shape[1:])]) @ parameters["weights"]
+
+    def keras_layers(self, outputs: int) -> list[Any]:
+        """Return the layers of Keras's that compute the same; their weights are in this order."""
+        from waymark.keras_import import import_keras
+
+        keras = import_keras()
+        return [keras.layers.Flatten(), keras.layers.Dense(outputs, use_bias=False)]

@@ -1,0 +1,49 @@
+"""A kept checkpoint of a run, written for those who do not use Waymark."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from waymark.errors import BadInput
+from waymark.evaluation import restore
+from waymark.exporting import keras, onnx, savedmodel, tflite
+from waymark.training.loop import DoesNotFit
+from waymark.training.runtime import start_if_imported, start_tensorflow
+
+Target = Literal["savedmodel", "keras", "onnx", "tflite"]
+# Each is a module with NAME, what is written; check(), which refuses before TensorFlow is imported;
+# and write().
+TARGETS: Mapping[Target, Any] = {
+    "savedmodel": savedmodel,
+    "keras": keras,
+    "onnx": onnx,
+    "tflite": tflite,
+}
+
+
+def export_run(
+    text: str, target: Target, folder: Path, step: str, overrides: Mapping[str, Any]
+) -> Path:
+    """Write a run's checkpoint into a folder in the format `target`; return what was written.
+
+    It is there whole or not at all; of a target of the same name it takes the place, and what else
+    is in the folder stays. Raises BadInput, CorruptCheckpoint.
+    """
+    if target not in TARGETS:
+        raise BadInput(f"--to={target!r}: must be {', '.join(TARGETS)}.")
+    written_by = TARGETS[target]
+    with restore.find_checkpoint(text, step, overrides) as found:
+        config, said = found.config, f"run {found.record.id}"
+        written_by.check(config, said)
+        start_if_imported(**vars(config.runtime))
+        signature = restore.recorded_signature(found)
+        start_tensorflow(**vars(config.runtime))
+        if hasattr(config.model, "buffers"):
+            restore.use_keras_settings(found.folder)
+        state = found.store.read(found.step)[1]
+        path: Path = folder / written_by.NAME
+        try:
+            written_by.write(config, state, signature, path)
+        except DoesNotFit as error:
+            raise BadInput(f"{said}: its checkpoint does not fit its model: {error}.") from None
+        return path

@@ -1,0 +1,34 @@
+"""TFLite, which LiteRT computes by, on telephones too: one file, converted by TensorFlow."""
+
+import tempfile
+from pathlib import Path
+
+from waymark.checkpoints import State
+from waymark.config.schema import Config
+from waymark.data.signature import Signature
+from waymark.errors import BadInput, first_line
+from waymark.exporting.savedmodel import write_savedmodel
+from waymark.exporting.writing import mute, silence, written
+
+NAME = "model.tflite"
+
+
+def check(config: Config, said: str) -> None:
+    """Refuse nothing: TensorFlow is there."""
+
+
+def write(config: Config, state: State, signature: Signature, path: Path) -> None:
+    """Write a model as `path`, of TFLite's own operations; raise BadInput, DoesNotFit."""
+    import tensorflow as tf
+
+    with written(path) as target, silence(), tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "savedmodel"
+        write_savedmodel(config, state, signature, folder, plain=True)
+        try:
+            with mute():
+                converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+                content = converter.convert()
+        except Exception as error:  # of an operation that it does not know
+            said = f"{type(error).__name__}: {first_line(error)}"
+            raise BadInput(f"--to=tflite: TensorFlow cannot convert this model: {said}") from None
+        target.write_bytes(content)

@@ -1,0 +1,90 @@
+"""What is exported computes what `evaluate` does, by real clients in processes of their own."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from waymark import api
+
+from tests.support import engines
+from tests.support.exported import KINDS, TRUST, Arrays, evaluated, trained, write_data
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras
+# The largest difference of a logit, relative to the largest logit; the page on exports says so.
+BOUNDS = {"savedmodel": 0.0, "keras": 1e-5, "onnx": 1e-5, "tflite": 1e-5}
+SHORT = [("softmax", engine) for engine in BOUNDS] + [
+    ("gaps", "savedmodel"),
+    ("inputs", "savedmodel"),
+]
+ALL = [
+    pytest.param(kind, engine, marks=() if (kind, engine) in SHORT else pytest.mark.long)
+    for kind in KINDS
+    for engine in BOUNDS
+]
+Known = tuple[str, Arrays, Arrays, np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Any:
+    """Return what trains a run of a kind, once, and tells what it computes."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copytree(empty_store, folder / "mlruns")
+    write_data(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+
+        @cache
+        def known(kind: str) -> Known:
+            key = trained(kind)
+            return key, *evaluated(key)
+
+        yield known
+
+
+def by_a_client(engine: str, model: Path, given: Arrays, python: str = sys.executable) -> Arrays:
+    """Return what another process computes, which knows nothing of Waymark."""
+    files = [model.parent / name for name in ("given.npz", "found.npz")]
+    np.savez(files[0], **given)  # type: ignore[arg-type]
+    command = [python, "-I", engines.__file__, engine, str(model), *map(str, files), "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(files[1]) as archive:
+        return dict(archive)
+
+
+@pytest.mark.parametrize(("kind", "engine"), ALL)
+def test_the_same_numbers(
+    kind: str, engine: str, known: Callable[[str], Known], tmp_path: Path
+) -> None:
+    key, features, raw, logits = known(kind)
+    model = api.export(key, tmp_path / "out", TRUST, target=engine)  # type: ignore[arg-type]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [model.name]
+    found = by_a_client(engine, model, raw if engine == "savedmodel" else features)
+    outputs = found.get("logits", found.get("predictions"))
+    assert outputs is not None
+    bound = BOUNDS[engine] * np.abs(logits).max()
+    assert np.abs(outputs - logits).max() <= bound
+    if "classes" in found:
+        highest = np.sort(logits, 1)
+        apart = highest[:, -1] - highest[:, -2] > 2 * bound
+        assert apart.any()
+        np.testing.assert_array_equal(found["classes"][apart], logits.argmax(1)[apart])
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        shares /= shares.sum(1, keepdims=True)
+        np.testing.assert_allclose(found["probabilities"], shares, rtol=1e-3, atol=1e-5)
+    if "labels" in found:
+        apart = np.abs(logits) > bound
+        np.testing.assert_array_equal(found["labels"][apart], (logits > 0)[apart])
+    fewer = {
+        name: array[:3] for name, array in (raw if engine == "savedmodel" else features).items()
+    }
+    again = by_a_client(engine, model, fewer)  # batches of any size
+    outputs = again.get("logits", again.get("predictions"))
+    assert outputs is not None and np.abs(outputs - logits[:3]).max() <= 1e-5 * np.abs(logits).max()
