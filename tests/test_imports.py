@@ -31,8 +31,9 @@ ORDER = (
 )
 TRACKING = (
     *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
-    *("questions", "store", "artifacts", "history", "pictures", "delivery", "recovery"),
-    *("finder", "parent_run", "opening", "remote_store", "active_run", "delivery_process", "ui"),
+    *("questions", "store", "artifacts", "history", "pictures", "model_folder", "logged_models"),
+    *("registry", "delivery", "recovery", "finder", "parent_run", "ui", "scoring_server"),
+    *("opening", "remote_store", "active_run", "delivery_process"),
 )
 CONFIG = (
     *("old_names", "own_hydra", "masking", "values", "functions", "yaml_source", "schema"),

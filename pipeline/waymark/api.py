@@ -1,7 +1,9 @@
 """The commands as functions, for notebooks and scripts; the command line calls these."""
 
+import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
 from waymark.evaluation import restore as evaluation
 from waymark.evaluation.restore import Evaluation
-from waymark.execution import execute, forking, new_process, rerunning
+from waymark.execution import execute, forking, mlflow_model, new_process, rerunning
 from waymark.execution.execute import Result
 from waymark.execution.plan import recorded
 from waymark.exporting import export as exporting
@@ -34,7 +36,10 @@ from waymark.sweeps.multirun import SweepResult
 from waymark.tasks.metrics import measured
 from waymark.tracking import recovery
 from waymark.tracking.opening import open_store
-from waymark.tracking.ui import Ui, start_ui
+from waymark.tracking.registry import Registered
+from waymark.tracking.remote_store import connect
+from waymark.tracking.scoring_server import ScoringServer, answering, start_scoring
+from waymark.tracking.ui import Ui, check_free, start_ui
 from waymark.training.runtime import NeedsNewProcess
 
 T = TypeVar("T")
@@ -225,6 +230,37 @@ def export(
     """
     path = Path(folder).expanduser()
     return _done(exporting.export_run, run, target, path, step, parse_overrides(overrides))
+
+
+def register(
+    run: str, name: str, *overrides: str, alias: str | None = None, step: str = "latest"
+) -> Registered:
+    """Make a run's checkpoint at `step` (a number, `best` or `latest`) a version of a model.
+
+    That is a registered model of MLflow's, of this `name`, made if there is none; `alias` is given
+    to the version, and taken from the one that had it. A checkpoint that is registered already
+    stays one version. Raises BadInput, CorruptCheckpoint.
+    """
+    given = parse_overrides(overrides)
+    return _done(mlflow_model.register, run, name, alias, step, given)
+
+
+def serve(
+    run: str, *overrides: str, host: str = "127.0.0.1", port: int = 5001, step: str = "latest"
+) -> ScoringServer:
+    """Start MLflow's scoring server on a run's checkpoint, or on models:/NAME@ALIAS.
+
+    Returns it when it answers; its `close` ends it. Raises BadInput, also for an address at which
+    nothing can listen, CorruptCheckpoint, and Failed for a server that does not start.
+    """
+    given = parse_overrides(overrides)
+    with ExitStack() as files, taken_back():
+        check_free(host, port)
+        folder = Path(files.enter_context(tempfile.TemporaryDirectory(prefix="waymark-")))
+        model = _done(mlflow_model.to_serve, run, step, given, folder)
+        store = connect(given.get("tracking.uri"), reading=True)
+        server = start_scoring(store, model, host, port, files)
+    return answering(server)
 
 
 def compare(

@@ -53,7 +53,7 @@ def tensorflow() -> None:
 def save_format(kind: Any, **changed: Any) -> SaveFormat:
     own = {"meta_graph": False} if kind is Ckpt else {}
     usual = {"every": 10, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
-    return kind(**{"asynchronous": False, **own, **usual, **changed})
+    return kind(**{"asynchronous": False, "log_model": False, **own, **usual, **changed})
 
 
 def state_at(step: int) -> State:
@@ -285,7 +285,12 @@ def test_a_remote_store_can_follow(kind: Any, tmp_path: Path) -> None:
 
 def test_settings_have_bounds() -> None:
     wrong = [{"max_to_keep": -1}, {"every": -1}, {"keep_every_n_hours": 0}, {"every": 1.5}]
-    wrong += [{"keep_every_n_hours": -1.0}, {"keep_best": "accuracy"}, {"asynchronous": 1}]
+    wrong += [
+        {"keep_every_n_hours": -1.0},
+        {"keep_best": "accuracy"},
+        {"asynchronous": 1},
+        {"log_model": "yes"},
+    ]
     for changed in wrong:
         with pytest.raises(pydantic.ValidationError):
             save_format(Npz, **changed)

@@ -162,7 +162,9 @@ def test_folder_and_state_file_are_those_of_saver(schedule: Schedule) -> None:
     import tensorflow as tf
 
     keep = {"max_to_keep": schedule.max_to_keep, "keep_every_n_hours": schedule.hours}
-    ckpt = Ckpt(every=1, keep_best=None, asynchronous=False, meta_graph=False, **keep)
+    ckpt = Ckpt(
+        every=1, keep_best=None, asynchronous=False, log_model=False, meta_graph=False, **keep
+    )
     with TemporaryDirectory() as name, saver_of(schedule) as save:
         ours, theirs = Path(name) / "ours", Path(name) / "theirs"
         ours.mkdir()

@@ -82,7 +82,7 @@ def test_the_defaults_are_the_tutorials() -> None:
     assert (config.eval_every, config.log_every, config.progress) == (200, 1, "auto")
     assert asdict(config.save) == {
         "every": 50, "max_to_keep": 7, "keep_every_n_hours": 1, "keep_best": None,
-        "asynchronous": True, "meta_graph": True,
+        "asynchronous": True, "log_model": False, "meta_graph": True,
     }  # fmt: skip
     assert config.data.sampling == "replacement"
     assert (config.experiment_name, config.run_name, config.tags) == ("waymark", None, {})
@@ -146,6 +146,7 @@ experiment_name=mine | run_name=first | optimizer.learning_rate=1 | optimizer.be
 optimizer.beta2=0.0 | optimizer.epsilon=1e-30 | save.every=0 | save.max_to_keep=0
 save.keep_every_n_hours=null | save.keep_every_n_hours=0.25 | save.asynchronous=false
 save.meta_graph=false | data.sampling=epoch | model.init_stddev=3 | save.keep_best=null
+save.log_model=true | save.log_model=auto
 """
 
 
@@ -234,6 +235,7 @@ optimizer.beta1=1 | optimizer.beta1=-0.1 | optimizer.beta2=1.0 | optimizer.epsil
 save.every=-1 | save.every=1.5 | save.every=null | save.max_to_keep=-1 | save.max_to_keep=null
 save.keep_every_n_hours=0 | save.keep_every_n_hours=-1 | save.keep_every_n_hours=inf
 save.keep_best=best | save.asynchronous=1 | save.meta_graph=null
+save.log_model=yes_please | save.log_model=1
 data.sampling=shuffle | data.sampling=null | model.init_stddev=0 | model.init_stddev=-0.1
 model.init_stddev=[1] | model.init_stddev=true | runtime=3 | runtime=null | tracking=3
 tracking=null | record=true | model._target_=os.system | model._target_=nosuch.Model

@@ -437,7 +437,7 @@ def test_a_runs_forged_checkpoint_is_damage(
 
     usual = {"every": 1, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
     own = {"meta_graph": False} if kind is Ckpt else {}
-    save = kind(asynchronous=False, **usual, **own)
+    save = kind(asynchronous=False, log_model=False, **usual, **own)
     store = CheckpointStore(tmp_path, save)
     store.commit(Save(1, 1.0), {"w": W})
     monkeypatch.setattr(kind, "write", write)

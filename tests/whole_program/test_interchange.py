@@ -875,7 +875,7 @@ def published(folder: Path, kind: Any, names: list[str] | None, slots: dict[str,
     """Publish a state with some slots at step 3; return what `init_from` would be given."""
     own = {"meta_graph": False} if kind is Ckpt else {}
     usual = {"every": 1, "max_to_keep": 2, "keep_every_n_hours": None, "keep_best": None}
-    save = kind(asynchronous=False, **usual, **own)
+    save = kind(asynchronous=False, log_model=False, **usual, **own)
     folder.mkdir()
     store = CheckpointStore(folder, save)
     store.parameters = names

@@ -14,7 +14,7 @@ A save format is a settings dataclass on top of `SaveFormat` with a `write` and 
 
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
@@ -45,6 +45,10 @@ class SaveFormat(ABC):
     and goes when it is not"""
     asynchronous: bool
     """write while training goes on"""
+    log_model: Literal["auto"] | bool
+    """make the last checkpoint, and with `save.keep_best` the best, a model of MLflow's: `auto` (of
+    a run of its own; of a sweep the best trial's, at its end), `true` (each trial's too) or
+    `false`"""
 
     @abstractmethod
     def write(self, path: Path, state: State) -> list[Path]:

@@ -1,5 +1,6 @@
 """The commands that use what was trained."""
 
+import signal
 from dataclasses import astuple
 from typing import Any
 
@@ -73,3 +74,46 @@ def export(run: str, folder: str, overrides: tuple[str, ...], **options: Any) ->
 
     print(printable(f"written: {api.export(run, folder, *overrides, **options)}"))
     return 0
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("name")
+@OVERRIDES
+@click.option("--alias", help="That the version gets, and another one loses: champion.")
+@click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
+def register(run: str, name: str, overrides: tuple[str, ...], **options: Any) -> int:
+    """Make a checkpoint a version of the model NAME in MLflow's Model Registry.
+
+    A checkpoint that is one already stays one; the alias moves.
+    """
+    from waymark import api
+
+    made = api.register(run, name, *overrides, **options)
+    there = "" if made.new else ", which was there already"
+    about = f"version {made.version} of {name}{there}: step {made.step} of run {made.run_id}"
+    print(printable(about), printable(made.address), sep="\n")
+    return 0
+
+
+@cli.command()
+@click.argument("run", metavar="RUN|models:/NAME@ALIAS")
+@OVERRIDES
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(1, 65535), default=5001, show_default=True)
+@click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
+def serve(run: str, overrides: tuple[str, ...], **options: Any) -> int:
+    """Serve predictions over HTTP by MLflow's scoring server, until a signal comes.
+
+    Prints its address, and a curl line that asks it about an example.
+    """
+    from waymark import api
+    from waymark.processes.signals import Interrupted, handling
+
+    def stop(number: int, _: object) -> None:
+        raise Interrupted(number)
+
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    with handling(signals, stop), api.serve(run, *overrides, **options) as server:
+        print(server.address, server.curl, sep="\n", flush=True)
+        return abs(server.wait())

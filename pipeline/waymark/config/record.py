@@ -82,6 +82,8 @@ def read_record(path: Path) -> tuple[dict[str, Any], dict[str, str], list[str]]:
         body.setdefault("epochs", None)
         body.setdefault("metrics", [])
         body.setdefault("rerun_finished", False)
+        if isinstance(body.get("save"), dict):
+            body["save"].setdefault("log_model", False)
         if isinstance(body.get("runtime"), dict):
             body["runtime"].setdefault("deterministic", False)
         if isinstance(body.get("data"), dict):

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +35,8 @@ from waymark.tasks import scores_of_classes
 from waymark.tasks.metrics import judged_by, modes, refuse_few_outputs
 from waymark.tasks.report import ClassScore
 from waymark.tracking import artifacts
-from waymark.tracking.finder import find_single
+from waymark.tracking.finder import find_checkpoint_of
+from waymark.tracking.registry import ModelCheckpoint
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -170,15 +171,23 @@ class FoundCheckpoint:
 
 @contextmanager
 def find_checkpoint(
-    text: str, step: str, overrides: Mapping[str, Any]
+    text: str,
+    step: str,
+    overrides: Mapping[str, Any],
+    meanwhile: Callable[[], Any] = import_tensorflow,
 ) -> Iterator[FoundCheckpoint]:
-    """Yield a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
+    """Yield a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint.
+
+    RUN may be a model's address, of one step. `meanwhile` is called while the run is looked for.
+    """
     overrides = dict(overrides)
     tracking = connect(overrides.pop("tracking.uri", None), reading=True)
     trusted = overrides.pop("trusted_modules", [])
     overrides.pop(SEARCHPATH, None)  # a record names no YAML
-    record = tracking.ask(import_tensorflow, find_single, text)
+    record, made = tracking.ask(meanwhile, find_checkpoint_of, text)
     refuse_foreign(tracking, record)
+    if made:
+        refuse_step(step)
     with tempfile.TemporaryDirectory() as scratch:
         folder = record.folder
         newer = artifacts.newer(tracking, record)
@@ -192,8 +201,25 @@ def find_checkpoint(
         config = from_record(folder / "config.yaml", overrides, trusted, ("",), record.id).config
         use_architecture(config.model, folder)
         store = CheckpointStore(folder / "checkpoints", config.save)
-        chosen = choose_step(store, step, record.id, config.task)
+        if made:
+            _refuse_other_state(text, store, made)
+        chosen = choose_step(store, str(made.step) if made else step, record.id, config.task)
         yield FoundCheckpoint(record, config, folder, store, chosen)
+
+
+def refuse_step(step: str) -> None:
+    """Raise BadInput for a step beside a model's address."""
+    if step != "latest":
+        raise BadInput(f"--step={step}: a model's address names the checkpoint by itself.")
+
+
+def _refuse_other_state(text: str, store: CheckpointStore, made: ModelCheckpoint) -> None:
+    """Raise BadInput if the checkpoint that a model was made of is not kept, or another one."""
+    if made.step not in store.steps() or store.manifest(made.step).digest != made.digest:
+        raise BadInput(
+            f"RUN={text!r}: checkpoint {made.step} of run {made.run_id}, of which it was made, is "
+            f"not kept any more; MLflow still loads the model."
+        )
 
 
 def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, Any]) -> Evaluation:

@@ -23,8 +23,8 @@ from waymark.data.dataset import Dataset
 from waymark.data.signature import FILE as SIGNATURE
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
+from waymark.execution import mlflow_model
 from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
-from waymark.execution.opening import data_lines, environment_line, model_lines
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
@@ -317,9 +317,7 @@ class RunExecution:
         config, data, run = self.plan.resolved.config, self.plan.data, self.run
         last = step = trainer.step
         if isinstance(trained, Stopped):
-            if config.save.keep_best:
-                with suppress(BadInput):  # no evaluation was a number: the last one it is
-                    step = choose_step(saver.store, "best", run.info.id, config.task)
+            step = self._best(saver, last)
             facts = {names.STOPPED: last, names.SCORED: step, names.REASON: trained.reason}
             run.set_tags({name: str(fact) for name, fact in facts.items()})
             print(f"{trained.reason}; step {step} is scored", flush=True)
@@ -335,6 +333,12 @@ class RunExecution:
         state_digest = saver.store.manifest(last).digest
         run.set_tags({names.STATE_DIGEST: state_digest})
         _write_scores(run, config, data, manifest, score)
+        if mlflow_model.wanted(config, run.info, self.plan.tags):
+            known = {step: (manifest, state)}
+            for at in {last, self._best_step(saver, last)}:
+                mlflow_model.write_beside(
+                    run, fresh, data, *(known.get(at) or saver.store.read(at))
+                )
         points = {name: run.points.get(f"{data.evaluated}/{name}", {}) for name in score.metrics}
         training = {name: known[last] for name, known in points.items() if last in known}
         judged = f"{data.evaluated}/{judged_by(config.task)[0]}"
@@ -350,6 +354,14 @@ class RunExecution:
             best=_best(run.points.get(judged, {}), judged_by(config.task)[1]),
             steps_per_second=paces[max(paces)] if paces else None,
         )
+
+    def _best_step(self, saver: Saver, last: int) -> int:
+        """Return the step of the checkpoint that is kept as the best, else the last one."""
+        config = self.plan.resolved.config
+        if config.save.keep_best:
+            with suppress(BadInput):  # no evaluation was a number
+                return choose_step(saver.store, "best", self.run.info.id, config.task)
+        return last
 
     def _verdict(self, recorded: RecordedEnvironment, trainer: Trainer) -> RerunReport | None:
         """Compare a rerun with its original, and record the verdict; None for another run."""

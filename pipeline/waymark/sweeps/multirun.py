@@ -151,6 +151,7 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         progress=values["progress"],
         selection=_selection(values, part),
         fork=begun,
+        log_best=values["save"]["log_model"] == "auto",
         **values["objective"],
     )
 
@@ -335,6 +336,8 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
         print(printable(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
         if sweep.selection:
             print(f"selected on           {sweep.selection}")
+    if found.best and sweep.log_best and status < 128:
+        trial.log_model(found.best[0], sweep.config_of(found.best[0]))
     for each in trials:
         if each.status != "FINISHED":
             print(printable(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))

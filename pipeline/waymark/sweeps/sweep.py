@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from waymark import names
 from waymark.config.compose import hydra_errors
 from waymark.config.resolve import Resolved
-from waymark.config.schema import Fork
+from waymark.config.schema import Config, Fork
 from waymark.errors import BadInput
 from waymark.sweeps import trial
 from waymark.table import rate
@@ -59,6 +59,7 @@ class Sweep:
     metric: str  # the objective
     mode: str  # max or min: which way is better
     fork: Fork | None = None  # what each trial begins with
+    log_best: bool = False  # the best trial's last checkpoint is to be a model of MLflow's
 
     def __post_init__(self) -> None:
         self._compose: Callable[..., Resolved] | None = None  # a job's configuration
@@ -138,6 +139,12 @@ class Sweep:
             except hydra_errors():
                 pass  # the sweeper says why
         return self._identities[job]
+
+    def config_of(self, record: RunRecord) -> Config | None:
+        """Return the configuration of a trial, None if this command has not come to it."""
+        known = dict(filter(None, self._identities.values()))
+        found = known.get(record.tags.get(names.TRIAL, ""))
+        return found.config if found else None
 
     def check(self, jobs: Jobs) -> None:
         """Raise BadInput if none of a sweep's trials can be done."""

@@ -32,10 +32,11 @@ from waymark.config.schema import RUN_NAMES, SCHEDULE, SCHEDULES, Config, Fork
 from waymark.config.values import flatten
 from waymark.data.dataset import Dataset
 from waymark.digest import file_digest
-from waymark.errors import BadInput, Failed, explain, listed
+from waymark.errors import BadInput, Failed, explain, listed, printable
 from waymark.evaluation.restore import in_steps, load_data
 from waymark.execution import execute, forking, new_process
 from waymark.execution.ending import Pruned
+from waymark.execution.mlflow_model import log_checkpoint
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
@@ -214,6 +215,24 @@ def is_finished(record: RunRecord, config: Config) -> bool:
     """Tell whether a trial need not be done again; a pruned one must where pruning is off."""
     again = config.rerun_finished or (record.tags.get(names.PRUNED) and not config.prune)
     return record.status == "FINISHED" and not again
+
+
+def log_model(record: RunRecord, config: Config | None) -> None:
+    """Make the last checkpoint of a trial a model of MLflow's; say so if it cannot be.
+
+    `config` is None where this process has not come to the trial.
+    """
+    if config is None:
+        return
+    given = {"tracking.uri": config.tracking.uri, "trusted_modules": own_modules(config)}
+    try:
+        try:
+            log_checkpoint(record.id, given)
+        except NeedsNewProcess as needed:
+            new_process.call(str(needed), log_checkpoint, record.id, given)
+    except Exception as error:  # of the store, the disk, the user's own model
+        said = f"waymark: the best trial is no model of MLflow's: {explain(error)}"
+        print(printable(said), file=sys.stderr)
 
 
 def objective(record: RunRecord, facts: RunSummary, metric: str) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
-from waymark.tracking import ownership
+from waymark.tracking import logged_models, ownership
 from waymark.tracking.artifacts import list_files
 from waymark.tracking.history import History
 from waymark.tracking.limits import (
@@ -212,6 +212,12 @@ class Delivery:
         end = max(end, int(self.info.start_time * 1000))  # the clock may have jumped back
         self._client.set_terminated(self.info.id, status, end)
         return status
+
+    def deliver_models(self) -> None:
+        """Make the models that wait, and delete those that retention has removed, if it may."""
+        run = self._fetch_run()
+        if not self.owner:
+            logged_models.bring(self.store, self.info, run, self._takes)
 
     def _resolve_run(self) -> None:
         """Find or create the run in MLflow, own it, and only then learn what it holds.

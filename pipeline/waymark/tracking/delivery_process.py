@@ -20,7 +20,15 @@ from typing import Any, NoReturn
 
 from waymark import plots
 from waymark.errors import BadInput
-from waymark.tracking import finder, history, parent_run, pictures  # noqa: F401  (questions)
+from waymark.tracking import (  # noqa: F401  (questions)
+    finder,
+    history,
+    logged_models,
+    parent_run,
+    pictures,
+    registry,
+    scoring_server,
+)
 from waymark.tracking.delivery import Delivery, DeliveryStatus
 from waymark.tracking.limits import Deleted, reason_of
 from waymark.tracking.liveness import DELIVERY_END_S
@@ -114,6 +122,7 @@ class RunDelivery(Delivery):
     def _end_and_draw(self, status: str, at: int) -> bool:
         """End a run of which the store has all else; draw it; tell whether it is complete."""
         if not self.ended:
+            self.deliver_models()
             self.ended = self.close(status, at)
             self.training = False
             return False

@@ -8,11 +8,12 @@ from typing import Any
 
 from waymark import names
 from waymark.errors import BadInput
-from waymark.tracking import outbox, ownership
+from waymark.tracking import outbox, ownership, registry
 from waymark.tracking.limits import reason_of
 from waymark.tracking.liveness import DEAD_AFTER_S
 from waymark.tracking.questions import question
 from waymark.tracking.recovery import mark_dead_runs_killed
+from waymark.tracking.registry import ModelCheckpoint
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore, summary_of
 
@@ -33,9 +34,29 @@ def find_single(store: RunStore, text: str) -> RunRecord:
 
 
 @question
+def find_checkpoint_of(store: RunStore, text: str) -> tuple[RunRecord, ModelCheckpoint | None]:
+    """Find RUN, or the run that the model at an address was made by, and of which checkpoint."""
+    if not registry.is_address(text):
+        return find_single(store, text), None
+    made = registry.resolve(store, text)
+    try:
+        return find_single(store, made.run_id), made
+    except BadInput as error:
+        raise BadInput(
+            f"RUN={text!r}: the run that it was made by is not there ({error}); MLflow still loads "
+            f"the model."
+        ) from None
+
+
+@question
 def find(store: RunStore, text: str) -> RunRecord:
     """Find RUN: an id, a prefix of one, a name, or `latest`; raise BadInput if it is not one."""
     where, trouble = store.address.display_uri, ""
+    if registry.is_address(text):
+        raise BadInput(
+            f"RUN={text!r}: is a model's address, which evaluate, predict, export, register, serve "
+            f"and gate take; here it takes the run that the model was made by."
+        )
     try:
         if store.server:
             mark_dead_runs_killed(store)

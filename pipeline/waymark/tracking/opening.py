@@ -18,7 +18,11 @@ from waymark.tracking.recovery import mark_dead_runs_killed, report_left_out
 from waymark.tracking.runs import remove_deleted_spools
 from waymark.tracking.store import RunStore
 
-LOCATION_COLUMNS = {"experiments": "artifact_location", "runs": "artifact_uri"}
+LOCATION_COLUMNS = (
+    *(("experiments", "artifact_location"), ("runs", "artifact_uri")),
+    *(("logged_models", "artifact_location"), ("model_versions", "source")),
+    ("model_versions", "storage_location"),
+)
 
 
 def open_store(
@@ -102,7 +106,7 @@ def _relocate(path: Path, address_root: Path, read_only: bool) -> list[str]:
         if read_only:
             return sorted(roots, key=len, reverse=True)
         for old in roots:
-            for table, column in LOCATION_COLUMNS.items():
+            for table, column in LOCATION_COLUMNS:
                 database.execute(
                     f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
                     f"WHERE substr({column}, 1, ?) = ?",

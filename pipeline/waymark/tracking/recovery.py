@@ -126,6 +126,7 @@ def deliver_outbox(
 
         delivery.on_connected = complete_files
         delivery.deliver()
+        delivery.deliver_models()
         mark_delivered(box, delivery.info, delivery.close(*content.status))
         return delivery.refusals()
 

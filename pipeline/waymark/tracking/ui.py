@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from contextlib import AbstractContextManager, suppress
+from typing import Any, Self
 
 from waymark.errors import BadInput
 from waymark.processes.process_state import set_variable
@@ -14,7 +15,7 @@ from waymark.tracking.finder import select
 from waymark.tracking.store import RunStore
 
 
-class Ui(AbstractContextManager["Ui"]):
+class Ui(AbstractContextManager[Any]):
     """MLflow's UI: `address` is its page; a `with` block closes it at its end.
 
     `is_ours` tells whether it was started here, and not by a server's operator.
@@ -39,6 +40,9 @@ class Ui(AbstractContextManager["Ui"]):
         self.stop()
         self.wait()
 
+    def __enter__(self) -> Self:
+        return self
+
     def __exit__(self, *_: object) -> None:
         self.close()
 
@@ -47,7 +51,7 @@ def start_ui(store: RunStore, host: str, port: int) -> Ui:
     """Start MLflow's UI on a local store; raise BadInput where nothing can listen."""
     if store.database is None:
         return Ui(store.address.display_uri, None)
-    _check_free(host, port)
+    check_free(host, port)
     newest = select(store, None, None, None, 1)
     page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
     set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
@@ -64,7 +68,7 @@ def start_ui(store: RunStore, host: str, port: int) -> Ui:
     return Ui(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", process)
 
 
-def _check_free(host: str, port: int) -> None:
+def check_free(host: str, port: int) -> None:
     """Raise BadInput if nothing can listen at an address, as where another program does."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

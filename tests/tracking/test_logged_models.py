@@ -1,0 +1,141 @@
+"""Models on their way to MLflow: each is made once, and whole, whatever fails on the way."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+from waymark import api
+from waymark.tracking import logged_models, model_folder
+
+from tests.support.processes import THREADS, Main
+
+SHORT = ["data=arrays", "save=npz", "steps=10", "save.every=5", "eval_every=5", "progress=false"]
+SHORT += ["batch_size=10", "save.log_model=true", THREADS]
+CALLS = ("create_logged_model", "log_model_artifacts", "log_outputs", "finalize_logged_model")
+FILES = {"MLmodel", "requirements.txt", "python_env.yaml", "conda.yaml", "input_example.json"}
+FILES |= {"serving_input_example.json", "tf2model/saved_model.pb"}
+
+
+def models(client: MlflowClient, run_id: str) -> list[Any]:
+    """Return the models that MLflow has of a run."""
+    experiment = client.get_run(run_id).info.experiment_id
+    return list(client.search_logged_models([experiment], f"source_run_id = '{run_id}'"))
+
+
+def files_of(client: MlflowClient, model: Any) -> set[str]:
+    """Return the files of a model, wherever they lie."""
+    folders, found = [None], set()
+    while folders:
+        for each in client.list_logged_model_artifacts(model.model_id, folders.pop()):
+            (folders.append if each.is_dir else found.add)(each.path)
+    return found
+
+
+def check(client: MlflowClient, run_id: str) -> None:
+    """A run has one model, which is whole, and shows it once."""
+    (model,) = models(client, run_id)
+    assert (model.status, model.name) == ("READY", "step-10")
+    assert files_of(client, model) >= FILES
+    run = client.get_run(run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    keys = [metric.key for metric in model.metrics]
+    assert len(set(keys)) == len(keys) and {"test/accuracy", "restored/accuracy"} <= set(keys)
+    history = client.get_metric_history(run_id, "test/accuracy")
+    assert [point.step for point in history] == [5, 10]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "log_model_artifacts",
+        *(pytest.param(c, marks=pytest.mark.long) for c in CALLS if c != "log_model_artifacts"),
+    ],
+)
+@pytest.mark.parametrize("after", [True, pytest.param(False, marks=pytest.mark.long)])
+def test_whatever_fails_a_model_is_made_once(
+    call: str,
+    after: bool,
+    place: Path,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_here: None,
+    client: Callable[[Path], Any],
+) -> None:
+    """The process dies before or after a call to MLflow, of which it has no answer then."""
+    real, failed = getattr(MlflowClient, call), []
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        answer = real(*arguments, **named) if after or failed else None
+        if not failed:
+            failed.append(True)
+            raise ConnectionError("[Errno 104] Connection reset by peer")
+        return answer
+
+    monkeypatch.setattr(MlflowClient, call, failing)
+    result = api.run(*SHORT, f"data.path={small}")
+    assert failed
+    check(client(place), result.run_id)
+    assert not list(model_folder.waiting(result.folder.parent))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("call", CALLS)
+def test_a_model_whose_making_was_killed_is_completed(
+    call: str,
+    place: Path,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_here: None,
+    client: Callable[[Path], Any],
+    main: Main,
+) -> None:
+    """The next command that opens the store, or `sync`, does what was left."""
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, call, lambda *_, **__: 1 / 0)
+        broken.setattr("waymark.tracking.active_run.PICTURES_S", 1.0)
+        result = api.run(*SHORT, f"data.path={small}", "tracking.flush_seconds=1")
+    assert [model.status for model in models(client(place), result.run_id)] != ["READY"]
+    assert main("sync").returncode == 0
+    check(client(place), result.run_id)
+
+
+def test_through_a_server_a_model_is_made_registered_and_resolved(
+    server: tuple[str, Path], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    uri, name = f"tracking.uri={server[0]}", tmp_path.name
+    result = api.run(*SHORT, f"data.path={small}", uri, f"experiment_name={name}")
+    remote = MlflowClient(server[0])
+    check(remote, result.run_id)
+    shutil.rmtree(tmp_path / "mlruns")  # this machine has nothing of it
+    made = api.register(result.run_id, name, uri, alias="champion")
+    assert (made.version, made.new, made.step) == (1, True, 10)
+    assert not api.register(result.run_id, name, uri, alias="champion").new
+    found = api.evaluate(f"models:/{name}@champion", uri)
+    assert found.step == 10 and found.accuracy == result.restored_accuracy
+    earlier = api.register(result.run_id, name, uri, step="5")
+    assert (earlier.version, earlier.step) == (2, 5)
+    assert {model.name for model in models(remote, result.run_id)} == {"step-5", "step-10"}
+    from waymark.tracking.opening import open_store
+
+    store = open_store(server[0], reading=True)
+    folder = logged_models.fetch_model(store, made.model_id, tmp_path)
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} >= FILES
+
+
+def test_in_a_sweep_the_best_trial_is_a_model_at_the_end(
+    place: Path, small: Path, client: Callable[[Path], Any]
+) -> None:
+    short = [word for word in SHORT if not word.startswith("save.log_model")]
+    found = api.sweep(
+        *short, f"data.path={small}", "save.log_model=auto", "optimizer.learning_rate=0.3,1e-6"
+    )
+    mine = client(place)
+    assert found.best
+    assert {each.run_id: len(models(mine, each.run_id)) for each in found.trials} == {
+        each.run_id: int(each.run_id == found.best.run_id) for each in found.trials
+    }
+    check(mine, found.best.run_id)
