@@ -9,8 +9,11 @@ import pytest
 from mlflow.tracking import MlflowClient
 from waymark import api
 from waymark.tracking import logged_models, model_folder
+from waymark.tracking.active_run import ActiveRun
+from waymark.tracking.opening import open_store
 
-from tests.support.processes import THREADS, Main
+from tests.support.processes import THREADS, Killed, Main, end_sending
+from tests.support.proxy import Proxy
 
 SHORT = ["data=arrays", "save=npz", "steps=10", "save.every=5", "eval_every=5", "progress=false"]
 SHORT += ["batch_size=10", "save.log_model=true", THREADS]
@@ -102,6 +105,31 @@ def test_a_model_whose_making_was_killed_is_completed(
     check(client(place), result.run_id)
 
 
+@pytest.mark.parametrize("method", ["end", pytest.param("set_tags", marks=pytest.mark.long)])
+def test_a_run_that_dies_after_its_model_is_written_has_one_model_when_it_goes_on(
+    method: str,
+    place: Path,
+    small: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_here: None,
+    client: Callable[[Path], Any],
+) -> None:
+    """As of SIGKILL: before its end is recorded, or before the model, written twice, is there."""
+    started: list[ActiveRun] = []
+
+    def dying(run: ActiveRun, *_: object) -> None:
+        started.append(run)
+        raise Killed
+
+    with monkeypatch.context() as broken, pytest.raises(Killed):
+        broken.setattr(ActiveRun, method, dying)
+        api.run(*SHORT, f"data.path={small}")
+    end_sending(started[0])
+    run_id = started[0].info.id
+    api.resume(run_id)
+    check(client(place), run_id)
+
+
 def test_through_a_server_a_model_is_made_registered_and_resolved(
     server: tuple[str, Path], small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,11 +147,42 @@ def test_through_a_server_a_model_is_made_registered_and_resolved(
     earlier = api.register(result.run_id, name, uri, step="5")
     assert (earlier.version, earlier.step) == (2, 5)
     assert {model.name for model in models(remote, result.run_id)} == {"step-5", "step-10"}
-    from waymark.tracking.opening import open_store
-
     store = open_store(server[0], reading=True)
     folder = logged_models.fetch_model(store, made.model_id, tmp_path)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*")} >= FILES
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", ["refuse", "error", "deaf"])
+def test_what_an_outage_kept_from_a_server_sync_makes_once(
+    mode: str,
+    server: tuple[str, Path],
+    small: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    delivery_here: None,
+    main: Main,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with Proxy(server[0]) as proxy:
+        uri = f"tracking.uri={proxy.uri}"
+        real = ActiveRun.end
+
+        def ending(run: ActiveRun, status: str) -> None:
+            proxy.set(mode, grace=0 if mode == "refuse" else 3)  # the model is on its way
+            real(run, status)
+
+        monkeypatch.setattr(ActiveRun, "end", ending)
+        named = f"experiment_name={tmp_path.name}", "tracking.flush_seconds=2"
+        api.run(*SHORT, f"data.path={small}", uri, *named)
+        proxy.set("pass")
+        assert main("sync", uri).returncode == 0
+        remote = MlflowClient(server[0])
+        experiment = remote.get_experiment_by_name(tmp_path.name)
+        (run,) = remote.search_runs([experiment.experiment_id])
+        check(remote, run.info.run_id)
+        assert not list(tmp_path.glob("mlruns/spool/*/models/*"))
 
 
 def test_in_a_sweep_the_best_trial_is_a_model_at_the_end(

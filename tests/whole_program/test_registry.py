@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -11,12 +12,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from waymark import BadInput, api
 from waymark.execution.execute import Result
 
@@ -210,6 +213,70 @@ def test_retention_and_the_end_of_the_run_leave_what_is_registered(
     assert Path(folder).is_relative_to(moved)
     found = mlflow.pyfunc.load_model(folder).predict(logged.images)
     agree(logged, found, 20)
+
+
+@pytest.mark.long
+def test_mlflows_garbage_collection_leaves_what_is_registered(
+    logged: Logged, here: Path, client: Open, environment: dict[str, str]
+) -> None:
+    mine = client(here)
+    api.register(logged.run_id, "digits", alias="champion")
+    mine.delete_run(logged.run_id)
+    uri = f"sqlite:///{here}/mlruns/mlflow.db"
+    program = [sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", uri]
+    done = subprocess.run(program, env={**environment, "MLFLOW_TRACKING_URI": uri}, cwd=here)
+    assert done.returncode == 0
+    assert not list(here.glob(f"mlruns/artifacts/*/{logged.run_id}/artifacts/*"))
+    found = client(here).get_model_version_by_alias("digits", "champion")
+    assert sorted(path.name for path in Path(found.source).iterdir()) == sorted(
+        path.name for path in Path(models_of_first(logged, client).artifact_location).iterdir()
+    )
+
+
+def models_of_first(logged: Logged, client: Open) -> Any:
+    """Return the model of the last checkpoint as the run has left it."""
+    return models(client(logged.folder), logged.run_id)[20]
+
+
+def bare(folder: Path, *packages: str) -> None:
+    """Link packages into a folder, with what they need, and nothing else."""
+    todo, seen = [*packages], set()
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:  # of another platform
+            continue
+        needed = map(Requirement, found.requires or ())
+        todo += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
+        for top in {file.parts[0] for file in found.files or ()} - {".."}:
+            source = Path(str(found.locate_file(top)))
+            if source.exists() and not (folder / top).exists():
+                (folder / top).symlink_to(source)
+
+
+@pytest.mark.long
+def test_a_bare_environment_is_enough(
+    logged: Logged, client: Open, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    packages, images = tmp_path / "packages", tmp_path / "images.npy"
+    packages.mkdir()
+    bare(packages, "mlflow", "tensorflow")
+    np.save(images, logged.images)
+    program = f"""
+import sys
+sys.path.append({str(packages)!r})
+import importlib.util
+assert not any(map(importlib.util.find_spec, ["waymark", "hydra", "omegaconf", "pytest"]))
+{STRANGER}"""
+    words = [str(images), models_of_first(logged, client).artifact_location]
+    command = [sys.executable, "-I", "-S", "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    agree(logged, json.loads(done.stdout), 20)
 
 
 def ask(address: str, body: object, kind: str = "application/json") -> tuple[int, str]:
