@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from waymark import BadInput, api
+from waymark.comparison.own_code import own_files
 from waymark.execution.execute import Result
 
 from tests.support.data import pictures, write_pictures
@@ -139,6 +140,8 @@ def test_the_last_and_the_best_checkpoint_are_models_that_need_no_waymark(
     for step, line in zip(made, done.stdout.splitlines(), strict=True):
         agree(logged, json.loads(line), step)
     assert not list(logged.folder.glob("mlruns/artifacts/*/*/models/*/savedmodel"))  # delivered
+    generated = [name for name in sys.modules if name.startswith("__autograph_generated")]
+    assert not {*generated} & {*own_files()}  # the next run would record TensorFlow's own code
 
 
 def test_a_checkpoint_is_registered_once_and_is_what_its_address_means(

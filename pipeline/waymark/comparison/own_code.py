@@ -22,6 +22,7 @@ from waymark.comparison.repository import changes, changes_at, checkout, diffsta
 from waymark.package import FOLDER, REPOSITORY
 
 INSTALLED = ("site-packages", "dist-packages")  # folders of packages, wherever they lie
+AUTOGRAPH = "__autograph_generated_file"  # what TensorFlow calls modules of its own making
 COPIES = "own_code/copies.patch"  # among a run's artifacts
 CHANGES = "changes.patch"  # likewise: those of the code's checkout
 MOST = 10 * 2**20  # bytes of all copies, and of a repository's changes
@@ -174,6 +175,8 @@ def own_files() -> dict[str, Path]:
         except AttributeError:
             continue
         if not isinstance(file, str) or name.partition(".")[0] in ("waymark", "__mp_main__"):
+            continue
+        if name.startswith(AUTOGRAPH):
             continue
         if not _is_own_folder(os.path.dirname(file if file[:1] == "/" else os.path.abspath(file))):
             continue
