@@ -35,7 +35,7 @@ Run = tuple[RecordedRun, RunSummary]
 CONFIDENCE = 0.95
 # Settings that older records have not, and what was done before.
 ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
-ADDED_LATER |= {"fork": "None"}
+ADDED_LATER |= {"fork": "None", "save.log_model": "False"}
 ADDED_LATER |= {f"data.{key}": str(value) for key, value in DATA_DEFAULTS.items()}
 ADDED_LATER |= {"data.scale": "uint8", "model.file": "None"}
 ADDED_LATER |= {f"optimizer.{key}": str(value) for key, value in OPTIMIZER_DEFAULTS.items()}
