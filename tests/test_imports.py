@@ -16,17 +16,8 @@ ORDER = (
     *("package", "names", "users_code", "errors", "files", "config", "table", "plots", "digest"),
     *("npz", "processes", "keras_import", "keras_file", "keras_weights", "data", "tasks", "models"),
     *("schedules", "optimizers", "keras_optimizers", "checkpoints", "tracking", "training"),
-    *(
-        "evaluation",
-        "exporting",
-        "comparison",
-        "execution",
-        "sweeps",
-        "listing",
-        "api",
-        "cli",
-        "completion",
-    ),
+    *("evaluation", "exporting", "prediction", "comparison", "execution", "sweeps", "listing"),
+    *("api", "cli", "completion"),
     "__main__",
 )
 TRACKING = (

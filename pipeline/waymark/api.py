@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -30,6 +30,9 @@ from waymark.execution.plan import recorded
 from waymark.exporting import export as exporting
 from waymark.exporting.export import Target
 from waymark.listing import ListedRun, list_runs
+from waymark.prediction import predicting
+from waymark.prediction.predicting import Request
+from waymark.prediction.results import Predictions
 from waymark.processes.process_state import taken_back
 from waymark.sweeps import multirun
 from waymark.sweeps.multirun import SweepResult
@@ -261,6 +264,32 @@ def serve(
         store = connect(given.get("tracking.uri"), reading=True)
         server = start_scoring(store, model, host, port, files)
     return answering(server)
+
+
+def predict(
+    run: str,
+    inputs: str | Path | Sequence[str | Path],
+    *overrides: str,
+    step: str = "latest",
+    output: str | Path | None = None,
+    top: int | None = None,
+    resize: bool = False,
+    invert: bool = False,
+    errors: str | Path | None = None,
+) -> Predictions:
+    """Ask a run's checkpoint at `step` (a number, `best` or `latest`) about new examples.
+
+    `inputs` are of the kind that the run's data were: an npz, a folder of npy files, a CSV or
+    Parquet file, pictures or folders of them. With `resize` pictures may have another size, with
+    `invert` they are dark on light. What is predicted is kept in what is returned, or written to
+    `output`, a CSV, Parquet or npz file; of a table's classes the best `top` have columns, else
+    all. `errors` is a PNG file for the most confident mistakes. Pictures that cannot be read are
+    left out, and named in `wrong`. Raises BadInput for what else cannot be read or does not fit,
+    CorruptCheckpoint.
+    """
+    paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
+    asked = Request(output, top, resize, invert, errors)
+    return _done(predicting.predict_run, run, paths, step, parse_overrides(overrides), asked)
 
 
 def compare(

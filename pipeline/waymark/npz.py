@@ -23,29 +23,38 @@ def read_npz(file: Path) -> dict[str, np.ndarray]:
     What it promises is compared with what it holds before memory is taken for it.
     """
     with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        promised = sum(member.file_size for member in members)
+        promised = sum(member.file_size for member in archive.infolist())
         if promised > MAX_EXPANSION * file.stat().st_size + EXPANSION_ALLOWANCE:
             raise ValueError(f"it promises {promised:,} bytes, far more than the file holds")
-        if any(member.comment for member in members):  # which zipfile takes for one entry's text
-            raise ValueError("an entry bears a comment, which NumPy never writes: it hides others")
-        arrays = {m.filename.removesuffix(".npy"): _read_member(archive, m) for m in members}
-    if len(arrays) < len(members):
+        return {name: _read_member(archive, m) for name, m in checked_members(archive).items()}
+
+
+def checked_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the entries of an npz by the names of their arrays; raise ValueError.
+
+    They must be as NumPy writes them, of which nothing has been read yet.
+    """
+    members = archive.infolist()
+    if any(member.comment for member in members):  # which zipfile takes for one entry's text
+        raise ValueError("an entry bears a comment, which NumPy never writes: it hides others")
+    for member in members:
+        if not member.filename.endswith(".npy"):
+            raise ValueError(f"{member.filename!r} is not an array as NumPy writes it")
+        if member.compress_type not in NUMPY_COMPRESSION:
+            packing = PACKINGS.get(member.compress_type, f"method {member.compress_type}")
+            raise ValueError(
+                f"{member.filename!r} is compressed by {packing}; only what NumPy writes is read: "
+                f"stored or deflated"
+            )
+    found = {member.filename.removesuffix(".npy"): member for member in members}
+    if len(found) < len(members):
         raise ValueError("it holds two entries of one name")
-    return arrays
+    return found
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     """Read one array, whose header must promise the bytes that follow it, no more and no less."""
     name = member.filename
-    if not name.endswith(".npy"):
-        raise ValueError(f"{name!r} is not an array as NumPy writes it")
-    if member.compress_type not in NUMPY_COMPRESSION:
-        packing = PACKINGS.get(member.compress_type, f"method {member.compress_type}")
-        raise ValueError(
-            f"{name!r} is compressed by {packing}; only what NumPy writes is read: "
-            f"stored or deflated"
-        )
     with archive.open(member) as stream:
         read_header(stream, name, member.file_size)
     with archive.open(member) as stream:  # read to its end, where zipfile compares the checksum

@@ -188,6 +188,24 @@ def contact_sheet(path: Path, classes: Sequence[tuple[str, np.ndarray]]) -> None
     _save(figure, path)
 
 
+def titled_pictures(
+    path: Path, pictures: Sequence[tuple[str, np.ndarray]], columns: int = 5
+) -> None:
+    """Draw pictures, uint8 [H, W, 1 or 3], each under its lines of text, as a PNG file."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.2 * columns, 2.6 * rows), layout="constrained")
+    for place, (text, picture) in enumerate(pictures):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        shown = np.broadcast_to(picture, (*picture.shape[:2], 3))
+        axes.imshow(shown, interpolation="nearest")
+        axes.set_axis_off()
+        lines = [elided(printable(line), 26) for line in text.splitlines()]
+        axes.set_title("\n".join(lines), size=8, parse_math=False)
+    _save(figure, path)
+
+
 def _plot(axes: Any, curve: Mapping[int, float], **style: Any) -> Any:
     """Draw a curve by step; return its line."""
     steps = sorted(curve)

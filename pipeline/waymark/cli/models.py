@@ -1,14 +1,25 @@
 """The commands that use what was trained."""
 
+import os
 import signal
+import sys
+from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
 import click
 
-from waymark.cli.group import CONFIG_DIR, OVERRIDES, cli, with_folder
+from waymark.cli.group import CONFIG_DIR, OVERRIDES, cli, complain, with_folder
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, metric_value, number, terminal_width
+
+
+def measured_text(metrics: Mapping[str, float], total: int) -> str:
+    """Return metrics of so many examples as a line."""
+    values = ", ".join(f"{name} {metric_value(name, x)}" for name, x in metrics.items())
+    share = metrics.get("accuracy")
+    hits = "" if share is None else f"{round(share * total)} of "
+    return f"{values} ({hits}{total} examples)"
 
 
 @cli.command()
@@ -50,9 +61,7 @@ def evaluate(
         rows = {"per_class": [vars(each) for each in found.per_class]} if per_class else {}
         print(json_text({**found.plain(), **rows}))
         return 0
-    values = ", ".join(f"{name} {metric_value(name, x)}" for name, x in found.metrics.items())
-    hits = f"{found.hits} of {found.total} examples"
-    print(f"{values} ({hits if found.hits is not None else f'{found.total} examples'})")
+    print(measured_text(found.metrics, found.total))
     print(f"restored from {found.source}")
     if per_class:
         lines = [[number(cell) if isinstance(cell, float) else str(cell) for cell in astuple(each)]
@@ -117,3 +126,39 @@ def serve(run: str, overrides: tuple[str, ...], **options: Any) -> int:
     with handling(signals, stop), api.serve(run, *overrides, **options) as server:
         print(server.address, server.curl, sep="\n", flush=True)
         return abs(server.wait())
+
+
+@cli.command()
+@click.argument("run")
+@click.argument("arguments", nargs=-1, metavar="INPUT... [OVERRIDES]")
+@click.option("-o", "--output", default="-", metavar="FILE",
+              help="A .csv, .parquet or .npz file; else CSV on standard output.")  # fmt: skip
+@click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
+@click.option("--top", type=int, metavar="K", help="The K best classes, not a column for each.")
+@click.option("--resize", is_flag=True, help="Take pictures of any size.")
+@click.option("--invert", is_flag=True, help="Pictures are dark on light.")
+@click.option("--errors", metavar="FILE.png", help="Draw the most confident mistakes.")
+def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
+    """Predict by a run's checkpoint: of an npz, a folder, a table, or pictures.
+
+    Where labels are known (y_test, the target's column, a folder for each class), it prints the
+    metrics as well. A picture that cannot be read is named, and the exit status is 1 then.
+    """
+    from waymark import api
+
+    overrides = [text for text in arguments if "=" in text and not os.path.exists(text)]
+    inputs = [text for text in arguments if text not in overrides]
+    found = api.predict(run, inputs, *overrides, **options)
+    say = sys.stderr if options["output"] == "-" else sys.stdout
+    if found.metrics:
+        print(measured_text(found.metrics, found.total), file=say)
+    print(printable(f"restored from {found.source}"), file=say)
+    if found.written:
+        print(printable(f"written: {found.written}, {found.total} predictions"), file=say)
+    if options["errors"]:
+        drawn = f"{options['errors']}, {found.drawn} mistakes"
+        print(printable(f"written: {drawn}" if found.drawn else "no mistakes to draw"), file=say)
+    if found.wrong:
+        files = "1 file was" if len(found.wrong) == 1 else f"{len(found.wrong)} files were"
+        complain(f"{files} left out.")
+    return 1 if found.wrong else 0

@@ -10,7 +10,6 @@ import hashlib
 import math
 import os
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -27,16 +26,12 @@ from pydantic import Field
 from waymark.config.schema import settings
 from waymark.data import cache
 from waymark.data.dataset import PARTS, Dataset, from_arrays
+from waymark.data.picture_file import ENDINGS, decode, quiet, reason
 from waymark.data.sources import Loader, expand
 from waymark.digest import digest
-from waymark.errors import BadInput, first_line, listed
+from waymark.errors import BadInput, listed
 
 METHOD = "EXIF orientation applied, converted, bilinear with antialiasing"
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-# What is tried on a file, whatever its ending: no format that starts another program.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # of 8 bits a channel
-MAX_PIXELS = 2**27  # of one picture: its header is small whatever it promises
 VALIDATION = ("val", "valid", "validation")  # what the folder of a validation set may be called
 IGNORED = ("thumbs.db", "desktop.ini", "__macosx")  # and all that begins with a dot
 NAMED = 10  # files that a refusal names
@@ -97,7 +92,7 @@ class Images(Loader):
         if isinstance(self.test, str):
             tops["test"] = expand(self.test)
         found = find(tops)
-        with _quiet(), ThreadPoolExecutor(os.cpu_count()) as pool, _bar() as show:
+        with quiet(), ThreadPoolExecutor(os.cpu_count()) as pool, _bar() as show:
             known = _contents(found, self.cache_folder(), pool, show)
             rows = partial(_decoded, found, known, self._shape, pool, show)
             if found.strange:
@@ -185,7 +180,7 @@ def _decoded(
                 return "it changed while it was read"
             return decode(content, shape)
         except Exception as error:  # damage makes Pillow raise nearly anything
-            return _reason(error)
+            return reason(error)
 
     paths = [each.path for each in found.pictures if each.path in known]
     seen, wrong = show("decoding", len(paths)), dict(found.strange)
@@ -203,46 +198,6 @@ def _decoded(
         more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         count = "1 file is no picture" if len(wrong) == 1 else f"{len(wrong)} files are no pictures"
         raise BadInput(f"{count} that can be read: {', '.join(shown)}{more}.")
-
-
-def decode(content: bytes, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the picture in a file as uint8 [H, W, C]; raise what Pillow raises, ValueError."""
-    import io
-
-    from PIL import Image, ImageOps
-
-    height, width, channels = shape
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(
-                f"it promises {image.width} x {image.height} pixels; allowed are {MAX_PIXELS:,}"
-            )
-        if image.mode not in MODES:
-            raise ValueError(f"its pixels are {image.mode}, not of 8 bits a channel")
-        upright = ImageOps.exif_transpose(image)
-    if "transparency" in upright.info:
-        upright = upright.convert("RGBA")
-    plain = upright.convert("RGB" if channels == 3 else "L")
-    resized = plain.resize((width, height), Image.Resampling.BILINEAR)  # antialiased, downwards
-    return np.asarray(resized).reshape(shape)
-
-
-def _reason(error: Exception) -> str:
-    from PIL import Image, UnidentifiedImageError
-
-    if isinstance(error, UnidentifiedImageError):  # whose text holds an address
-        return "it is no picture of a known format"
-    if isinstance(error, Image.DecompressionBombError):
-        return f"it promises more than {MAX_PIXELS:,} pixels"
-    return first_line(error).rstrip(".")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let Pillow print nothing: what it warns of is refused here, or does not matter."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
 
 
 def _pillow() -> str:
@@ -291,7 +246,7 @@ def _find(folders: Mapping[str, tuple[Path, str]]) -> Found:
     return found
 
 
-def _entries(folder: Path) -> Iterable[os.DirEntry[str]]:
+def entries_of(folder: Path) -> Iterable[os.DirEntry[str]]:
     """Return what lies in a folder, in the order of the names, without what systems leave there."""
     with os.scandir(folder) as entries:
         found = [e for e in entries if e.name[0] != "." and e.name.lower() not in IGNORED]
@@ -303,10 +258,10 @@ def _sets(top: Path) -> dict[str, str]:
 
     Raises BadInput for two that would be the validation set.
     """
-    inner = [entry.name for entry in _entries(top) if entry.is_dir()]
+    inner = [entry.name for entry in entries_of(top) if entry.is_dir()]
     named = {"val" if name in VALIDATION else name: name for name in inner}
     split = "train" in inner and set(named) <= set(PARTS)
-    if split and any(entry.is_dir() for entry in _entries(top / "train")):  # else it is a class
+    if split and any(entry.is_dir() for entry in entries_of(top / "train")):  # else it is a class
         if len(named) < len(inner):
             both = listed([name for name in inner if name in VALIDATION])
             raise BadInput(f"{top} holds {both}; one folder can be the validation set.")
@@ -320,7 +275,7 @@ def _is_picture(name: str) -> bool:
 
 def _classes(folder: Path, strange: dict[str, str]) -> list[str]:
     """Return the names of the folders in a folder; a picture beside them is strange."""
-    entries = _entries(folder)
+    entries = entries_of(folder)
     for entry in entries:
         if not entry.is_dir() and _is_picture(entry.name):
             strange[entry.path] = "it lies in no class's folder"
@@ -341,7 +296,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 def _pictures(folder: Path, strange: dict[str, str]) -> list[str]:
     """Return the names of the pictures in a folder; all else there is strange."""
     found = []
-    for entry in _entries(folder):
+    for entry in entries_of(folder):
         if entry.is_file() and _is_picture(entry.name):
             found.append(entry.name)
         else:

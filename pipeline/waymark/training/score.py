@@ -1,6 +1,6 @@
 """Score a model on a whole set of examples, in batches: in training and restored, alike."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,10 +8,11 @@ import numpy as np
 
 from waymark.config.schema import Config
 from waymark.data.dataset import Dataset
+from waymark.data.randomness import Tensor
 from waymark.data.rows import each
 from waymark.models import Tensors, as_logits, check_outputs, forward, scale
 from waymark.tasks import example_losses
-from waymark.tasks.metrics import measured
+from waymark.tasks.metrics import Metric, measured
 from waymark.training import streaming
 from waymark.training.hidden_state import trace
 
@@ -29,6 +30,65 @@ class Score:
     def judged(self) -> float:
         """Return the value of the metric that the run is judged by."""
         return next(iter(self.metrics.values()))
+
+
+def compute_outputs(
+    model: Any, precision: str, data: Dataset, task: Any, values: Tensors, images: Tensors
+) -> Tensor:
+    """Return a model's outputs for a batch of features as they were read, as the task takes them.
+
+    `values` are its parameters, and the statistics of the training set that `data` names.
+    """
+    statistics = {name: values[name] for name in data.statistics}
+    parameters = {name: values[name] for name in values if name not in statistics}
+    outputs = forward(model, precision, parameters, scale(images, data.divide, statistics))
+    check_outputs(model, outputs, data)
+    return as_logits(model, task, outputs)
+
+
+def in_batches(
+    count: Tensor | int, kinds: Sequence[Any], batch: Callable[[slice], Sequence[Tensor]]
+) -> list[Tensor]:
+    """Return what `batch` makes of the rows of each batch of `count` examples, in one piece.
+
+    That is a tensor for each of the dtypes `kinds`; what it makes besides is left out.
+    """
+    import tensorflow as tf
+
+    batches = -(-count // IMAGES_PER_BATCH)
+
+    def body(i: Tensor, arrays: list[Any]) -> tuple[Tensor, list[Any]]:
+        found = batch(slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH))
+        return i + 1, [array.write(i, found[k]) for k, array in enumerate(arrays)]
+
+    arrays = [tf.TensorArray(kind, batches, infer_shape=False) for kind in kinds]
+    _, arrays = tf.while_loop(
+        lambda i, _: i < batches,
+        body,
+        (tf.constant(0), arrays),
+        parallel_iterations=2,  # on two cores no slower than more
+    )
+    return [array.concat() for array in arrays]
+
+
+def needs_outputs(metrics: Mapping[str, Metric | None]) -> bool:
+    """Tell whether any metric is measured by a model's outputs, not by the predictions alone."""
+    return any(metric and metric.of_outputs for metric in metrics.values())
+
+
+def measure(
+    metrics: Mapping[str, Metric | None],
+    labels: np.ndarray,
+    losses: np.ndarray,
+    predictions: np.ndarray,
+    outputs: Any = None,
+) -> dict[str, float]:
+    """Return what is measured of a whole set of N examples, by name; None is the mean loss."""
+    loss = float(losses.astype(np.float64).mean())
+    return {
+        name: metric(labels, outputs if metric.of_outputs else predictions) if metric else loss
+        for name, metric in metrics.items()
+    }
 
 
 class Scorer:
@@ -53,36 +113,21 @@ class Scorer:
         self._chunked = streaming.is_large(x)
         resident = () if self._chunked else tf.nest.map_structure(tf.constant, (x[:], y))
         self._measured = measured(task, metrics)
-        kinds = [tf.float32, _kind_of_predictions(task, data.spec.outputs)]
-        if any(metric and metric.of_outputs for metric in self._measured.values()):
+        kinds = [tf.float32, kind_of_predictions(task, data.spec.outputs)]
+        if needs_outputs(self._measured):
             kinds.append(tf.float32)
 
         @tf.function(autograph=False)
         def score(values: dict[str, tf.Tensor], *chunk: tf.Tensor) -> list[tf.Tensor]:
             images, labels = chunk or resident
-            batches = -(-(tf.shape(labels)[0] if chunk else len(y)) // IMAGES_PER_BATCH)
-            statistics = {name: values[name] for name in data.statistics}
-            parameters = {name: values[name] for name in values if name not in statistics}
 
-            def body(i: tf.Tensor, arrays: list[Any]) -> tuple[tf.Tensor, list[Any]]:
-                rows = slice(i * IMAGES_PER_BATCH, (i + 1) * IMAGES_PER_BATCH)
+            def batch(rows: slice) -> Sequence[tf.Tensor]:
                 pixels = tf.nest.map_structure(lambda array: array[rows], images)
-                features = scale(pixels, data.divide, statistics)
-                outputs = forward(model, precision, parameters, features)
-                check_outputs(model, outputs, data)
-                outputs = as_logits(model, task, outputs)
+                outputs = compute_outputs(model, precision, data, task, values, pixels)
                 losses = example_losses(task, labels[rows], outputs, training=False)
-                found = losses, task.predict(outputs), outputs
-                return i + 1, [array.write(i, found[k]) for k, array in enumerate(arrays)]
+                return losses, task.predict(outputs), outputs
 
-            arrays = [tf.TensorArray(kind, batches, infer_shape=False) for kind in kinds]
-            _, arrays = tf.while_loop(
-                lambda i, _: i < batches,
-                body,
-                (tf.constant(0), arrays),
-                parallel_iterations=2,  # on two cores no slower than more
-            )
-            return [array.concat() for array in arrays]
+            return in_batches(tf.shape(labels)[0] if chunk else len(y), kinds, batch)
 
         self._parts, self._score, self._part = (model, task), score, part
         self._statistics = data.statistics
@@ -113,13 +158,7 @@ class Scorer:
         losses, predictions, *outputs = map(
             np.concatenate, zip(*self._outputs(values), strict=True)
         )
-        loss = float(losses.astype(np.float64).mean())
-        found = {
-            name: metric(self._labels, *(outputs if metric.of_outputs else [predictions]))
-            if metric
-            else loss
-            for name, metric in self._measured.items()
-        }
+        found = measure(self._measured, self._labels, losses, predictions, *outputs)
         return Score(predictions, found)
 
     def _outputs(self, values: dict[str, Any]) -> Iterator[list[np.ndarray]]:
@@ -138,7 +177,7 @@ def make_scorer(config: Config, data: Dataset, part: Literal["val", "test"] = "t
     return Scorer(config.model, config.precision, data, part, **how)
 
 
-def _kind_of_predictions(task: Any, outputs: int) -> Any:
+def kind_of_predictions(task: Any, outputs: int) -> Any:
     """Return the dtype of what a task predicts."""
     import tensorflow as tf
 
