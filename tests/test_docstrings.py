@@ -42,7 +42,8 @@ def test_this_test_sees_what_is_not_documented() -> None:
 # In this order: those at the end read what execution and sweeps have recorded.
 PACKAGES = (
     *("config", "data", "tasks", "models", "checkpoints", "training", "processes"),
-    *("execution", "sweeps", "evaluation", "exporting", "comparison", "tracking", "cli"),
+    *("execution", "sweeps", "evaluation", "exporting", "prediction", "comparison", "tracking"),
+    "cli",
 )
 
 
