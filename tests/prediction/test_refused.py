@@ -3,6 +3,8 @@
 import io
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from waymark.api import predict
+from waymark.data.dataset import Dataset
 from waymark.errors import BadInput
-
-from tests.support.processes import Done
+from waymark.prediction import inputs
+from waymark.prediction.arrays import Arrays
 
 X = np.zeros((3, 8, 8), np.uint8)
 GOOD = ["size,colour,sold,doors,id", "1.5,red,True,2,7"]
@@ -66,11 +69,6 @@ def files() -> dict[str, int]:
 def fifo() -> str:
     os.mkfifo("pipe.csv")
     return "pipe.csv"
-
-
-def closed() -> dict[str, Any]:
-    Path("closed").mkdir(mode=0o500)
-    return {"output": "closed/a.csv"}
 
 
 # The run, what is asked about, other arguments, and what is said.
@@ -182,16 +180,13 @@ def test_what_is_no_input_is_refused(
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_to(within: Callable[[str], str]) -> None:
     run_id = within("cnn")
+    Path("closed").mkdir(mode=0o500)
     with pytest.raises(BadInput, match="the folder closed cannot be written to"):
-        predict(run_id, "data.npz", **closed())
+        predict(run_id, "data.npz", output="closed/a.csv")
 
 
 def test_floats_that_are_not_finite(within: Callable[[str], str]) -> None:
     """They are told by their row, in whichever part it is."""
-    from waymark.data.dataset import Dataset
-    from waymark.prediction import inputs
-    from waymark.prediction.arrays import Arrays
-
     values = np.zeros((700, 3))
     form = Dataset("form", "", np.zeros((1, 3), np.float32), np.zeros(1))
     within("cnn")
@@ -204,9 +199,7 @@ def test_floats_that_are_not_finite(within: Callable[[str], str]) -> None:
 
 
 @pytest.mark.long
-def test_memory_does_not_grow_with_the_input(
-    within: Callable[[str], str], waymark: Callable[..., Done]
-) -> None:
+def test_memory_does_not_grow_with_the_input(within: Callable[[str], str]) -> None:
     """A file of 1.3 GB, most of it a hole on the disk, is predicted in far less memory."""
     run_id = within("texts")
     big = np.lib.format.open_memmap("big.npy", "w+", np.uint8, (20_000_000, 8, 8))
@@ -217,9 +210,6 @@ def test_memory_does_not_grow_with_the_input(
         f"found = predict({run_id!r}, 'big.npy', output='found.npz', top=1); "
         "print(found.total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
     )
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     total, most = map(int, done.stdout.split())
     assert (total, most < 1200) == (20_000_000, True), done

@@ -85,7 +85,8 @@ def predict_run(
         layout = Layout(labels.kind, signature.output_names, reader.from_files, request.top)
         if request.errors is not None:
             refuse_errors(labels, known)
-        print(printable(f"waymark: reads {reader.said}"), file=sys.stderr)
+        unused = "" if labels.are_read else "; labels of a task of your own are not read"
+        print(printable(f"waymark: reads {reader.said}{unused}"), file=sys.stderr)
         start_tensorflow(**vars(config.runtime))
         if hasattr(config.model, "buffers"):
             use_keras_settings(found.folder)
