@@ -7,10 +7,10 @@ import numpy as np
 
 from waymark import plots
 from waymark.errors import BadInput
+from waymark.exporting.writing import written
 from waymark.prediction.inputs import is_picture, taken
 from waymark.prediction.labels import Labels
 from waymark.prediction.results import Answers
-from waymark.prediction.writing import whole_file
 from waymark.tasks.report import name_of
 
 MOST = 25  # that are drawn
@@ -56,6 +56,6 @@ class Mistakes:
             low, high = float(pictures.min()), float(pictures.max())
             pictures = ((pictures - low) / ((high - low) or 1) * 255).astype(np.uint8)
         texts = [text for *_, text, _ in self._found]
-        with whole_file(path) as file:
+        with written(path) as file:
             plots.titled_pictures(file, list(zip(texts, pictures, strict=True)))
         return len(texts)

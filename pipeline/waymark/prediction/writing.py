@@ -3,7 +3,6 @@
 import csv
 import os
 import sys
-import tempfile
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 
 from waymark.data.sources import expand
 from waymark.errors import BadInput
+from waymark.exporting.writing import written
 from waymark.prediction.results import Answers, Layout
 
 STANDARD_OUTPUT = "-"
@@ -169,17 +169,6 @@ def checked_output(given: str | Path, endings: tuple[str, ...], option: str = "-
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path beside a file, for what takes its place at the end; raise BadInput."""
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".waymark-") as scratch:
-            yield Path(scratch) / path.name
-            os.replace(Path(scratch) / path.name, path)
-    except OSError as error:
-        raise BadInput(f"{path}: cannot be written ({error.strerror or error}).") from None
-
-
-@contextmanager
 def writing(output: Path | str, layout: Layout) -> Iterator[Writer]:
     """Yield what writes to a file, of the kind that its ending says, or to standard output."""
     with ExitStack() as stack:
@@ -188,7 +177,7 @@ def writing(output: Path | str, layout: Layout) -> Iterator[Writer]:
             writer = CsvWriter(Path(STANDARD_OUTPUT), layout, sys.stdout)
         else:
             path = Path(output)
-            writer = WRITERS[path.suffix.lower()](stack.enter_context(whole_file(path)), layout)
+            writer = WRITERS[path.suffix.lower()](stack.enter_context(written(path)), layout)
         try:
             yield writer
         except BaseException:
