@@ -50,7 +50,10 @@ INPUTS = {
 }
 
 
-@pytest.mark.parametrize("name", INPUTS)
+LONG = pytest.param("multilabel", marks=pytest.mark.long)
+
+
+@pytest.mark.parametrize("name", ["cnn", "texts", "table", "pictures", "regression", LONG])
 def test_predictions_are_those_of_evaluate(
     name: str, within: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +95,7 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"true": str, "predicted": str})
 
 
-@pytest.mark.parametrize("name", ["cnn", "pictures", "multilabel", "regression"])
+@pytest.mark.parametrize("name", ["cnn", "pictures", "regression", LONG])
 def test_files_hold_what_the_function_returns(name: str, within: Callable[[str], str]) -> None:
     run_id, given = within(name), INPUTS[name][0]
     kept, frame = predict(run_id, given), predict(run_id, given).to_frame()

@@ -127,6 +127,8 @@ ARRAYS: list[Case] = [
     ("regression", lambda: "data.npz", {"top": 1}, "--top 1: is for task=classification"),
     ("regression", lambda: "data.npz", {"errors": "a.png"}, "of task=classification alone"),
     ("regression", lambda: npz(x_test=X, y_test=np.zeros((3, 2))), {}, "has 2 targets, .* 1"),
+]
+MULTILABEL: list[Case] = [
     ("multilabel", lambda: npz(x_test=X, y_test=np.zeros((3, 3))), {}, "has 3 labels, .* 4"),
 ]
 TABLES: list[Case] = [
@@ -158,7 +160,11 @@ PICTURES: list[Case] = [
 ]
 
 
-@pytest.mark.parametrize("cases", [ARRAYS, TABLES, PICTURES], ids=["arrays", "tables", "pictures"])
+@pytest.mark.parametrize(
+    "cases",
+    [ARRAYS, TABLES, PICTURES, pytest.param(MULTILABEL, marks=pytest.mark.long)],
+    ids=["arrays", "tables", "pictures", "multilabel"],
+)
 def test_what_is_no_input_is_refused(
     cases: list[Case], within: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
