@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from waymark.api import *
 
 __all__ = ["BadInput", "Failed", "clear_cache", "compare", "configure", "describe_data", "evaluate"]
-__all__ += ["export", "predict", "register", "rerun", "resume", "run", "runs", "serve", "sweep", "sync", "ui"]
+__all__ += ["export", "gate", "predict", "register", "rerun", "resume", "run", "runs", "serve"]
+__all__ += ["sweep", "sync", "ui"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +22,9 @@ from waymark.data.sources import Loader
 from waymark.data.summary import DataSummary, examples_by_class, summarise
 from waymark.errors import BadInput
 from waymark.errors import Failed as Failed
+from waymark.evaluation import gate as gating
 from waymark.evaluation import restore as evaluation
+from waymark.evaluation.gate import GateResult
 from waymark.evaluation.restore import Evaluation
 from waymark.execution import execute, forking, mlflow_model, new_process, rerunning
 from waymark.execution.execute import Result
@@ -290,6 +292,28 @@ def predict(
     paths = [inputs] if isinstance(inputs, str | Path) else list(inputs)
     asked = Request(output, top, resize, invert, errors)
     return _done(predicting.predict_run, run, paths, step, parse_overrides(overrides), asked)
+
+
+def gate(
+    run: str,
+    *overrides: str,
+    against: str,
+    max_drop: Mapping[str, float] | None = None,
+    significant: bool = False,
+    step: str = "latest",
+) -> GateResult:
+    """Tell whether a run's checkpoint is worse than another run's on the same test set.
+
+    `max_drop` says of each metric that decides how much worse it may be; without, that is 0 of the
+    metric by which the run is judged. With `significant` a metric fails only if all of the 95 %
+    interval of the difference is worse by more. `step` (a number, `best` or `latest`) and
+    `overrides` are of both. Raises BadInput for a metric, test set or task that they do not share,
+    and as `evaluate`.
+    """
+    allowed, given = gating.allowed_drops(max_drop or {}), parse_overrides(overrides)
+    how = step, given, tuple(allowed), significant
+    one, other = (_done(gating.score_run, text, *how) for text in (run, against))
+    return gating.judge(one, other, allowed, significant)
 
 
 def compare(

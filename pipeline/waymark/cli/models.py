@@ -162,3 +162,47 @@ def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
         files = "1 file was" if len(found.wrong) == 1 else f"{len(found.wrong)} files were"
         complain(f"{files} left out.")
     return 1 if found.wrong else 0
+
+
+@cli.command()
+@click.argument("run")
+@OVERRIDES
+@click.option("--against", required=True, metavar="RUN", help="What the run may not be worse than.")
+@click.option("--max-drop", "drops", multiple=True, metavar="METRIC=AMOUNT",
+              help="By how much it may be worse; else 0, of what it is judged by.")  # fmt: skip
+@click.option("--significant", is_flag=True, help="Fail only if the whole 95 % interval is worse.")
+@click.option("--step", default="latest", help="Of both: a step, `best` or `latest` (default).")
+@click.option("--markdown", is_flag=True, help="Print a table for a pull request.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def gate(
+    run: str,
+    overrides: tuple[str, ...],
+    drops: tuple[str, ...],
+    markdown: bool,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Exit with status 3 if a run is worse than another one on the same test set."""
+    from waymark import api
+    from waymark.config.values import json_text
+
+    if markdown and as_json:
+        raise BadInput("--markdown --json: one of the two.")
+    found = api.gate(run, *overrides, max_drop=_amounts(drops), **options)
+    print(json_text(found.plain()) if as_json else found.markdown() if markdown else found.text())
+    return 0 if found.passed else 3
+
+
+def _amounts(drops: tuple[str, ...]) -> dict[str, float]:
+    """Return the allowed drops by metric; raise BadInput for another form, and for two of one."""
+    found: dict[str, float] = {}
+    for text in drops:
+        name, _, amount = text.partition("=")
+        try:
+            value = float(amount)
+        except ValueError:
+            raise BadInput(f"--max-drop {text}: must be METRIC=AMOUNT, accuracy=0.002.") from None
+        if name in found:
+            raise BadInput(f"--max-drop: names {name} twice.")
+        found[name] = value
+    return found

@@ -13,6 +13,7 @@ from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
 from waymark.tasks.metrics import Metric, accuracy
 from waymark.tasks.report import ClassScore, class_scores, confusion_report
+from waymark.tasks.resampled import hits
 
 MAX_CLASSES = 65_536  # a stray label must not become a matrix that fills the memory
 
@@ -90,7 +91,7 @@ class Classification:
 
     def metrics(self) -> Mapping[str, Metric]:
         """Return the accuracy."""
-        return {"accuracy": Metric("max", accuracy)}
+        return {"accuracy": Metric("max", accuracy, resampled=hits)}
 
     def weights(self, data: Dataset) -> np.ndarray | None:
         """Return the weight of each training example's class, float32 [N]; None without any."""

@@ -4,12 +4,15 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any, Literal
 
 import numpy as np
 
 from waymark.errors import BadInput, Failed
+from waymark.tasks import resampled
+from waymark.tasks.resampled import Resampled
 from waymark.users_code import defined, place
 
 LOSS = "loss"  # is measured with every task
@@ -26,6 +29,8 @@ class Metric:
     mode: Literal["max", "min"] | None  # which way is better; None: a user's own, of which to ask
     function: Callable[[np.ndarray, np.ndarray], float]
     of_outputs: bool = False
+    resampled: Resampled | None = None
+    """the same of resampled examples (see `waymark.tasks.resampled`); None: it has no interval"""
 
     def __call__(self, labels: np.ndarray, given: np.ndarray) -> float:
         """Return the value; not a number where what is given is none."""
@@ -96,6 +101,10 @@ def _log_loss(labels: np.ndarray, outputs: np.ndarray) -> float:
     return function(labels, probabilities(outputs))
 
 
+def _resampled_log_loss(labels: np.ndarray, outputs: np.ndarray) -> resampled.Value:
+    return resampled.log_loss(labels, probabilities(outputs))
+
+
 def _top(labels: np.ndarray, outputs: np.ndarray) -> float:
     classes = np.arange(outputs.shape[1])
     return _by_sklearn("top_k_accuracy_score", k=TOP, labels=classes)(labels, outputs)
@@ -103,26 +112,40 @@ def _top(labels: np.ndarray, outputs: np.ndarray) -> float:
 
 _F1 = {"average": "macro", "zero_division": 0.0}
 
+
+def _macro(share: str) -> Metric:
+    """Return the mean over classes or labels of `precision`, `recall` or `f1`."""
+    again = partial(resampled.macro, share)
+    return Metric("max", _by_sklearn(f"{share}_score", **_F1), resampled=again)
+
+
+def _balanced() -> Metric:
+    again = partial(resampled.macro, "recall", rest=False)
+    return Metric("max", _by_sklearn("balanced_accuracy_score"), resampled=again)
+
+
 # What can be asked for: the kind of task, the name, the metric.
 TABLE: Mapping[str, Mapping[str, Metric]] = {
     "classification": {
-        "balanced_accuracy": Metric("max", _by_sklearn("balanced_accuracy_score")),
-        "macro_f1": Metric("max", _by_sklearn("f1_score", **_F1)),
-        "macro_precision": Metric("max", _by_sklearn("precision_score", **_F1)),
-        "macro_recall": Metric("max", _by_sklearn("recall_score", **_F1)),
-        f"top_{TOP}": Metric("max", _top, of_outputs=True),
+        "balanced_accuracy": _balanced(),
+        "macro_f1": _macro("f1"),
+        "macro_precision": _macro("precision"),
+        "macro_recall": _macro("recall"),
+        f"top_{TOP}": Metric("max", _top, True, partial(resampled.among_top, TOP)),
         "roc_auc": Metric("max", _one_versus_rest, of_outputs=True),
-        "log_loss": Metric("min", _log_loss, of_outputs=True),
+        "log_loss": Metric("min", _log_loss, True, _resampled_log_loss),
     },
     "multilabel": {
-        "macro_precision": Metric("max", _by_sklearn("precision_score", **_F1)),
-        "macro_recall": Metric("max", _by_sklearn("recall_score", **_F1)),
-        "subset_accuracy": Metric("max", _by_sklearn("accuracy_score")),
+        "macro_precision": _macro("precision"),
+        "macro_recall": _macro("recall"),
+        "subset_accuracy": Metric(
+            "max", _by_sklearn("accuracy_score"), resampled=resampled.all_right
+        ),
         "roc_auc": Metric("max", _roc_auc, of_outputs=True),
     },
     "regression": {
-        "mse": Metric("min", _by_sklearn("mean_squared_error")),
-        "r2": Metric("max", _by_sklearn("r2_score")),
+        "mse": Metric("min", _by_sklearn("mean_squared_error"), resampled=resampled.squared_error),
+        "r2": Metric("max", _by_sklearn("r2_score"), resampled=resampled.r2),
         "median_absolute_error": Metric("min", _by_sklearn("median_absolute_error")),
     },
 }

@@ -1,6 +1,7 @@
 """Multilabel classification: every example has any number of the labels."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from waymark.errors import BadInput
 from waymark.tasks import prepare_columns
 from waymark.tasks.metrics import Metric, binary_accuracy
 from waymark.tasks.report import ClassScore, class_scores, label_report
+from waymark.tasks.resampled import hits, macro
 
 
 @settings
@@ -40,8 +42,8 @@ class Multilabel:
     def metrics(self) -> Mapping[str, Metric]:
         """Return the mean of the labels' F1, and the share of all labels that are right."""
         return {
-            "macro_f1": Metric("max", _macro_f1),
-            "binary_accuracy": Metric("max", binary_accuracy),
+            "macro_f1": Metric("max", _macro_f1, resampled=partial(macro, "f1")),
+            "binary_accuracy": Metric("max", binary_accuracy, resampled=hits),
         }
 
     def per_class(self, data: Dataset, predictions: np.ndarray) -> list[ClassScore]:

@@ -12,6 +12,7 @@ from waymark.errors import BadInput
 from waymark.tasks import prepare_columns
 from waymark.tasks.metrics import Metric, mae, rmse
 from waymark.tasks.report import target_report
+from waymark.tasks.resampled import mean_error, root_squared_error
 
 
 @settings
@@ -44,7 +45,10 @@ class Regression:
 
     def metrics(self) -> Mapping[str, Metric]:
         """Return the root of the mean squared error, and the mean absolute error."""
-        return {"rmse": Metric("min", rmse), "mae": Metric("min", mae)}
+        return {
+            "rmse": Metric("min", rmse, resampled=root_squared_error),
+            "mae": Metric("min", mae, resampled=mean_error),
+        }
 
     def report(self, data: Dataset, predictions: np.ndarray) -> dict[str, Any]:
         """Return what the residuals, and the predictions against the targets, are drawn from."""

@@ -25,6 +25,8 @@ class Score:
 
     predictions: np.ndarray  # [N, ...], as the task predicts: int64 classes, for example
     metrics: Mapping[str, float]  # first the one that the run is judged by
+    losses: np.ndarray | None = None  # float32 [N], of each example
+    outputs: np.ndarray | None = None  # float32 [N, outputs], if a metric is measured of them
 
     @property
     def judged(self) -> float:
@@ -159,7 +161,7 @@ class Scorer:
             np.concatenate, zip(*self._outputs(values), strict=True)
         )
         found = measure(self._measured, self._labels, losses, predictions, *outputs)
-        return Score(predictions, found)
+        return Score(predictions, found, losses, *outputs)
 
     def _outputs(self, values: dict[str, Any]) -> Iterator[list[np.ndarray]]:
         """Yield losses, predictions and, if they are measured, outputs, in one chunk or several."""
