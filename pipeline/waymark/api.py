@@ -306,9 +306,9 @@ def gate(
 
     `max_drop` says of each metric that decides how much worse it may be; without, that is 0 of the
     metric by which the run is judged. With `significant` a metric fails only if all of the 95 %
-    interval of the difference is worse by more. `step` (a number, `best` or `latest`) and
-    `overrides` are of both. Raises BadInput for a metric, test set or task that they do not share,
-    and as `evaluate`.
+    interval of the difference is worse by more. `step` (a number, `best` or `latest`), of what is
+    no model's address, and `overrides` are of both. Raises BadInput for a metric, test set or task
+    that they do not share, and as `evaluate`.
     """
     allowed, given = gating.allowed_drops(max_drop or {}), parse_overrides(overrides)
     how = step, given, tuple(allowed), significant

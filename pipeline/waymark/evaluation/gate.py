@@ -162,9 +162,10 @@ def score_run(
 
     Without names it is the one that the run is judged by. Raises BadInput, CorruptCheckpoint as
     `evaluate_run`, and BadInput for a metric that is not measured, whose direction is not known, or
-    that has no interval where it is to decide.
+    that has no interval where it is to decide. The address of a model has a step of its own.
     """
-    with restore.find_checkpoint(text, step, overrides) as found:
+    address = text.startswith("models:/")
+    with restore.find_checkpoint(text, "latest" if address else step, overrides) as found:
         config, said = found.config, f"run {found.record.id}"
         config = _measuring(config, names, said)
         names = names or (next(iter(measured(config.task, config.metrics))),)
@@ -176,7 +177,7 @@ def score_run(
         if hasattr(config.model, "buffers"):
             restore.use_keras_settings(found.folder)
         score = restore.score_state(config, data, found.store.read(found.step)[1])
-        name = text if text.startswith("models:/") else found.record.name
+        name = text if address else found.record.name
         return Scored(
             candidate=Candidate(found.record.id, printable(name), found.step),
             task=config.task,
