@@ -148,6 +148,7 @@ def test_a_run_that_recorded_nothing(
     assert runs()[0].data.tags["waymark.verdict"] == "different"
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not shutil.which("taskset"), reason="taskset is not here")
 def test_a_killed_and_resumed_run_on_one_core(
     place: Path,

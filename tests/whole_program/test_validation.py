@@ -75,7 +75,7 @@ def rows(path: str) -> tuple[np.ndarray, np.ndarray]:
     return arrays["x_train"], arrays["y_train"]
 
 
-@pytest.mark.parametrize("save", ["ckpt", "npz"])
+@pytest.mark.parametrize("save", [pytest.param("ckpt", marks=pytest.mark.long), "npz"])
 def test_a_killed_run_and_a_rerun_have_the_same_split_and_bits(
     place: Path, main: Main, client: Open, save: str
 ) -> None:
