@@ -133,6 +133,7 @@ def test_refusals_are_one_sentence(number: int, place: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.long
 def test_the_ui_is_opened_and_closed(place: Path) -> None:
     port = free_port()
     assert (runs(), sync()) == ([], [])
