@@ -18,10 +18,7 @@ from tests.support.exported import KINDS, TRUST, Arrays, evaluated, trained, wri
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras
 # The largest difference of a logit, relative to the largest logit; the page on exports says so.
 BOUNDS = {"savedmodel": 0.0, "keras": 1e-5, "onnx": 1e-5, "tflite": 1e-5}
-SHORT = [("softmax", engine) for engine in BOUNDS] + [
-    ("gaps", "savedmodel"),
-    ("inputs", "savedmodel"),
-]
+SHORT = [*(("softmax", engine) for engine in BOUNDS), ("gaps", "savedmodel")]
 ALL = [
     pytest.param(kind, engine, marks=() if (kind, engine) in SHORT else pytest.mark.long)
     for kind in KINDS
@@ -82,9 +79,5 @@ def test_the_same_numbers(
     if "labels" in found:
         apart = np.abs(logits) > bound
         np.testing.assert_array_equal(found["labels"][apart], (logits > 0)[apart])
-    fewer = {
-        name: array[:3] for name, array in (raw if engine == "savedmodel" else features).items()
-    }
-    again = by_a_client(engine, model, fewer)  # batches of any size
-    outputs = again.get("logits", again.get("predictions"))
-    assert outputs is not None and np.abs(outputs - logits[:3]).max() <= 1e-5 * np.abs(logits).max()
+    fewer = found.get("fewer logits", found.get("fewer predictions"))  # of another size of batch
+    assert fewer is not None and np.abs(fewer - logits[:3]).max() <= 1e-5 * np.abs(logits).max()

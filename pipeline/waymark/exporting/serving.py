@@ -30,7 +30,8 @@ def serving_function(
     The function takes what `signature.inputs` names, for batches of any size; TensorFlow raises
     InvalidArgumentError for a missing value that nothing fills, another number that is not finite,
     and an unknown category. A `plain` one, for engines without texts and such checks, takes what
-    `signature.tensors` names, and such rows come to meaningless outputs. Where the optimizer keeps a mean of the parameters, it computes with that.
+    `signature.tensors` names, and such rows come to meaningless outputs. Where the optimizer keeps
+    a mean of the parameters, it computes with that.
     """
     import tensorflow as tf
 
