@@ -125,3 +125,18 @@ def test_runs_of_other_threads_are_scored_in_processes_of_their_own(
     for name, key in (("one", "value"), ("good", "against")):
         alone = waymark("evaluate", name, "--json", cwd=Path.cwd())
         assert json.loads(alone.stdout)["accuracy"] == row[key]
+
+
+def test_a_champion_is_replaced_by_a_challenger_that_passes(
+    runs: dict[str, str], main: Main
+) -> None:
+    assert main("register", "bad", "digits", "--alias", "champion").returncode == 0
+    champion = "models:/digits@champion"
+    for challenger, against in (("good", "bad"), ("bad", "good")):
+        done = main("gate", challenger, "--against", champion, "--json")
+        found = json.loads(done.stdout)
+        assert (found["against"]["run_id"], found["against"]["name"]) == (runs[against], champion)
+        assert done.returncode == (0 if challenger == "good" else 3)
+        if done.returncode == 0:
+            assert main("register", challenger, "digits", "--alias", "champion").returncode == 0
+    assert evaluate(champion).accuracy == evaluate(runs["good"]).accuracy
