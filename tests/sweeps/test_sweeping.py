@@ -285,8 +285,6 @@ def test_a_refused_sweep_leaves_no_trace(place: Path, main: Main, client: Open) 
     assert main("run", "-m", "batch_size=10,20", *SHORT).returncode == 0
     before = trace()
     for arguments, words in (
-        (["stesp=3,4"], "nearest is steps"),
-        (["model=softmax,vgg"], "softmax"),
         (["seed=zero"], "seed='zero'"),
         (["seed=0,1", "batch_size=0"], "batch_size=0"),
         (["batch_size=5000,6000"], "none of the 2 trials can be done; the first one: batch_size=5"),
