@@ -24,6 +24,7 @@ from waymark.tracking.delivery_process import RunDelivery
 from waymark.tracking.opening import open_store
 
 from tests.support.data import write_pictures
+from tests.support.deliveries import Deliveries
 from tests.support.ends import End, local_end
 from tests.support.processes import FOREIGN, REPO, STEPPING, DeliveryHere, Done
 from tests.support.server import Server
@@ -157,6 +158,16 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digests, "folder", lambda: folder)
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_deliveries() -> Iterator[None]:
+    """Let this process's runs be delivered by forks of a process that has imported MLflow."""
+    deliveries = Deliveries()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_store, "start_program", deliveries.start)
+        yield
+    deliveries.close()
 
 
 @pytest.fixture
