@@ -11,31 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.checkpoints.store import Manifest
 from waymark.comparison import rerun_report
 from waymark.comparison.recorded_run import RecordedRun
 from waymark.comparison.rerun_report import RerunReport
 from waymark.config.record import recorded_model
 from waymark.config.resolve import Resolved
-from waymark.config.schema import Config
 from waymark.config.values import json_text
-from waymark.data.dataset import Dataset
 from waymark.data.signature import FILE as SIGNATURE
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution import mlflow_model
 from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
+from waymark.execution.opening import data_lines, environment_line, model_lines
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
 from waymark.execution.saver import Saver, restore_or_initialise
+from waymark.execution.scores import write_scores
 from waymark.files import replace_file
 from waymark.keras_file import ARCHITECTURE
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown
-from waymark.tasks import scores_of_classes
 from waymark.tasks.metrics import judged_by
-from waymark.tasks.report import class_table
 from waymark.tracking import artifacts, history
 from waymark.tracking.active_run import ActiveRun, create_run, reopen_run
 from waymark.tracking.finder import find_single
@@ -317,7 +314,7 @@ class RunExecution:
         config, data, run = self.plan.resolved.config, self.plan.data, self.run
         last = step = trainer.step
         if isinstance(trained, Stopped):
-            step = self._best(saver, last)
+            step = self._best_step(saver, last)
             facts = {names.STOPPED: last, names.SCORED: step, names.REASON: trained.reason}
             run.set_tags({name: str(fact) for name, fact in facts.items()})
             print(f"{trained.reason}; step {step} is scored", flush=True)
@@ -332,7 +329,7 @@ class RunExecution:
         run.record([last], restored)
         state_digest = saver.store.manifest(last).digest
         run.set_tags({names.STATE_DIGEST: state_digest})
-        _write_scores(run, config, data, manifest, score)
+        write_scores(run, config, data, manifest, score)
         if mlflow_model.wanted(config, run.info, self.plan.tags):
             known = {step: (manifest, state)}
             for at in {last, self._best_step(saver, last)}:
@@ -383,25 +380,3 @@ def _best(values: Mapping[int, float], mode: str) -> tuple[int, float] | None:
     known = {step: value for step, value in sorted(values.items()) if not math.isnan(value)}
     step = (max if mode == "max" else min)(known, key=known.__getitem__, default=None)
     return None if step is None else (step, known[step])
-
-
-def _write_scores(
-    run: ActiveRun, config: Config, data: Dataset, manifest: Manifest, score: Score
-) -> None:
-    """Write what the test set scored: the numbers, what pictures are drawn from, and by class."""
-    folder, task, total = run.info.folder / "evaluation", config.task, len(score.predictions)
-    folder.mkdir(exist_ok=True)
-    accuracy = score.metrics.get("accuracy")
-    body = {
-        **score.metrics,
-        "step": manifest.step,
-        "state_digest": manifest.digest,
-        **({} if accuracy is None else {"hits": round(accuracy * total)}),
-        "total": total,
-        "metric": next(iter(score.metrics)),
-        **getattr(task, "report", lambda *_: {})(data, score.predictions),
-    }
-    if scores := scores_of_classes(task, data, score.predictions):
-        replace_file(folder / "classes.csv", class_table(scores))
-    replace_file(folder / "metrics.json", json_text(body))
-    run.mark_artifacts_dirty()
