@@ -17,7 +17,7 @@ from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
 
 # Commands whose work counts, whatever becomes of what they print; the others only print.
-WORKING = ("run", "resume", "rerun", "export", "sync", "ui")
+WORKING = ("run", "resume", "rerun", "export", "register", "serve", "sync", "ui")
 
 
 def main() -> int:
