@@ -161,12 +161,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_deliveries() -> Iterator[None]:
-    """Let this process's runs be delivered by forks of a process that has imported MLflow."""
-    deliveries = Deliveries()
+def start_program() -> Iterator[Callable[[int], Any]]:
+    """Let this process's runs be delivered by forks of a process that has imported MLflow.
+
+    Return what starts a delivery process as users have it.
+    """
+    deliveries, usual = Deliveries(), remote_store.start_program
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote_store, "start_program", deliveries.start)
-        yield
+        yield usual
     deliveries.close()
 
 

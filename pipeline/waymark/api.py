@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -155,7 +154,7 @@ def run(
             resolved = recorded(config_from, parse_overrides(overrides))
     else:
         resolved = compose_config(overrides) if config is None else from_config(config)
-    return _done(partial(execute.run, summary=summary), resolved)
+    return _done(execute.run, resolved, summary)
 
 
 def sweep(*arguments: str, fork: str | None = None) -> SweepResult:

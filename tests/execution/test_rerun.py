@@ -25,7 +25,7 @@ from waymark.processes.signals import Interrupted
 from waymark.tracking.finder import find
 from waymark.tracking.opening import open_store
 
-from tests.support.processes import BOUND, Done, Main, StopAt, killed
+from tests.support.processes import BOUND, Done, Main, StopAt, after_opening, killed
 from tests.support.reruns import (
     CNN,
     OWN,
@@ -83,7 +83,7 @@ def test_identical(name: str, place: Path, data: list[str], main: Main) -> None:
     assert (new.info.run_name, new.info.status) == ("rerun of original", "FINISHED")
     if name != "mixed":  # which some processors have no instructions for: that is said
         assert done.stderr == ""
-    assert len(done.stdout.splitlines()) == 2  # the run, the verdict
+    assert len(after_opening(done.stdout)) == 1  # the verdict
 
 
 def test_retention_erases_no_digest(copy: dict[str, Any], main: Main) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_recorded_nothing(
     run_id = killed(0, *SOFTMAX, *data)
     done = main("rerun", run_id)
     assert done.returncode == 3
-    assert done.stdout.splitlines()[1:] == [
+    assert after_opening(done.stdout) == [
         f"nothing that run {run_id} recorded can be compared",
     ]
     assert runs()[0].data.tags["waymark.verdict"] == "different"

@@ -190,7 +190,7 @@ POINTS: dict[str, tuple[Any, str, int, Any]] = {
     "between manifest and state file": (CheckpointStore, "_retain", 3, None),
     "inside retention": (CheckpointStore, "_remove", 1, manifest_alone),
     "after the last checkpoint": (execute.RunExecution, "restore_and_evaluate", 1, None),
-    "after restoring": (execute, "_write_scores", 1, None),
+    "after restoring": (execute, "write_scores", 1, None),
 }
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from waymark.processes.process_state import same_environment, set_level, set_variable, taken_back
 
+from tests.support.processes import after_opening
+
 # Runs in a process that has imported nothing yet; prints what is not as it was before.
 PROGRAM = """
 import builtins, gc, locale, logging, multiprocessing, os, signal, sys, threading, warnings
@@ -113,9 +115,7 @@ def test_the_functions_leave_the_process_as_it_was(
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], cwd=place, env=environment, capture_output=True, text=True
     )
-    own = ("run ", "data ", "model ", "environment ")  # with which a run begins
-    said = [line for line in done.stdout.splitlines() if not line.startswith(own)]
-    assert said == [], done.stdout
+    assert after_opening(done.stdout) == [], done.stdout
     assert done.returncode == 0, done.stderr
 
 

@@ -197,3 +197,9 @@ def kept_checkpoints(printed: str) -> list[int]:
     found = re.search(r"(?m)^checkpoints +([0-9, ]+) \(", printed)
     assert found, printed
     return [int(step) for step in found[1].split(", ")]
+
+
+def after_opening(printed: str) -> list[str]:
+    """Return the lines that a run prints, but for those with which every run begins."""
+    first = ("run ", "data ", "model ", "environment ")
+    return [line for line in printed.splitlines() if not line.startswith(first)]

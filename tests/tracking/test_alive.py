@@ -32,7 +32,7 @@ from waymark.tracking.opening import open_store
 from waymark.tracking.recovery import sync
 from waymark.tracking.store import RunStore
 
-from tests.support.processes import BOUND, Done, Main, remote
+from tests.support.processes import BOUND, Done, Main, after_opening, remote
 
 Process = dict[str, Any]
 
@@ -255,7 +255,8 @@ def dead_runs(
         )
         died = time.time()
         assert done.returncode == -signal.SIGKILL, done
-        _, ids, training = done.stdout.splitlines()
+        (ids,) = after_opening(done.stdout)
+        training = [line for line in done.stdout.splitlines() if line.startswith("run ")][-1]
         database = folder / "mlruns/mlflow.db"
         with closing(sqlite3.connect(database)) as connection, connection:
             connection.execute(f"UPDATE runs SET start_time = start_time - {HOUR * 1000}")

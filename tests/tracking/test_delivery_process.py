@@ -30,7 +30,7 @@ from waymark.tracking.questions import Opening
 from waymark.tracking.remote_store import connect
 
 from tests.support.data import POINTS
-from tests.support.processes import BOUND, THREADS, Main, created, poll
+from tests.support.processes import BOUND, THREADS, Main, after_opening, created, poll
 
 PROGRAM = "waymark.tracking.delivery_process"
 SHORT = ["steps=40", "batch_size=10", "save=npz", "save.every=10", "eval_every=20"]
@@ -120,7 +120,7 @@ def test_training_imports_no_mlflow_wherever_it_is_called_from(
         timeout=2 * BOUND,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["run", "ran"]
+    assert [line.split()[0] for line in after_opening(done.stdout)] == ["ran"]
     assert find(open_store(store_of(place)), "latest").status == "FINISHED"
 
 
@@ -308,12 +308,17 @@ def test_the_environment_is_kept_once_however_many_stores_are_opened(
 
 
 def test_a_local_store_that_gives_no_answer_is_not_needed(
-    place: Path, small: Path, main: Main, monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    small: Path,
+    main: Main,
+    monkeypatch: pytest.MonkeyPatch,
+    start_program: Callable[[int], Any],
 ) -> None:
     """The run is in a spool, which its first line says, until sync brings it to the store."""
     (place / "small.npz").write_bytes(small.read_bytes())
     with monkeypatch.context() as patch:
         patch.setattr(remote_store, "_process", None)
+        patch.setattr(remote_store, "start_program", start_program)
         patch.setattr(remote_store, "PROGRAM", "waymark.no_such_module")
         done = main("run", *SHORT)
     assert done.returncode == 0, done

@@ -550,14 +550,14 @@ def test_a_run_moves_between_folders_through_a_server(
     assert {f for f in files if not f.startswith("checkpoints/")} - {"changes.patch"} == (
         others | pictures
     )
-    assert re.search(r"(?m)^in the UI +http://me:\*\*\*@127\.0\.0\.1:")
+    assert re.search(r"(?m)^in the UI +http://me:\*\*\*@127\.0\.0\.1:", first.stdout)
 
     monkeypatch.chdir(there)
     evaluated = main("evaluate", run_id, "--json", store)
     assert evaluated.returncode == 0, evaluated
     answer = json.loads(evaluated.stdout)
     assert answer["step"] == 8
-    assert f"accuracy restored     {answer['accuracy']:.4f}" in first.stdout
+    assert re.search(f"test accuracy, restored +{answer['accuracy']:.4f}", first.stdout)
     assert list(there.iterdir()) == []
 
     monkeypatch.chdir(yonder)

@@ -1,5 +1,6 @@
 """What a model or an optimizer keeps beside the state is refused before training begins."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -281,8 +282,8 @@ def test_what_was_restored_is_scored_by_a_new_model(
     """One that computes otherwise than the one that was trained: only a new one shows it."""
     done = main("run", "model._target_=keeping.Offset", *SHORT)
     assert (done.returncode, done.stderr) == (0, "")
-    told = dict(line.rsplit("  ", 1) for line in done.stdout.splitlines() if "accuracy " in line)
-    trained, restored = (float(value) for value in told.values())
+    told = re.findall(r"test accuracy, (?:last step|restored) +(\S+)", done.stdout)
+    trained, restored = map(float, told)
     evaluated = main("evaluate", "latest", "trusted_modules=[keeping]")
     assert f"accuracy {restored:.4f}" in evaluated.stdout
     assert restored < 0.2 < trained

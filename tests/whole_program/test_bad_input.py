@@ -113,6 +113,7 @@ VALUES = {
     "save.keep_best": ["best"],
     "save.asynchronous": ["3"],
     "save.meta_graph": ["1"],
+    "save.log_model": ["3", "always"],
     "runtime.intra_op_threads": ["0", "two"],
     "runtime.deterministic": ["perhaps"],
     "tracking.uri": ["3"],

@@ -538,9 +538,12 @@ def test_a_tracking_server(
         client.set_tag(dead, "waymark.heartbeat", "0")
         done = main(*arguments, named)
         assert done.returncode == 0, done
-        (line,) = [line for line in done.stdout.splitlines() if re.search(r"\bdead .*KILLED", line)]
+        lines = done.stdout.splitlines()
         if arguments == ["runs"]:
+            (line,) = [line for line in lines if re.search(r"\bdead .*KILLED", line)]
             assert "10 of 20" in line and line.endswith("resume")
+        else:
+            assert [line for line in lines if line.startswith("status ") and "KILLED" in line]
 
 
 def test_a_server_that_is_down(place: Path, small: Path, main: Main, monkeypatch: Any) -> None:

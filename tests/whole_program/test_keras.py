@@ -52,7 +52,7 @@ def test_killed_in_its_process_resumed_and_done_again(
     again = main("rerun", key, TRUST)  # here, where other Keras models were built
     assert again.returncode == 0, again
     assert f"identical to run {key}" in again.stdout
-    (told,) = re.findall(r"accuracy restored +(.*)", done.stdout)
+    (told,) = re.findall(r"test accuracy, restored +(.*)", done.stdout)
     evaluated = main("evaluate", key, TRUST)
     assert f"accuracy {told}," in evaluated.stdout
 

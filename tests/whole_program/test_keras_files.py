@@ -124,7 +124,7 @@ def test_resumed_without_what_the_weights_came_from_to_the_same_bits(
         assert resumed.returncode == 0, resumed
         evaluated = main("evaluate", key, TRUST)
         assert evaluated.returncode == 0, evaluated
-    (accuracy,) = re.findall(r"accuracy restored +(.*)", resumed.stdout)
+    (accuracy,) = re.findall(r"test accuracy, restored +(.*)", resumed.stdout)
     assert f"accuracy {accuracy}," in evaluated.stdout
     assert local_end(folder, key) == local_end(folder, whole)
     assert (files_of(folder, key) / "model.json").is_file()

@@ -84,13 +84,13 @@ class Result:
 @unfailing_output()
 def run(
     resolved: Resolved,
+    summary: bool = False,
     original: RecordedRun | None = None,
     tags: Mapping[str, str] | None = None,
     pruner: Pruner | None = None,
     began: Callable[[], None] | None = None,
     wait: bool = True,
     origin: Origin | None = None,
-    summary: bool = False,
 ) -> Result:
     """Train, save, restore, evaluate and record a new run; compare it with its original, if any.
 

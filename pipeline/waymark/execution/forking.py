@@ -39,7 +39,7 @@ def fork(text: str, overrides: Mapping[str, Any], summary: bool = False) -> Resu
         values = {**resolved.values, "run_name": name[: RUN_NAMES.longest] if fits else None}
         config = replace(resolved.config, run_name=values["run_name"])
         resolved = replace(resolved, config=config, values=values)
-    return run(resolved, origin=origin, summary=summary)
+    return run(resolved, summary, origin=origin)
 
 
 def begin(text: str, overrides: Mapping[str, Any]) -> tuple[Resolved, Origin]:

@@ -76,7 +76,7 @@ def rerun(
     if resolved.config.stop and decisive:
         raise BadInput(f"{decisive[0]}: decides where a run with stop ends, so a rerun takes none.")
     try:
-        verdict = run(resolved, original).verdict
+        verdict = run(resolved, original=original).verdict
     except RerunDiverged as diverged:  # as its original may have
         return diverged.verdict
     assert verdict
