@@ -274,8 +274,9 @@ def test_three_hundred_runs(store: Store, main: Main) -> None:
     done = main("compare", "--experiment", "many", store.named)
     assert (done.returncode, done.stderr) == (0, "")
     rows = done.stdout.splitlines()[1:101]
-    assert [line.split()[:2] for line in rows] == [[f"lr={i}", "3"] for i in range(100)]
-    assert "0.2000 ±0.1000 [-0.04841, 0.4484]*" in rows[0]
+    assert [line.split()[:2] for line in rows] == [[f"lr={99 - i}", "3"] for i in range(100)]
+    assert rows[0].split()[3:5] == ["29.90*", "0.2484"]  # test/accuracy, which is the highest
+    assert "0.2000*" in rows[-1].split()  # train/loss
     listed = listing.list_runs(store.uri, 250)
     assert [run.id for run in listed] == ids[::-1][:250]
 
