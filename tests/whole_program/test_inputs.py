@@ -114,7 +114,7 @@ def test_a_run_has_the_bits_of_one_array_whatever_happens_to_it(
     done = main("run", *all_words)
     assert (done.returncode, done.stderr) == (0, "")
     whole = done.stdout.split()[1]
-    assert "60 examples to test on; image divided by 255, meta float32 as it is" in done.stdout
+    assert "60 test examples; image divided by 255, meta float32 as it is" in done.stdout
     begun = killed(40, *all_words)
     other = f"data.path={place}/{'two' if kind == 'two.npz' else 'two.npz'}"
     done = main("resume", begun, TRUST, other)  # the same data, in memory or not
