@@ -3,11 +3,13 @@
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from waymark import names
+from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
-from waymark.tracking.finder import select
+from waymark.tracking.finder import find, select
 from waymark.tracking.history import last_step
 from waymark.tracking.opening import open_store
 from waymark.tracking.runs import RunRecord, RunSummary
@@ -50,10 +52,20 @@ def list_runs(
     """Return the runs that began last, the last one first; raise BadInput if there is no store.
 
     Only those of an `experiment`, and with a `status` of MLflow's, are returned where it is given.
+    Without a `status` the sweeps of trials among them are there as well, last.
     """
     tracking = open_store(uri, reading=True)
     where = f"attributes.status = '{status}'" if status else None
-    return [_listed(tracking, *found) for found in select(tracking, experiment, None, where, most)]
+    found = select(tracking, experiment, None, where, most)
+    if not status:  # a sweep is older than its trials, and has a line wherever one of them has
+        there = {record.id for record, _ in found}
+        parents = (r.tags.get(names.PARENT_RUN) for r, _ in found if names.TRIAL in r.tags)
+        for parent in dict.fromkeys(parents):
+            if parent and parent not in there:
+                with suppress(BadInput):  # it is deleted
+                    record = find(tracking, parent)
+                    found.append((record, tracking.summary(record)))
+    return [_listed(tracking, *each) for each in found]
 
 
 def as_tree(runs: Sequence[ListedRun]) -> list[tuple[ListedRun, bool]]:

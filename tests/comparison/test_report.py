@@ -280,7 +280,9 @@ def test_rows_are_sorted_and_chosen() -> None:
     assert order("lr") == ["1", "2", "9", "10", "x"]
     assert order("lr", (), 2) == ["1", "2"]
     assert found.arranged(None, ["loss"]).metrics == ["loss"]
-    with pytest.raises(BadInput, match=r"--sort='acc': .* there is test/accuracy, loss, lr"):
+    best = found.arranged(top=1)  # of the other runs nothing is told
+    assert best.keys == ["lr"] and len(best.curves) == 1 and "run-0" not in best.text()
+    with pytest.raises(BadInput, match=r"--sort='acc': .* there are test/accuracy, loss, lr"):
         found.arranged("acc")
     with pytest.raises(BadInput, match="--metrics='lr': "):
         found.arranged(None, ["lr"])

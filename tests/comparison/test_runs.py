@@ -369,7 +369,8 @@ def test_where_two_runs_part(one: dict[int, float], other: dict[int, float]) -> 
             assert identical(parting.recorded, one[step])
             assert identical(parting.now, other[step])
             words = "\n".join(compared(*runs).notes())
-            line = rf"(?m)^train/loss first differs at step {step}: (\S+) and (\S+)$"
+            values = r"(\S+) in run-0 0+, (\S+) in run-1 0+1"
+            line = rf"(?m)^train/loss first differs at step {step}: {values}$"
             told = re.search(line, words)
             assert told and told[1] != told[2]
             for text, value in zip(told.groups(), (one[step], other[step]), strict=True):
@@ -386,7 +387,10 @@ def test_of_more_than_two_runs_no_parting_is_told() -> None:
     assert "differs" not in found.text()
     two = compared(*runs[:2])
     assert two.partings == {"train/loss": Divergence(1, 0.0, 1.0)}
-    assert "train/loss first differs at step 1: 0.0 and 1.0" in two.notes()
+    assert (
+        "train/loss first differs at step 1: 0.0 in run-0 00000000, 1.0 in run-1 00000001"
+        in two.notes()
+    )
 
 
 # What else differs
@@ -448,8 +452,8 @@ def test_code_and_environment_that_differ_are_told_once() -> None:
     for differences in found.differences.values():
         assert {what: (a, b) for what, a, b in differences} == expected
     told = [line for line in found.notes() if "numpy" in line]
-    assert told == ["run-1 00000001, run-2 00000002: packages.numpy: 1 in the first run, 2 here"]
+    assert told == ["run-1 00000001, run-2 00000002: packages.numpy: 1 in run-0 00000000, 2 here"]
     (code,) = [line for line in found.notes() if ": code: " in line]
-    assert "only in the first run waymark.gone; only here waymark.new" in code
+    assert "only in run-0 00000000 waymark.gone; only here waymark.new" in code
     assert "changed waymark.training.loop" in code
     assert compared(first, made(1, {"lr": "1"}, **old)).differences == {}

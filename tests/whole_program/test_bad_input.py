@@ -357,6 +357,8 @@ RECORDED = {
     "resume ID data.path=/no/such.npz": ["/no/such.npz"],
     "run --config-from ID seed=-1": ["seed=-1 (the command line)"],
     "run --fork ID batch_size=0": ["batch_size=0 (the command line)"],
+    "run --config-from ID -m seed=1,2": ["--config-from", "-m"],
+    "run --fork ID -m --summary seed=1,2": ["--summary", "-m"],
 }
 
 

@@ -472,6 +472,21 @@ def test_the_list_tells_how_far_a_pruned_trial_came(store: Store, main: Main) ->
     assert [rows[name][4] for name in ("pruned", "trained on")] == ["20 of 200", "200"]
 
 
+def test_a_sweep_stands_above_its_trials_however_many_they_are(store: Store, main: Main) -> None:
+    counts = {f"sweep/{name}": {1: value} for name, value in (("trials", 4.0), ("finished", 3.0))}
+    parent = store.add("a-sweep", {}, counts, {"waymark.kind": "sweep"}, status="FAILED")
+    for i in range(3):
+        tags = {"mlflow.parentRunId": parent, "waymark.trial": str(i)}
+        store.add(f"trial-{i}", {"model": "m"}, tags=tags)
+    done = main("runs", store.named, "--limit", "2")
+    _, first, *others = done.stdout.splitlines()
+    assert "a-sweep" in first and first.endswith("1 of 4 trials left: repeat its command")
+    assert [line.split()[1] for line in others] == ["trial-2", "trial-1"]
+    assert all(re.match(r"\w{8}    trial-", line) for line in others)
+    failed = listing.list_runs(store.uri, 9, status="FAILED")
+    assert [run.name for run in failed] == ["a-sweep"]
+
+
 def test_the_list_escapes_names(store: Store, main: Main) -> None:
     for i, harm in enumerate(HARM):
         run = store.add(f"run-{i}", {"model": "m", "steps": "1"})

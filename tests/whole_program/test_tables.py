@@ -65,7 +65,7 @@ def test_a_killed_run_a_rerun_and_an_evaluation(
     words = [*HOW, f"save={save}", *source(place)]
     done = main("run", *words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[1].startswith("table: ")
+    assert done.stdout.splitlines()[1].startswith("data         table: ")
     assert done.stdout.splitlines()[1].endswith("; standardised")
     whole = done.stdout.split()[1]
     begun = killed(40, *words)

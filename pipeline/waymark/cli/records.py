@@ -52,8 +52,9 @@ def compare(
         raise BadInput("--csv --json: one of the two.")
     path = None if plot is None else plot_path(plot)
     found = compare_runs(named, uri, **conditions)
-    if sort or metrics or top:
-        found = found.arranged(sort, metrics.split(",") if metrics else (), top)
+    if sort is not None or metrics is not None or top:
+        shown = [] if metrics is None else [name.strip() for name in metrics.split(",")]
+        found = found.arranged(sort, shown, top)
     if path:
         found.plot(path)
     if as_csv:

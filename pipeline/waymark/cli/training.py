@@ -35,10 +35,14 @@ def run(config_dir: str | None, arguments: tuple[str, ...], summary: bool, **rec
     With --config-from RUN the configuration is that run's, with --fork RUN[@STEP] its state too.
     With --summary a table of the model's parameters is printed before the run trains.
     """
+    several = bool({"-m", "--multirun"} & {*arguments})
+    for option, given in {"--summary": summary, "--config-from": recorded["config_from"]}.items():
+        if given and several:
+            raise BadInput(f"{option}: is for one run, so it does not go with -m.")
     if any(text is not None for text in recorded.values()):
         from waymark import api
 
-        if recorded["config_from"] is None and {"-m", "--multirun"} & {*arguments}:
+        if several:
             folder = [] if config_dir is None else ["--config-dir", config_dir]
             return api.sweep(*folder, *arguments, fork=recorded["fork"]).exit_status
         _summary(api.run(*with_folder(arguments, config_dir), summary=summary, **recorded))

@@ -99,14 +99,36 @@ class Comparison:
             *([("--sort", sort, [*self.metrics, *self.keys])] if sort is not None else []),
         ):
             if key not in known:
-                names = f"there is {', '.join(known)}" if known else "there is none"
-                raise BadInput(f"{option}={key!r}: no run has such a metric or setting; {names}.")
+                kind = "metric" if option == "--metrics" else "metric, and no such setting differs"
+                names = f"there are {', '.join(known)}" if known else "there is none"
+                raise BadInput(f"{option}={key!r}: no run has such a {kind}; {names}.")
         by = sort if sort is not None else next(iter(self.judged), None)
         rows = self.rows if by is None else sorted(self.rows, key=partial(_place, key=by))
         if shown:
             rows = [replace(r, metrics={k: r.metrics[k] for k in shown if k in r.metrics})
                     for r in rows]  # fmt: skip
-        return replace(self, rows=rows[:top], is_arranged=True)
+        return replace(self, rows=rows, is_arranged=True)._cut(top or len(rows))
+
+    def _cut(self, count: int) -> "Comparison":
+        """Return its first `count` rows, and what is told of their runs alone."""
+        if count >= len(self.rows):
+            return self
+        rows = self.rows[:count]
+        runs = {run for row in rows for run in row.runs}
+        same = [[run for run in group if run in runs] for group in self.same_state]
+        data = {key: [run for run in group if run in runs] for key, group in self.data.items()}
+        values = {key: {row.values.get(key) for row in rows} for key in self.keys}
+        labels = {row.label for row in rows}
+        return replace(
+            self,
+            rows=rows,
+            keys=[key for key in self.keys if count == 1 or len(values[key]) > 1],
+            same_state=[group for group in same if len(group) > 1],
+            data={key: group for key, group in data.items() if group},
+            differences={run: found for run, found in self.differences.items() if run in runs},
+            partings=None,
+            curves=[curve for curve in self.curves if curve[0] in labels],
+        )
 
     def to_json(self) -> str:
         """Return everything but the curves as one JSON object."""
@@ -198,7 +220,8 @@ class Comparison:
         if len(self.data) > 1:
             lines += [f"data {data[:8]}: {self._named(runs)}" for data, runs in self.data.items()]
         for key, at in (self.partings or {}).items():
-            values = f"{exact(at.recorded)} and {exact(at.now)}"
+            first, second = [self._named([run]) for run in list(self.names)[:2]]
+            values = f"{exact(at.recorded)} in {first}, {exact(at.now)} in {second}"
             lines.append(f"{key} first differs at step {at.step}: {values}")
         if self.partings == {}:
             lines.append("all shared losses and evaluations are identical")
@@ -206,7 +229,8 @@ class Comparison:
         for run, found in self.differences.items():
             for each in found:
                 if each[0] != "data" or len(self.data) < 2:  # shown above
-                    grouped[format_difference(each, ("in the first run", "here"))].append(run)
+                    first = self._named([next(iter(self.names))])
+                    grouped[format_difference(each, (f"in {first}", "here"))].append(run)
         lines += [f"{self._named(runs)}: {text}" for text, runs in grouped.items()]
         return [printable(line) for line in lines]
 
