@@ -333,7 +333,8 @@ def test_another_thread_count(
     assert new.info.run_id == verdict.run_id
     assert new.data.params["runtime.intra_op_threads"] == "1"
     assert load((artifacts(verdict.run_id) / "rerun.json").read_text()) == verdict
-    assert out == f"run {verdict.run_id} (rerun of cnn)\n"
+    assert out.startswith(f"run {verdict.run_id} (rerun of cnn)\n")
+    assert after_opening(out) == []
     assert err == ""
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def test_a_run_of_another_home_goes_on_with_its_settings_to_the_same_bits(
     for name, value in GIVEN.items():
         said = f"waymark: Keras's {name} is {value}, as recorded, and not {now[name]}\n"
         assert resumed.stderr.count(said) == 1
-    assert local_end(folder, half) == local_end(folder, whole)
+    # Which own modules are copied depends on what this process has imported before.
+    ends = [replace(local_end(folder, run), files=[]) for run in (half, whole)]
+    assert ends[0] == ends[1]
     assert api.rerun(half, TRUST, "progress=false").identical
     metrics = json.loads(next(folder.glob(f"mlruns/*/*/{whole}/*/*/metrics.json")).read_bytes())
     found = api.evaluate(whole, TRUST)
