@@ -1,9 +1,14 @@
 """Files that are complete or not there, and stay when the machine stops."""
 
 import os
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
+
+from waymark.errors import BadInput
 
 TEMPORARY = ".tmp-"  # how the name of a file begins that is not complete yet
 
@@ -40,3 +45,44 @@ def replace_file(path: Path, content: str | bytes) -> None:
     flush(temporary, path.parent)
     os.replace(temporary, path)
     flush(path.parent)
+
+
+@contextmanager
+def writes(folder: Path) -> Iterator[None]:
+    """Raise BadInput where what is written into a folder cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot be written to ({error.strerror or error}).") from None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield where to write a file or a folder, which takes the place of `target` at the end.
+
+    What else is in `target`'s folder stays; a file takes no folder's place. Raises BadInput where
+    it cannot be written.
+    """
+    folder = target.parent
+    with ExitStack() as stack:
+        with writes(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".waymark-")
+            made = Path(stack.enter_context(scratch)) / target.name
+        yield made
+        with writes(folder):
+            _replace(made, target, made.with_name("before"))
+
+
+def _replace(made: Path, target: Path, before: Path) -> None:
+    """Rename `made` to `target`; a folder there, which no rename replaces, becomes `before`."""
+    if not made.is_dir() or not target.is_dir() or target.is_symlink():
+        os.replace(made, target)
+        return
+    try:
+        os.replace(target, before)
+        os.replace(made, target)
+    except BaseException:  # a signal's as well
+        if before.exists() and not target.exists():
+            os.replace(before, target)
+        raise

@@ -1,5 +1,6 @@
 """What is exported computes what `evaluate` does, by real clients in processes of their own."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from waymark import api
+from waymark.errors import BadInput
+from waymark.files import replacing
 
 from tests.support import engines
 from tests.support.exported import KINDS, TRUST, Arrays, evaluated, trained, write_data
@@ -81,3 +84,42 @@ def test_the_same_numbers(
         np.testing.assert_array_equal(found["labels"][apart], (logits > 0)[apart])
     fewer = found.get("fewer logits", found.get("fewer predictions"))  # of another size of batch
     assert fewer is not None and np.abs(fewer - logits[:3]).max() <= 1e-5 * np.abs(logits).max()
+
+
+def test_what_else_bears_the_name_stays(known: Callable[[str], Known], tmp_path: Path) -> None:
+    key = known("softmax")[0]
+
+    def refused(target: Any, folder: Path, file: Path) -> None:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("my own")
+        with pytest.raises(BadInput, match=rf"--to={target}: \S+ is "):
+            api.export(key, folder, target=target)
+        assert file.read_text() == "my own"
+        assert not [*folder.glob(".waymark-*")]
+
+    refused("savedmodel", tmp_path, tmp_path / "savedmodel" / "thesis.txt")
+    refused("onnx", tmp_path, tmp_path / "model.onnx" / "thesis.txt")
+    out = tmp_path / "out"
+    (out / "savedmodel").mkdir(parents=True)
+    for _ in ("an empty folder", "a SavedModel"):
+        model = api.export(key, out, target="savedmodel")
+        assert (model / "saved_model.pb").exists()
+    refused("savedmodel", out, model / "variables" / "thesis.txt")
+
+
+def test_what_was_there_comes_back_if_a_signal_comes_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, real = tmp_path / "savedmodel", os.replace
+    target.mkdir()
+    (target / "old").write_text("")
+
+    def replace(source: Path, to: Path) -> None:
+        if (source.name, to) == ("savedmodel", target):
+            raise KeyboardInterrupt
+        real(source, to)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), replacing(target) as made:
+        made.mkdir()
+    assert [path.name for path in tmp_path.rglob("*")] == ["savedmodel", "old"]

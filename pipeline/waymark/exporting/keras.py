@@ -15,7 +15,8 @@ from waymark.data.dataset import MEAN, SCALE
 from waymark.data.signature import Signature
 from waymark.errors import BadInput, first_line
 from waymark.evaluation.restore import scored_values
-from waymark.exporting.writing import silence, written
+from waymark.exporting.writing import silence
+from waymark.files import replacing, writes
 from waymark.keras_import import import_keras, named_afresh
 
 NAME = "model.keras"
@@ -35,7 +36,7 @@ def write(config: Config, state: State, signature: Signature, path: Path) -> Non
     statistics = {name: state[name] for name in signature.statistics if name in state}
     values = scored_values(config, signature.spec, statistics, state)
     said = getattr(config.model, "said", "model")
-    with written(path) as target, silence():
+    with writes(path.parent), replacing(path) as target, silence():
         try:
 
             def made() -> Any:

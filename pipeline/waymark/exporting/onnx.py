@@ -8,7 +8,8 @@ from waymark.config.schema import Config
 from waymark.data.signature import Signature
 from waymark.errors import BadInput, first_line
 from waymark.exporting.serving import serving_function
-from waymark.exporting.writing import mute, silence, written
+from waymark.exporting.writing import mute, silence
+from waymark.files import replacing, writes
 
 NAME = "model.onnx"
 OPSET = 18  # the newest one that tf2onnx 1.17 writes
@@ -26,7 +27,7 @@ def write(config: Config, state: State, signature: Signature, path: Path) -> Non
     """Write a model as `path`, whole or not at all; raise BadInput, DoesNotFit."""
     import tensorflow as tf
 
-    with written(path) as target, silence("tf2onnx"):
+    with writes(path.parent), replacing(path) as target, silence("tf2onnx"):
         import tf2onnx
 
         parts = serving_function(config, state, signature, plain=True)

@@ -6,13 +6,26 @@ from waymark.checkpoints import State
 from waymark.config.schema import Config
 from waymark.data.signature import Signature
 from waymark.exporting.serving import serving_function
-from waymark.exporting.writing import silence, written
+from waymark.exporting.writing import silence
+from waymark.files import replacing, writes
 
 NAME = "savedmodel"
+PARTS = {"saved_model.pb", "fingerprint.pb", "variables", "assets"}
 
 
 def check(config: Config, said: str) -> None:
     """Refuse nothing: every model can be written."""
+
+
+def is_savedmodel(folder: Path) -> bool:
+    """Tell whether a folder holds a SavedModel as it is written here, and nothing else."""
+    names = {path.name for path in folder.iterdir()}
+    return (
+        "saved_model.pb" in names
+        and names <= PARTS
+        and not any((folder / "assets").glob("*"))
+        and all(path.name.startswith("variables.") for path in (folder / "variables").glob("*"))
+    )
 
 
 def write_savedmodel(
@@ -27,7 +40,7 @@ def write_savedmodel(
     """
     import tensorflow as tf
 
-    with written(folder) as target, silence():
+    with writes(folder.parent), replacing(folder) as target, silence():
         module, function = serving_function(config, state, signature, plain)
         tf.saved_model.save(module, str(target), signatures=function)
 

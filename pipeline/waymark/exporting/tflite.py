@@ -8,7 +8,8 @@ from waymark.config.schema import Config
 from waymark.data.signature import Signature
 from waymark.errors import BadInput, first_line
 from waymark.exporting.savedmodel import write_savedmodel
-from waymark.exporting.writing import mute, silence, written
+from waymark.exporting.writing import mute, silence
+from waymark.files import replacing, writes
 
 NAME = "model.tflite"
 
@@ -21,7 +22,12 @@ def write(config: Config, state: State, signature: Signature, path: Path) -> Non
     """Write a model as `path`, of TFLite's own operations; raise BadInput, DoesNotFit."""
     import tensorflow as tf
 
-    with written(path) as target, silence(), tempfile.TemporaryDirectory() as scratch:
+    with (
+        writes(path.parent),
+        replacing(path) as target,
+        silence(),
+        tempfile.TemporaryDirectory() as scratch,
+    ):
         folder = Path(scratch) / "savedmodel"
         write_savedmodel(config, state, signature, folder, plain=True)
         try:

@@ -1,34 +1,11 @@
-"""How an export comes into its folder: whole or not at all, and silently."""
+"""How an export is written silently."""
 
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-
-from waymark.errors import BadInput
-
-
-@contextmanager
-def written(target: Path) -> Iterator[Path]:
-    """Yield where to write a file or a folder, which takes the place of `target` at the end.
-
-    What else is in `target`'s folder stays. Raises BadInput where it cannot be written.
-    """
-    folder = target.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".waymark-") as scratch:
-            made = Path(scratch) / target.name
-            yield made
-            if target.is_dir() and not target.is_symlink():  # which no rename replaces
-                os.replace(target, Path(scratch) / "before")
-            os.replace(made, target)
-    except OSError as error:
-        raise BadInput(f"{folder}: cannot be written to ({error.strerror or error}).") from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import numpy as np
 
 from waymark import plots
 from waymark.errors import BadInput
-from waymark.exporting.writing import written
+from waymark.files import replacing, writes
 from waymark.prediction.inputs import is_picture, taken
 from waymark.prediction.labels import Labels
 from waymark.prediction.results import Answers
@@ -48,14 +48,16 @@ class Mistakes:
         self._found = sorted(self._found, key=lambda each: each[:2])[:MOST]
 
     def draw(self, path: Path) -> int:
-        """Draw them as a PNG file, if there are any; return how many; raise BadInput."""
+        """Draw them as a PNG file; return how many; of none there is no file. Raises BadInput."""
         if not self._found:
+            with writes(path.parent):
+                path.unlink(missing_ok=True)
             return 0
         pictures = np.stack([picture for *_, picture in self._found])
         if pictures.dtype != np.uint8:
             low, high = float(pictures.min()), float(pictures.max())
             pictures = ((pictures - low) / ((high - low) or 1) * 255).astype(np.uint8)
         texts = [text for *_, text, _ in self._found]
-        with written(path) as file:
+        with writes(path.parent), replacing(path) as file:
             plots.titled_pictures(file, list(zip(texts, pictures, strict=True)))
         return len(texts)

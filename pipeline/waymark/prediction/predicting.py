@@ -163,7 +163,7 @@ def _predicted(
     with ExitStack() as stack:
         stack.enter_context(quiet())
         to = request.output
-        add = kept.append if to is None else stack.enter_context(writing(to, layout)).add
+        add = kept.append if to is None else stack.enter_context(writing(to, layout))
         for part in stack.enter_context(closing(ReadAhead(reader.parts()))):
             for place, why in part.wrong.items():
                 wrong[part.files[place]] = why

@@ -5,8 +5,8 @@ import os
 import sys
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from waymark.data.sources import expand
 from waymark.errors import BadInput
-from waymark.exporting.writing import written
+from waymark.files import replacing, writes
 from waymark.prediction.results import Answers, Layout
 
 STANDARD_OUTPUT = "-"
@@ -169,19 +169,27 @@ def checked_output(given: str | Path, endings: tuple[str, ...], option: str = "-
 
 
 @contextmanager
-def writing(output: Path | str, layout: Layout) -> Iterator[Writer]:
-    """Yield what writes to a file, of the kind that its ending says, or to standard output."""
-    with ExitStack() as stack:
-        writer: Writer
-        if output == STANDARD_OUTPUT:
-            writer = CsvWriter(Path(STANDARD_OUTPUT), layout, sys.stdout)
-        else:
-            path = Path(output)
-            writer = WRITERS[path.suffix.lower()](stack.enter_context(written(path)), layout)
+def writing(output: Path | str, layout: Layout) -> Iterator[Callable[[Answers], None]]:
+    """Yield what writes answers to a file, of the kind that its ending says, or standard output."""
+    if output == STANDARD_OUTPUT:
+        printed = CsvWriter(Path(STANDARD_OUTPUT), layout, sys.stdout)
+        yield printed.add
+        printed.close()
+        return
+    path = Path(output)
+    with replacing(path) as made:
+        with writes(path.parent):
+            writer = WRITERS[path.suffix.lower()](made, layout)
+
+        def add(answers: Answers) -> None:
+            with writes(path.parent):
+                writer.add(answers)
+
         try:
-            yield writer
+            yield add
         except BaseException:
             with suppress(Exception):
                 writer.close()
             raise
-        writer.close()
+        with writes(path.parent):
+            writer.close()
