@@ -62,6 +62,7 @@ def test_what_is_worse_by_more_exits_3(runs: dict[str, str], main: Main) -> None
     assert done.returncode == 3 and apart < -0.3
     assert done.stdout.count("\n") == 1
     assert done.stdout.startswith("worse: accuracy ")
+    assert done.stdout.endswith(", may be worse by 0\n")
     for name, found in values.items():
         assert f"{found['accuracy']:.4f} of {name} ({runs[name][:8]}, step " in done.stdout
     assert f"difference {apart:+.4g} (95 % interval -" in done.stdout
@@ -70,7 +71,7 @@ def test_what_is_worse_by_more_exits_3(runs: dict[str, str], main: Main) -> None
     done = main("gate", "bad", "--against", "good", *allowed, "--markdown")
     assert done.returncode == 0
     head, line, *rows = [row.strip("| ").split(" | ") for row in done.stdout.splitlines()]
-    assert line == ["---"] * len(head)
+    assert line == ["---"] * len(head) and head[-2] == "may be worse by"
     assert [row[0] for row in rows] == ["accuracy (max)", "macro_f1 (max)"]
     assert {row[-1] for row in rows} == {"passed"} and {len(row) for row in rows} == {len(head)}
 

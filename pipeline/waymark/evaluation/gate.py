@@ -1,6 +1,7 @@
 """Gate: is a run's checkpoint worse than another one's, on the same test set, by how much.
 
-one, other = (score_run(text, "latest", {}, ("accuracy",)) for text in ("latest", "champion"))
+runs = "latest", "champion"
+one, other = (score_run(run, "latest", {}, ("accuracy",), significant=False) for run in runs)
 found = judge(one, other, {"accuracy": 0.002}, significant=False)
 print(found.text(), found.passed)
 """
@@ -70,7 +71,7 @@ class GatedMetric:
 
     @property
     def cells(self) -> list[str]:
-        """Return both values, difference, interval and allowed drop as they are shown."""
+        """Return both values, difference, interval and `max_drop` as they are shown."""
         low_high = [f"{limit:+.4g}" for limit in self.interval or ()]
         values = [metric_value(self.name, value) for value in (self.value, self.against)]
         return [*values, f"{self.difference:+.4g}", " to ".join(low_high) or "none",
@@ -104,14 +105,14 @@ class GateResult:
         value, against, difference, interval, allowed = metric.cells
         return (
             f"{metric.verdict}: {metric.name} {value} of {self.run}, {against} of {self.against}; "
-            f"difference {difference} (95 % interval {interval}), allowed drop {allowed}"
+            f"difference {difference} (95 % interval {interval}), may be worse by {allowed}"
         )
 
     def markdown(self) -> str:
         """Return a table for a pull request."""
         columns = ["metric", *map(str, (self.run, self.against)), "difference", "95 % interval"]
         rows = [[f"{m.name} ({m.mode})", *m.cells, m.verdict] for m in self.metrics]
-        table = [[*columns, "allowed drop", "verdict"], ["---"] * 7, *rows]
+        table = [[*columns, "may be worse by", "verdict"], ["---"] * 7, *rows]
         return "\n".join(f"| {' | '.join(each.replace('|', chr(92) + '|') for each in row)} |"
                          for row in table)  # fmt: skip
 
