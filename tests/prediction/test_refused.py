@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from waymark.api import predict
 from waymark.data.dataset import Dataset
 from waymark.errors import BadInput
@@ -43,6 +44,11 @@ def text(path: str, content: str | bytes) -> str:
 
 def lines(*rows: str) -> str:
     return text("bad.csv", "\n".join(rows) + "\n")
+
+
+def png(path: str) -> str:
+    Image.new("RGB", (12, 9)).save(path)
+    return path
 
 
 def short_member() -> str:
@@ -92,9 +98,11 @@ ARRAYS: list[Case] = [
         "cnn",
         lambda: npz(x_test=X, y_test=np.array([1, 2, 10])),
         {},
-        "has the label 10; .* 10 classes",
+        "y_test has the label 10 in row 2; .* 10 classes, 0 to 9",
     ),
-    ("cnn", lambda: npz(x_test=X, y_test=np.array([1, -2, 3])), {}, "labels from -2 to"),
+    ("cnn", lambda: npz(x=X, y=np.array([1, -2, 3])), {}, ": y has the label -2 in row 1"),
+    ("cnn", lambda: npz(x=X, y=np.eye(3, 11)[:, ::-1]), {}, ": y has the label 10 in row 0"),
+    ("cnn", lambda: npz(x=X, y=np.zeros(3)), {}, ": y has dtype float64"),
     (
         "cnn",
         lambda: npz(x_test=X, y_test=np.array(["a"] * 3)),
@@ -105,7 +113,7 @@ ARRAYS: list[Case] = [
     ("cnn", lambda: npy((2, 8, 8), b"0" * 129), {}, "promises 128 bytes and holds 129"),
     ("cnn", lambda: npy((1, 8, 8), b"0" * 64, "|O"), {}, "pickled objects"),
     ("cnn", lambda: text("bad.npz", b"no zip"), {}, "not a readable npz file"),
-    ("cnn", lambda: text("bad.npz", b"PK\x03\x04cut"), {}, "not a readable npz file"),
+    ("cnn", lambda: text("bad.npz", b"PK\x03\x04cut"), {}, "npz file: it is cut short"),
     ("cnn", short_member, {}, "Bad CRC-32"),
     ("cnn", commented, {}, "bears a comment"),
     ("cnn", lambda: "test.csv", {}, "test.csv cannot be read: No such file"),
@@ -155,6 +163,13 @@ PICTURES: list[Case] = [
     ("pictures", lambda: Path("new").mkdir() or "new", {}, "new holds no picture"),
     ("pictures", lambda: "pets", {}, "pets holds no picture, nor does a folder in it"),
     ("pictures", lambda: "pets/test/cat", {"errors": "a.png"}, "labels are not known"),
+    ("pictures", lambda: png("a.png"), {"errors": "a.png"}, "--errors a.png: is one of the in"),
+    (
+        "pictures",
+        lambda: [Path(png("pets/test/cat/new.png")).parent.parent],
+        {"errors": "pets/test/cat/new.png"},
+        "is a file in the folder .*pets/test, an input",
+    ),
     ("pictures", lambda: "none.png", {}, "none.png cannot be read"),
     ("table", lambda: text("a.png", ""), {}, "a.png is pictures; .* the columns of a table"),
 ]

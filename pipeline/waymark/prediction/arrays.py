@@ -65,6 +65,11 @@ def _opened_member(path: Path, name: str) -> Iterator[IO[bytes]]:
         yield file
 
 
+def _begins_as_npy(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+
+
 def _streams(path: Path) -> dict[str, Stream]:
     """Open the arrays at a path; raise BadInput for what is damaged or holds pickled objects."""
     found: dict[str, Stream] = {}
@@ -77,6 +82,8 @@ def _streams(path: Path) -> dict[str, Stream]:
                     opened = partial(_opened_member, file, member.filename)
                     found[name] = Stream(name, opened, member.file_size)
             else:
+                if file.suffix != ".npy" and not _begins_as_npy(file):
+                    raise ValueError("it is cut short, or no zip file")
                 found[file.stem] = Stream(file.name, partial(file.open, "rb"), file.stat().st_size)
     return found
 
@@ -109,7 +116,7 @@ class Arrays:
                 raise BadInput(f"{path}: {truth} is {list(shape)}, for {self.count} examples.")
             with reading(path, "npz or npy file"):
                 self._labels = np.concatenate([*streams[truth].pieces(2**20)])
-        self.labelled = truth is not None
+        self.labelled, self.truth = truth is not None, truth or ""
         read = [f"{found} {list(streams[found].shape)}" for found in chosen.values()]
         self.said = f"{listed(read)} of {path}, " + (f"labels {truth}" if truth else "no labels")
 

@@ -51,6 +51,7 @@ class Reader(Protocol):
     from_files: bool  # whether each example is a file
     said: str  # what is read
     labelled: bool  # whether labels are known
+    truth: str  # for messages: what holds the labels
 
     def parts(self) -> Iterator[Part]:
         """Yield the examples; raise BadInput for what cannot be read."""

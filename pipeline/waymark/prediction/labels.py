@@ -59,21 +59,38 @@ class Labels:
         names = self.form.class_names
         return self.kind == "classification" and names != tuple(map(str, range(len(names))))
 
-    def truth(self, part: Part, source: str) -> np.ndarray:
+    def truth(self, part: Part, source: str, name: str) -> np.ndarray:
         """Return the labels of a part as the task has them, [n, ...].
 
-        Texts are the names of classes. Raises BadInput for what the training set's cannot be.
+        Texts are the names of classes. Raises BadInput for what the training set's cannot be, which
+        says that it stands in `name` of `source`.
         """
         labels = part.labels
         assert labels is not None
+        said = f"{source}: {name}"
+        one_hot = labels.size != len(labels)
         if self.kind == "classification" and labels.dtype.kind == "U":
             labels = self._numbers(labels.reshape(-1), source, part.first)
-        prepared = self._task.prepare(replace(self._raw, source=source, y_test=labels))
+        elif self.kind == "classification" and labels.dtype.kind in "iu" and not one_hot:
+            self._refuse_others(labels.reshape(-1), said, part.first)
+        try:
+            prepared = self._task.prepare(replace(self._raw, source=source, y_test=labels))
+        except BadInput as error:  # which calls them y_test
+            raise BadInput(str(error).replace(": y_test", f": {name}", 1)) from None
         truth: np.ndarray = prepared.y_test
-        count = self.form.spec.outputs
-        if self.kind == "classification" and truth.max() >= count:
-            raise BadInput(f"{source}: has the label {truth.max()}; the run has {count} classes.")
+        if self.kind == "classification":
+            self._refuse_others(truth, said, part.first)
         return truth
+
+    def _refuse_others(self, labels: np.ndarray, said: str, first: int) -> None:
+        """Raise BadInput for a number [n] that is no class of the run's."""
+        count = self.form.spec.outputs
+        wrong = np.flatnonzero((labels < 0) | (labels >= count))
+        if wrong.size:
+            raise BadInput(
+                f"{said} has the label {labels[wrong[0]]} in row {first + wrong[0]}; the run has "
+                f"{count} classes, 0 to {count - 1}."
+            )
 
     def _numbers(self, texts: np.ndarray, source: str, first: int) -> np.ndarray:
         names: Sequence[str] = self.form.class_names

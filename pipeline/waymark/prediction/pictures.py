@@ -18,6 +18,7 @@ class Pictures:
     """Picture files, and those in folders; those in a folder named by a class are labelled."""
 
     from_files = True
+    truth = "the folders' names"
 
     def __init__(
         self, paths: Sequence[Path], form: Dataset, resize: bool = False, invert: bool = False

@@ -54,11 +54,21 @@ class Request:
         output, errors = self.output, self.errors
         if output not in (None, STANDARD_OUTPUT):
             output = checked_output(str(output), tuple(WRITERS))
-            if output.resolve() in [path.resolve() for path in given.paths]:
-                raise BadInput(f"-o {output}: is one of the inputs.")
+            _refuse_input("-o", output, given)
         if errors is not None:
             errors = checked_output(errors, (".png",), "--errors")
+            _refuse_input("--errors", errors, given)
         return replace(self, output=output, errors=errors)
+
+
+def _refuse_input(option: str, path: Path, given: Given) -> None:
+    """Raise BadInput for the path of an input, and of a file that is in a folder of inputs."""
+    places = {path.resolve(), path.parent.resolve() / path.name}  # itself, what it is a link to
+    for each in (found.resolve() for found in given.paths):
+        if each in places:
+            raise BadInput(f"{option} {path}: is one of the inputs.")
+        if path.exists() and any(each in place.parents for place in places):
+            raise BadInput(f"{option} {path}: is a file in the folder {each}, an input.")
 
 
 def predict_run(
@@ -169,7 +179,7 @@ def _predicted(
                 wrong[part.files[place]] = why
                 print(printable(f"waymark: {part.files[place]}: {why}"), file=sys.stderr)
             right = np.array([i not in part.wrong for i in range(len(part))])
-            truth = labels.truth(part, reader.source) if predictor.labelled else None
+            truth = labels.truth(part, reader.source, reader.truth) if predictor.labelled else None
             answers, losses = predictor.answers(part, truth, right)
             add(answers)
             total += len(answers.rows)

@@ -44,6 +44,7 @@ class Rows:
             raise BadInput(
                 f"{path} has no column {missing[0]!r}, which the run's model takes{near}."
             )
+        self.truth = ", ".join(self._targets)
         self.labelled = all(name in first.names for name in self._targets)
         truth = f"labels {', '.join(self._targets)}" if self.labelled else "no labels"
         taken = {each.name for each in columns} | {*self._targets}
