@@ -2,6 +2,8 @@
 
 import csv
 import io
+import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +15,14 @@ import pytest
 from PIL import Image
 from waymark import plots
 from waymark.api import evaluate, predict
+from waymark.cli.models import cli
 from waymark.data.picture_file import decode
 from waymark.errors import BadInput
 from waymark.evaluation.restore import find_checkpoint, load_data, score_state
 from waymark.prediction import inputs
 from waymark.prediction.results import Predictions
+from waymark.prediction.writing import writing
+from waymark.processes.signals import Interrupted
 from waymark.training.score import Score
 
 from tests.support.processes import Main
@@ -234,6 +239,29 @@ def test_the_most_confident_mistakes_are_drawn(
         for (_, picture), row in zip(drawn, wrong["row"], strict=True):
             assert np.array_equal(picture[..., 0], data["x_test"][row])
     assert found.drawn == len(wrong) > 1
+    with np.load("data.npz") as data:
+        np.savez("right.npz", x=data["x_test"], y=found.predicted)
+    assert predict(run_id, "right.npz", errors="errors.png").drawn == 0
+    assert not Path("errors.png").exists()
+
+
+def test_a_signal_leaves_nothing_behind(
+    within: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = within("cnn")
+    before = sorted(Path().iterdir())
+    monkeypatch.setattr(plots, "titled_pictures", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted) as stopped:
+        cli.main(["predict", run_id, "data.npz", "--errors", "e.png"], standalone_mode=False)
+    assert stopped.value.status == 128 + signal.SIGTERM  # type: ignore[attr-defined]
+    assert sorted(Path().iterdir()) == before
+
+
+def test_what_cannot_be_read_is_not_what_cannot_be_written(tmp_path: Path) -> None:
+    layout: Any = None
+    with pytest.raises(OSError, match="of an input"), writing(tmp_path / "a.csv", layout):
+        raise OSError(5, "of an input")
+    assert not [*tmp_path.iterdir()]
 
 
 # The command
@@ -252,8 +280,9 @@ def test_csv_on_standard_output_and_words_beside_it(
     assert f"({hits} of 620 examples)" in done.stderr
     written = main("predict", run_id, "data.npz", "-o", "found.csv")
     assert (written.returncode, "written: found.csv" in written.stdout) == (0, True)
-    refused = main("predict", run_id, "nothing.npz")
+    refused = main("predict", run_id, "no/lr=1.npz")
     assert (refused.returncode, refused.stdout) == (2, "")
+    assert "no/lr=1.npz cannot be read: No such file" in refused.stderr
 
 
 def test_a_file_is_whole_or_as_it_was(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from waymark.cli.group import status_of_server
 from waymark.processes.signals import GracefulShutdown, Interrupted
 from waymark.training.runtime import start_tensorflow
 
@@ -108,3 +109,12 @@ def test_a_hangup_that_is_ignored_stays_so(exits: list[int]) -> None:
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize(("status", "exit_status"), [(0, 0), (1, 1), (-9, 137), (-2, 130)])
+def test_the_end_of_a_server_by_a_signal_is_told(
+    status: int, exit_status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of_server(status) == exit_status
+    said = f"waymark: MLflow's server was ended by signal {-status}.\n" if status < 0 else ""
+    assert capsys.readouterr().err == said

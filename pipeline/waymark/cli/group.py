@@ -1,7 +1,10 @@
 """The group that the commands belong to, and what they share."""
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -73,6 +76,28 @@ def exit_status_of(work: Any) -> int:
         if FULL_ERROR:
             raise
         return int(status)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let a signal end the work in good order: raise Interrupted, and so exit with 128 + it."""
+    from waymark.processes.signals import Interrupted, handling
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)  # which no library takes for an error of its own
+
+    try:
+        with handling((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), stop):
+            yield
+    except KeyboardInterrupt as stopped:
+        raise Interrupted(*stopped.args or (signal.SIGINT,)) from None
+
+
+def status_of_server(status: int) -> int:
+    """Return the exit status for the end of MLflow's server; say which signal has ended it."""
+    if status < 0:
+        complain(f"MLflow's server was ended by signal {-status}.")
+    return 128 - status if status < 0 else status
 
 
 def complain(message: str) -> None:

@@ -1,7 +1,7 @@
 """The commands that use what was trained."""
 
 import os
-import signal
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import astuple
@@ -9,9 +9,19 @@ from typing import Any
 
 import click
 
-from waymark.cli.group import CONFIG_DIR, OVERRIDES, cli, complain, with_folder
+from waymark.cli.group import (
+    CONFIG_DIR,
+    OVERRIDES,
+    cli,
+    complain,
+    interruptible,
+    status_of_server,
+    with_folder,
+)
 from waymark.errors import BadInput, printable
 from waymark.table import format_table, metric_value, number, terminal_width
+
+OVERRIDE = re.compile(r"(\+\+?|~)?[\w.]+=")  # how one of Hydra's begins; else a path has the "="
 
 
 def measured_text(metrics: Mapping[str, float], total: int) -> str:
@@ -81,7 +91,9 @@ def export(run: str, folder: str, overrides: tuple[str, ...], **options: Any) ->
     """Write a checkpoint into FOLDER for programs without Waymark: savedmodel/, model.keras, ..."""
     from waymark import api
 
-    print(printable(f"written: {api.export(run, folder, *overrides, **options)}"))
+    with interruptible():
+        written = api.export(run, folder, *overrides, **options)
+    print(printable(f"written: {written}"))
     return 0
 
 
@@ -117,15 +129,10 @@ def serve(run: str, overrides: tuple[str, ...], **options: Any) -> int:
     Prints its address, and a curl line that asks it about an example.
     """
     from waymark import api
-    from waymark.processes.signals import Interrupted, handling
 
-    def stop(number: int, _: object) -> None:
-        raise Interrupted(number)
-
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    with handling(signals, stop), api.serve(run, *overrides, **options) as server:
+    with interruptible(), api.serve(run, *overrides, **options) as server:
         print(server.address, server.curl, sep="\n", flush=True)
-        return abs(server.wait())
+        return status_of_server(server.wait())
 
 
 @cli.command()
@@ -146,9 +153,10 @@ def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
     """
     from waymark import api
 
-    overrides = [text for text in arguments if "=" in text and not os.path.exists(text)]
+    overrides = [text for text in arguments if OVERRIDE.match(text) and not os.path.exists(text)]
     inputs = [text for text in arguments if text not in overrides]
-    found = api.predict(run, inputs, *overrides, **options)
+    with interruptible():
+        found = api.predict(run, inputs, *overrides, **options)
     say = sys.stderr if options["output"] == "-" else sys.stdout
     if found.metrics:
         print(measured_text(found.metrics, found.total), file=say)
@@ -169,7 +177,8 @@ def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
 @OVERRIDES
 @click.option("--against", required=True, metavar="RUN", help="What the run may not be worse than.")
 @click.option("--max-drop", "drops", multiple=True, metavar="METRIC=AMOUNT",
-              help="By how much it may be worse; else 0, of what it is judged by.")  # fmt: skip
+              help="By how much it may be worse: drop, or rise where lower is better; else "
+              "0, of what it is judged by.")  # fmt: skip
 @click.option("--significant", is_flag=True, help="Fail only if the whole 95 % interval is worse.")
 @click.option("--step", default="latest", help="Of both: a step, `best` or `latest` (default).")
 @click.option("--markdown", is_flag=True, help="Print a table for a pull request.")

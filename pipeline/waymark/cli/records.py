@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 import click
 
-from waymark.cli.group import OVERRIDES, cli, show, store_uri
+from waymark.cli.group import OVERRIDES, cli, show, status_of_server, store_uri
 from waymark.errors import BadInput
 from waymark.table import age, coloured, metric_value, one_line_each, terminal_width
 
@@ -139,4 +139,4 @@ def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
         there = "" if opened.is_ours else "the UI of this store is at "
         print(f"{there}{opened.address}", flush=True)
         status = opened.wait()
-    return stopped or abs(status)
+    return stopped or status_of_server(status)
