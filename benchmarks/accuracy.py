@@ -6,6 +6,7 @@ Takes overrides for every run; prints one table. The pictures of one of the CNNs
 benchmarks/pictures/ for the README.
 """
 
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,8 +25,9 @@ def accuracy(model: str, seed: int, overrides: list[str], folder: str) -> float:
     done = subprocess.run([*command, *overrides], capture_output=True, text=True)
     if done.returncode:
         sys.exit(done.stderr)
-    lines = dict(line.rsplit(maxsplit=1) for line in done.stdout.splitlines())
-    return float(lines["accuracy restored"])
+    found = re.search(r"(?m)^test accuracy, restored +(\S+)$", done.stdout)
+    assert found, done.stdout
+    return float(found[1])
 
 
 def main(overrides: list[str]) -> None:

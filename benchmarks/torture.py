@@ -61,6 +61,7 @@ MODELS["cnn"] += ["batch_size=20"]
 STEPS = {"softmax": 4000, "cnn": 600}
 TINY = ["steps=60", "save.every=5", "eval_every=20", "batch_size=10"]  # for damage: later wins
 FORMATS = ("ckpt", "npz")
+RESTORED = r"(?m)^test accuracy, restored +(\S+)$"
 NEVER = 10**9  # a step that no run reaches
 GROUPS = ("kills", "damage", "outages")
 FAULTS = [("down", "at the start"), ("down", "in the middle"), ("down", "at the end")]
@@ -156,7 +157,7 @@ def undisturbed(attempts: Attempts) -> dict[tuple[str, str], Undisturbed]:
         if status:
             sys.exit(f"an undisturbed run failed:\n{err}")
         head, training, tail = (b - a for a, b in itertools.pairwise([*moments, time.monotonic()]))
-        accuracy = re.search(r"accuracy restored +(\S+)", out)[1]
+        accuracy = re.search(RESTORED, out)[1]
         return Undisturbed(local_end(folder, run_id), accuracy, head, training, tail)
 
     keys = list(itertools.product(MODELS, FORMATS))
@@ -433,7 +434,8 @@ def outage(
         limit.cancel()
         took = time.monotonic() - began
     repair()
-    if status or f"accuracy restored     {expected[key].accuracy}\n" not in out:
+    said = re.search(RESTORED, out)
+    if status or said is None or said[1] != expected[key].accuracy:
         wrong.append(f"the run ended with status {status} after {took:.0f} s: {line}{out}{err}")
     for _ in range(2):
         status, out, err = finish(start(folder, "sync", f"tracking.uri={uri}"))

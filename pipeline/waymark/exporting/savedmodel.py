@@ -23,7 +23,6 @@ def is_savedmodel(folder: Path) -> bool:
     return (
         "saved_model.pb" in names
         and names <= PARTS
-        and not any((folder / "assets").glob("*"))
         and all(path.name.startswith("variables.") for path in (folder / "variables").glob("*"))
     )
 
