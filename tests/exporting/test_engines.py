@@ -17,6 +17,7 @@ from waymark.files import replacing
 
 from tests.support import engines
 from tests.support.exported import KINDS, TRUST, Arrays, evaluated, trained, write_data
+from tests.support.packages import link_packages
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras
 # The largest difference of a logit, relative to the largest logit; the page on exports says so.
@@ -123,3 +124,32 @@ def test_what_was_there_comes_back_if_a_signal_comes_between(
     with pytest.raises(KeyboardInterrupt), replacing(target) as made:
         made.mkdir()
     assert [path.name for path in tmp_path.rglob("*")] == ["savedmodel", "old"]
+
+
+# What a client needs beside Python, and what that needs.
+NEEDED = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
+# It is run without the folder of the installed packages (-S), but with one of links to a few.
+ALONE = "import runpy, sys; sys.path.append(sys.argv[1]); sys.argv[:2] = []; "
+ALONE += "runpy.run_path(sys.argv[0], run_name='__main__')"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", NEEDED)
+def test_a_client_has_no_tensorflow(
+    engine: str, known: Callable[[str], Known], tmp_path: Path
+) -> None:
+    key, features, *_ = known("softmax")
+    model = api.export(key, tmp_path, TRUST, target=engine)  # type: ignore[arg-type]
+    expected = by_a_client(engine, model, features)
+    (tmp_path / "packages").mkdir()
+    link_packages(tmp_path / "packages", NEEDED[engine], "numpy")
+    assert not (tmp_path / "packages" / "tensorflow").exists()
+    files = [str(tmp_path / name) for name in ("given.npz", "alone.npz")]
+    program = ["-I", "-S", "-c", ALONE, str(tmp_path / "packages"), engines.__file__]
+    command = [sys.executable, *program, engine, str(model), *files, "2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(files[1]) as archive:
+        assert {*archive} == {*expected}
+        for name in archive:
+            np.testing.assert_array_equal(archive[name], expected[name])

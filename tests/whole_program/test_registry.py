@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -12,19 +11,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pytest
-from packaging.requirements import Requirement
 from waymark import BadInput, api
 from waymark.comparison.own_code import own_files
 from waymark.execution.execute import Result
 
 from tests.support.data import pictures, write_pictures
+from tests.support.packages import link_packages
 from tests.support.processes import BOUND, THREADS, Main, Open, answers, free_port, poll
 
 SHORT = ["data=arrays", "save=npz", "steps=20", "save.every=5", "eval_every=5", "progress=false"]
@@ -241,33 +239,13 @@ def models_of_first(logged: Logged, client: Open) -> Any:
     return models(client(logged.folder), logged.run_id)[20]
 
 
-def bare(folder: Path, *packages: str) -> None:
-    """Link packages into a folder, with what they need, and nothing else."""
-    todo, seen = [*packages], set()
-    while todo:
-        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            found = distribution(name)
-        except PackageNotFoundError:  # of another platform
-            continue
-        needed = map(Requirement, found.requires or ())
-        todo += [r.name for r in needed if not r.marker or r.marker.evaluate({"extra": ""})]
-        for top in {file.parts[0] for file in found.files or ()} - {".."}:
-            source = Path(str(found.locate_file(top)))
-            if source.exists() and not (folder / top).exists():
-                (folder / top).symlink_to(source)
-
-
 @pytest.mark.long
 def test_a_bare_environment_is_enough(
     logged: Logged, client: Open, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     packages, images = tmp_path / "packages", tmp_path / "images.npy"
     packages.mkdir()
-    bare(packages, "mlflow", "tensorflow")
+    link_packages(packages, "mlflow", "tensorflow")
     np.save(images, logged.images)
     program = f"""
 import sys
