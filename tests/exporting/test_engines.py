@@ -126,6 +126,34 @@ def test_what_was_there_comes_back_if_a_signal_comes_between(
     assert [path.name for path in tmp_path.rglob("*")] == ["savedmodel", "old"]
 
 
+def test_a_missing_package_is_asked_for(
+    known: Callable[[str], Known], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("waymark.exporting.onnx.find_spec", lambda name: None)
+    with pytest.raises(BadInput, match="needs onnx and tf2onnx, which pip install onnx tf2onnx"):
+        api.export(known("softmax")[0], tmp_path / "out", TRUST, target="onnx")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_a_record_without_a_signature_is_exported_by_its_data(
+    known: Callable[[str], Known], tmp_path: Path
+) -> None:
+    key = known("gaps")[0]
+    before = api.export(key, tmp_path / "before", TRUST, target="savedmodel")
+    (path,) = Path().glob(f"mlruns/artifacts/*/{key}/artifacts/signature.json")
+    content = path.read_bytes()
+    path.unlink()
+    try:
+        after = api.export(key, tmp_path / "after", TRUST, target="savedmodel")
+    finally:
+        path.write_bytes(content)
+    raw = known("gaps")[2]
+    found = [by_a_client("savedmodel", model, raw) for model in (before, after)]
+    for name in found[0]:
+        np.testing.assert_array_equal(found[1][name], found[0][name])
+
+
 # What a client needs beside Python, and what that needs.
 NEEDED = {"onnx": "onnxruntime", "tflite": "ai-edge-litert"}
 # It is run without the folder of the installed packages (-S), but with one of links to a few.
