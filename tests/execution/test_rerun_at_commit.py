@@ -278,6 +278,7 @@ class Own(Softmax):
 """
 
 
+@pytest.mark.long
 @needs_git
 def test_the_users_own_code_moved_on(
     place: Path,

@@ -186,6 +186,7 @@ def test_a_study_goes_on_where_it_stopped(place: Path, main: Main, client: Open)
     assert len({str(trial.params) for trial in known.trials}) == 5
 
 
+@pytest.mark.long
 def test_what_failed_is_proposed_again(
     place: Path, main: Main, client: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,6 +21,7 @@ def data(small: Path) -> list[str]:
     return ["data=arrays", f"data.path={small}"]
 
 
+@pytest.mark.long
 def test_an_older_record_with_waymark_s_adam_stays_what_it_was(
     place: Path, data: list[str], main: Main
 ) -> None:
