@@ -12,7 +12,7 @@ from waymark.tracking import logged_models, model_folder
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.opening import open_store
 
-from tests.support.processes import THREADS, Killed, Main, end_sending
+from tests.support.processes import THREADS, Killed, Main, end_sending, poll
 from tests.support.proxy import Proxy
 
 SHORT = ["data=arrays", "save=npz", "steps=10", "save.every=5", "eval_every=5", "progress=false"]
@@ -177,8 +177,17 @@ def test_what_an_outage_kept_from_a_server_sync_makes_once(
         named = f"experiment_name={tmp_path.name}", "tracking.flush_seconds=2"
         api.run(*SHORT, f"data.path={small}", uri, *named)
         proxy.set("pass")
-        assert main("sync", uri).returncode == 0
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a busy machine takes its time
         remote = MlflowClient(server[0])
+
+        def arrived() -> bool:
+            """Sync, which leaves a run alone as long as its delivery tries again."""
+            assert main("sync", uri).returncode == 0
+            experiment = remote.get_experiment_by_name(tmp_path.name)
+            runs = remote.search_runs([experiment.experiment_id]) if experiment else []
+            return bool(runs and models(remote, runs[0].info.run_id))
+
+        poll(arrived)
         experiment = remote.get_experiment_by_name(tmp_path.name)
         (run,) = remote.search_runs([experiment.experiment_id])
         check(remote, run.info.run_id)
