@@ -1,9 +1,9 @@
-"""Measure the test accuracies that the README states: 1000 steps on MNIST, several seeds.
+"""Measure the test accuracies that docs/speed.md states: 1000 steps on MNIST, several seeds.
 
     python -m benchmarks.accuracy data.path=/path/to/mnist.npz
 
 Takes overrides for every run; prints one table. The pictures of one of the CNNs stay in
-benchmarks/pictures/ for the README.
+docs/pictures/ for the pages.
 """
 
 import re
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PICTURES = Path(__file__).parent / "pictures"
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 SEEDS = {"softmax": 5, "cnn": 3, "cnn precision=mixed_bfloat16": 3}
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.picture
 
-Reads the JSON files beside it; writes benchmarks/pictures/speed.png.
+Reads the JSON files beside it; writes docs/pictures/speed.png.
 """
 
 import json
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.ways import HERE
 
-FILE = HERE / "pictures" / "speed.png"
+FILE = HERE.parent / "docs" / "pictures" / "speed.png"
 OWN, OTHER = "#d95f02", "#9aa5b1"  # colours: of Waymark, of all others
 LOOP = {  # way -> what it is called in the picture
     "+ evaluation: all of Waymark": "waymark",

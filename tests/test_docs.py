@@ -1,4 +1,4 @@
-"""The pages under docs/ are true: their snippets run, one after the other."""
+"""The pages under docs/ are true: their snippets run, their commands and links are real."""
 
 import re
 import shlex
@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waymark.cli import models, records, training  # noqa: F401  (which add their commands)
+from waymark.cli.group import cli
+from waymark.config.compose import compose_config
 
 from tests.support.processes import REPO, Main
 
 PAGES = sorted((REPO / "docs").glob("*.md"))
+# Those with commands: of the others, test_library and test_readme run the snippets.
+WITH_COMMANDS = [page for page in PAGES if "```sh\n" in page.read_text(encoding="utf-8")]
+MAX_LINES = {"README.md": 150}
 
 
 @pytest.mark.filterwarnings("ignore:__array__ impl:DeprecationWarning")  # of Keras, as it saves
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_snippets_run(place: Path, monkeypatch: pytest.MonkeyPatch, main: Main, page: Path) -> None:
     monkeypatch.syspath_prepend(place)
     blocks = re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
@@ -34,15 +40,51 @@ def test_snippets_run(place: Path, monkeypatch: pytest.MonkeyPatch, main: Main, 
     assert {language for language, _ in blocks} >= {"python", "sh"}
 
 
-def test_every_page_is_linked_from_the_readme_and_links_to_what_is_there() -> None:
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    assert PAGES
-    for page in PAGES:
-        assert f"(docs/{page.name})" in readme
-        for target in re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
-            file, _, heading = target.partition("#")
-            other = page.parent / file if file else page
-            assert other.exists() and (not heading or heading in headings(other)), target
+def test_pages_are_short_and_link_to_what_is_there() -> None:
+    readme = REPO / "README.md"
+    for page in [readme, REPO / "CONTRIBUTING.md", *PAGES]:
+        text = page.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= MAX_LINES.get(page.name, 200), page
+        for target in re.findall(r"\]\(([^)]+)\)", text):
+            if not target.startswith("https://"):
+                file, _, heading = target.partition("#")
+                other = page.parent / file if file else page
+                assert other.exists() and (not heading or heading in headings(other)), target
+
+
+def test_every_page_is_in_the_list_of_pages_and_reached_from_the_readme() -> None:
+    index = (REPO / "docs" / "index.md").read_text(encoding="utf-8")
+    assert "(docs/index.md)" in (REPO / "README.md").read_text(encoding="utf-8")
+    assert [p.name for p in PAGES if p.stem != "index" and f"]({p.name})" not in index] == []
+
+
+def commands(page: Path) -> list[str]:
+    """Return the commands of Waymark in the indented blocks of a page, comments left out."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    found = re.findall(r"^    (waymark [a-z].*)$", text, re.M)
+    return [re.sub(r"  +#.*$", "", line) for line in found]
+
+
+def test_what_pages_tell_to_type_is_understood(place: Path) -> None:
+    """Overrides compose; options are those of the command. The blocks of ```sh are run above."""
+    told = [line for page in [REPO / "README.md", *PAGES] for line in commands(page)]
+    assert len(told) > 20
+    for line in told:
+        _, name, *words = shlex.split(line)
+        command = cli.commands[name]
+        options = {option for each in command.params for option in each.opts}
+        used = {word for word in words if word.startswith("--")}
+        assert name == "run" or used <= options, line
+        if name == "run":
+            compose_config(overrides(words))
+
+
+def overrides(words: list[str]) -> list[str]:
+    """Return what a command line overrides, of a sweep the first choice of each."""
+    pairs = [w for w in words if re.match(r"[+\w./]+=", w) and not w.startswith("hydra")]
+    if "-m" not in words:
+        return pairs
+    return [re.sub(r"=([^\[{(,]+),.*$", r"=\1", pair) for pair in pairs]
 
 
 def headings(page: Path) -> set[str]:

@@ -21,12 +21,14 @@ from waymark.models.cnn import Cnn
 
 from tests.support.processes import Main, answers, free_port, poll
 
-PAGE = Path(__file__).parent.parent / "LIBRARY.md"
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [DOCS / "library.md", DOCS / "library-models.md"]  # the second goes on from the first
 SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
 
 
-def test_the_page_is_true(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+def test_the_pages_are_true(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
@@ -57,7 +59,7 @@ for module in pkgutil.walk_packages(waymark.__path__, "waymark."):
 for name in waymark.__all__:
     assert callable(getattr(waymark, name)), name
 """
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=PAGE.parent)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=DOCS.parent)
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ class Recorded:
 
 
 def plain_digest(state: dict[str, np.ndarray]) -> str:
-    """Compute a state's digest from the README's sentence alone."""
+    """Compute a state's digest from the sentence in docs/how-it-works.md alone."""
     total = hashlib.sha256()
     for name, array in sorted(state.items()):
         total.update(f"{name}\n{array.dtype.name}\n{array.shape}\n".encode())

@@ -1,4 +1,4 @@
-"""What the README says is what the program does: its snippets, keys, files and dependencies."""
+"""What README and reference pages say is what the program does: snippets, keys, dependencies."""
 
 import ast
 import re
@@ -18,8 +18,12 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def section(title: str) -> str:
-    return README.split(f"\n{title}\n", 1)[1].split("\n## ", 1)[0]
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"\n## {title}\n", 1)[1].split("\n## ", 1)[0]
 
 
 def first_cells(text: str) -> list[str]:
@@ -36,9 +40,8 @@ def test_snippets_read_what_a_run_saved(
     data = Mnist5k(sampling="replacement").load()
     images = data.x_test.reshape(len(data.x_test), -1).astype(np.float32) / np.float32(255)
     names = {"images": images, "one_hot": np.eye(10, dtype=np.float32)[data.y_test]}
-    blocks = [
-        b.replace("RUN_ID", result.run_id) for b in re.findall(r"```python\n(.*?)```", README, re.S)
-    ]
+    text = page("files-of-a-run").replace("RUN_ID", result.run_id)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert len(blocks) == 3
     capsys.readouterr()
     if save == "ckpt":
@@ -79,7 +82,11 @@ def test_every_setting_is_explained_where_it_is_declared_and_the_table_says_the_
     texts |= {group: classes["Config"][group] for group in ("save", "data", "optimizer")}
     for part, name in parts.items():
         texts |= {f"{part}.{key}": text for key, text in classes[name].items()}
-    rows = [line for line in section("## Configuration").splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in section(page("configuration"), "Settings").splitlines()
+        if line.startswith("| `")
+    ]
     cells = [row.removeprefix("| ").removesuffix(" |").split(" | ", 2) for row in rows]
     assert {key.strip("`"): text for key, _, text in cells} == texts
     silent = [
@@ -92,7 +99,7 @@ def test_every_setting_is_explained_where_it_is_declared_and_the_table_says_the_
 
 
 def test_the_table_of_keys_is_the_configuration() -> None:
-    cells = first_cells(section("## Configuration"))
+    cells = first_cells(section(page("configuration"), "Settings"))
     named = {key for cell in cells for key in re.findall(r"`([a-z_.]+)`", cell)}
     config = yaml.safe_load((ROOT / "conf" / "config.yaml").read_text())
     groups = {next(iter(d)) for d in config["defaults"] if isinstance(d, dict)}
@@ -109,7 +116,7 @@ def test_the_table_of_dependencies_is_the_projects() -> None:
     extras = [extra for name, extra in project["optional-dependencies"].items() if name != "dev"]
     texts = sum(extras, project["dependencies"])
     needed = {re.match(r"[\w-]+", text)[0].lower() for text in texts}  # type: ignore[index]
-    cells = ", ".join(first_cells(section("## Dependencies")))
+    cells = ", ".join(first_cells(section(page("install"), "Packages")))
     assert set(cells.split(", ")) - {"package"} == needed
 
 
@@ -119,7 +126,7 @@ def test_what_is_missing_is_installed_by_the_names_of_packages() -> None:
     extras = project["optional-dependencies"]
     assert list(PACKAGES.values()) == [extras[n] for n in ("joblib", "ray", "slurm", "optuna")]
     files = [*ROOT.glob("*.md"), *ROOT.glob("*.toml"), ROOT / "Makefile"]
-    for folder in ("conf", "pipeline", "tests", "benchmarks"):
+    for folder in ("conf", "docs", "pipeline", "tests", "benchmarks"):
         files += [p for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".yaml", ".md")]
     wrong = re.compile(r"pip install (-\S+ )*['\"]?waymark\b|['`]waymark\[")
     assert not [path for path in files if wrong.search(path.read_text(encoding="utf-8"))]
@@ -128,8 +135,11 @@ def test_what_is_missing_is_installed_by_the_names_of_packages() -> None:
 def test_every_make_target_is_explained() -> None:
     targets = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.M)
     assert targets
+    explained = README + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     for target in targets:
-        assert re.search(rf"make {target}|`{target}`", README), target
+        assert re.search(rf"make {target}\b|`{target}`", explained), target
+    for target in re.findall(r"^(?:time )?make ([a-z-]+)", (ROOT / ".ci/run").read_text(), re.M):
+        assert f"make {target}" in README, target
 
 
 def test_make_starts_no_script_whose_first_line_names_the_folder() -> None:
@@ -138,16 +148,16 @@ def test_make_starts_no_script_whose_first_line_names_the_folder() -> None:
     assert set(started) == {"python"}
 
 
-def test_every_command_is_in_the_readme_and_the_other_way_round() -> None:
+def test_every_command_is_explained_and_the_other_way_round() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "waymark", "--help"], capture_output=True, text=True, check=True
     )
     commands = re.findall(r"^  (\w+)  ", done.stdout.split("Commands:")[1], re.M)
-    assert set(re.findall(r"waymark (\w+)", section("## Commands"))) == set(commands)
+    assert set(re.findall(r"^\| `waymark (\w+)", page("commands"), re.M)) == set(commands)
 
 
 def test_every_folder_of_the_code_is_explained() -> None:
-    named = {cell.strip("`") for cell in first_cells(section("## The code"))}
+    named = {cell.strip("`") for cell in first_cells(section(README, "The code"))}
     inside = [p for p in (ROOT / "pipeline").glob("*/*") if (p / "__init__.py").is_file()]
     folders = [*(ROOT / name for name in ("conf", "benchmarks", "tests", "mlruns")), *inside]
     assert {f"{folder.relative_to(ROOT)}/" for folder in folders} <= named

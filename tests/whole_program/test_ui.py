@@ -128,7 +128,7 @@ def test_the_ui_shows_a_sweep(
     client: Callable[[Path], Any],
     place: Path,
 ) -> None:
-    # WAYMARK_SCREENSHOTS=benchmarks/pictures renews the README's two.
+    # WAYMARK_SCREENSHOTS=docs/pictures renews the two of the pages.
     pictures = REPO / os.environ.get("WAYMARK_SCREENSHOTS", place)
     store = client(place)
     losses = [

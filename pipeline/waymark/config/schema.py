@@ -161,7 +161,7 @@ class Fork:
 
 @settings
 class Config:
-    """Everything that decides a run. The README's table holds the same words for each field."""
+    """Everything that decides a run. docs/configuration.md repeats the texts below its fields."""
 
     model: Any
     """`softmax` (`init_stddev`), `linear` (with a bias), `cnn` (`init_stddev`, `init_bias`,
