@@ -1,6 +1,5 @@
 """What README and reference pages say is what the program does: snippets, keys, dependencies."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ import yaml
 from waymark.config.compose import PACKAGES, compose_config
 from waymark.data.sources import Mnist5k
 from waymark.execution.execute import Result, run
+
+from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,48 +55,17 @@ def test_snippets_read_what_a_run_saved(
         assert np.mean(names["predictions"] == data.y_test) == result.restored_accuracy
 
 
-def explained_fields() -> dict[str, dict[str, str]]:
-    """Return for each settings class the text that stands below each of its fields."""
-    found: dict[str, dict[str, str]] = {}
-    package = ROOT / "pipeline" / "waymark"
-    for path in set(package.rglob("*.py")) - set((package / "tracking").rglob("*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            decorators = node.decorator_list if isinstance(node, ast.ClassDef) else []
-            if isinstance(node, ast.ClassDef) and "settings" in map(ast.unparse, decorators):
-                fields = found.setdefault(node.name, {})
-                for field, text in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):
-                    if isinstance(field, ast.AnnAssign) and "ClassVar" not in ast.unparse(field):
-                        said = ast.literal_eval(text.value) if isinstance(text, ast.Expr) else ""
-                        fields[ast.unparse(field.target)] = " ".join(said.split())
-    return found
+def test_every_setting_is_explained_where_it_is_declared() -> None:
+    classes = reference.explained_fields()
+    known = {"Config", "Runtime", "SaveFormat", "Ckpt", "Cnn", "Adam", "Arrays"}
+    assert known <= {name.rpartition(".")[2] for name in classes}
+    fields = [(name, *field) for name, texts in classes.items() for field in texts.items()]
+    assert [(name, key) for name, key, text in fields if not text] == []
 
 
-def test_every_setting_is_explained_where_it_is_declared_and_the_table_says_the_same() -> None:
-    classes = explained_fields()
-    assert {"Config", "Runtime", "SaveFormat", "Ckpt", "Cnn", "Adam", "Arrays"} <= set(classes)
-    parts = {
-        **{"runtime": "Runtime", "tracking": "Tracking", "record": "Record"},
-        **{"objective": "Objective", "save": "SaveFormat", "data": "Loader"},
-        "optimizer": "Optimizer",
-    }
-    texts = {key: text for key, text in classes["Config"].items() if key not in parts}
-    texts |= {group: classes["Config"][group] for group in ("save", "data", "optimizer")}
-    for part, name in parts.items():
-        texts |= {f"{part}.{key}": text for key, text in classes[name].items()}
-    rows = [
-        line
-        for line in section(page("configuration"), "Settings").splitlines()
-        if line.startswith("| `")
-    ]
-    cells = [row.removeprefix("| ").removesuffix(" |").split(" | ", 2) for row in rows]
-    assert {key.strip("`"): text for key, _, text in cells} == texts
-    silent = [
-        f"{name}.{field}"
-        for name, fields in classes.items()
-        for field, text in fields.items()
-        if not text
-    ]
-    assert not silent
+def test_the_tables_of_settings_are_those_of_schema_and_yaml() -> None:
+    said = page("configuration")
+    assert said == reference.renewed(said), "make reference"
 
 
 def test_the_table_of_keys_is_the_configuration() -> None:
