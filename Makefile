@@ -20,7 +20,7 @@ FIND_PYTHON = \
 		exit 1; \
 	fi
 
-.PHONY: help setup run ui test test-all test-cluster bench torture check lock schema reference
+.PHONY: help setup run ui test test-all test-cluster bench torture check lock schema reference docs
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s  %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ lock: ## renew requirements.lock; one package only: make lock ARGS="--upgrade-pa
 schema: setup ## write the SQL that new stores are made from, after an upgrade of MLflow
 	@# MLflow's migrations go through sets: without a fixed order each time would be another text.
 	@PYTHONHASHSEED=0 $(BIN)/python -m tests.support.schema
+
+docs: setup ## build the documentation as a site: dist/site/index.html
+	@$(BIN)/python -m mkdocs build --quiet
 
 reference: setup ## write the tables of docs/configuration.md, after a change of a setting
 	@$(BIN)/python -m tests.support.reference

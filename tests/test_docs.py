@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,14 @@ def test_pages_are_short_and_link_to_what_is_there() -> None:
                 file, _, heading = target.partition("#")
                 other = page.parent / file if file else page
                 assert other.exists() and (not heading or heading in headings(other)), target
+
+
+def test_pages_are_a_site(tmp_path: Path) -> None:
+    """MkDocs is strict: a link or heading that is not there, or a page left out, is an error."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert {f"{page.stem}.html" for page in PAGES} <= {file.name for file in tmp_path.iterdir()}
 
 
 def test_every_page_is_in_the_list_of_pages_and_reached_from_the_readme() -> None:

@@ -229,7 +229,7 @@ class Config:
     """modules of your own that `resume` and `evaluate` may import"""
     experiment_name: Annotated[str, Field(min_length=1)]
     """name of MLflow's experiment: a text, kept as it is written, at most 250 characters, no
-    control characters, none of `` ` $ ; | & < > ``"""
+    control characters, no vertical bar, none of `` ` $ ; & < > ``"""
     run_name: Annotated[str, Field(min_length=1)] | None
     """name of MLflow's run, a text like `experiment_name`; null: MLflow makes one"""
     tags: dict[str, str]

@@ -74,7 +74,7 @@ class Images(Loader):
     """Pictures of the user's own, in one folder for each class."""
 
     path: str
-    """a folder `CLASS/*.png`, or `train|val|test/CLASS/*.png` (`valid` and `validation` are `val`):
+    """a folder `CLASS/*.png`, or `train/CLASS/*.png` with `val` (`valid`, `validation`) and `test`:
     PNG, JPEG, BMP, GIF (the first picture), WebP, TIFF, PPM, of 8 bits a channel"""
     size: Annotated[list[Size], Field(min_length=2, max_length=2)] | Size
     """[height, width] to which they are resized, whatever their own is; or one number for both"""
