@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 from waymark import api
+from waymark.execution.execute import Result
 from waymark.tracking import logged_models, model_folder
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.opening import open_store
@@ -50,6 +51,18 @@ def check(client: MlflowClient, run_id: str) -> None:
     assert [point.step for point in history] == [5, 10]
 
 
+@pytest.fixture
+def train(place: Path, small: Path, delivery_here: None) -> Callable[..., Result]:
+    """Return what runs the short run; this process delivers it."""
+    return lambda *more: api.run(*SHORT, f"data.path={small}", *more)
+
+
+@pytest.fixture
+def mine(place: Path, client: Callable[[Path], MlflowClient]) -> MlflowClient:
+    """Return MLflow's client on the store of the test's folder."""
+    return client(place)
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -61,11 +74,9 @@ def check(client: MlflowClient, run_id: str) -> None:
 def test_whatever_fails_a_model_is_made_once(
     call: str,
     after: bool,
-    place: Path,
-    small: Path,
+    train: Callable[..., Result],
+    mine: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
-    delivery_here: None,
-    client: Callable[[Path], Any],
 ) -> None:
     """The process dies before or after a call to MLflow, of which it has no answer then."""
     real, failed = getattr(MlflowClient, call), []
@@ -78,9 +89,9 @@ def test_whatever_fails_a_model_is_made_once(
         return answer
 
     monkeypatch.setattr(MlflowClient, call, failing)
-    result = api.run(*SHORT, f"data.path={small}")
+    result = train()
     assert failed
-    check(client(place), result.run_id)
+    check(mine, result.run_id)
     assert not list(model_folder.waiting(result.folder.parent))
 
 
@@ -88,31 +99,27 @@ def test_whatever_fails_a_model_is_made_once(
 @pytest.mark.parametrize("call", CALLS)
 def test_a_model_whose_making_was_killed_is_completed(
     call: str,
-    place: Path,
-    small: Path,
+    train: Callable[..., Result],
+    mine: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
-    delivery_here: None,
-    client: Callable[[Path], Any],
     main: Main,
 ) -> None:
     """The next command that opens the store, or `sync`, does what was left."""
     with monkeypatch.context() as broken:
         broken.setattr(MlflowClient, call, lambda *_, **__: 1 / 0)
         broken.setattr("waymark.tracking.active_run.PICTURES_S", 1.0)
-        result = api.run(*SHORT, f"data.path={small}", "tracking.flush_seconds=1")
-    assert [model.status for model in models(client(place), result.run_id)] != ["READY"]
+        result = train("tracking.flush_seconds=1")
+    assert [model.status for model in models(mine, result.run_id)] != ["READY"]
     assert main("sync").returncode == 0
-    check(client(place), result.run_id)
+    check(mine, result.run_id)
 
 
 @pytest.mark.parametrize("method", ["end", pytest.param("set_tags", marks=pytest.mark.long)])
 def test_a_run_that_dies_after_its_model_is_written_has_one_model_when_it_goes_on(
     method: str,
-    place: Path,
-    small: Path,
+    train: Callable[..., Result],
+    mine: MlflowClient,
     monkeypatch: pytest.MonkeyPatch,
-    delivery_here: None,
-    client: Callable[[Path], Any],
 ) -> None:
     """As of SIGKILL: before its end is recorded, or before the model, written twice, is there."""
     started: list[ActiveRun] = []
@@ -123,11 +130,11 @@ def test_a_run_that_dies_after_its_model_is_written_has_one_model_when_it_goes_o
 
     with monkeypatch.context() as broken, pytest.raises(Killed):
         broken.setattr(ActiveRun, method, dying)
-        api.run(*SHORT, f"data.path={small}")
+        train()
     end_sending(started[0])
     run_id = started[0].info.id
     api.resume(run_id)
-    check(client(place), run_id)
+    check(mine, run_id)
 
 
 def test_through_a_server_a_model_is_made_registered_and_resolved(
@@ -195,13 +202,12 @@ def test_what_an_outage_kept_from_a_server_sync_makes_once(
 
 
 def test_in_a_sweep_the_best_trial_is_a_model_at_the_end(
-    place: Path, small: Path, client: Callable[[Path], Any]
+    place: Path, small: Path, mine: MlflowClient
 ) -> None:
     short = [word for word in SHORT if not word.startswith("save.log_model")]
     found = api.sweep(
         *short, f"data.path={small}", "save.log_model=auto", "optimizer.learning_rate=0.3,1e-6"
     )
-    mine = client(place)
     assert found.best
     assert {each.run_id: len(models(mine, each.run_id)) for each in found.trials} == {
         each.run_id: int(each.run_id == found.best.run_id) for each in found.trials

@@ -103,14 +103,20 @@ def read_column(name: str, series: Any, source: str, guessed: bool, category: bo
     if gaps:
         dtype = dtype if dtype.kind == "f" else np.dtype(np.float64)
     values = series.to_numpy(dtype, na_value=np.nan) if gaps else series.to_numpy(dtype)
+    refuse_infinite(name, values, source)
+    return Column(name, "number", values)
+
+
+def refuse_infinite(name: str, values: np.ndarray, source: str, first: int = 0) -> None:
+    """Raise BadInput for a number [n] that float32 does not hold; the first row is row `first`."""
     with np.errstate(over="ignore"):
         infinite = np.flatnonzero(np.isinf(values.astype(np.float32)))
     if infinite.size:
+        row = infinite[0]
         raise BadInput(
-            f"{source}: column {name!r} has {values[infinite[0]]} in row {infinite[0]}, which is "
-            f"not finite as a float32."
+            f"{source}: column {name!r} has {values[row]} in row {first + row}, which is not "
+            f"finite as a float32."
         )
-    return Column(name, "number", values)
 
 
 def _categories(name: str, series: Any, source: str, guessed: bool) -> Column:

@@ -26,7 +26,6 @@ from waymark.evaluation.intervals import DRAWS, paired_intervals
 from waymark.table import metric_value
 from waymark.tasks.metrics import LOSS, TABLE, measured
 from waymark.tasks.resampled import Value, mean
-from waymark.training.runtime import start_if_imported, start_tensorflow
 from waymark.training.score import Score
 
 Mode = Literal["max", "min"]
@@ -171,13 +170,8 @@ def score_run(
         config = _measuring(config, names, said)
         names = names or (next(iter(measured(config.task, config.metrics))),)
         modes = {name: _mode(config, name, said, significant) for name in names}
-        start_if_imported(**vars(config.runtime))
-        data = restore.load_data(config)
-        restore.refuse_other_data(found.record, data)
-        start_tensorflow(**vars(config.runtime))
-        if hasattr(config.model, "buffers"):
-            restore.use_keras_settings(found.folder)
-        score = restore.score_state(config, data, found.store.read(found.step)[1])
+        data = found.data()
+        score = restore.score_state(config, data, found.read()[1])
         name = text if address else found.record.name
         return Scored(
             candidate=Candidate(found.record.id, printable(name), found.step),

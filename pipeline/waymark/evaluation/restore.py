@@ -15,7 +15,7 @@ import numpy as np
 from waymark.checkpoints import State
 from waymark.checkpoints.external import find_bundle, read_parameters
 from waymark.checkpoints.retention import KeepBest, Save, better
-from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, refuse_links
+from waymark.checkpoints.store import CheckpointStore, CorruptCheckpoint, Manifest, refuse_links
 from waymark.config.compose import SEARCHPATH
 from waymark.config.record import from_record, read_record
 from waymark.config.resolve import Resolved
@@ -168,6 +168,23 @@ class FoundCheckpoint:
     store: CheckpointStore
     step: int
 
+    def data(self) -> Dataset:
+        """Return the data that the run was trained on; raise BadInput for others."""
+        data = load_data(self.config)
+        refuse_other_data(self.record, data)
+        return data
+
+    def start(self) -> None:
+        """Start TensorFlow, and Keras if the model is one of its, as the run had them."""
+        start_tensorflow(**vars(self.config.runtime))
+        if hasattr(self.config.model, "buffers"):
+            use_keras_settings(self.folder)
+
+    def read(self) -> tuple[Manifest, State]:
+        """Start TensorFlow, and return the checkpoint; raise CorruptCheckpoint."""
+        self.start()
+        return self.store.read(self.step)
+
 
 @contextmanager
 def find_checkpoint(
@@ -178,7 +195,8 @@ def find_checkpoint(
 ) -> Iterator[FoundCheckpoint]:
     """Yield a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint.
 
-    RUN may be a model's address, of one step. `meanwhile` is called while the run is looked for.
+    Raises NeedsNewProcess if TensorFlow is here already, but not as the run needs it. RUN may be a
+    model's address, of one step. `meanwhile` is called while the run is looked for.
     """
     overrides = dict(overrides)
     tracking = connect(overrides.pop("tracking.uri", None), reading=True)
@@ -204,6 +222,7 @@ def find_checkpoint(
         if made:
             _refuse_other_state(text, store, made)
         chosen = choose_step(store, str(made.step) if made else step, record.id, config.task)
+        start_if_imported(**vars(config.runtime))
         yield FoundCheckpoint(record, config, folder, store, chosen)
 
 
@@ -226,13 +245,9 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
     """Score a run's checkpoint: a step, `best` or `latest`; raise BadInput, CorruptCheckpoint."""
     with find_checkpoint(text, step, overrides) as found:
         config, store, chosen = found.config, found.store, found.step
-        start_if_imported(**vars(config.runtime))
-        data = load_data(config)
-        refuse_other_data(found.record, data)
-        start_tensorflow(**vars(config.runtime))
-        if hasattr(config.model, "buffers"):
-            use_keras_settings(found.folder)
+        data = found.data()
         if from_meta:
+            found.start()
             graph.refuse_inputs(data)
             manifest = store.manifest(chosen)
             if not manifest.graph:
@@ -245,7 +260,7 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
             meta = store.folder / min(manifest.graph)
             scored = _score_graph(meta, store.path(chosen), config, data)
         else:
-            state = store.read(chosen)[1]
+            state = found.read()[1]
             scored = _summary(config, data, score_state(config, data, state))
             log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
         source = f"checkpoints/{store.path(chosen).name} of run {found.record.id}"
@@ -260,10 +275,7 @@ def recorded_signature(found: FoundCheckpoint) -> Signature:
     path = found.folder / SIGNATURE
     if path.exists():
         return read_signature(path.read_bytes(), f"recorded in {path}")
-    start_if_imported(**vars(found.config.runtime))
-    data = load_data(found.config)
-    refuse_other_data(found.record, data)
-    return signature_of(data, found.config.task, found.config.data)
+    return signature_of(found.data(), found.config.task, found.config.data)
 
 
 def use_keras_settings(folder: Path) -> None:

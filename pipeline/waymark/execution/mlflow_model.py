@@ -21,6 +21,7 @@ from waymark.evaluation import restore
 from waymark.evaluation.restore import FoundCheckpoint
 from waymark.exporting.savedmodel import write_savedmodel
 from waymark.package import __version__
+from waymark.tasks import answer_names
 from waymark.tracking import logged_models, model_folder, registry
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.model_folder import ModelFacts, Tensor
@@ -28,7 +29,6 @@ from waymark.tracking.registry import Registered
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
-from waymark.training.runtime import start_tensorflow
 
 PACKAGES = ("tensorflow", "keras", "numpy")  # that a model needs beside MLflow
 
@@ -54,16 +54,11 @@ def write(
         ]
         packages = [f"{name}=={version(name)}" for name in PACKAGES]
         example, outputs = _example(signature, data), _outputs(path)
-        said = _metadata(signature)
+        names = answer_names(config.task).names
+        said = {"task": signature.task, names: list(signature.output_names), "waymark": __version__}
         return ModelFacts(manifest.step, manifest.digest, inputs, outputs, example, packages, said)
 
     model_folder.write(folder, saved)
-
-
-def _metadata(signature: Signature) -> dict[str, Any]:
-    """Return what else is told of a model."""
-    kind = "output_names" if signature.task == "regression" else "class_names"
-    return {"task": signature.task, kind: list(signature.output_names), "waymark": __version__}
 
 
 def _outputs(path: Path) -> list[Tensor]:
@@ -180,9 +175,5 @@ def _make(store: RunStore, found: FoundCheckpoint) -> str:
 
 def _write_found(found: FoundCheckpoint, folder: Path) -> None:
     """Write the model of a checkpoint that was found."""
-    config = found.config
-    start_tensorflow(**vars(config.runtime))
-    if hasattr(config.model, "buffers"):
-        restore.use_keras_settings(found.folder)
-    manifest, state = found.store.read(found.step)
-    write(config, manifest, state, restore.recorded_signature(found), folder)
+    manifest, state = found.read()
+    write(found.config, manifest, state, restore.recorded_signature(found), folder)

@@ -6,6 +6,6 @@ from waymark.evaluation.restore import find_checkpoint, recorded_signature
 from waymark.exporting.savedmodel import write_savedmodel
 
 with find_checkpoint("latest", "latest", {}) as found:
-    signature, state = recorded_signature(found), found.store.read(found.step)[1]
+    signature, state = recorded_signature(found), found.read()[1]
     write_savedmodel(found.config, state, signature, Path("exported/savedmodel"))
 """

@@ -10,7 +10,6 @@ from waymark.evaluation import restore
 from waymark.exporting import keras, onnx, savedmodel, tflite
 from waymark.files import writes
 from waymark.training.loop import DoesNotFit
-from waymark.training.runtime import start_if_imported, start_tensorflow
 
 Target = Literal["savedmodel", "keras", "onnx", "tflite"]
 # Each is a module with NAME, what is written; check(), which refuses before TensorFlow is imported;
@@ -39,12 +38,8 @@ def export_run(
         path: Path = folder / written_by.NAME
         written_by.check(config, said)
         _refuse_others(target, path)
-        start_if_imported(**vars(config.runtime))
         signature = restore.recorded_signature(found)
-        start_tensorflow(**vars(config.runtime))
-        if hasattr(config.model, "buffers"):
-            restore.use_keras_settings(found.folder)
-        state = found.store.read(found.step)[1]
+        state = found.read()[1]
         try:
             written_by.write(config, state, signature, path)
         except DoesNotFit as error:

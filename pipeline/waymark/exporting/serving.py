@@ -1,7 +1,7 @@
 """The function that every export computes: from raw inputs to what a task says of them.
 
 It scales, standardises and encodes as training did, and computes as `training.score` does. What
-it returns for a batch [B] is, by the kind of the task,
+it returns for a batch [B] is `waymark.tasks.answers`, which a task names:
 
     classification   logits float32 [B, K], probabilities float32 [B, K], classes int64 [B]
     multilabel       logits float32 [B, K], probabilities float32 [B, K], labels uint8 [B, K]
@@ -20,6 +20,7 @@ from waymark.data.randomness import Tensor
 from waymark.data.signature import ONE, Signature
 from waymark.evaluation.restore import scored_values
 from waymark.models import Tensors, as_logits, forward, scale
+from waymark.tasks import answers
 
 
 def serving_function(
@@ -47,7 +48,7 @@ def serving_function(
         statistics = {name: read.pop(name) for name in signature.statistics}
         features = scale(_features(signature, given, plain), signature.divide, statistics)
         outputs = forward(config.model, config.precision, read, features)
-        return _said(config, as_logits(config.model, config.task, outputs))
+        return answers(config.task, as_logits(config.model, config.task, outputs))
 
     inputs = signature.tensors if plain else signature.inputs
     kinds = {
@@ -55,23 +56,6 @@ def serving_function(
     }
     module.serve = tf.function(serve, autograph=False)
     return module, module.serve.get_concrete_function(**kinds)
-
-
-def _said(config: Config, outputs: Tensor) -> dict[str, Tensor]:
-    """Return by name what a task says of a model's outputs."""
-    import tensorflow as tf
-
-    task = config.task
-    match getattr(task, "kind", ""):
-        case "classification":
-            shares = tf.nn.softmax(outputs)
-            return {"logits": outputs, "probabilities": shares, "classes": task.predict(outputs)}
-        case "multilabel":
-            shares = tf.nn.sigmoid(outputs)
-            return {"logits": outputs, "probabilities": shares, "labels": task.predict(outputs)}
-        case "regression":
-            return {"predictions": task.predict(outputs)}
-    return {"outputs": outputs, "predictions": task.predict(outputs)}
 
 
 def _features(signature: Signature, given: Tensors, plain: bool) -> Any:

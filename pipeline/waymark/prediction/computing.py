@@ -14,8 +14,6 @@ from waymark.tasks import example_losses
 from waymark.training.hidden_state import trace
 from waymark.training.score import compute_outputs, in_batches, kind_of_predictions
 
-PROBABILITIES = {"classification": "softmax", "multilabel": "sigmoid"}  # by the kind of a task
-
 
 class Predictor:
     """A compiled function of parts of examples, whose batches are those of `evaluate`."""
@@ -27,8 +25,8 @@ class Predictor:
         import tensorflow as tf
 
         model, task = config.model, config.task
-        converted = PROBABILITIES.get(getattr(task, "kind", ""))
-        self.labelled, self._converted = labelled, converted is not None
+        probabilities = getattr(task, "probabilities", None)
+        self.labelled, self._converted = labelled, probabilities is not None
         kinds = [kind_of_predictions(task, form.spec.outputs), tf.float32]
         kinds += [tf.float32] * (self._converted + labelled)
 
@@ -38,7 +36,7 @@ class Predictor:
                 pixels = tf.nest.map_structure(lambda array: array[rows], images)
                 outputs = compute_outputs(model, config.precision, form, task, values, pixels)
                 found = [task.predict(outputs), outputs]
-                found += [getattr(tf.nn, converted)(outputs)] if converted else []
+                found += [probabilities(outputs)] if probabilities else []
                 for truth in labels:
                     found.append(example_losses(task, truth[rows], outputs, training=False))
                 return found

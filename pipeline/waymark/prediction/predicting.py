@@ -17,7 +17,6 @@ from waymark.evaluation.restore import (
     find_checkpoint,
     recorded_signature,
     scored_values,
-    use_keras_settings,
 )
 from waymark.prediction.arrays import Arrays
 from waymark.prediction.computing import Predictor
@@ -28,8 +27,8 @@ from waymark.prediction.pictures import Pictures
 from waymark.prediction.results import Answers, Layout, Predictions, joined
 from waymark.prediction.tables import Rows
 from waymark.prediction.writing import STANDARD_OUTPUT, WRITERS, checked_output, writing
+from waymark.tasks import answer_names
 from waymark.tasks.metrics import measured
-from waymark.training.runtime import start_if_imported, start_tensorflow
 from waymark.training.score import measure, needs_outputs
 from waymark.training.streaming import ReadAhead
 
@@ -85,27 +84,29 @@ def predict_run(
     given = look(inputs)
     request = request.checked(given)
     with find_checkpoint(text, step, overrides) as found:
-        config, kept = found.config, found.store
-        start_if_imported(**vars(config.runtime))
+        config = found.config
         signature = recorded_signature(found)
         labels = Labels(config.task, form_of(signature))
         reader = _opened(given, config, labels, signature.columns, request)
         known = labels.are_read and reader.labelled
         _refuse_top(labels, request.top)
-        layout = Layout(labels.kind, signature.output_names, reader.from_files, request.top)
+        layout = Layout(
+            kind=labels.kind,
+            called=answer_names(config.task),
+            names=signature.output_names,
+            by_file=reader.from_files,
+            top=request.top,
+        )
         if request.errors is not None:
             refuse_errors(labels, known)
         unused = "" if labels.are_read else "; labels of a task of your own are not read"
         print(printable(f"waymark: reads {reader.said}{unused}"), file=sys.stderr)
-        start_tensorflow(**vars(config.runtime))
-        if hasattr(config.model, "buffers"):
-            use_keras_settings(found.folder)
-        form, state = labels.form, kept.read(found.step)[1]
+        form, state = labels.form, found.read()[1]
         values = scored_values(config, form.spec, form.statistics, state)
         predictor = Predictor(config, form, values, known)
         facts = {
             "read": reader.said,
-            "source": f"checkpoints/{kept.path(found.step).name} of run {found.record.id}",
+            "source": f"checkpoints/{found.store.path(found.step).name} of run {found.record.id}",
             "step": found.step,
         }
         return _predicted(config, predictor, reader, labels, layout, request, facts)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from waymark.tasks import AnswerNames
 from waymark.tasks.report import name_of
 
 
@@ -27,6 +28,7 @@ class Layout:
     """How answers are laid out."""
 
     kind: str  # of the task
+    called: AnswerNames  # by the task
     names: Sequence[str]  # of classes, labels or targets, as far as they are known
     by_file: bool = False  # whether each example is a file
     top: int | None = None  # how many of the best classes have columns; None: each has one
@@ -71,12 +73,11 @@ class Layout:
         found: dict[str, Any] = {"files": np.array(answers.files, str)} if self.by_file else {}
         if answers.truth is not None:
             found["true"] = answers.truth
+        if self.called.outputs:
+            found[self.called.outputs] = answers.outputs
         if answers.probabilities is not None:
-            found |= {"logits": answers.outputs, "probabilities": answers.probabilities}
-        elif self.kind != "regression":
-            found["outputs"] = answers.outputs
-        kinds = {"classification": "classes", "multilabel": "labels"}
-        return found | {kinds.get(self.kind, "predictions"): answers.predicted}
+            found["probabilities"] = answers.probabilities
+        return found | {self.called.predictions: answers.predicted}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from waymark.config.values import nearest
-from waymark.data.columns import EncodedColumn
+from waymark.data.columns import EncodedColumn, refuse_infinite
 from waymark.data.table import Table
 from waymark.data.table_file import TableFile, read_pieces
 from waymark.errors import BadInput
@@ -88,13 +88,7 @@ class Rows:
                 f"data it is a {kind}."
             )
         values: np.ndarray = series.to_numpy(np.float64, na_value=np.nan)
-        with np.errstate(over="ignore"):
-            infinite = np.flatnonzero(np.isinf(values.astype(np.float32)))
-        if infinite.size:
-            raise BadInput(
-                f"{self._path}: column {name!r} has {values[infinite[0]]} in row "
-                f"{infinite[0] + first}, which is not finite as a float32."
-            )
+        refuse_infinite(name, values, self.source, first)
         return values
 
     @staticmethod

@@ -18,12 +18,6 @@ from waymark.files import replacing, writes
 from waymark.prediction.results import Answers, Layout
 
 STANDARD_OUTPUT = "-"
-# What the names are called in an npz, by the kind of the task.
-NAMES = {
-    "classification": "class_names",
-    "multilabel": "label_names",
-    "regression": "target_names",
-}
 
 
 class Writer(ABC):
@@ -110,7 +104,7 @@ class NpzWriter(Writer):
 
     def close(self) -> None:
         """Complete the arrays, and put them into the npz, with the names of the classes."""
-        texts = {"files": self._files, NAMES.get(self._layout.kind, "names"): self._layout.names}
+        texts = {"files": self._files, self._layout.called.names: self._layout.names}
         for name, array in ((name, np.array(each)) for name, each in texts.items() if len(each)):
             self._grown[name] = GrowingArray(self._path.with_name(f"{name}.npy"), array)
             self._grown[name].append(array)

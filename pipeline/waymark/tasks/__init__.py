@@ -14,6 +14,8 @@ beside them. What acts on training alone (smoothing, say) is for `training`. Bes
     weights(data)                    float32 [N]: what each training example counts by its label
     report(data, predictions)        what evaluation/metrics.json says of the test set's predictions
     per_class(data, predictions)     a ClassScore for each class or label
+    probabilities(outputs)           float32 [B, K]: those of each class or label
+    answer_names                     an AnswerNames: what an exported model and an npz call these
 
 `report` decides which pictures a run gets, by what is in it: see `waymark.tasks.report`.
 
@@ -26,7 +28,7 @@ beside them. What acts on training alone (smoothing, say) is for `training`. Bes
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,30 @@ from waymark.data.randomness import Tensor
 from waymark.errors import BadInput, Failed
 from waymark.tasks.report import ClassScore
 from waymark.users_code import defined
+
+
+@dataclass(frozen=True)
+class AnswerNames:
+    """What is told of new examples is called so, in an exported model and in an npz."""
+
+    predictions: str = "predictions"  # what `predict` returns
+    outputs: str | None = "outputs"  # the model's; None: they are the predictions
+    names: str = "names"  # of the classes, labels or targets
+
+
+def answer_names(task: Any) -> AnswerNames:
+    """Return what a task calls its answers."""
+    names: AnswerNames = getattr(task, "answer_names", AnswerNames())
+    return names
+
+
+def answers(task: Any, outputs: Tensor) -> dict[str, Tensor]:
+    """Return by name what a task tells of a model's outputs, float32 [B, K]."""
+    names, probabilities = answer_names(task), getattr(task, "probabilities", None)
+    found = {names.outputs: outputs} if names.outputs else {}
+    if probabilities:
+        found["probabilities"] = probabilities(outputs)
+    return {**found, names.predictions: task.predict(outputs)}
 
 
 def prepare_columns(

@@ -11,6 +11,7 @@ from waymark.config.schema import settings
 from waymark.data.dataset import PARTS, Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
+from waymark.tasks import AnswerNames
 from waymark.tasks.metrics import Metric, accuracy
 from waymark.tasks.report import ClassScore, class_scores, confusion_report
 from waymark.tasks.resampled import hits
@@ -23,6 +24,7 @@ class Classification:
     """One class for each example: softmax over the outputs, the highest one is the prediction."""
 
     kind: ClassVar[str] = "classification"
+    answer_names: ClassVar[AnswerNames] = AnswerNames("classes", "logits", "class_names")
 
     # The defaults stand in conf/task/classification.yaml; these are for records made before, and
     # for code that makes a task itself.
@@ -88,6 +90,12 @@ class Classification:
         import tensorflow as tf
 
         return tf.argmax(outputs, 1)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the softmax of the outputs, float32 [B, K]."""
+        import tensorflow as tf
+
+        return tf.nn.softmax(outputs)
 
     def metrics(self) -> Mapping[str, Metric]:
         """Return the accuracy."""

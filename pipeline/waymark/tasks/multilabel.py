@@ -10,7 +10,7 @@ from waymark.config.schema import settings
 from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
-from waymark.tasks import prepare_columns
+from waymark.tasks import AnswerNames, prepare_columns
 from waymark.tasks.metrics import Metric, binary_accuracy
 from waymark.tasks.report import ClassScore, class_scores, label_report
 from waymark.tasks.resampled import hits, macro
@@ -21,6 +21,7 @@ class Multilabel:
     """Any number of K labels for each example: a sigmoid for each output."""
 
     kind: ClassVar[str] = "multilabel"
+    answer_names: ClassVar[AnswerNames] = AnswerNames("labels", "logits", "label_names")
 
     def prepare(self, data: Dataset) -> Dataset:
         """Return a data set whose labels are uint8 [N, K], 0 or 1; raise BadInput for others."""
@@ -38,6 +39,12 @@ class Multilabel:
         import tensorflow as tf
 
         return tf.cast(outputs > 0, tf.uint8)
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Return the sigmoid of the outputs, float32 [B, K]."""
+        import tensorflow as tf
+
+        return tf.nn.sigmoid(outputs)
 
     def metrics(self) -> Mapping[str, Metric]:
         """Return the mean of the labels' F1, and the share of all labels that are right."""

@@ -9,7 +9,7 @@ from waymark.config.schema import settings
 from waymark.data.dataset import Dataset
 from waymark.data.randomness import Tensor
 from waymark.errors import BadInput
-from waymark.tasks import prepare_columns
+from waymark.tasks import AnswerNames, prepare_columns
 from waymark.tasks.metrics import Metric, mae, rmse
 from waymark.tasks.report import target_report
 from waymark.tasks.resampled import mean_error, root_squared_error
@@ -20,6 +20,7 @@ class Regression:
     """T numbers for each example, the targets: the model's outputs are the predictions."""
 
     kind: ClassVar[str] = "regression"
+    answer_names: ClassVar[AnswerNames] = AnswerNames(outputs=None, names="target_names")
 
     loss: Literal["mse", "mae", "huber"] = "mse"
     """`mse`, `mae` or `huber` (squared up to an error of 1, then absolute)"""
