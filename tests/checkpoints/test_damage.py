@@ -91,8 +91,6 @@ def evaluate(
     monkeypatch.setattr(work, "connect", lambda uri, reading: recorded.tracking)
     monkeypatch.setattr(work, "load_data", lambda config: data)
     monkeypatch.setattr(work, "score_state", score)
-    monkeypatch.setattr(work, "log_parameters", lambda parameters: None)
-    monkeypatch.setattr(work, "parameter_shapes", lambda config, spec: {})
     before = {path: path.read_bytes() for path in recorded.checkpoints.iterdir()}
     yield evaluate
     shutil.rmtree(recorded.checkpoints)

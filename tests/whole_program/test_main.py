@@ -35,13 +35,6 @@ STEPS = {
     "softmax": ["steps=60", "save.every=20", "eval_every=20"],
     "cnn": ["steps=6", "save.every=2", "eval_every=2"],
 }
-LOADED = {
-    "softmax": "0 weights (784, 10)\n",
-    "cnn": "0 weights (5, 5, 1, 32)\n1 bias (32,)\n"
-    "2 weights_1 (5, 5, 32, 64)\n3 bias_1 (64,)\n"
-    "4 weights_2 (3136, 1024)\n5 bias_2 (1024,)\n"
-    "6 weights_3 (1024, 10)\n7 bias_3 (10,)\n",
-}
 COMBINATIONS = [(model, save) for model in ("cnn", "softmax") for save in ("ckpt", "npz")]
 combinations = pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
 
@@ -193,7 +186,7 @@ def test_one_accuracy_in_training_restored_and_from_the_graph(
     done = one.evaluated or main("evaluate", one.id, "--json")
     evaluated = json.loads(done.stdout)
     # As the TF1 tutorial's program prints what it loads.
-    assert (done.returncode, done.stderr) == (0, LOADED[combination[0]])
+    assert (done.returncode, done.stderr) == (0, "")
     assert (evaluated["step"], evaluated["total"]) == (step, 1000)
     assert evaluated["accuracy"] == trained == evaluated["hits"] / 1000
     assert [(step, evaluated["loss"])] == one.history("restored/loss")
@@ -315,7 +308,7 @@ def test_evaluate_prints_an_accuracy_for_people(
     accuracies = dict(one.history("test/accuracy"))
     for step in (40, 60):
         done = main("evaluate", one.id[:8], "--step", str(step))
-        assert (done.returncode, done.stderr) == (0, LOADED["softmax"])
+        assert (done.returncode, done.stderr) == (0, "")
         first, second = done.stdout.splitlines()
         assert first.startswith(f"accuracy {accuracies[step]:.4f}, loss ")
         assert second == f"restored from checkpoints/weights-{step} of run {one.id}"
@@ -461,11 +454,23 @@ def test_system_metrics_on_request(
     }
 
 
+ONLY_LAST = "waymark: save.every=50 is above steps={}: only the last step is saved.\n"
+
+
 def test_saving_less_often_than_there_are_steps_only_warns(place: Path, main: Main) -> None:
     done = main("run", "steps=3", "eval_every=0", THREADS)
     assert done.returncode == 0
-    assert done.stderr == "waymark: save.every=50 is above steps=3: only the last step is saved.\n"
+    assert done.stderr == ONLY_LAST.format(3)
     assert kept_checkpoints(done.stdout) == [3]
+    assert main("resume", "latest", "steps=4").stderr == ONLY_LAST.format(4)
+
+
+@pytest.mark.long
+def test_a_sweep_tells_once_that_only_the_last_step_is_saved(place: Path, main: Main) -> None:
+    short = ["run", "-m", "eval_every=0", "data.validation=10", THREADS]
+    assert main(*short, "steps=3", "seed=1,2").stderr == ONLY_LAST.format(3)
+    assert main(*short, "steps=2,60").stderr == ONLY_LAST.format(2)
+    assert main("rerun", "latest", "save.every=500").stderr == ""
 
 
 DIVERGING = ["optimizer=sgd", "optimizer.learning_rate=1e38", "steps=6"]
@@ -737,8 +742,7 @@ def test_training_starts_from_saved_parameters(
     path = place / checkpoints / "weights-60.npz"
     quiet = ["steps=1", "save.every=1", "eval_every=0", "optimizer.learning_rate=1e-30"]
     second = main("run", *quiet, f"init_from={path}", "save=npz", "seed=7", THREADS)
-    assert second.returncode == 0
-    assert second.stderr == LOADED["softmax"]
+    assert (second.returncode, second.stderr) == (0, "")
     run = client(place).get_run(run_id(second))
     before = dict(np.load(path))
     after = dict(

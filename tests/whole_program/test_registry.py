@@ -167,10 +167,14 @@ def test_a_checkpoint_is_registered_once_and_is_what_its_address_means(
         assert (found.step, found.accuracy) == (step, same.accuracy)
     by_id = f"models:/{models(mine, logged.run_id)[20].model_id}"
     assert api.evaluate(by_id).step == 20
+    fork = mine.get_run(api.run("steps=21", fork="models:/digits/2").run_id)
+    assert (fork.data.params["fork.run"], fork.data.params["fork.step"]) == (logged.run_id, "15")
     for words, said in {
         ("resume", "models:/digits@champion"): "takes the run",
         ("rerun", "models:/digits/1"): "takes the run",
         ("evaluate", "models:/digits@best"): "champion (version 2)",
+        ("run", "--fork", "models:/digits/9"): "versions 2, 1",
+        ("run", "--fork", "latest@last"): "'last' is no number, best or latest",
         ("evaluate", "models:/digits/9"): "versions 2, 1",
         ("evaluate", "models:/letters@champion"): "those are: digits",
         ("evaluate", "models:/digits"): "is no address",

@@ -12,7 +12,6 @@ from waymark.cli.group import (
     CONFIG_DIR,
     OVERRIDES,
     cli,
-    complain,
     exit_status_of,
     with_folder,
 )
@@ -25,7 +24,7 @@ from waymark.table import duration, metric_value, rate, size, terminal_width
     short_help="The whole pipeline: train, save, restore, evaluate, record.",
 )
 @click.option("--config-from", metavar="RUN")
-@click.option("--fork", metavar="RUN[@STEP]")
+@click.option("--fork", metavar="RUN[@STEP]|models:/NAME@ALIAS")
 @click.option("--summary", is_flag=True)
 @CONFIG_DIR
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -96,9 +95,6 @@ def _run(cfg: Any, arguments: list[str], summary: bool) -> int:
     resolved = check(cfg, HydraConfig.get().runtime.choices, arguments)
     from waymark.execution.execute import run as work  # takes longer than a refusal
 
-    steps, every = resolved.config.steps, resolved.config.save.every
-    if every > steps and resolved.config.epochs is None:
-        complain(f"save.every={every} is above steps={steps}: only the last step is saved.")
     _summary(work(resolved, summary=summary))
     return 0
 

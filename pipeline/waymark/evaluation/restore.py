@@ -262,7 +262,6 @@ def evaluate_run(text: str, step: str, from_meta: bool, overrides: Mapping[str, 
         else:
             state = found.read()[1]
             scored = _summary(config, data, score_state(config, data, state))
-            log_parameters({name: state[name] for name in parameter_shapes(config, data.spec)})
         source = f"checkpoints/{store.path(chosen).name} of run {found.record.id}"
         return Evaluation(**scored, step=chosen, source=source)
 
@@ -385,12 +384,5 @@ def evaluate_files(resolved: Resolved, path: Path, from_meta: bool) -> Evaluatio
     shapes = parameter_shapes(config, data.spec)
     statistics = {name: value.shape for name, value in data.statistics.items()}
     state = read_parameters(path, shapes, "--checkpoint", statistics, config.model)
-    log_parameters({name: state[name] for name in shapes})
     score = make_scorer(config, data)(state)
     return Evaluation(**_summary(config, data, score), source=str(path))
-
-
-def log_parameters(parameters: State) -> None:
-    """Print index, name and shape of the parameters that were loaded, as the TF1 tutorial does."""
-    for index, (name, value) in enumerate(parameters.items()):
-        print(f"{index} {name} {value.shape}", file=sys.stderr)

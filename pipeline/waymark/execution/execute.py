@@ -22,7 +22,7 @@ from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution import mlflow_model
 from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
-from waymark.execution.opening import data_lines, environment_line, model_lines
+from waymark.execution.opening import data_lines, environment_line, model_lines, tell_of_saves
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
@@ -219,6 +219,8 @@ class RunExecution:
         lines = data_lines(data)
         for line in lines[1:] if self._is_trial else lines:
             print(line, flush=True)
+        if not self._is_trial and self.plan.original is None:
+            tell_of_saves(config.steps, config.save.every)
         rules = {"save.keep_best": config.save.keep_best, "stop": config.stop}
         by = " and ".join(key for key, rule in rules.items() if rule)
         if by and data.evaluated == "test" and not self._is_trial:

@@ -17,7 +17,8 @@ from waymark.errors import BadInput
 from waymark.execution.execute import Result, run
 from waymark.execution.origin import Origin, read_checkpoint, refuse_settings
 from waymark.execution.plan import record_of
-from waymark.tracking.finder import find, find_single
+from waymark.tracking.finder import find, find_checkpoint_of, find_single
+from waymark.tracking.registry import is_address
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -26,7 +27,8 @@ from waymark.tracking.store import RunStore
 def fork(text: str, overrides: Mapping[str, Any], summary: bool = False) -> Result:
     """Train a new run on from a checkpoint, RUN@STEP, of a recorded one, in its configuration.
 
-    STEP is a step, `best` or `latest`, the newest whole one, which it is if there is no STEP.
+    STEP is a step, `best` or `latest`, the newest whole one, which it is if there is no STEP. A
+    model's address (models:/NAME@ALIAS) names a checkpoint by itself.
     `overrides` (dotted keys) may change all of the configuration but what the model's parameters
     are. `summary` is `run`'s. Raises BadInput for what is not there, is damaged, or does not fit;
     what `run` raises.
@@ -44,9 +46,14 @@ def fork(text: str, overrides: Mapping[str, Any], summary: bool = False) -> Resu
 
 def begin(text: str, overrides: Mapping[str, Any]) -> tuple[Resolved, Origin]:
     """Return the configuration of a fork of RUN@STEP, and what it begins with; raise BadInput."""
-    record, step, store = _named(text, overrides)
+    record, step, digest, store = _named(text, overrides)
     resolved = record_of(store, record, _given(overrides))
     origin = read_checkpoint(store, record, resolved.config, step)
+    if digest not in (None, origin[0].digest):
+        raise BadInput(
+            f"--fork={text!r}: checkpoint {step} of run {record.id}, of which it was made, is "
+            f"another one now."
+        )
     begun = Fork(run=record.id, step=origin[0].step, digest=origin[0].digest)
     return _with_origin(resolved, begun), origin
 
@@ -60,15 +67,28 @@ def trial(begun: Fork, words: Iterable[str]) -> Resolved:
     return resolved
 
 
-def _named(text: str, overrides: Mapping[str, Any]) -> tuple[RunRecord, str, RunStore]:
-    """Return the run and the step that RUN@STEP names, and where the run is."""
+def _named(text: str, overrides: Mapping[str, Any]) -> tuple[RunRecord, str, str | None, RunStore]:
+    """Return the run and the step that RUN@STEP, or a model's address, names, and their store.
+
+    Of an address the digest of the state comes with them.
+    """
     for key, value in overrides.items():
         if key.partition(".")[0] == "fork" or (key == "init_from" and value is not None):
             raise BadInput(f"{key}: a fork begins with the checkpoint that --fork names alone.")
+    store = connect(overrides.get("tracking.uri"))
+    if is_address(text):
+        record, made = find_checkpoint_of(store, text)
+        assert made
+        return record, str(made.step), made.digest, store
     found = re.fullmatch(r"(.*)@([0-9]+|best|latest)", text, re.DOTALL)
     wanted, step = found.groups() if found else (text, "latest")
-    store = connect(overrides.get("tracking.uri"))
-    return find_single(store, wanted), step, store
+    try:
+        return find_single(store, wanted), step, None, store
+    except BadInput as error:
+        if found or "@" not in text:
+            raise
+        step = text.rpartition("@")[2]
+        raise BadInput(f"{error} Of RUN@STEP, {step!r} is no number, best or latest.") from None
 
 
 def _given(overrides: Mapping[str, Any]) -> dict[str, Any]:

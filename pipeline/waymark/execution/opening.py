@@ -1,5 +1,6 @@
 """What a run says on standard output before it trains: its data, its model, its environment."""
 
+import sys
 from collections.abc import Mapping
 from math import prod
 from typing import Any
@@ -29,6 +30,13 @@ def data_lines(data: Dataset) -> list[str]:
         total = len(data.examples(part)[0])
         lines.append(f"{count} of {total} {part} examples stand in the training set as well")
     return lines
+
+
+def tell_of_saves(steps: int, every: int) -> None:
+    """Say on standard error if `save.every` lets no step but the last one be saved."""
+    if every > steps:
+        said = f"save.every={every} is above steps={steps}: only the last step is saved."
+        print(f"waymark: {said}", file=sys.stderr)
 
 
 def model_lines(resolved: Resolved, shapes: Shapes, table: bool) -> list[str]:

@@ -231,9 +231,7 @@ def _initial_parameters(config: Config, data: Dataset, origin: Origin | None) ->
     path, statistics = Path(config.init_from).expanduser(), data.statistics
     known = {name: value.shape for name, value in statistics.items()}
     found = read_parameters(path, shapes, "init_from", known, config.model)
-    parameters = {name: found[name] for name in shapes}  # the statistics are this run's own
-    restore.log_parameters(parameters)
-    return parameters
+    return {name: found[name] for name in shapes}  # the statistics are this run's own
 
 
 def _compile_own_classes(config: Config, data: Dataset) -> Trainer | None:

@@ -35,6 +35,7 @@ from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
 from waymark.errors import BadInput, printable
 from waymark.execution.ending import wait_for_ended_runs
+from waymark.execution.opening import tell_of_saves
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import composing, trial
@@ -119,6 +120,9 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         trial.refuse_unrecorded(values["objective"]["metric"], values["prune"], part, measured)
     _check(values)
     varied = sorted({*swept, *(sweeper.get("params") or {})})
+    numbers = values["steps"], values["save"]["every"]
+    if not trial.decides_saves(varied, values) and all(isinstance(x, int) for x in numbers):
+        tell_of_saves(*numbers)
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
     name, experiment = ", ".join(varied), values["experiment_name"]

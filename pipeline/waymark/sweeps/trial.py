@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -37,6 +37,7 @@ from waymark.evaluation.restore import in_steps, load_data
 from waymark.execution import execute, forking, new_process
 from waymark.execution.ending import Pruned
 from waymark.execution.mlflow_model import log_checkpoint
+from waymark.execution.opening import tell_of_saves
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
@@ -152,6 +153,7 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
     config, parent, command = resolved.config, os.environ[PARENT_ID], os.environ[COMMAND_ID]
     data = load_data(config)
     tracking, key = connect(config.tracking.uri, create=True), identity(resolved, data)
+    says = decides_saves(json.loads(os.environ[VARIED_KEYS]), vars(config))
     resolved = in_steps(resolved, data)
     config = resolved.config
     tags = {names.PARENT_RUN: parent, names.TRIAL: key, names.sweep_member_tag(parent): command}
@@ -162,6 +164,8 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
         if finished:
             tracking.set_tags(finished[0][0].id, {names.sweep_member_tag(parent): command})
             return objective(*finished[0], str(config.objective.metric))
+        if says:
+            tell_of_saves(config.steps, config.save.every)
         unfinished = [r for r, _ in known if r.tags.get(names.RESUME) and not config.rerun_finished]
         bounded = tracking.with_bound(PRUNING_ANSWER_S)
         pruner = _pruner(bounded, config, data.evaluated, parent, key)
@@ -185,6 +189,11 @@ def claim_and_run(resolved: Resolved, name: str) -> float:
         lock.release()
         if _orphaned.is_set():
             os._exit(128 + signal.SIGTERM)
+
+
+def decides_saves(varied: Iterable[str], values: Mapping[str, Any]) -> bool:
+    """Tell whether each trial must say by itself which steps it saves."""
+    return values["epochs"] is not None or bool({"steps", "save", "save.every"} & {*varied})
 
 
 def wait_until_free(

@@ -54,8 +54,8 @@ def find(store: RunStore, text: str) -> RunRecord:
     where, trouble = store.address.display_uri, ""
     if registry.is_address(text):
         raise BadInput(
-            f"RUN={text!r}: is a model's address, which evaluate, predict, export, register, serve "
-            f"and gate take; here it takes the run that the model was made by."
+            f"RUN={text!r}: is a model's address, which evaluate, predict, export, register, "
+            f"serve, gate and run --fork take; here it takes the run that the model was made by."
         )
     try:
         if store.server:
