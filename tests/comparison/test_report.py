@@ -279,6 +279,11 @@ def test_rows_are_sorted_and_chosen() -> None:
     assert order("loss") == ["10", "1", "9", "2", "x"]
     assert order("lr") == ["1", "2", "9", "10", "x"]
     assert order("lr", (), 2) == ["1", "2"]
+    times = zip(found.rows, (3, 1, None, 2, 5), strict=True)
+    took = [replace(row, seconds=time, steps_per_second=time) for row, time in times]
+    found = replace(found, rows=took)
+    assert order("duration") == ["10", "1", "9", "2", "x"]
+    assert order("steps/s") == ["2", "9", "1", "10", "x"]
     assert found.arranged(None, ["loss"]).metrics == ["loss"]
     best = found.arranged(top=1)  # of the other runs nothing is told
     assert best.keys == ["lr"] and len(best.curves) == 1 and "run-0" not in best.text()

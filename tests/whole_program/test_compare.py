@@ -603,7 +603,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--experiment", "\x1b[2J"], "--experiment='\\x1b[2J'"),
     (["--sweep", "nothing"], "'nothing'"),
     (["bare", "many", "--sweep", ""], "''"),
-    (["--sweep", "bare"], "found 0"),
+    (["--sweep", "bare"], "is no sweep, and no trial of one"),
     (["--where", "params.model = cnn"], "--where='params.model = cnn'"),
     (["--where", "nonsense"], "--where='nonsense'"),
     (["--where", "'"], '--where="\'"'),

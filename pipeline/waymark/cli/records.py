@@ -21,7 +21,11 @@ STYLES = {"RUNNING": "cyan", "FINISHED": "green", "FAILED": "red", "KILLED": "ye
 @click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
 @click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
 @click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
-@click.option("--sort", metavar="NAME", help="Sort by this metric, the best first, or setting.")
+@click.option(
+    "--sort",
+    metavar="NAME",
+    help="Sort by this metric, the best first, setting, duration or steps/s.",
+)
 @click.option("--metrics", metavar="NAME,NAME", help="Show these metrics alone.")
 @click.option("--top", type=click.IntRange(min=1), help="Show so many rows, the best ones.")
 @click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")

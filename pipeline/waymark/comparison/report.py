@@ -66,6 +66,13 @@ class Row:
     data: str | None  # digest of the data
 
 
+# What else rows can be sorted by, as the columns are called: a number of which less is better.
+TIMES: dict[str, Callable[[Row], float | None]] = {
+    "duration": lambda row: row.seconds,
+    "steps/s": lambda row: row.steps_per_second and -row.steps_per_second,
+}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What differs between runs; rows are in the order in which the runs were named or begun."""
@@ -91,12 +98,13 @@ class Comparison:
     ) -> "Comparison":
         """Return it with the best rows first, `top` of them, and the metrics that are `shown`.
 
-        `sort` is a metric or a setting that differs; without it rows are sorted by the metric that
-        the runs are judged by. Without `shown` all metrics are. Raises BadInput for unknown names.
+        `sort` is a metric or a setting that differs, `duration` or `steps/s`; without it rows are
+        sorted by the metric that the runs are judged by. Without `shown` all metrics are. Raises
+        BadInput for unknown names.
         """
         for option, key, known in (
             *(("--metrics", key, self.metrics) for key in shown),
-            *([("--sort", sort, [*self.metrics, *self.keys])] if sort is not None else []),
+            *([("--sort", sort, [*self.metrics, *self.keys, *TIMES])] if sort is not None else []),
         ):
             if key not in known:
                 kind = "metric" if option == "--metrics" else "metric, and no such setting differs"
@@ -311,6 +319,9 @@ def _place(row: Row, key: str) -> tuple[bool, Any]:
         value = row.metrics[key].final
         higher = better_value(key) is max
         return math.isnan(value), (0, -value if higher else value, "")
+    if key in TIMES and key not in row.values:
+        time = TIMES[key](row)
+        return time is None, (0, time or 0.0, "")
     text = row.values.get(key)
     if text is None:
         return True, (0, 0.0, "")

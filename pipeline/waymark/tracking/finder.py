@@ -143,6 +143,9 @@ def select(
     try:
         if store.server:
             mark_dead_runs_killed(store)
+        known = sweep is None or record.tags.get(names.KIND) == "sweep"
+        if not known and next(store.search(conditions[-1], page=1), None) is None:
+            raise BadInput(f"--sweep={sweep!r}: {record.id} is no sweep, and no trial of one.")
         page = min(most or 1000, 1000)
         runs = store.search(" AND ".join(conditions), NEWEST_FIRST, experiment, page)
         return [(store.record(run), summary_of(run)) for run in islice(runs, most)]
