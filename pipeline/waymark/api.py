@@ -43,7 +43,8 @@ from waymark.tracking.opening import open_store
 from waymark.tracking.registry import Registered
 from waymark.tracking.remote_store import connect
 from waymark.tracking.scoring_server import ScoringServer, answering, start_scoring
-from waymark.tracking.ui import Ui, check_free, start_ui
+from waymark.tracking.server import Server, check_free
+from waymark.tracking.ui import start_ui
 from waymark.training.runtime import NeedsNewProcess
 
 T = TypeVar("T")
@@ -352,7 +353,7 @@ def sync(tracking_uri: str | None = None) -> list[Synced]:
         return found + [Synced(*each) for each in recovery.sync(store)]
 
 
-def ui(host: str = "127.0.0.1", port: int = 5000, tracking_uri: str | None = None) -> Ui:
+def ui(host: str = "127.0.0.1", port: int = 5000, tracking_uri: str | None = None) -> Server:
     """Start MLflow's UI on the runs of this folder; its `close` ends it.
 
     A store on a server has its UI there: nothing is started. Raises BadInput for an address at

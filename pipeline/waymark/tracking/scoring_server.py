@@ -14,8 +14,8 @@ from typing import Any, cast
 from waymark.errors import Failed
 from waymark.processes.process_state import set_variable
 from waymark.tracking.questions import question
+from waymark.tracking.server import Server, check_free
 from waymark.tracking.store import RunStore
-from waymark.tracking.ui import Ui, check_free
 
 START_S = 300.0  # that it may take to answer: it imports TensorFlow
 INLINE = 400  # characters of an example that stands in the line itself
@@ -23,8 +23,8 @@ STANDARD_ERROR = 2  # the descriptor, also where sys.stderr is no file
 EXAMPLE = "serving_input_example.json"  # of a model, as MLflow writes it
 
 
-class ScoringServer(Ui):
-    """MLflow's scoring server: `address` takes requests; a `with` block closes it at its end.
+class ScoringServer(Server):
+    """MLflow's scoring server: `address` takes requests.
 
     `curl` is a line for the shell that asks it about the model's example.
     """
