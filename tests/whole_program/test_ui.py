@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect, sync_playwright
 from waymark import __version__
-from waymark.api import run
+from waymark.api import register, run
 from waymark.execution.execute import Result
 
 from tests.support.processes import BOUND, REPO, answers, free_port, poll
@@ -52,10 +52,12 @@ METRICS = """() => [...document.querySelectorAll('a[href*="#/metric?"]')].map(li
 
 @pytest.fixture
 def sweep(place: Path) -> list[Result]:
-    """Return the runs of a small sweep, the last of which learns fastest."""
+    """Return the runs of a small sweep, the last of which learns fastest and is registered."""
     settings = [f"steps={STEPS}", "save.every=20", "eval_every=20", "seed=0", "progress=false"]
     settings += ["runtime.intra_op_threads=2"]
-    return [run(*settings, f"{RATE}={rate}", f"run_name=rate_{rate}") for rate in RATES]
+    found = [run(*settings, f"{RATE}={rate}", f"run_name=rate_{rate}") for rate in RATES]
+    register(found[-1].run_id, "digits", alias="champion")
+    return found
 
 
 @pytest.fixture
@@ -210,3 +212,24 @@ def test_the_ui_shows_a_sweep(
             "image => image.complete && image.naturalWidth > 300", arg=image.element_handle()
         )
         page.screenshot(path=place / f"ui_{picture}")
+
+    # Its model: below the run, with its scores on the data set, and its signature.
+    page.get_by_role("tab", name="Overview").click()
+    models = page.get_by_text("Logged models (1)").locator("xpath=ancestor::*[2]")
+    expect(models).to_contain_text("Ready")
+    page.screenshot(path=place / "ui_logged_models.png")
+    models.get_by_role("link", name=f"step-{STEPS}").click()
+    expect(page.get_by_role("heading", name=f"step-{STEPS}")).to_be_visible()
+    (data,) = store.get_run(sweep[-1].run_id).inputs.dataset_inputs
+    scores = {ACCURACY: sweep[-1].training_accuracy, "restored/loss": sweep[-1].restored["loss"]}
+    for metric, value in scores.items():
+        row = page.get_by_role("row").filter(has=page.get_by_text(metric, exact=True))
+        expect(row).to_contain_text(f"{data.dataset.name} (#{data.dataset.digest})")
+        expect(row.get_by_role("link", name=names[-1], exact=True)).to_be_visible()
+        expect(row).to_contain_text(str(value))
+    expect(page.get_by_role("link", name="digits", exact=False).first).to_be_visible()
+    page.screenshot(path=place / "ui_model.png")
+    page.get_by_text("Artifacts", exact=True).click()
+    page.get_by_text("MLmodel", exact=True).click()
+    expect(page.get_by_text("signature:")).to_be_visible()
+    page.screenshot(path=place / "ui_signature.png")
