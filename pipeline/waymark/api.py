@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from waymark import plots
 from waymark.comparison.report import Comparison
 from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
@@ -31,6 +30,7 @@ from waymark.execution.plan import recorded
 from waymark.exporting import export as exporting
 from waymark.exporting.export import Target
 from waymark.listing import ListedRun, list_runs
+from waymark.plots.pictures import contact_sheet
 from waymark.prediction import predicting
 from waymark.prediction.predicting import Request
 from waymark.prediction.results import Predictions
@@ -100,7 +100,7 @@ def describe_data(*overrides: str, pictures: str | Path | None = None) -> DataSu
             path = Path(pictures).expanduser()
             classes = examples_by_class(data)
             try:
-                plots.contact_sheet(path, classes)
+                contact_sheet(path, classes)
             except OSError as error:
                 raise BadInput(f"{path} cannot be written: {error.strerror}.") from None
         folder = config.data.cache_folder() if isinstance(config.data, Loader) else None

@@ -1,7 +1,6 @@
 """What differs between runs, and how it is shown: as a table, CSV, JSON, curves."""
 
 import csv
-import html
 import io
 import math
 import os
@@ -13,13 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from waymark import names, plots
+from waymark import names
+from waymark.comparison import page
 from waymark.comparison.environment import format_difference
 from waymark.comparison.layout import ACROSS, Column, laid_out
+from waymark.comparison.page import Extras
 from waymark.comparison.rerun_report import Divergence, exact
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
+from waymark.plots.curves import LEGEND, draw_curves
+from waymark.plots.style import ENDINGS
 from waymark.table import duration, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
@@ -253,44 +256,58 @@ class Comparison:
         more = [f"left out for the width: {', '.join(left_out)}; --csv has all"] if left_out else []
         return "\n".join([table, "", *map(printable, more), *self.notes()])
 
-    def plot(self, path: Path) -> None:
-        """Draw all curves together, as a PNG file or an HTML page; raise BadInput for another."""
+    def legend(self) -> dict[str, str]:
+        """Return what stands for each row's label in a picture: the keys that differ alone."""
+        short = dict(zip(self.keys, short_keys(self.keys), strict=True))
+        shown = {k: settings_apart(row.values.get(k, "-") for row in self.rows) for k in self.keys}
+        texts = [
+            ", ".join(f"{short[k]}={shown[k][row.values.get(k, '-')]}" for k in self.keys)
+            for row in self.rows
+        ]
+        alone = {text for text in texts if text and texts.count(text) == 1}
+        return {
+            row.label: text if text in alone else row.label
+            for row, text in zip(self.rows, texts, strict=True)
+        }
+
+    def curves_of_rows(self) -> list[Curves]:
+        """Return the curves in the order of the rows, by what stands in the legend."""
+        legend, order = self.legend(), [row.label for row in self.rows]
+        ordered = sorted(self.curves, key=lambda curve: order.index(curve[0]))
+        return [(legend[label], losses, values) for label, losses, values in ordered]
+
+    def evaluated(self) -> str:
+        """Return what the second of each run's curves is: the metric, and on which set."""
+        parts = {"validation": names.VAL, "test": names.TEST}
+        known = [w for w, part in parts.items() if f"{part}{self.metric}" in self.metrics]
+        return f"{' or '.join(known)} {self.metric}".strip()
+
+    def plot(self, path: Path, extras: Extras | None = None) -> None:
+        """Draw all curves together, as a picture or an HTML page; raise BadInput for another file.
+
+        The page shows `extras` as well.
+        """
         path = plot_path(str(path))
-        if path.suffix == ".png":
-            replace_file(path, plots.curves(self.curves, "png", self.metric))
+        if path.suffix == ".html":
+            replace_file(path, page.page(self, extras or Extras()))
             return
-        svg = plots.curves(self.curves, "svg", self.metric).decode()
-        columns, rows = self.table()
-        cells = [_html("th", columns), *(_html("td", row) for row in rows)]
-        table = "\n".join(f"<tr>{row}</tr>" for row in cells)
-        notes = _html("li", self.notes())
-        replace_file(path, PAGE.format(table=table, notes=notes, svg=svg[svg.index("<svg") :]))
+        many = len(self.rows) > LEGEND and not self.is_arranged
+        found, file = self.arranged() if many else self, io.BytesIO()
+        draw_curves(file, found.curves_of_rows(), found.evaluated(), path.suffix[1:])
+        replace_file(path, file.getvalue())
 
 
-def _html(tag: str, texts: Iterable[str]) -> str:
-    return "".join(f"<{tag}>{html.escape(printable(text))}</{tag}>" for text in texts)
-
-
-PAGE = """<!doctype html>
-<meta charset="utf-8">
-<title>Waymark: comparison</title>
-<style>body {{ font: 14px sans-serif }} td, th {{ padding: 2px 10px; text-align: left }}
-svg {{ max-width: 100%; height: auto }}</style>
-{svg}
-<table>
-{table}
-</table>
-<ul>
-{notes}
-</ul>
-"""
+def short_keys(keys: Sequence[str]) -> list[str]:
+    """Return the last part of each key, the whole of those that share it."""
+    last = [key.rpartition(".")[2] for key in keys]
+    return [n if last.count(n) == 1 else k for k, n in zip(keys, last, strict=True)]
 
 
 def plot_path(text: str) -> Path:
     """Return the file that a plot is to be written to; raise BadInput for one that cannot be."""
     path = Path(os.path.expanduser(text)).absolute()  # unlike Path's it takes an unknown ~user
-    if path.suffix not in (".png", ".html"):
-        raise BadInput(f"--plot={text!r}: must end in .png or .html.")
+    if path.suffix not in (*ENDINGS, ".html"):
+        raise BadInput(f"--plot={text!r}: must end in .png, .svg, .pdf or .html.")
     if not os.path.isdir(path.parent) or os.path.isdir(path):
         what = "is a folder" if os.path.isdir(path) else f"there is no folder {path.parent}"
         raise BadInput(f"--plot={text!r}: {what}.")

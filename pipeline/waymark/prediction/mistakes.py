@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from waymark import plots
 from waymark.errors import BadInput
 from waymark.files import replacing, writes
+from waymark.plots.pictures import titled_pictures
 from waymark.prediction.inputs import is_picture, taken
 from waymark.prediction.labels import Labels
 from waymark.prediction.results import Answers
@@ -59,5 +59,5 @@ class Mistakes:
             pictures = ((pictures - low) / ((high - low) or 1) * 255).astype(np.uint8)
         texts = [text for *_, text, _ in self._found]
         with writes(path.parent), replacing(path) as file:
-            plots.titled_pictures(file, list(zip(texts, pictures, strict=True)))
+            titled_pictures(file, list(zip(texts, pictures, strict=True)))
         return len(texts)

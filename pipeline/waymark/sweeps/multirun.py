@@ -13,17 +13,15 @@ import re
 import shlex
 import signal
 import sys
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.comparison.report import Comparison, better_value
+from waymark.comparison.report import better_value
 from waymark.comparison.runs import compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
@@ -40,7 +38,7 @@ from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import composing, trial
 from waymark.sweeps.sweep import Sweep, TrialResult
-from waymark.sweeps.sweep_plot import TrialPoint, draw_sweep
+from waymark.sweeps.sweep_files import log_files
 from waymark.table import number, terminal_width
 from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
@@ -331,7 +329,7 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
         table = compare_found(tracking, found.finished)
         new = any(sweep.belongs_to_this_command(record) for record, _ in found.finished)
         if new or known.get(f"{names.PROGRESS}finished") != len(found.finished):
-            _log_plots(sweep, table)
+            log_files(sweep, table, found)
         print(table.text(terminal_width()))
     trials = found.trials(sweep.metric)
     best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
@@ -359,22 +357,3 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return SweepResult(parent, best, trials, status)
-
-
-def _log_plots(sweep: Sweep, table: Comparison) -> None:
-    points, metric = [], sweep.metric
-    for row in table.rows:
-        known = row.metrics.get(metric)
-        if known and all(key in row.values for key in table.keys):
-            half = None if known.high is None else known.high - known.final
-            mark = "*" if known.final_leads else "~" if known.ties else ""
-            points.append(
-                TrialPoint([row.values[key] for key in table.keys], known.final, half, mark)
-            )
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in ("sweep.html", "curves.png"):
-            table.plot(Path(scratch) / name)
-        (Path(scratch) / "sweep.csv").write_text(table.to_csv(), encoding="utf-8")
-        if points and table.keys:
-            (Path(scratch) / "sweep.png").write_bytes(draw_sweep(table.keys, points, metric))
-        sweep.store.log_files(sweep.parent, Path(scratch))

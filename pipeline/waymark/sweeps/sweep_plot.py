@@ -1,128 +1,271 @@
-"""One picture of a sweep: its objective over what was varied."""
+"""The pictures of a sweep: its objective over what was varied.
+
+`slices` has one panel a key; `heat_map` two keys at once; `parallel` all of them, one line a
+configuration (Inselberg, 1985); `importance` how much of the objective each key decides, where
+Optuna is installed: the numbers are its own, but its pictures are made by pyplot, in other styles.
+"""
 
 import io
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from waymark.table import elided, number, settings_apart
+from waymark.errors import printable
+from waymark.plots.style import COLOURS, GREY, drawn, tick_texts
+from waymark.sweeps.configurations import Axis, Found, TrialPoint, importances
+from waymark.table import elided, number
 
-LONGEST = 20  # characters of a value beside an axis
 CELLS = 20  # along each side of a heat map, at most
-WIDE = 30.0  # a ratio of the largest to the smallest value from which an axis is logarithmic
+ACROSS = 3  # panels of slices beside each other
+MARKS = {"*": "the best", "~": "not told apart from the best", "": "a configuration"}
+STYLES = {  # marker, size, colour
+    "*": ("*", 15, COLOURS[1]),
+    "~": ("D", 7, COLOURS[4]),
+    "": ("o", 5, COLOURS[0]),
+}
 
 
-@dataclass(frozen=True)
-class TrialPoint:
-    """What one configuration achieved, the mean over its seeds if there are several."""
-
-    values: list[str]  # of the varied keys, in their order
-    mean: float
-    half: float | None  # of the 95 % interval of the mean
-    mark: str  # * the best, ~ a tie with it
-
-
-class Axis:
-    """One varied key: numbers, on a logarithmic scale where they spread widely, or names."""
-
-    def __init__(self, key: str, texts: Sequence[str]) -> None:
-        self.key = key
-        self.shown = {k: elided(v, LONGEST) for k, v in settings_apart(texts).items()}
-        try:
-            values = {text: float(text) for text in texts}
-        except ValueError:
-            values = {}
-        numeric = bool(values) and all(map(math.isfinite, values.values()))
-        self.labels = sorted(set(texts), key=(lambda text: values[text]) if numeric else None)
-        self.some = self.labels[:: max(1, len(self.labels) // 10)]  # so that they can be read
-        first, last = self.labels[0], self.labels[-1]
-        if not numeric or values[first] == values[last]:
-            values = {text: float(place) for place, text in enumerate(self.labels)}
-        elif values[first] > 0 and values[last] / values[first] >= WIDE:
-            values = {text: math.log10(value) for text, value in values.items()}
-        low, width = values[first], values[last] - values[first]
-        # Where each value stands: 0 is the first one, 1 the last.
-        self.places = {t: (v - low) / width if width else 0.5 for t, v in values.items()}
-
-    def label(self, axis: Any, texts: Sequence[str], places: Sequence[float]) -> None:
-        """Label a Matplotlib axis with the key, and with some values at their places."""
-        axis.set_ticks(places, [self.shown[text] for text in texts], parse_math=False)
-        axis.set_label_text(self.key, parse_math=False)
+def draw_sweep(
+    keys: Sequence[str], points: Sequence[TrialPoint], metric: str, mode: str = "max"
+) -> dict[str, bytes]:
+    """Draw what was achieved by the values of `keys`; return PNG files by name."""
+    found = Found(keys, points, metric, mode)
+    pictures: dict[str, Callable[[io.BytesIO, Found], None]] = {"slices": slices}
+    if len(keys) > 1:
+        pictures |= {"heat_map": heat_map, "parallel": parallel}
+        if find_spec("optuna"):
+            pictures["importance"] = importance
+    files = {}
+    for name, draw in pictures.items():
+        file = io.BytesIO()
+        draw(file, found)
+        if file.tell():
+            files[name] = file.getvalue()
+    return files
 
 
-def draw_sweep(keys: Sequence[str], points: Sequence[TrialPoint], metric: str) -> bytes:
-    """Draw what was achieved by the values of `keys`; return the bytes of a PNG file.
-
-    One key: a curve with 95 % intervals. Two whose values make a grid: a heat map. Otherwise
-    parallel coordinates (Inselberg, 1985): one axis a key, one line a configuration.
-    """
-    from matplotlib.figure import Figure
-
-    axes = [Axis(key, [point.values[i] for point in points]) for i, key in enumerate(keys)]
-    figure = Figure(figsize=(max(7, 1.8 * len(keys) + 3), 4.5), layout="constrained")
-    sides = [len(axis.labels) for axis in axes]
-    if len(keys) == 1:
-        _curve(figure, axes[0], points, metric)
-    elif len(keys) == 2 and max(sides) <= CELLS and 2 * len(points) > sides[0] * sides[1]:
-        _heat_map(figure, axes, points, metric)
-    else:
-        _parallel(figure, axes, points, metric)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=100, format="png")
-    return file.getvalue()
+def slices(file: io.BytesIO, found: Found) -> None:
+    """Draw the objective over each key, one panel a key."""
+    axes, across = found.axes(), min(ACROSS, len(found.keys))
+    down = -(-len(axes) // across)
+    with drawn(file, max(6.4, 4.0 * across), 3.6 * down + 0.5, layout="constrained") as figure:
+        handles: dict[str, Any] = {}
+        for place, axis in enumerate(axes):
+            plot = figure.add_subplot(down, across, place + 1)
+            handles |= _slice(plot, axis, place, found)
+            axis.label(plot.xaxis, axis.some, [axis.places[text] for text in axis.some])
+            if place % across == 0:
+                plot.set_ylabel(printable(found.metric))
+            _limit(plot, found)
+        _titled(figure, found, "by each setting")
+        order = sorted(handles, key=_rank)
+        figure.legend([handles[name] for name in order], order, loc="outside lower center",
+                      ncols=2 if across < 3 else 5)  # fmt: skip
 
 
-def _curve(figure: Any, axis: Axis, points: Sequence[TrialPoint], metric: str) -> None:
-    plot = figure.subplots()
-    ordered = sorted(points, key=lambda point: axis.places[point.values[0]])
-    places = [axis.places[point.values[0]] for point in ordered]
-    halves = [point.half or 0.0 for point in ordered]
-    plot.errorbar(places, [p.mean for p in ordered], halves, marker="o", capsize=4)
-    for place, point in zip(places, ordered, strict=True):
-        plot.annotate(point.mark, (place, point.mean), (6, 4), textcoords="offset points")
-    axis.label(plot.xaxis, axis.some, [axis.places[text] for text in axis.some])
-    plot.set_ylabel(metric, parse_math=False)
+def _slice(plot: Any, axis: Axis, place: int, found: Found) -> dict[str, Any]:
+    """Draw one panel; return what its legend explains."""
+    handles: dict[str, Any] = {}
+    groups = defaultdict(list)
+    for point in found.points:
+        if math.isfinite(point.mean):
+            groups[point.values[place]].append(point.mean)
+    several = 2 * len(groups) <= sum(map(len, groups.values()))
+    if len(groups) > 1 and (several or len(found.keys) == 1):
+        ordered = sorted(groups, key=lambda text: axis.places[text])
+        x, y = [axis.places[t] for t in ordered], [float(np.median(groups[t])) for t in ordered]
+        (line,) = plot.plot(x, y, color=GREY if several else COLOURS[0], linewidth=1.2, zorder=1)
+        if several:
+            handles["median of those with the value"] = line
+    halves = [p for p in found.points if p.half is not None and math.isfinite(p.half)]
+    if halves:
+        at, means = [axis.places[p.values[place]] for p in halves], [p.mean for p in halves]
+        bars = plot.errorbar(at, means, [p.half for p in halves], fmt="none", ecolor="#666666",
+                             capsize=4, linewidth=1)  # fmt: skip
+        handles["95 % interval of the mean over seeds"] = bars
+    for mark, (marker, size, colour) in reversed(STYLES.items()):
+        own = [point for point in found.points if point.mark == mark]
+        if own:
+            at, means = [axis.places[p.values[place]] for p in own], [p.mean for p in own]
+            (handles[MARKS[mark]],) = plot.plot(at, means, marker, markersize=size, color=colour)
+    return handles
 
 
-def _heat_map(figure: Any, axes: Sequence[Axis], points: Sequence[TrialPoint], metric: str) -> None:
-    plot, (down, across) = figure.subplots(), axes
-    grid = np.full((len(down.labels), len(across.labels)), np.nan)
-    for point in points:
-        row, column = (axis.labels.index(v) for axis, v in zip(axes, point.values, strict=True))
-        grid[row, column] = point.mean
-        half = "" if point.half is None else f"\n± {number(point.half)}"
-        text = f"{number(point.mean)}{point.mark}{half}"
-        light = {"boxstyle": "round", "facecolor": "white", "alpha": 0.6, "linewidth": 0}
-        if grid.size <= 100:
-            plot.text(column, row, text, ha="center", va="center", size=8, bbox=light)
-    image = plot.imshow(grid, aspect="auto", cmap="viridis")
-    figure.colorbar(image, label=metric)
-    for side, axis in ((plot.xaxis, across), (plot.yaxis, down)):
-        axis.label(side, axis.labels, range(len(axis.labels)))
+def _rank(name: str) -> int:
+    return [*MARKS.values(), name].index(name)
 
 
-def _parallel(figure: Any, axes: Sequence[Axis], points: Sequence[TrialPoint], metric: str) -> None:
+def _limit(plot: Any, found: Found) -> None:
+    """Let the objective's axis show what is not far from the usual."""
+    low, high = found.range()
+    kept = [p for p in found.points if math.isfinite(p.mean) and low <= p.mean <= high]
+    halves = [p.half if p.half and math.isfinite(p.half) else 0.0 for p in kept]
+    ends = [end for p, h in zip(kept, halves, strict=True) for end in (p.mean - h, p.mean + h)]
+    low, high = min(ends, default=0.0), max(ends, default=1.0)
+    more = 0.07 * (high - low) or 0.05 * abs(high) or 1.0
+    plot.set_ylim(low - more, high + more)
+    plot.yaxis.set_major_formatter(lambda value, _: tick_texts([value])[0])
+
+
+def _titled(figure: Any, found: Found, what: str) -> None:
+    """Write above a figure what it shows, and how many configurations it does not."""
+    low, high = found.range()
+    unknown = sum(not math.isfinite(point.mean) for point in found.points)
+    beyond = sum(math.isfinite(p.mean) and not low <= p.mean <= high for p in found.points)
+    parts = [f"{len(found.points)} configurations"]
+    parts += [f"{unknown} of them without a number"] if unknown else []
+    parts += [f"{beyond} beyond this range"] if beyond else []
+    which = "more" if found.mode == "max" else "less"
+    title = f"{printable(found.metric)} {what} ({which} is better)"
+    figure.suptitle(f"{title}\n{', '.join(parts)}", x=0.01, ha="left", size=11)
+
+
+def _scale(found: Found) -> tuple[Any, Any]:
+    """Return colours and their range; the brighter one is the better one."""
     from matplotlib import colormaps
+    from matplotlib.colors import Normalize
 
-    plot, colours = figure.subplots(), colormaps["viridis"]
-    known = [point.mean for point in points if math.isfinite(point.mean)]
-    low, high = min(known, default=0.0), max(known, default=1.0)
-    for point in points:
-        share = (point.mean - low) / (high - low) if high > low else 0.5
-        heights = [axis.places[v] for axis, v in zip(axes, point.values, strict=True)]
-        width = 2.5 if point.mark else 1.0
-        plot.plot([*heights, share], color=colours(share), linewidth=width, alpha=0.8)
-    for place, axis in enumerate(axes):
-        plot.axvline(place, color="black", linewidth=0.8)
-        for text in axis.some:
-            plot.text(place, axis.places[text], f" {axis.shown[text]}", size=7, parse_math=False)
-    plot.axvline(len(axes), color="black", linewidth=0.8)
-    for share in (0.0, 0.5, 1.0):
-        plot.text(len(axes), share, f" {number(low + share * (high - low))}", size=7)
-    names = [*(axis.key for axis in axes), metric]
-    plot.xaxis.set_ticks(range(len(names)), names, parse_math=False)
-    plot.yaxis.set_ticks([])
-    plot.set_xlim(0, len(axes) + 0.4)
+    low, high = found.range()
+    return (
+        colormaps["viridis" if found.mode == "max" else "viridis_r"],
+        Normalize(low, high if high > low else low + 1),
+    )
+
+
+def heat_map(file: io.BytesIO, found: Found) -> None:
+    """Draw the objective over the two keys that change it most: a grid's cells, else points."""
+    order = sorted(range(len(found.keys)), key=lambda i: -found.effects()[i])
+    first, second = sorted(order[:2])
+    axes = found.axes()
+    down, across = axes[first], axes[second]
+    cells = defaultdict(list)
+    for point in found.points:
+        cells[point.values[first], point.values[second]].append(point)
+    sides = len(down.labels), len(across.labels)
+    with drawn(file, 7.2, 5, layout="constrained") as figure:
+        plot = figure.add_subplot()
+        plot.grid(False)
+        is_grid = max(sides) <= CELLS and 2 * len(cells) > sides[0] * sides[1]
+        if is_grid:
+            image = _cells(plot, (down, across), cells, found)
+            for side, axis in ((plot.xaxis, across), (plot.yaxis, down)):
+                axis.label(side, axis.labels, range(len(axis.labels)))
+        else:
+            image = _scattered(plot, (down, across), (first, second), found)
+            for side, axis in ((plot.xaxis, across), (plot.yaxis, down)):
+                axis.label(side, axis.some, [axis.places[text] for text in axis.some])
+        bar = figure.colorbar(image, label=f"{printable(found.metric)} (brighter is better)")
+        bar.ax.yaxis.set_major_formatter(lambda value, _: tick_texts([value])[0])
+        mean = ", means over the other settings" if is_grid and len(found.keys) > 2 else ""
+        _titled(figure, found, f"by two settings{mean}")
+        each = not is_grid or len(found.keys) == 2  # a mark is of one configuration
+        signs = {point.mark for point in found.points if each} & {"*", "~"}
+        told = [f"{'★' if mark == '*' else '~'} {MARKS[mark]}" for mark in sorted(signs)]
+        told += (
+            ["± half of the 95 % interval"] if each and any(p.half for p in found.points) else []
+        )
+        if told:
+            figure.supxlabel(";  ".join(told), size=9)
+
+
+def _cells(plot: Any, axes: Sequence[Axis], cells: Any, found: Found) -> Any:
+    down, across = axes
+    colours, scale = _scale(found)
+    grid = np.full((len(down.labels), len(across.labels)), np.nan)
+    for (row_text, column_text), points in cells.items():
+        row, column = down.labels.index(row_text), across.labels.index(column_text)
+        mean = float(np.mean([point.mean for point in points]))
+        grid[row, column] = mean
+        if grid.size > 100:
+            continue
+        mark = "".join({"*": " ★", "~": " ~"}.get(point.mark, "") for point in points[:1])
+        half = points[0].half if len(points) == 1 else None
+        text = number(mean) + (mark if len(points) == 1 else "")
+        text += f"\n± {number(half)}" if half is not None else ""
+        bright = np.dot(colours(scale(mean))[:3], (0.3, 0.6, 0.1)) if math.isfinite(mean) else 1
+        plot.text(column, row, text, ha="center", va="center", size=9,
+                  color="black" if bright > 0.5 else "white")  # fmt: skip
+    plot.set_facecolor("#eeeeee")
+    return plot.imshow(grid, aspect="auto", cmap=colours, norm=scale)
+
+
+def _scattered(plot: Any, axes: Sequence[Axis], places: tuple[int, int], found: Found) -> Any:
+    colours, scale = _scale(found)
+    down, across = axes
+    for mark, size in (("", 60), ("~", 60), ("*", 260)):
+        own = [p for p in found.points if p.mark == mark and math.isfinite(p.mean)]
+        x, y = (
+            [across.places[p.values[places[1]]] for p in own],
+            [down.places[p.values[places[0]]] for p in own],
+        )
+        edge = COLOURS[1] if mark else "#444444"
+        shown = {
+            "marker": STYLES[mark][0],
+            "s": size,
+            "edgecolors": edge,
+            "linewidths": 1.5 if mark else 0.5,
+        }
+        image = plot.scatter(x, y, c=[p.mean for p in own], cmap=colours, norm=scale, **shown)
+    return image
+
+
+def parallel(file: io.BytesIO, found: Found) -> None:
+    """Draw one axis a key, the objective's last, and one line a configuration."""
+    axes, (colours, scale) = found.axes(), _scale(found)
+    low, high = found.range()
+    ends = len(axes)
+    with drawn(file, max(7.0, 2.0 * ends + 3), 4.6, layout="constrained") as figure:
+        plot = figure.add_subplot()
+        plot.grid(False)
+        plot.spines[:].set_visible(False)
+        lines: dict[str, Any] = {}
+        for point in sorted(found.points, key=lambda p: p.mark):
+            if not math.isfinite(point.mean):
+                continue
+            share = min(max((point.mean - low) / (high - low), 0), 1) if high > low else 0.5
+            heights = [axis.places[v] for axis, v in zip(axes, point.values, strict=True)]
+            width, dashes = {"*": (4.0, "-"), "~": (3.0, "--")}.get(point.mark, (1.1, "-"))
+            (lines[MARKS[point.mark]],) = plot.plot(
+                [*heights, share], color=colours(scale(point.mean)), linewidth=width,
+                linestyle=dashes, alpha=0.9,
+            )  # fmt: skip
+        light = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
+        for place, axis in enumerate(axes):
+            plot.axvline(place, color="black", linewidth=0.8)
+            for text in axis.some:
+                plot.text(place + 0.03, axis.places[text], axis.named(text), size=9,
+                          va="center", bbox=light)  # fmt: skip
+        plot.axvline(ends, color="black", linewidth=0.8)
+        for share in (0.0, 0.5, 1.0):
+            plot.text(ends + 0.03, share, number(low + share * (high - low)), size=9, va="center")
+        names = [*(axis.key for axis in axes), found.metric]
+        plot.xaxis.set_ticks(range(len(names)), [elided(printable(n), 24) for n in names])
+        plot.yaxis.set_ticks([])
+        plot.set_xlim(-0.05, ends + 0.35)
+        plot.set_ylim(-0.06, 1.06)
+        _titled(figure, found, "and all settings")
+        order = sorted(lines, key=_rank)
+        figure.legend([lines[n] for n in order], order, loc="outside lower center", ncols=3,
+                      title="brighter is better", title_fontsize=9)  # fmt: skip
+
+
+def importance(file: io.BytesIO, found: Found) -> None:
+    """Draw how much of the objective each key decides, by Optuna's fANOVA; nothing if unknown."""
+    shares = importances(found)
+    if not shares:
+        return
+    names = sorted(shares, key=lambda key: shares[key])
+    with drawn(file, 7, 1.6 + 0.4 * len(names), layout="constrained") as figure:
+        plot = figure.add_subplot()
+        bars = plot.barh([elided(printable(n), 40) for n in names], [shares[n] for n in names])
+        plot.bar_label(bars, [f"{shares[name]:.0%}" for name in names], padding=4, size=9)
+        plot.set_xlim(0, 1.1)
+        plot.grid(axis="y", visible=False)
+        plot.grid(axis="x")
+        plot.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
+        plot.set_xlabel("importance: share of the variance (fANOVA)")
+        _titled(figure, found, "by setting")

@@ -18,8 +18,8 @@ from contextlib import closing, suppress
 from multiprocessing.connection import Connection
 from typing import Any, NoReturn
 
-from waymark import plots
 from waymark.errors import BadInput
+from waymark.plots import style
 from waymark.tracking import (  # noqa: F401  (questions)
     finder,
     history,
@@ -111,7 +111,7 @@ class RunDelivery(Delivery):
             # So a short run is seen at once, and a long one takes few requests.
             self._pause = min(2 * self._pause, MAX_SEND_INTERVAL_S)
             if not self.end:
-                plots.prepare()
+                style.prepare()
             elif self.complete:
                 self.due = 0.0
                 self._arrived = self._end_and_draw(*self.end)

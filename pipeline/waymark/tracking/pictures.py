@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from waymark import names, plots
+from waymark import names
+from waymark.plots import curves, scores
 from waymark.tracking import history
 
 
@@ -21,8 +22,8 @@ def draw(folder: Path) -> bool:
     """
     place = folder / "evaluation"
     try:
-        scores, known = (place / "metrics.json").read_bytes(), (folder / history.NAME).read_bytes()
-        facts, at = json.loads(scores), (place / "metrics.json").stat().st_mtime_ns
+        found, known = (place / "metrics.json").read_bytes(), (folder / history.NAME).read_bytes()
+        facts, at = json.loads(found), (place / "metrics.json").stat().st_mtime_ns
         recorded = history.load(known) or history.History({})
         drawings = {"loss.png": _curve(facts, recorded.metrics), **_of_predictions(facts)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -47,30 +48,38 @@ def draw(folder: Path) -> bool:
 def _curve(facts: Mapping[str, Any], recorded: Mapping[str, Any]) -> Callable[[Path], None]:
     """Return what draws the losses and the metric that the run is judged by."""
     metric = facts.get("metric", "accuracy")
-    found = {"validation": recorded.get(f"{names.VAL}{metric}")}
-    part = "validation" if found["validation"] else "test"
-    values = found["validation"] or recorded.get(f"{names.TEST}{metric}", {})
-    losses = recorded.get(names.TRAIN_LOSS, {})
-    return partial(plots.loss_curve, losses=losses, values=values, title=f"{part} {metric}")
+    part = names.VAL if recorded.get(f"{names.VAL}{metric}") else names.TEST
+    return partial(
+        curves.loss_curve,
+        losses=recorded.get(names.TRAIN_LOSS, {}),
+        values=recorded.get(f"{part}{metric}", {}),
+        metric=metric,
+        part="validation" if part == names.VAL else "test",
+        evaluated=recorded.get(f"{part}loss"),
+    )
 
 
 def _of_predictions(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], None]]:
     """Return what draws the test set's predictions: those pictures for which there is something."""
     drawings: dict[str, Callable[[Path], None]] = {}
     if "confusion_matrix" in facts:
+        counts, total = np.array(facts["confusion_matrix"]), facts["total"]
+        reached = f", accuracy {facts['accuracy']:.4f}" if "accuracy" in facts else ""
         drawings["confusion_matrix.png"] = partial(
-            plots.confusion_matrix,
-            counts=np.array(facts["confusion_matrix"]),
+            scores.confusion_matrix,
+            counts=counts,
             classes=facts["confusion_classes"],
             names=facts.get("class_names", ()),
+            title=f"Test set: {total} examples{reached}",
+            among="" if counts.sum() == total else "the most confused ones",
         )
     if "label_f1" in facts:
         shares = {name: facts[f"label_{name}"] for name in ("precision", "recall", "f1")}
         drawings["labels.png"] = partial(
-            plots.label_bars, names=facts["label_names"], shares=shares
+            scores.label_bars, names=facts["label_names"], shares=shares
         )
     if "predicted" in facts:
         truth, given = (np.array(facts[key], np.float64) for key in ("true", "predicted"))
-        drawings["predicted.png"] = partial(plots.predictions, truth=truth, predicted=given)
-        drawings["residuals.png"] = partial(plots.residuals, truth=truth, predicted=given)
+        drawings["predicted.png"] = partial(scores.predictions, truth=truth, predicted=given)
+        drawings["residuals.png"] = partial(scores.residuals, truth=truth, predicted=given)
     return drawings
