@@ -40,8 +40,7 @@ class Extras:
 
 
 def page(found: "Comparison", extras: Extras) -> str:
-    """Return the page, with the best rows first."""
-    found = found if found.is_arranged else found.arranged()
+    """Return the page."""
     legend = found.legend()
     looks = looks_of([legend[row.label] for row in found.rows])
     columns, rows = found.table()
@@ -55,13 +54,16 @@ def page(found: "Comparison", extras: Extras) -> str:
         for place, (row, cells) in enumerate(zip(found.rows, rows, strict=True))
     ]
     several = any(len(row.runs) > 1 for row in found.rows)
+    every = max((len(losses) for _, losses, _ in runs), default=0) / count
+    said = ["Point at a curve to see its numbers."]
+    said += ["Each is the mean over its seeds."] if several else []
+    said += [f"A point is the mean of {every:.0f} losses or more."] if every > 1 else []
     data = [_panel(each, looks, order) for each in panels(runs, found.evaluated(), count)]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_text(extras.title),
         facts="\n".join(_fact(key, text, extras) for key, text in extras.facts.items()),
         heading="Rows" if several else "Runs",
-        legend="Point at a curve to see its numbers. "
-        + ("Each is the mean over its seeds." if several else ""),
+        legend=" ".join(said),
         columns="".join(heads),
         rows="\n".join(lines),
         notes="".join(f"<li>{_text(note)}</li>" for note in found.notes()),
@@ -157,5 +159,8 @@ def _others(extras: Extras) -> str:
 
 
 def _picture(what: str, content: bytes) -> str:
-    coded = base64.b64encode(content).decode()
-    return f'<h2>{_text(what)}</h2><img alt="{_text(what)}" src="data:image/png;base64,{coded}">'
+    """Return a picture, on a narrow screen so wide that its texts can be read, to be scrolled."""
+    coded, dots = base64.b64encode(content).decode(), int.from_bytes(content[16:20])
+    size = f"min-width: {0.4 * dots:.0f}px; max-width: {0.6 * dots:.0f}px"
+    image = f'<img alt="{_text(what)}" style="{size}" src="data:image/png;base64,{coded}">'
+    return f'<h2>{_text(what)}</h2><div class="picture">{image}</div>'

@@ -21,7 +21,7 @@ from waymark.comparison.rerun_report import Divergence, exact
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
-from waymark.plots.curves import LEGEND, draw_curves
+from waymark.plots.curves import draw_curves
 from waymark.plots.style import ENDINGS
 from waymark.table import duration, number, rate, settings_apart
 
@@ -251,10 +251,13 @@ class Comparison:
 
     def text(self, width: int | None = None) -> str:
         """Return table and notes for a terminal so many characters wide (None: any width)."""
-        best_first = self.arranged() if len(self.rows) > ACROSS and not self.is_arranged else self
-        table, left_out = laid_out(best_first.columns(), width)
+        table, left_out = laid_out(self.best_first().columns(), width)
         more = [f"left out for the width: {', '.join(left_out)}; --csv has all"] if left_out else []
         return "\n".join([table, "", *map(printable, more), *self.notes()])
+
+    def best_first(self) -> "Comparison":
+        """Return it with the best rows first, unless they are few or an order was asked for."""
+        return self.arranged() if len(self.rows) > ACROSS and not self.is_arranged else self
 
     def legend(self) -> dict[str, str]:
         """Return what stands for each row's label in a picture: the keys that differ alone."""
@@ -287,12 +290,10 @@ class Comparison:
 
         The page shows `extras` as well.
         """
-        path = plot_path(str(path))
+        path, found, file = plot_path(str(path)), self.best_first(), io.BytesIO()
         if path.suffix == ".html":
-            replace_file(path, page.page(self, extras or Extras()))
+            replace_file(path, page.page(found, extras or Extras()))
             return
-        many = len(self.rows) > LEGEND and not self.is_arranged
-        found, file = self.arranged() if many else self, io.BytesIO()
         draw_curves(file, found.curves_of_rows(), found.evaluated(), path.suffix[1:])
         replace_file(path, file.getvalue())
 

@@ -22,6 +22,7 @@ from waymark.plots.style import (
     numbered,
     range_of,
     scaled,
+    shortened,
 )
 from waymark.table import elided, number
 
@@ -114,7 +115,7 @@ def draw_curves(
     names = list(dict.fromkeys(name for name, _, _ in runs))
     looks = looks_of(names)
     # A leading underscore would hide a name.
-    texts = {name: elided(f" {printable(name)}", 60) for name in looks}
+    texts = {name: f" {shortened(name, 60)}" for name in looks}
     others = len(names) - len(looks)
     columns = max(1, 120 // (8 + max(map(len, texts.values()), default=1)))
     rows = -(-(len(looks) + (others > 0)) // columns)
@@ -172,7 +173,7 @@ def _panel(axes: Any, panel: Panel, looks: Mapping[str, tuple[str, str]]) -> dic
     if away:
         name, own_range = away[0]
         values = " to ".join(dict.fromkeys(map(number, own_range)))
-        one = f"{elided(printable(name), 40)} ({values})"
+        one = f"\n{shortened(name, 42)} ({values})"
         text += f"\nnot all in this range: {one if len(away) == 1 else f'{len(away)} runs'}"
-    axes.set_xlabel(text)
+    axes.set_xlabel(text, size=9 if away else None)
     return lines

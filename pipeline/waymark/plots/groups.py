@@ -9,6 +9,7 @@ import numpy as np
 from waymark.plots.style import AWAY, Curve, finite, is_wide, range_of
 
 SMOOTHED = 100  # points of a smoothed line
+NEAR = 2.0  # times the range of the others, that what has diverged may make it
 FEW = 7  # curves, up to which each has its band
 
 Run = tuple[str, Curve, Curve]  # what stands in the legend, losses, the metric's values
@@ -124,7 +125,8 @@ class Panel:
 def panels(runs: Sequence[Run], metric: str, count: int = SMOOTHED) -> list[Panel]:
     """Return two panels, losses and metric, in which runs of one name are a group.
 
-    What has diverged, by its losses or its metric, counts for neither range, unless all have.
+    What has diverged, by its losses or its metric, counts for neither range if it would double it,
+    unless all have.
     """
     both = [
         [grouped(name, curves, count) for name, curves in _by_name(runs, place).items()]
@@ -136,6 +138,8 @@ def panels(runs: Sequence[Run], metric: str, count: int = SMOOTHED) -> list[Pane
     found = []
     for title, groups in zip(("training loss", metric), both, strict=True):
         kept = [group for group in groups if group.name not in diverged] or groups
+        near = [group for group in groups if group.name in diverged and _is_near(group, kept)]
+        kept = kept if kept is groups else [*kept, *near]
         means = np.concatenate([np.zeros(0), *(group.mean for group in kept)])
         few = len(groups) <= FEW
         bands = [edge for g in kept if few or g.seeds > 1 for edge in (g.low, g.high)]
@@ -143,6 +147,17 @@ def panels(runs: Sequence[Run], metric: str, count: int = SMOOTHED) -> list[Pane
         low, high = limits(means, np.concatenate([np.zeros(0), *bands]), is_log)
         found.append(Panel(titled(title), groups, is_log, low, high))
     return found
+
+
+def _is_near(group: Group, others: Sequence[Group]) -> bool:
+    """Tell whether others can be read as well where a group is shown with them."""
+    own, known = (
+        range_of(np.concatenate([each.mean for each in some])) for some in ([group], others)
+    )
+    if own is None or known is None:
+        return False
+    together = max(own[1], known[1]) - min(own[0], known[0])
+    return together <= NEAR * (known[1] - known[0])
 
 
 def limits(means: np.ndarray, bands: np.ndarray, is_log: bool) -> tuple[float, float]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from waymark.errors import printable
-from waymark.plots.style import HUGE, INCH, LETTER, colours, drawn
-from waymark.table import elided
+from waymark.plots.style import HUGE, INCH, LETTER, colours, drawn, shortened
 
 MAX_TARGETS = 10  # of a regression, that are drawn
 LONGEST = 24  # characters of a class's name
 WITH_TEXTS = 25  # classes, up to which each field holds its numbers
 NAMED = 50  # classes beside the matrix, at most: of more every second, or third, is named
+WORST = 3  # errors that are named where there are more classes
 SHARES = (0, 0.01, 0.1, 0.25, 0.5, 1)  # that the colour bar names
 
 
@@ -31,14 +30,15 @@ def confusion_matrix(
     `names` stand in the place of the classes' numbers, if there are any; `among` says which
     classes these are, if not all.
     """
-    texts = [elided(printable(name), LONGEST) for name in names] or [str(c) for c in classes]
+    texts = [shortened(name, LONGEST) for name in names] or [str(c) for c in classes]
     size, many = 9 if len(classes) <= NAMED else 7, len(classes)
     side = max(3.6, 0.46 * many) if many <= WITH_TEXTS else 9.0
     longest = max(map(len, texts))
     upright = longest * LETTER * size / INCH > 0.9 * side / min(many, NAMED)
     beside = 0.45 + longest * LETTER * size / INCH
     below = beside if upright else 0.65
-    width, height = beside + side + 1.0, below + side + 0.45
+    above = 0.45 if many <= WITH_TEXTS else 0.5 + 0.19 * (WORST + 1)
+    width, height = beside + side + 1.0, below + side + above
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
     with drawn(path, width, height) as figure:
@@ -54,8 +54,11 @@ def confusion_matrix(
         if many <= WITH_TEXTS:
             _numbers(axes, counts, shares)
         axes.set_xlabel(f"predicted class ({among})" if among else "predicted class")
-        axes.set_ylabel("true class")
+        some = f" (one in {shown.step} is named)" if shown.step > 1 else ""
+        axes.set_ylabel(f"true class{some}")
         # From the figure's edge on, since there may be fewer than fit the words.
+        if many > WITH_TEXTS:
+            title = "\n".join([title, *_worst(counts, shares, texts)])
         figure.text(0.1 / width, 1 - 0.12 / height, title, va="top", size=11)
         bar = figure.add_axes(
             ((beside + side + 0.15) / width, below / height, 0.15 / width, side / height)
@@ -67,13 +70,26 @@ def confusion_matrix(
 
 def _numbers(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
     """Write into each field that holds something its share of the row, and the count."""
+    size = 7.5 if len(counts) > 5 else 11
     for (row, column), count in np.ndenumerate(counts):
         if count:
             share = shares[row, column]
             text = f"{share:.0%}" if share >= 0.005 else "<1%"
             colour = "white" if share > 0.3 else "black"
             axes.text(column, row, f"{text}\n{count}", ha="center", va="center", color=colour,
-                      size=7.5)  # fmt: skip
+                      size=size)  # fmt: skip
+
+
+def _worst(counts: np.ndarray, shares: np.ndarray, texts: Sequence[str]) -> list[str]:
+    """Return the most frequent errors in words, where there is no room for numbers."""
+    wrong = np.where(np.eye(len(counts), dtype=bool), 0, counts)
+    found = []
+    for place in np.argsort(-wrong, axis=None, kind="stable")[:WORST]:
+        row, column = divmod(int(place), len(counts))
+        if wrong[row, column]:
+            share = f"{wrong[row, column]} ({shares[row, column]:.0%} of the row)"
+            found.append(f"   {texts[row]} as {texts[column]}: {share}")
+    return ["most frequent errors:", *found] if found else ["no errors"]
 
 
 def label_bars(
@@ -85,7 +101,7 @@ def label_bars(
     """
     *_, last = shares.values()
     shown = sorted(sorted(range(len(names)), key=lambda i: last[i])[:most])
-    texts = [elided(printable(names[i]), LONGEST) for i in shown]
+    texts = [shortened(names[i], LONGEST) for i in shown]
     height = 1.6 + 0.42 * max(len(shown), 2)
     with drawn(path, 7, height, layout="constrained") as figure:
         axes = figure.add_subplot()
@@ -93,7 +109,7 @@ def label_bars(
             at = [row + (place - 1) * 0.27 for row in range(len(shown))]
             axes.barh(at, [values[i] for i in shown], height=0.25, label=name)
         axes.set_yticks(range(len(shown)), texts)
-        axes.invert_yaxis()
+        axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x")
         axes.set_xlim(0, 1)

@@ -1,7 +1,6 @@
 """What all pictures share: style, colours, the numbers beside an axis, how one is saved."""
 
 import io
-import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from waymark.errors import printable
 
 STYLE = Path(__file__).with_name("waymark.mplstyle")
 # Okabe and Ito's palette, in the order of the style sheet.
@@ -102,7 +103,9 @@ def numbered(axis: Any, is_whole: bool = True) -> None:
     """Have a few numbers, of steps whole ones, stand beside an axis."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(4 if is_whole else 5, integer=is_whole))
+    axis.set_major_locator(
+        MaxNLocator(4 if is_whole else 5, steps=[1, 2, 2.5, 5, 10], integer=is_whole)
+    )
     axis.set_major_formatter(_numbers())
 
 
@@ -138,9 +141,7 @@ def range_of(values: np.ndarray) -> tuple[float, float] | None:
     return (float(known.min()), float(known.max())) if len(known) else None
 
 
-def is_number(text: str) -> bool:
-    """Tell whether a text is a number that has a place on an axis."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+def shortened(name: str, most: int) -> str:
+    """Return a name that can be shown, of at most so many characters: its beginning and its end."""
+    text, half = printable(name), most // 2
+    return text if len(text) <= most else f"{text[:half]}…{text[half + 1 - most :]}"

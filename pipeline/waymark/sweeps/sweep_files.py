@@ -21,6 +21,7 @@ TITLES = {
 
 def log_files(sweep: Sweep, table: Comparison, found: Outcome) -> None:
     """Put pictures, sweep.html and sweep.csv among the parent's artifacts."""
+    table = table.arranged(sweep.metric if sweep.metric in table.metrics else None)
     points = points_of(table, sweep.metric)
     pictures = {}
     if points and table.keys:
