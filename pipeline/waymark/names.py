@@ -31,6 +31,7 @@ VERDICT = "waymark.verdict"  # of a rerun: identical or different
 MODEL_VERSIONS = "mlflow.modelVersions"  # JSON: of a model, which versions are made of it
 GIT_COMMIT = "mlflow.source.git.commit"
 USER = "mlflow.user"
+DESCRIPTION = "mlflow.note.content"  # Markdown; see tracking.description
 SOURCE = "mlflow.source.name"
 DATA_CONTEXT = "mlflow.data.context"
 # Of a sweep's trials and of its parent run.

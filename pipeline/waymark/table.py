@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from waymark.errors import printable
 
@@ -12,6 +13,7 @@ from waymark.errors import printable
 FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")
 DIGITS = 4  # that are shown of a number
 LEAST = 8  # characters of a cell that is shortened
+SHORT_NAMES = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
 ANSI = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 UNITS = (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1))
 
@@ -111,6 +113,22 @@ def setting(text: str, digits: int = DIGITS) -> str:
 
     alone = FRACTION.fullmatch(text) or text[:1] in ("[", "{")
     return FRACTION.sub(short, text) if alone else text
+
+
+def short_setting(text: str) -> str:
+    """Return the text of a setting as `setting` has it, a small fraction as 1e-3 if shorter."""
+    shown = setting(text)
+    if not (FRACTION.fullmatch(shown) and 0 < abs(float(shown)) < 1):
+        return shown
+    return min(shown, f"{Decimal(shown).normalize():e}", key=len)
+
+
+def short_keys(keys: Iterable[str]) -> dict[str, str]:
+    """Return for each key a usual short name or its last part; itself where that is another's."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    last = {key: SHORT_NAMES.get(name, name) for key, name in last.items()}
+    names = list(last.values())
+    return {key: name if names.count(name) == 1 else key for key, name in last.items()}
 
 
 def settings_apart(texts: Iterable[str]) -> dict[str, str]:

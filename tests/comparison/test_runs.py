@@ -110,7 +110,7 @@ def test_the_seed_is_shown_where_each_run_is_a_row() -> None:
 
 
 def test_what_only_says_the_group_again_is_left_out() -> None:
-    target = "optimizer._target_"
+    target = "optimizer.class"
     adam = {"optimizer": "adam", target: "a.Adam", "optimizer.beta1": "0.9", "optimizer.lr": "1"}
     sgd = {"optimizer": "sgd", target: "a.Sgd", "optimizer.momentum": "0.9", "optimizer.lr": "2"}
     found = compared(made(0, adam), made(1, sgd))

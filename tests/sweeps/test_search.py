@@ -88,13 +88,13 @@ def test_a_hopeless_trial_ends_keeps_its_checkpoint_and_can_go_on(
     parent, trials = children(client(place))
     assert {each.info.status for each in [parent, *trials]} == {"FINISHED"}
     pruned = {each.info.run_name: each for each in trials if each.data.tags.get("waymark.pruned")}
-    assert {"learning_rate=1e-09", "learning_rate=1e-10"} <= pruned.keys()
+    assert {"lr=1e-9", "lr=1e-10"} <= pruned.keys()
     assert parent.data.metrics["sweep/pruned"] == len(pruned)
     assert parent.data.metrics["sweep/finished"] == 8 - len(pruned)
     assert parent.data.tags["waymark.best"] not in {each.info.run_id for each in pruned.values()}
-    hopeless = pruned["learning_rate=1e-09"]
+    hopeless = pruned["lr=1e-9"]
     assert hopeless.data.tags["waymark.reason"] == "pruned at step 2"
-    assert f"PRUNED                learning_rate=1e-09 ({hopeless.info.run_id[:8]})" in done.stdout
+    assert f"PRUNED                lr=1e-9 ({hopeless.info.run_id[:8]})" in done.stdout
     folder = place / "mlruns/artifacts/1" / hopeless.info.run_id / "artifacts"
     assert (folder / "checkpoints/weights-2.npz").exists()
     history = client(place).get_metric_history(hopeless.info.run_id, "train/loss")

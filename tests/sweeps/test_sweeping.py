@@ -73,11 +73,11 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert (done.returncode, done.stderr) == (0, "")
     (parent,), children = runs(client(place))
     assert parent.info.status == "FINISHED"
-    assert parent.info.run_name == "optimizer.learning_rate, seed"
+    assert parent.info.run_name == "sweep: lr x seed (4)"
     words = " ".join(["seed=0,1", "optimizer.learning_rate=0.01,0.1", *SHORT])
     assert parent.data.tags["waymark.command"] == f"waymark run -m {words}"
     assert parent.data.tags["waymark.varied"] == '["optimizer.learning_rate", "seed"]'
-    names = [f"seed={seed} learning_rate={rate}" for seed in (0, 1) for rate in (0.01, 0.1)]
+    names = [f"seed={seed} lr={rate}" for seed in (0, 1) for rate in (0.01, 0.1)]
     assert sorted(each.info.run_name for each in children) == sorted(names)
     assert {each.data.tags[PARENT] for each in children} == {parent.info.run_id}
     assert {each.data.params["runtime.intra_op_threads"] for each in children} == {"2"}
@@ -92,7 +92,7 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert ["run", "learning_rate=0.01", "learning_rate=0.1"] in table
     assert ["seeds", "2", "2"] in table
     alone = run(*SHORT, "seed=1", "optimizer.learning_rate=0.1")
-    assert digests(children)["seed=1 learning_rate=0.1"] == alone.state_digest
+    assert digests(children)["seed=1 lr=0.1"] == alone.state_digest
 
 
 def test_the_same_command_again_does_nothing_twice(place: Path, main: Main, client: Open) -> None:
@@ -113,7 +113,7 @@ def test_the_same_command_again_does_nothing_twice(place: Path, main: Main, clie
     # Other fixed values: another sweep. A trial that another sweep has done is not done again.
     assert main("run", "-m", "batch_size=100,50", "seed=0", *SHORT).returncode == 0
     parents, children = runs(client(place))
-    assert [each.info.run_name for each in children][3:] == ["batch_size=50"]
+    assert [each.info.run_name for each in children][3:] == ["bs=50"]
     assert children[3].data.tags[PARENT] == parents[1].info.run_id
     assert parents[1].data.metrics["sweep/finished"] == 2
     # Unless it is asked for.
@@ -182,18 +182,18 @@ def test_failures_stay_local(
     (parent,), children = runs(client(place))
     told = {each.info.run_name: each for each in children}
     assert {name: each.info.status for name, each in told.items()} == {
-        "batch_size=5000 learning_rate=0.01": "FAILED",
-        "batch_size=5000 learning_rate=1e+38": "FAILED",
-        "batch_size=10 learning_rate=0.01": "FINISHED",
-        "batch_size=10 learning_rate=1e+38": "FAILED",
+        "bs=5000 lr=0.01": "FAILED",
+        "bs=5000 lr=1e+38": "FAILED",
+        "bs=10 lr=0.01": "FINISHED",
+        "bs=10 lr=1e+38": "FAILED",
     }
     text = client(place).download_artifacts(parent.info.run_id, "trials.csv", str(place))
     table = {row["name"]: row for row in csv.DictReader(Path(text).read_text().splitlines())}
     assert {name: row["status"] for name, row in table.items()} == {
         name: each.info.status for name, each in told.items()
     }
-    for name, words in (("batch_size=5000 learning_rate=0.01", "must be 1 to 4000"),
-                        ("batch_size=10 learning_rate=1e+38", "the loss at step")):  # fmt: skip
+    for name, words in (("bs=5000 lr=0.01", "must be 1 to 4000"),
+                        ("bs=10 lr=1e+38", "the loss at step")):  # fmt: skip
         assert words in told[name].data.tags["waymark.reason"]
         assert words in table[name]["reason"]
         assert words in done.stdout

@@ -183,7 +183,7 @@ def test_learning_rates_are_swept_from_a_checkpoint(
     words = f"optimizer.learning_rate={','.join(rates)}"
     first = api.sweep(words, fork=f"first@{BEGUN}")
     for trial, rate in zip(first.trials, rates, strict=True):
-        assert trial.name == f"learning_rate={rate}"
+        assert trial.name == f"lr={rate}"
         expected = [*SOFTMAX, *data, f"optimizer.learning_rate={rate}"]
         assert end(trial.run_id).digest == trained(saved(run_id, BEGUN), *expected)[0]
         params = client(Path.cwd()).get_run(trial.run_id).data.params

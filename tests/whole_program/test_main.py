@@ -285,7 +285,7 @@ def test_what_mlflow_holds(one: Recorded, combination: tuple[str, str]) -> None:
     (entry,) = one.record.inputs.dataset_inputs
     assert entry.dataset.name == "mnist_5k"
     assert data.tags["waymark.data_digest"].startswith(entry.dataset.digest)
-    assert len(entry.dataset.digest) >= 32
+    assert len(entry.dataset.digest) == 8
 
 
 def test_both_formats_hold_the_same_state(recorded: dict[tuple[str, str], Recorded]) -> None:
@@ -578,7 +578,7 @@ def test_classes_outside_the_package_by_target(
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search("test accuracy, restored +1.0000", done.stdout)
     run = client(place).get_run(run_id(done))
-    assert run.data.params["model._target_"] == "stripes.Centred"
+    assert run.data.params["model.class"] == "stripes.Centred"
     assert run.inputs.dataset_inputs[0].dataset.name == "stripes"
 
 

@@ -12,7 +12,7 @@ from waymark import names
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
 from waymark.comparison.report import Best, Comparison, Metric, Row, better_value
 from waymark.comparison.rerun_report import first_divergences
-from waymark.config.old_names import CLASSES
+from waymark.config.old_names import CLASSES, with_classes
 from waymark.config.schema import (
     DATA_DEFAULTS,
     KERAS_DEFAULTS,
@@ -41,7 +41,6 @@ ADDED_LATER |= {"data.scale": "uint8", "model.file": "None"}
 ADDED_LATER |= {f"optimizer.{key}": str(value) for key, value in OPTIMIZER_DEFAULTS.items()}
 OF_KERAS = {f"optimizer.{key}": str(value) for key, value in KERAS_DEFAULTS.items()}
 CLASSIFICATION = {
-    "task._target_": "waymark.tasks.classification.Classification",
     "task.class_weights": "None",
     "task.label_smoothing": "0.0",
 }
@@ -100,14 +99,15 @@ def with_current_steps(record: RunRecord, facts: RunSummary) -> RunSummary:
     if names.VERSION not in record.tags:
         return facts
     params = facts.params.items()
-    own = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
+    shown = {k: CLASSES.get(v, v) for k, v in params if k.partition(".")[0] not in FOR_SHOW}
+    own = with_classes(shown)
     begun = [own.pop(f"fork.{part}", "") for part in ("run", "step", "digest")]
     if any(begun):
         own["fork"] = f"{begun[0][:8]}@{begun[1]} {begun[2][:8]}"  # RUN@STEP, digest
     steps = {"steps": record.tags[names.STEPS]} if names.STEPS in record.tags else {}
     classes = own.get("task", "classification") == "classification"
     added = ADDED_LATER | (CLASSIFICATION if classes else {})
-    if own.get("optimizer._target_", "").startswith(KERAS_OPTIMIZERS):
+    if shown.get("optimizer._target_", "").startswith(KERAS_OPTIMIZERS):
         added |= OF_KERAS
     later = {
         key: text
@@ -166,7 +166,7 @@ def differing_keys(groups: list[list[Run]]) -> list[str]:
 def _implied(key: str, keys: list[str], params: list[dict[str, str]]) -> bool:
     """Tell whether a setting only says again which member of its group was chosen."""
     group = SCHEDULE if key.startswith(f"{SCHEDULE}.") else key.partition(".")[0]
-    shared = not key.endswith("._target_") and all(key in known for known in params)
+    shared = not key.endswith(".class") and all(key in known for known in params)
     if group == key or group not in keys or shared:
         return False
     pairs = {(known.get(group), known.get(key)) for known in params}

@@ -16,7 +16,7 @@ import yaml
 from waymark.config import masking
 from waymark.config.functions import check_settings, takes_learning_rate
 from waymark.config.masking import Secret, mask_secrets, reveal_secrets
-from waymark.config.old_names import CLASSES
+from waymark.config.old_names import CLASSES, with_classes
 from waymark.config.schema import (
     DATA_DEFAULTS,
     FORMAT,
@@ -78,7 +78,7 @@ class Resolved:
         flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
         names = {f"{SCHEDULE}.kind": SCHEDULE}  # as a group's member has the group's name
         every = {**flat, **self.choices}.items()
-        return {names.get(key, key): str(value) for key, value in every}
+        return with_classes({names.get(key, key): str(value) for key, value in every})
 
 
 def resolve(

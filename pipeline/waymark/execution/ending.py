@@ -14,6 +14,7 @@ from waymark.comparison.rerun_report import RerunReport
 from waymark.config.masking import as_interpolation
 from waymark.config.resolve import Resolved
 from waymark.errors import Failed, explain, printable, without_secrets
+from waymark.execution.description import description
 from waymark.execution.plan import own_modules
 from waymark.files import replace_file
 from waymark.processes.signals import GracefulShutdown, Interrupted
@@ -51,15 +52,20 @@ def recorded_end(
     Failed, or RerunDiverged, for what FAILED, else what the body raised.
     """
     go_on = {names.RESUME: f"waymark resume {run.info.id}"}
+
+    def said(reason: str, command: str, verdict: RerunReport | None = None) -> dict[str, str]:
+        typed = command_on(run, resolved, command)
+        return description(run, resolved.config, typed, reason, verdict)
+
     try:
         yield
     except Interrupted as error:
         print("resume with:", command_on(run, resolved, "resume"), file=sys.stderr)
-        _end(run, stop, "KILLED", {names.REASON: str(error), **go_on})
+        _end(run, stop, "KILLED", {names.REASON: str(error), **go_on, **said(str(error), "resume")})
         raise
     except Pruned as error:
         tags = {names.PRUNED: str(error.step), names.REASON: str(error), **go_on}
-        _end(run, stop, "FINISHED", tags, wait)
+        _end(run, stop, "FINISHED", tags | said(str(error), "resume"), wait)
         raise
     except Exception as error:
         resumable = not isinstance(error, Diverged | RerunDiverged)  # it would again
@@ -71,7 +77,9 @@ def recorded_end(
             with suppress(OSError):
                 replace_file(run.info.folder / "traceback.txt", body)
                 run.mark_artifacts_dirty()
-        _end(run, stop, "FAILED", {names.REASON: reason, **(go_on if resumable else {})})
+        verdict = error.verdict if isinstance(error, RerunDiverged) else None
+        tags = said(reason, "resume" if resumable else "rerun", verdict)
+        _end(run, stop, "FAILED", {names.REASON: reason, **(go_on if resumable else {}), **tags})
         after = f"; resume with: {command_on(run, resolved, 'resume')}" if resumable else ""
         sentence = f"run {run.info.id} failed: {reason}{after}"
         if isinstance(error, RerunDiverged):

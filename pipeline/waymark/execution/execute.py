@@ -1,6 +1,5 @@
 """One run, carried out: trained, saved, restored, evaluated, compared, and its end recorded."""
 
-import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from waymark.data.signature import FILE as SIGNATURE
 from waymark.errors import BadInput, printable
 from waymark.evaluation.restore import choose_step, refuse_foreign, score_state, use_architecture
 from waymark.execution import mlflow_model
+from waymark.execution.description import best, description
 from waymark.execution.ending import Pruned, RerunDiverged, command_on, recorded_end
 from waymark.execution.opening import data_lines, environment_line, model_lines, tell_of_saves
 from waymark.execution.origin import Origin, origin_of
@@ -192,6 +192,7 @@ class RunExecution:
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
         print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
+        run.set_tags(self._description())
         self._tell_of_data()
         with record_environment(run, config) as recorded:
             self.stop.check()
@@ -330,7 +331,8 @@ class RunExecution:
         restored = {f"{names.RESTORED}{name}": [value] for name, value in score.metrics.items()}
         run.record([last], restored)
         state_digest = saver.store.manifest(last).digest
-        run.set_tags({names.STATE_DIGEST: state_digest})
+        reason = trained.reason if isinstance(trained, Stopped) else ""
+        run.set_tags({names.STATE_DIGEST: state_digest, **self._description(reason)})
         write_scores(run, config, data, manifest, score)
         if mlflow_model.wanted(config, run.info, self.plan.tags):
             known = {step: (manifest, state)}
@@ -350,7 +352,7 @@ class RunExecution:
             state_digest,
             run.info.folder,
             evaluated=data.evaluated,
-            best=_best(run.points.get(judged, {}), judged_by(config.task)[1]),
+            best=best(run.points.get(judged, {}), judged_by(config.task)[1]),
             steps_per_second=paces[max(paces)] if paces else None,
         )
 
@@ -373,12 +375,11 @@ class RunExecution:
         verdict = rerun_report.compare_rerun(self.store, self.plan.original, new, trainer.shapes)
         replace_file(run.info.folder / rerun_report.NAME, verdict.dump())
         run.mark_artifacts_dirty()
-        run.set_tags({names.VERDICT: "identical" if verdict.identical else "different"})
+        word = "identical" if verdict.identical else "different"
+        run.set_tags({names.VERDICT: word, **self._description(verdict=verdict)})
         return verdict
 
-
-def _best(values: Mapping[int, float], mode: str) -> tuple[int, float] | None:
-    """Return step and value of the first of the best values, None if none is a number."""
-    known = {step: value for step, value in sorted(values.items()) if not math.isnan(value)}
-    step = (max if mode == "max" else min)(known, key=known.__getitem__, default=None)
-    return None if step is None else (step, known[step])
+    def _description(self, reason: str = "", verdict: RerunReport | None = None) -> dict[str, str]:
+        """Return the tag with the run's description, as things are."""
+        again = command_on(self.run, self.plan.resolved, "rerun")
+        return description(self.run, self.plan.resolved.config, again, reason, verdict)

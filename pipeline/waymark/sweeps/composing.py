@@ -1,6 +1,8 @@
 """What a sweep's trials share: as Hydra composes it, or for forks as their origin has it."""
 
 import re
+from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from waymark.config import compose
@@ -59,3 +61,18 @@ def shared_values(
         swept,
         resolved.config.fork,
     )
+
+
+def count_trials(overrides: list[str], sweeper: Mapping[str, Any]) -> int | None:
+    """Return how many trials a grid has, or a sweeper is to make; None where only it will know."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Glob
+
+    if "n_trials" in sweeper:
+        return int(sweeper["n_trials"])
+    words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*words, *overrides])
+    swept = {item.key_or_group: item for item in parsed if item.is_sweep_override()}.values()
+    if not all(each.is_discrete_sweep() and not isinstance(each.value(), Glob) for each in swept):
+        return None
+    return prod(sum(1 for _ in each.sweep_string_iterator()) for each in swept)

@@ -37,6 +37,7 @@ from waymark.execution.opening import tell_of_saves
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import composing, trial
+from waymark.sweeps.description import describe, parent_name, trials_table
 from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.sweeps.sweep_files import log_files
 from waymark.table import number, terminal_width
@@ -123,11 +124,12 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         tell_of_saves(*numbers)
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
-    name, experiment = ", ".join(varied), values["experiment_name"]
+    count = composing.count_trials(given.overrides, sweeper)
+    name, experiment = parent_name(varied, count), values["experiment_name"]
     parent, before = open_parent(store, experiment, name, tags, names.SWEEP)
     chosen = values["runtime"]["intra_op_threads"] or parent.tags.get(names.THREADS)
     threads = chosen or threads_of(launcher)
-    store.set_tags(parent.id, {names.THREADS: str(threads)})
+    store.set_tags(parent.id, {names.THREADS: str(threads), names.DESCRIPTION: describe(command)})
     command_id = uuid.uuid4().hex
     variables = {
         trial.PARENT_ID: parent.id,
@@ -154,6 +156,7 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         selection=_selection(values, part),
         fork=begun,
         log_best=values["save"]["log_model"] == "auto",
+        varied=tuple(varied),
         **values["objective"],
     )
 
@@ -353,7 +356,9 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     status = status or (1 if found.others or lost > 0 else 0)
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     tracking.end(parent, end)
-    tracking.set_tags(parent, {names.RESUME: sweep.command if status else ""})
+    again = sweep.command if status else ""
+    said = describe(sweep.command, trials_table(found, sweep))
+    tracking.set_tags(parent, {names.RESUME: again, names.DESCRIPTION: said})
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return SweepResult(parent, best, trials, status)

@@ -60,6 +60,7 @@ class Sweep:
     mode: str  # max or min: which way is better
     fork: Fork | None = None  # what each trial begins with
     log_best: bool = False  # the best trial's last checkpoint is to be a model of MLflow's
+    varied: tuple[str, ...] = ()  # the keys
 
     def __post_init__(self) -> None:
         self._compose: Callable[..., Resolved] | None = None  # a job's configuration

@@ -42,7 +42,7 @@ from waymark.execution.plan import own_modules
 from waymark.processes import process_state
 from waymark.processes.output import unfailing_output
 from waymark.processes.signals import GracefulShutdown, Interrupted, end_with_parent
-from waymark.table import elided, setting
+from waymark.table import elided, short_keys, short_setting
 from waymark.tasks.metrics import modes
 from waymark.tracking.finder import find, select, tagged
 from waymark.tracking.parent_run import record_failed_trial
@@ -368,10 +368,10 @@ def digest_of(value: Any) -> str:
 
 
 def trial_name(task: Sequence[str]) -> str:
-    """Return a trial's name: what was varied, with the last part of each key."""
-    varied = json.loads(os.environ[VARIED_KEYS])
+    """Return a trial's name: what was varied, as "lr=1e-3 bs=50"."""
+    shown = short_keys(json.loads(os.environ[VARIED_KEYS]))
     pairs = [text.lstrip("+").replace(SCHEDULES, SCHEDULE, 1).partition("=") for text in task]
-    words = [f"{k.rpartition('.')[2]}={setting(v)}" for k, _, v in pairs if k in varied]
+    words = [f"{shown[k]}={short_setting(v)}" for k, _, v in pairs if k in shown]
     return elided(" ".join(words), RUN_NAMES.longest)
 
 

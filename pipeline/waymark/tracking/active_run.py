@@ -62,7 +62,7 @@ def create_run(
         params=resolved.params(),
         dataset={
             "name": data.name,
-            "digest": data.digest[:36],
+            "digest": data.digest[:8],
             "source": without_secrets(data.source).encode(errors="backslashreplace").decode(),
             "profile": json.dumps(data.profile),
             "schema": json.dumps(data.schema),
@@ -102,7 +102,7 @@ def reopen_run(
         before = content.leases[-1]  # of which the store may not have heard yet
     creation = None
     if not content.creation:  # its outbox lies on another machine
-        others = (names.LOCAL_ID, *names.OWNERSHIP)
+        others = (names.LOCAL_ID, names.DESCRIPTION, *names.OWNERSHIP)
         creation = RunCreation(
             id=record.local,
             address=store.address.store_key,

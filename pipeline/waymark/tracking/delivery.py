@@ -12,6 +12,7 @@ from typing import Any
 from waymark.names import DATA_CONTEXT, HEARTBEAT, PRUNED
 from waymark.tracking import logged_models, ownership
 from waymark.tracking.artifacts import list_files
+from waymark.tracking.description import without_typed_over
 from waymark.tracking.history import History
 from waymark.tracking.limits import (
     SHORTER,
@@ -65,6 +66,7 @@ class Delivery:
         self._opened = time.time_ns()
         self.unsent: list[Points] = []
         self.tags: dict[str, str] = {}
+        self._there: Mapping[str, str] = {}  # the run's tags as they were fetched last
         self.training = False  # this process trains the run: say so, and that it is alive
         self.changed = record.remote and not new  # files in the folder are other ones than there
         self.learned = History({})  # what MLflow had
@@ -155,6 +157,7 @@ class Delivery:
             raise Deleted("it was deleted there, and can be restored")
         owner = ownership.owner(run.data.tags, run.info.status == "FINISHED")
         self.owner = None if self._content.may_write(owner) else owner
+        self._there = run.data.tags
         return run
 
     def _leave_to_owner(self, owner: Lease) -> None:
@@ -285,6 +288,7 @@ class Delivery:
     def _set_tags(self, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
+        tags = without_typed_over(tags, self._there)
         self._send("tags", [RunTag(key, fitted(text, TAG_LENGTH)) for key, text in tags.items()])
         if tags.get(PRUNED) == "":  # it is not any more
             self._client.delete_tag(self.info.id, PRUNED)

@@ -23,14 +23,15 @@ def open_parent(
     That is None if it was made. Raises BadInput if the store does not answer.
     """
     alive = {names.PROCESS: json.dumps(this_process()), names.HEARTBEAT: str(int(time.time()))}
-    tags = {**tags, **alive, names.REASON: ""}
+    tags = {**tags, **alive}
     with store_errors(f"{store.address.named}: takes no sweep"):
         known = tagged(store, experiment, key, tags[key])
         if not known:
             return store.record(_made(store, experiment, name, tags)), None
         record = known[-1][0]  # the first one that was made
-        store.client.update_run(record.id, status="RUNNING")
-        store.set_tags(record.id, tags)
+        own = record.name.partition(" (")[0] == name.partition(" (")[0]  # but for the number
+        store.client.update_run(record.id, status="RUNNING", name=name if own else None)
+        store.set_tags(record.id, {**tags, names.REASON: ""})
         return record, record
 
 

@@ -14,6 +14,7 @@ from waymark import names
 from waymark.errors import BadInput
 from waymark.tracking import local_store, outbox, questions
 from waymark.tracking.address import Address, location
+from waymark.tracking.description import without_typed_over
 from waymark.tracking.limits import Deleted, is_refusal, params, restore_infinity, store_errors
 from waymark.tracking.outbox import RunCreation
 from waymark.tracking.questions import question
@@ -212,7 +213,12 @@ class RunStore:
 
     @question
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run at once; raise what MLflow raises, as all that follow do."""
+        """Set tags of a run at once; raise what MLflow raises, as all that follow do.
+
+        A description that a person typed stays.
+        """
+        if names.DESCRIPTION in tags:
+            tags = without_typed_over(tags, self.client.get_run(run_id).data.tags)
         for key, text in tags.items():
             self.client.set_tag(run_id, key, text)
 
