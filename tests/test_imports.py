@@ -21,7 +21,8 @@ ORDER = (
     "__main__",
 )
 TRACKING = (
-    *("liveness", "address", "local_store", "limits", "ownership", "outbox", "runs", "lock"),
+    *("liveness", "address", "local_store", "limits", "description", "ownership", "outbox", "runs"),
+    "lock",
     *("questions", "store", "artifacts", "history", "pictures", "model_folder", "logged_models"),
     *("registry", "delivery", "recovery", "finder", "parent_run", "server", "ui", "scoring_server"),
     *("opening", "remote_store", "active_run", "delivery_process"),

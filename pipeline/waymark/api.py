@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from waymark.comparison import view
 from waymark.comparison.report import Comparison
 from waymark.comparison.rerun_report import RerunReport
 from waymark.comparison.runs import compare_runs
@@ -353,11 +354,19 @@ def sync(tracking_uri: str | None = None) -> list[Synced]:
         return found + [Synced(*each) for each in recovery.sync(store)]
 
 
-def ui(host: str = "127.0.0.1", port: int = 5000, tracking_uri: str | None = None) -> Server:
-    """Start MLflow's UI on the runs of this folder; its `close` ends it.
+def ui(
+    host: str = "127.0.0.1",
+    port: int = 5000,
+    tracking_uri: str | None = None,
+    run: str | None = None,
+) -> Server:
+    """Start MLflow's UI on the runs of this folder, or on a `run` or sweep; its `close` ends it.
 
     A store on a server has its UI there: nothing is started. Raises BadInput for an address at
-    which nothing can listen, and for a store that cannot be opened.
+    which nothing can listen, a run that is not there, and a store that cannot be opened.
     """
     with taken_back():
-        return start_ui(open_store(tracking_uri, create=True), host, port)
+        store = open_store(tracking_uri, create=True)
+        if store.database:
+            check_free(host, port)
+        return start_ui(store, host, port, view.page(store, run))

@@ -46,6 +46,7 @@ BEST_TRIAL = "waymark.best"  # the id of the best trial's run
 VARIED = "waymark.varied"  # JSON: the keys that are varied
 # Of an experiment.
 ROOT_TAG = "waymark.root"  # the folder below which its artifacts lie
+VIEW = "mlflow.sharedViewState."  # how the tag of a view of MLflow's UI begins; then its key
 
 # Metrics: what was measured on, a slash, what was measured.
 VAL, TEST, RESTORED, BEST, PROGRESS = "val/", "test/", "restored/", "best/", "sweep/"

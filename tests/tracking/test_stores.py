@@ -280,7 +280,7 @@ def test_a_store_goes_on_elsewhere(
     shown = good(main("ui")).stdout
     assert location(there / "mlruns/artifacts") in opened[0]
     (newest, _), *_ = select(open_store(None), None, None, None, 1)
-    assert f"/#/experiments/{newest.experiment_id}?" in shown
+    assert f"/#/experiments/{newest.experiment_id}/runs?" in shown
     assert newest.experiment_id != "1"
     assert [path.name for path in there.iterdir()] == ["mlruns"]
     assert tree(here / "mlruns") == before

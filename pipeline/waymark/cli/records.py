@@ -126,13 +126,17 @@ def sync(overrides: tuple[str, ...]) -> int:
 @cli.command()
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
-@OVERRIDES
-def ui(host: str, port: int, overrides: tuple[str, ...]) -> int:
-    """Open MLflow's UI on the runs of this folder."""
+@click.argument("words", nargs=-1, metavar="[RUN] [tracking.uri=URI]")
+def ui(host: str, port: int, words: tuple[str, ...]) -> int:
+    """Open MLflow's UI on the runs of this folder, on one of them, or on the trials of a sweep."""
     from waymark import api
     from waymark.processes.signals import handling
 
-    opened, stopped = api.ui(host, port, store_uri(overrides)), 0
+    named = [word for word in words if not word.startswith("tracking.uri=")]
+    if len(named) > 1:
+        raise BadInput(f"ui takes one RUN; got {len(named)}: {' '.join(named)}.")
+    uri = store_uri(tuple(word for word in words if word not in named))
+    opened, stopped = api.ui(host, port, uri, *named), 0
 
     def stop(number: int, _: object) -> None:
         nonlocal stopped

@@ -9,7 +9,7 @@ from waymark.config.schema import Config
 from waymark.table import metric_value
 from waymark.tasks.metrics import judged_by
 from waymark.tracking.active_run import ActiveRun
-from waymark.tracking.description import escaped, signed
+from waymark.tracking.description import code, escaped, signed
 
 
 def description(
@@ -28,7 +28,7 @@ def description(
     if verdict:
         lines.append(_sentence(verdict))
     listed = "\n".join(f"- {line}" for line in lines)
-    return {names.DESCRIPTION: signed(listed, f"```sh\n{command}\n```")}
+    return {names.DESCRIPTION: signed(listed, code(command))}
 
 
 def best(values: Mapping[int, float], mode: str) -> tuple[int, float] | None:

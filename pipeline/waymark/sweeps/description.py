@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from waymark import names
 from waymark.sweeps.sweep import Outcome, RunAndSummary, Sweep
 from waymark.table import metric_value, setting, short_keys
-from waymark.tracking.description import escaped, signed
+from waymark.tracking.description import code, escaped, signed
 from waymark.tracking.limits import param_name
 
 MOST = 20  # trials in the table
@@ -20,8 +20,8 @@ def parent_name(varied: Sequence[str], count: int | None) -> str:
 
 
 def describe(command: str, *parts: str) -> str:
-    """Return the description of a sweep, which says as well what completes it."""
-    return signed(*parts, f"```sh\n{command}\n```")
+    """Return the description of a sweep: what is known of it, and the command that completes it."""
+    return signed(*parts, code(command))
 
 
 def trials_table(found: Outcome, sweep: Sweep) -> str:
@@ -30,16 +30,16 @@ def trials_table(found: Outcome, sweep: Sweep) -> str:
         [*found.finished, *found.pruned, *found.others], key=lambda run: _rank(run, sweep)
     )
     keys = short_keys(sweep.varied)
-    rows = [["run", *map(escaped, keys.values()), escaped(sweep.metric), "status"]]
+    told = found.pruned or found.others  # else all have finished
+    rows = [["run", *map(escaped, keys.values()), escaped(sweep.metric), *["status"] * bool(told)]]
     rows.append(["---"] * len(rows[0]))
     for record, facts in runs[:MOST]:
         page = f"#/experiments/{record.experiment_id}/runs/{record.id}"
-        own = [setting(facts.params.get(param_name(key), "")) for key in keys]
-        value = facts.metrics.get(sweep.metric)
+        own = [setting(facts.params.get(param_name(key), "-")) for key in keys]
+        judged = metric_value(sweep.metric.rpartition("/")[2], facts.metrics.get(sweep.metric))
         status = "PRUNED" if record.tags.get(names.PRUNED) else record.status
-        judged = metric_value(sweep.metric.rpartition("/")[2], value)
-        cells = [*(escaped(text, CELL) for text in own), judged, status]
-        rows.append([f"[{record.id[:8]}]({page})", *cells])
+        cells = [*(escaped(text, CELL) for text in own), judged, *[status] * bool(told)]
+        rows.append([f"[{record.id[:8]}]({page})", *(f"&ensp;{cell}" for cell in cells)])
     lines = [f"| {' | '.join(row)} |" for row in rows]
     more = len(runs) - MOST
     return "\n".join([*lines, *([f"\nand {more} more"] if more > 0 else [])])

@@ -42,5 +42,12 @@ def escaped(text: str, most: int = LONGEST) -> str:
     return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", line)
 
 
+def code(command: str) -> str:
+    """Return a command line as Markdown that shows it as it is, over several lines if need be."""
+    fence = "`" * (1 + max(map(len, re.findall("`+", command)), default=0))
+    space = " " * (fence != "`")
+    return f"{fence}{space}{command}{space}{fence}"
+
+
 def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"

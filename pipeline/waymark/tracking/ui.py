@@ -1,22 +1,24 @@
 """MLflow's UI on a store, as a process of its own."""
 
+import json
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
+from waymark import names
 from waymark.processes.process_state import set_variable
 from waymark.tracking.address import location
-from waymark.tracking.finder import select
-from waymark.tracking.server import Server, check_free
+from waymark.tracking.server import Server
 from waymark.tracking.store import RunStore
 
 
-def start_ui(store: RunStore, host: str, port: int) -> Server:
-    """Start MLflow's UI on a store, if it is local; raise BadInput where nothing can listen."""
+def start_ui(store: RunStore, host: str, port: int, page: str) -> Server:
+    """Start MLflow's UI on a local store; its address is that of a `page`, as "#/experiments"."""
     if store.database is None:
-        return Server(store.address.display_uri, None)
-    check_free(host, port)
-    newest = select(store, None, None, None, 1)
-    page = f"experiments/{newest[0][0].experiment_id}" if newest else "experiments"
+        return Server(f"{store.address.display_uri}/{page}", None)
     set_variable("MLFLOW_LOGGING_LEVEL", "CRITICAL")
     set_variable("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")  # ten more processes
     set_variable("PYTHONWARNINGS", "ignore")  # of what MLflow imports, for its authors
@@ -28,4 +30,28 @@ def start_ui(store: RunStore, host: str, port: int) -> Server:
     # A session of its own: a terminal's Ctrl-C would reach MLflow's processes one by one, each
     # of which prints a traceback.
     process = subprocess.Popen(command, start_new_session=True)
-    return Server(f"http://{host}:{port}/#/{page}?workflowType=machine_learning", process)
+    return Server(f"http://{host}:{port}/{page}", process)
+
+
+def page_of(place: str, *options: str) -> str:
+    """Return a page of MLflow's UI, whose first one would be about something else."""
+    return f"#/{place}?{'&'.join(['workflowType=machine_learning', *options])}"
+
+
+def view_page(
+    store: RunStore, experiment: str, key: str, state: Mapping[str, Any], name: str
+) -> str:
+    """Return the page with the runs of an experiment in a view; `state` is what the UI keeps of it.
+
+    It lies in a tag of the experiment; one with a `name` is in the UI's list of saved views. Where
+    the store does not take it, it is the page as MLflow shows it.
+    """
+    options, now = [], int(time.time() * 1000)
+    with suppress(Exception):  # of MLflow, the network: the runs are there all the same
+        text, tag = json.dumps(state), f"{names.VIEW}{key}"
+        saved = {"name": name, "createdAt": now, "updatedAt": now, "state": text} if name else {}
+        known = json.loads(store.client.get_experiment(experiment).tags.get(tag, "{}"))
+        if {k: known.get(k) for k in state} != state:
+            store.client.set_experiment_tag(experiment, tag, json.dumps({**saved, **state}))
+        options = [f"viewStateShareKey={key}"]
+    return page_of(f"experiments/{experiment}/runs", *options)
