@@ -80,7 +80,27 @@ def test_no_number_is_cut_where_room_is_short() -> None:
 def test_a_picture_and_a_trial_show_numbers_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     axis = Axis("optimizer.learning_rate", [LONG, "0.00031415926", "0.01"])
     assert [axis.shown[text] for text in axis.labels] == ["1.205e-05", "0.0003142", "0.01"]
-    keys = [f"part{i}.key" for i in range(40)]
+    keys = [f"part.key{i}" for i in range(40)]
     monkeypatch.setenv(VARIED_KEYS, json.dumps(keys))
     words = trial_name([f"{key}={LONG}" for key in keys]).split()
-    assert len(words) > 10 and set(words[:-1]) == {"key=1.205e-05"} and words[-1].endswith("…")
+    shown = [f"key{i}=1.205e-5" for i in range(len(words) - 1)]
+    assert len(words) > 10 and words[:-1] == shown and words[-1].endswith("…")
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        (["optimizer.learning_rate=0.001", "+batch_size=50"], "lr=1e-3 bs=50"),
+        (["optimizer.learning_rate=0.01", "seed=1"], "lr=0.01 seed=1"),
+        (["a.rate=1e-05", "b.rate=100.0", "model=cnn"], "a.rate=1e-5 b.rate=100.0 model=cnn"),
+        (["x.y=-0.00015", "z=0.0", "w=0.25"], "y=-1.5e-4 z=0.0 w=0.25"),
+    ],
+)
+def test_a_trial_has_a_short_name(
+    monkeypatch: pytest.MonkeyPatch, task: list[str], name: str
+) -> None:
+    keys = [word.lstrip("+").partition("=")[0] for word in task]
+    monkeypatch.setenv(VARIED_KEYS, json.dumps(keys))
+    assert trial_name([*task, "steps=1"]) == name
+    for word in name.split():
+        assert word.partition("=")[2] in ("cnn", "0.0") or float(word.partition("=")[2])

@@ -146,7 +146,10 @@ def test_gone_from_start_to_end(
     proxy.set("pass")
     poll(lambda: main("sync", store).stdout == f"run {local}: delivered\n")
     arrived()
-    assert the_run(server[0], tmp_path.name).data.tags["waymark.local_id"] == local
+    tags = the_run(server[0], tmp_path.name).data.tags
+    assert tags["waymark.local_id"] == local
+    assert f"`waymark rerun {local} {store}`" in tags["mlflow.note.content"]
+    assert tags["mlflow.note.content"].startswith("- test accuracy **")
     again = main("sync", store)
     assert (again.returncode, again.stdout) == (0, "nothing left to deliver\n")
     arrived()

@@ -75,10 +75,10 @@ class Resolved:
 
     def params(self) -> dict[str, str]:
         """Return MLflow's params: dotted keys, the chosen member for each group."""
-        flat = {k: v for k, v in flatten(self.values).items() if not k.startswith("tags.")}
+        every, apart = flatten(self.values) | self.choices, ("tags.", "run_name")
         names = {f"{SCHEDULE}.kind": SCHEDULE}  # as a group's member has the group's name
-        every = {**flat, **self.choices}.items()
-        return with_classes({names.get(key, key): str(value) for key, value in every})
+        params = {names.get(k, k): str(v) for k, v in every.items() if not k.startswith(apart)}
+        return with_classes(params)
 
 
 def resolve(

@@ -50,4 +50,4 @@ def code(command: str) -> str:
 
 
 def _checksum(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):08x}"
+    return f"{zlib.crc32(text.encode(errors='backslashreplace')):08x}"
