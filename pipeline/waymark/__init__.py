@@ -9,22 +9,44 @@ The commands as functions; their names are looked up in `waymark.api` when they 
 that importing the package costs nothing.
 """
 
-# ruff: noqa: F403, F405
 from typing import TYPE_CHECKING, Any
 
 from waymark.package import __version__ as __version__
-
-if TYPE_CHECKING:
-    from waymark.api import *
 
 __all__ = ["BadInput", "Failed", "clear_cache", "compare", "configure", "describe_data", "evaluate"]
 __all__ += ["export", "gate", "predict", "register", "rerun", "resume", "run", "runs", "serve"]
 __all__ += ["sweep", "sync", "ui"]
 
+if TYPE_CHECKING:
+    from waymark.api import (
+        clear_cache,
+        compare,
+        configure,
+        describe_data,
+        evaluate,
+        export,
+        gate,
+        predict,
+        register,
+        rerun,
+        resume,
+        run,
+        runs,
+        serve,
+        sweep,
+        sync,
+        ui,
+    )
+    from waymark.errors import BadInput, Failed
+else:  # so that a type checker takes no other name
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from waymark import api
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from waymark import api
 
-    return getattr(api, name)
+        return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

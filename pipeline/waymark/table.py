@@ -1,5 +1,6 @@
 """What is shown to people: numbers and settings, formatted and never cut, and rows as a table."""
 
+import html
 import math
 import os
 import re
@@ -12,6 +13,7 @@ from waymark.errors import printable
 # A number with a point or an exponent, on its own or in a list.
 FRACTION = re.compile(r"(?<![\w.])[+-]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][+-]?\d+)?(?![\w.])")
 DIGITS = 4  # that are shown of a number
+ROWS = 20  # that are shown in a notebook
 LEAST = 8  # characters of a cell that is shortened
 SHORT_NAMES = {"learning_rate": "lr", "batch_size": "bs", "weight_decay": "wd"}
 ANSI = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
@@ -47,6 +49,24 @@ def one_line_each(columns: Sequence[str], rows: Sequence[Sequence[str]], width: 
     heads, *others = [[elided(cell, size) for cell, size in zip(row, most, strict=True)]
                       for row in cells]  # fmt: skip
     return format_table(heads, others, None)
+
+
+def html_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()
+) -> str:
+    """Return a table for a notebook as HTML, its first ROWS rows, with notes below it."""
+    more = [f"and {len(rows) - ROWS} more rows"] if len(rows) > ROWS else []
+    lines = [("th", columns)] * bool(columns) + [("td", row) for row in rows[:ROWS]]
+    style = 'style="text-align: left"'
+    cells = ["".join(f"<{tag} {style}>{_escaped(cell)}</{tag}>" for cell in line)
+             for tag, line in lines]  # fmt: skip
+    table = "".join(f"<tr>{line}</tr>" for line in cells)
+    below = "".join(f"<div>{_escaped(note)}</div>" for note in [*more, *notes])
+    return f"<table>{table}</table>{below}"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
 
 
 def coloured(text: str, colours: Mapping[str, str]) -> str:

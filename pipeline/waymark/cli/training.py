@@ -3,7 +3,6 @@
 import contextlib
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,7 +15,7 @@ from waymark.cli.group import (
     with_folder,
 )
 from waymark.errors import BadInput, printable
-from waymark.table import duration, metric_value, rate, size, terminal_width
+from waymark.table import size, terminal_width
 
 
 @cli.command(
@@ -179,31 +178,10 @@ def rerun(
 
 
 def _summary(result: Any) -> None:
-    name, restored = next(iter(result.restored.items()))
-    evaluated = "validation" if result.evaluated == "val" else "test"
-    folder = result.folder / "checkpoints"
-    files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    steps = ", ".join(map(str, result.checkpoints))
-    lines = {
-        f"{evaluated} {name}, last step": metric_value(name, result.training.get(name)),
-        f"test {name}, restored": metric_value(name, restored),
-    }
-    if result.best:
-        step, value = result.best
-        lines[f"best {evaluated} {name}"] = f"{metric_value(name, value)} at step {step}"
-    pace = f", {rate(result.steps_per_second)} steps/s" if result.steps_per_second else ""
-    lines["time"] = f"{duration(result.seconds)}{pace}"
-    lines["checkpoints"] = f"{steps} ({size(files)} in {shown_path(folder)})"
-    lines |= {"run": result.run_id, "in the UI": result.link}
-    lines |= dict(zip(("next", ""), result.next_commands, strict=False))
+    lines = result.summary()
     longest = max(map(len, lines))
     for label, text in lines.items():
         print(printable(f"{label:<{longest}}  {text}"))
-
-
-def shown_path(path: Path) -> str:
-    """Return a path relative to the current folder where it lies in it."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _verdict(verdict: Any, as_json: bool = False) -> int:

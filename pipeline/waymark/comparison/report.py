@@ -7,6 +7,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
 from waymark.plots.curves import draw_curves
 from waymark.plots.style import ENDINGS
-from waymark.table import duration, number, rate, settings_apart
+from waymark.table import duration, html_table, number, rate, settings_apart
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
@@ -149,14 +150,30 @@ class Comparison:
 
     def to_csv(self) -> str:
         """Return the table as CSV, one line a row, full precision, columns named as MLflow does."""
+        text = io.StringIO()
+        out = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        out.writerows(self._whole())
+        return text.getvalue()
+
+    def to_frame(self) -> Any:
+        """Return the table of `to_csv` as a pandas frame; settings that are numbers are numbers."""
+        import pandas as pd
+
+        columns, *rows = self._whole()
+        frame = pd.DataFrame(rows, columns=columns)
+        for column in (f"params.{key}" for key in self.keys):
+            with suppress(ValueError):
+                frame[column] = pd.to_numeric(frame[column])
+        return frame
+
+    def _whole(self) -> list[list[Any]]:
+        """Return the names of all columns, and each row's values."""
         parts = ("best", "std", "low", "high", "count")
         columns = ["name", "run_ids", "status", *(f"params.{key}" for key in self.keys)]
         for key in self.metrics:
             columns += [f"metrics.{key}", *(f"{part} of metrics.{key}" for part in parts)]
         columns += ["seconds", "steps_per_second", "state_digests", "data_digest"]
-        text = io.StringIO()
-        out = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        out.writerow(columns)
+        found: list[list[Any]] = [columns]
         for row in self.rows:
             cells: list[Any] = [row.name, " ".join(row.runs), row.status]
             cells += [row.values.get(key) for key in self.keys]
@@ -164,8 +181,8 @@ class Comparison:
                 metric = row.metrics.get(key)
                 cells += [getattr(metric, part, None) for part in ("final", *parts)]
             cells += [row.seconds, row.steps_per_second, " ".join(row.states), row.data]
-            out.writerow(cells)
-        return text.getvalue()
+            found.append(cells)
+        return found
 
     def columns(self) -> list[Column]:
         """Return the table's columns: what differs, the metrics, time, and the final state.
@@ -284,6 +301,12 @@ class Comparison:
         parts = {"validation": names.VAL, "test": names.TEST}
         known = [w for w, part in parts.items() if f"{part}{self.metric}" in self.metrics]
         return f"{' or '.join(known)} {self.metric}".strip()
+
+    def _repr_html_(self) -> str:
+        columns, rows = self.best_first().table()
+        if len(rows) <= ACROSS:  # side by side, as `text` has them
+            columns, *rows = map(list, zip(columns, *rows, strict=True))
+        return html_table(columns, rows, self.notes())
 
     def plot(self, path: Path, extras: Extras | None = None) -> None:
         """Draw all curves together, as a picture or an HTML page; raise BadInput for another file.

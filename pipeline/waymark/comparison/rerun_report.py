@@ -15,7 +15,7 @@ from waymark.comparison.environment import Difference, format_difference
 from waymark.comparison.recorded_run import RecordedRun, all_differences, load_parameters
 from waymark.config.values import json_text
 from waymark.errors import BadInput
-from waymark.table import metric_value, number
+from waymark.table import html_table, metric_value, number
 from waymark.tracking.history import History, is_timing
 from waymark.tracking.store import RunStore
 
@@ -76,6 +76,9 @@ class RerunReport:
         elif not self.identical:
             lines.append("nothing that was recorded of data, code and environment differs")
         return [*lines, *(f"  {format_difference(each)}" for each in self.differences)]
+
+    def _repr_html_(self) -> str:
+        return html_table(self.lines()[:1], [[line] for line in self.lines()[1:]])
 
     def _partings(self) -> list[str]:
         lines = []

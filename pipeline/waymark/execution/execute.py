@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from waymark import names
 from waymark.comparison import rerun_report
@@ -26,6 +27,7 @@ from waymark.execution.opening import data_lines, environment_line, model_lines,
 from waymark.execution.origin import Origin, origin_of
 from waymark.execution.plan import RunPlan, own_modules, plan_new, plan_resume
 from waymark.execution.recorded_environment import RecordedEnvironment, record_environment
+from waymark.execution.result import Result
 from waymark.execution.saver import Saver, restore_or_initialise
 from waymark.execution.scores import write_scores
 from waymark.files import replace_file
@@ -50,35 +52,6 @@ from waymark.training.stopping import Stopped, early_stop
 CONNECT_GRACE_S = 0.5  # that training waits, in all, for a tracking server
 # That a run may have beside config.yaml.
 SMALL = ("environment.json", ARCHITECTURE, SIGNATURE, history.NAME)
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run is."""
-
-    run_id: str
-    training: Mapping[str, float]  # metrics of the last step, of the validation set if there is one
-    restored: Mapping[str, float]  # of the test set; first the metric that the run is judged by
-    checkpoints: list[int]
-    state_digest: str
-    folder: Path
-    link: str = ""  # to the run in MLflow's UI, or the command that opens it
-    verdict: RerunReport | None = None  # of a rerun
-    evaluated: str = "test"  # the set that evaluations in training are on: val or test
-    best: tuple[int, float] | None = None  # step and value of the best of these evaluations
-    seconds: float = 0.0  # from the first line to the end
-    steps_per_second: float | None = None  # of the loop; None if there was no step to train
-    next_commands: tuple[str, ...] = ()  # what may be typed next
-
-    @property
-    def training_accuracy(self) -> float | None:
-        """Return the accuracy in training, 0..1; None if the last step or the task has none."""
-        return self.training.get("accuracy")
-
-    @property
-    def restored_accuracy(self) -> float | None:
-        """Return the restored accuracy, 0..1; None if the task has none."""
-        return self.restored.get("accuracy")
 
 
 @unfailing_output()
@@ -180,7 +153,8 @@ class RunExecution:
         longer = f"epochs={2 * config.epochs}" if config.epochs else f"steps={2 * config.steps}"
         on = partial(command_on, self.run, resolved)
         follow = on("evaluate"), on("resume", longer)
-        return replace(result, link=link, seconds=seconds, next_commands=follow)
+        points = {k: _arrays(v) for k, v in self.run.history.metrics.items()}
+        return replace(result, link=link, seconds=seconds, next_commands=follow, recorded=points)
 
     def execute(self) -> Result:
         """Carry out the plan, all but the record of its end.
@@ -383,3 +357,8 @@ class RunExecution:
         """Return the tag with the run's description, as things are."""
         again = command_on(self.run, self.plan.resolved, "rerun")
         return description(self.run, self.plan.resolved.config, again, reason, verdict)
+
+
+def _arrays(points: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the steps and the values of a metric, which take less memory so."""
+    return np.fromiter(points.keys(), np.int64), np.fromiter(points.values(), np.float64)

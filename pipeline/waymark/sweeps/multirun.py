@@ -40,7 +40,7 @@ from waymark.sweeps import composing, trial
 from waymark.sweeps.description import describe, parent_name, trials_table
 from waymark.sweeps.sweep import Sweep, TrialResult
 from waymark.sweeps.sweep_files import log_files
-from waymark.table import number, terminal_width
+from waymark.table import html_table, number, terminal_width
 from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
 from waymark.tracking.parent_run import open_parent, withdraw
@@ -62,6 +62,14 @@ class SweepResult:
     best: TrialResult | None  # None if no trial has the objective
     trials: list[TrialResult]
     exit_status: int  # of the command: 0 if all trials have finished, 1 if not
+
+    def _repr_html_(self) -> str:
+        first = sorted(self.trials, key=lambda each: each is not self.best)
+        rows = [[each.name, each.run_id[:8], each.status, each.reason,
+                 "-" if each.objective is None else number(each.objective)]
+                for each in first]  # fmt: skip
+        best = [f"best: {self.best.name}"] if self.best else []
+        return html_table(["trial", "run", "status", "reason", "objective"], rows, best)
 
 
 def sweep(arguments: Sequence[str], fork: str | None = None) -> SweepResult:

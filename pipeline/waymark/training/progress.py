@@ -1,6 +1,8 @@
-"""Show how a run goes: a bar on a terminal, the TF1 tutorial's lines elsewhere, or nothing."""
+"""Show how a run goes: a bar on a terminal or in a notebook, the TF1 tutorial's lines elsewhere."""
 
+import io
 import sys
+import time
 from collections.abc import Mapping
 from math import inf
 from typing import Any
@@ -9,6 +11,7 @@ from waymark.table import metric_value, number, rate
 from waymark.training.loop import NoProgress
 
 TASK = 0  # the only one of a bar
+NOTEBOOK_PERIOD_S = 0.2  # between two states of a bar in a notebook
 
 
 class LogLines(NoProgress):
@@ -49,6 +52,38 @@ class ProgressBar(NoProgress):
         self._bar.stop()
 
 
+class NotebookBar:
+    """Show a bar of rich's in the output of a notebook's cell, where its state is replaced."""
+
+    def __init__(self, bar: Any) -> None:
+        from IPython.display import DisplayHandle
+        from rich.console import Console
+
+        self.tasks, self._bar, self._handle = bar.tasks, bar, DisplayHandle()
+        self._console = Console(
+            file=io.StringIO(), record=True, width=100, force_terminal=True, force_jupyter=False
+        )
+        self._handle.display(self._content(), raw=True)
+        self._shown = time.monotonic()
+
+    def update(self, task: Any, **fields: Any) -> None:
+        """Take new numbers; show them, unless others were shown just before."""
+        self._bar.update(task, **fields)
+        if time.monotonic() - self._shown > NOTEBOOK_PERIOD_S:
+            self.stop()
+
+    def stop(self) -> None:
+        """Show the numbers as they are."""
+        self._handle.update(self._content(), raw=True)
+        self._shown = time.monotonic()
+
+    def _content(self) -> dict[str, str]:
+        self._console.print(self._bar.get_renderable())
+        text = self._console.export_text(clear=False).rstrip()
+        body = self._console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
+        return {"text/plain": text, "text/html": body}
+
+
 def _draw(
     text: str, fields: tuple[str, ...], total: int, done: int, period_s: float = 30, **left: Any
 ) -> Any:
@@ -59,8 +94,20 @@ def _draw(
     remaining = progress.TimeRemainingColumn(**left)
     bar: Any = progress.Progress(*columns, remaining, speed_estimate_period=period_s)
     bar.add_task("", total=total, completed=done, **dict.fromkeys(fields, "-"))
+    if _in_notebook():
+        return NotebookBar(bar)
     bar.start()
     return bar
+
+
+def _in_notebook() -> bool:
+    """Tell whether this is a notebook's kernel."""
+    found = sys.modules.get("IPython")
+    return hasattr(found and found.get_ipython(), "kernel")
+
+
+def _can_draw() -> bool:
+    return sys.stdout.isatty() or _in_notebook()
 
 
 def make_progress(mode: Any, steps: int, done: int, *named: str) -> NoProgress:
@@ -70,7 +117,7 @@ def make_progress(mode: Any, steps: int, done: int, *named: str) -> NoProgress:
     """
     if mode is False:
         return NoProgress(steps, done)
-    kind = ProgressBar if mode is True or sys.stdout.isatty() else LogLines
+    kind = ProgressBar if mode is True or _can_draw() else LogLines
     return kind(steps, done, *named)
 
 
@@ -105,5 +152,5 @@ class SweepProgressBar(NoSweepProgress):
 
 def make_sweep_progress(mode: Any, total: int) -> NoSweepProgress:
     """Return what `progress=` asks for during a sweep: a bar on a terminal, or nothing."""
-    bar = mode is True or (mode == "auto" and sys.stdout.isatty())
+    bar = mode is True or (mode == "auto" and _can_draw())
     return SweepProgressBar(total) if bar else NoSweepProgress()
