@@ -34,6 +34,10 @@ class UserMessage(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(printable(text))
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows: the sentence, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class BadInput(UserMessage):
     """Say in one sentence what is wrong with what the user gave; the command exits 2."""

@@ -1,59 +1,94 @@
-"""A notebook in a kernel of its own: cells that train twice and compare."""
+"""The worked notebook in a kernel of its own: what its cells show, and that nothing outlives it."""
 
+import json
+import re
+import signal
 import sys
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
 from waymark.tracking.finder import find
 from waymark.tracking.opening import open_store
 
-from tests.support.processes import BOUND, THREADS, poll
+from tests.support.notebook import NOTEBOOK, executed
+from tests.support.processes import poll
 
-WORDS = ["data=arrays", "data.path=small.npz", "save=npz", "steps=20", "eval_every=10", THREADS]
-CELLS = [
-    "import waymark",
-    f"first = waymark.run(*{WORDS!r})",
-    f"second = waymark.run(*{WORDS!r}, 'batch_size=20')",
-    "print(waymark.compare(first.run_id, second.run_id).text())\n"
-    "[first.run_id, second.run_id, first.restored_accuracy]",
-]
+TRAIN_LONG = 'run("data=arrays", "data.path=spirals.npz", "steps=100000000", "save.every=50")'
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
-def test_cells_train_and_compare_and_nothing_outlives_the_kernel(
-    place: Path, small: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def jupyter(place: Path, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return the environment of a kernel without a user's settings."""
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(place / "jupyter"))
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
-    import nbformat
-    from nbclient import NotebookClient
+    return environment
 
-    (place / "small.npz").write_bytes(small.read_bytes())
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
-    where = {"metadata": {"path": str(place)}}
-    client = NotebookClient(notebook, timeout=2 * BOUND, kernel_name="python3", resources=where)
-    with client.setup_kernel(env=environment):
-        for number, cell in enumerate(notebook.cells):
-            client.execute_cell(cell, number)
-        assert client.km is not None
+
+def shown(outputs: list[Any]) -> str:
+    """Return what outputs of a cell show as HTML."""
+    return "".join(each.data.get("text/html", "") for each in outputs if "data" in each)
+
+
+def printed(cell: Any, stream: str = "stdout") -> str:
+    return "".join(each.text for each in cell.outputs if each.get("name") == stream)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_cells_do_what_they_say_and_nothing_outlives_the_kernel(
+    place: Path, jupyter: dict[str, str]
+) -> None:
+    from nbformat.v4 import new_code_cell
+
+    with executed(place, jupyter) as (notebook, client):
+        cells = {cell.source.split("\n")[-1]: cell for cell in notebook.cells}
         kernel = psutil.Process(client.km.provisioner.pid)
         assert kernel.exe() == str(Path(sys.executable).resolve())
         below = kernel.children(recursive=True)
         delivering = [
             each for each in below if "waymark.tracking.delivery_process" in each.cmdline()
         ]
+        checkpoints = {*place.glob("mlruns/**/checkpoints/*.json")}
+
+        def interrupt() -> None:
+            poll(lambda: {*place.glob("mlruns/**/checkpoints/*.json")} - checkpoints)
+            kernel.send_signal(signal.SIGINT)  # as the button ■ does
+
+        other, cell = Thread(target=interrupt), new_code_cell(TRAIN_LONG)
+        notebook.cells.append(cell)
+        client.allow_errors = True
+        other.start()
+        client.execute_cell(cell, len(notebook.cells) - 1)
+        other.join()
     assert len(delivering) == 1, "one process delivers all runs of a kernel"
-    printed = ["".join(o.text for o in cell.outputs if "text" in o) for cell in notebook.cells]
-    first, second, accuracy = eval(notebook.cells[-1].outputs[-1].data["text/plain"])
-    assert printed[1].startswith(f"run {first} (") and printed[2].startswith(f"run {second} (")
-    assert all(word in printed[3] for word in (first[:8], second[:8], "batch_size"))
-    store = open_store(f"sqlite:///{place}/mlruns/mlflow.db")
-    for run_id in (first, second):
-        record = find(store, run_id)
-        assert record.status == "FINISHED"
-        assert (record.folder / "evaluation" / "loss.png").exists()
-    assert store.summary(find(store, first)).metrics["restored/accuracy"] == accuracy
     for process in (kernel, *below):
         poll(lambda process=process: not process.is_running())
+
+    (error,) = (each for each in cell.outputs if each.output_type == "error")
+    assert error.traceback == ["stopped by SIGINT"], "one sentence"
+    assert "resume with: waymark resume " in printed(cell, "stderr")
+    ended = re.findall(r"(?m)^run (\w+) ", printed(cell))
+    trained = cells["result"]
+    (run_id,) = re.findall(r"(?m)^run (\w+) ", printed(trained))
+    *_, bar, result = trained.outputs
+    assert ">300/300<" in shown([bar]) and f">{run_id}<" in shown([result])
+    store = open_store(f"sqlite:///{place}/mlruns/mlflow.db")
+    assert [find(store, key).status for key in (run_id, *ended)] == ["FINISHED", "KILLED"]
+    assert (find(store, run_id).folder / "evaluation" / "loss.png").exists()
+    assert f"identical to run {run_id}" in shown(cells["verdict"].outputs)
+    for name in ("found", "comparison"):
+        assert all(f">width={width}" in shown(cells[name].outputs) for width in (8, 32))
+
+
+def test_the_stored_outputs_are_small_and_come_from_the_cells() -> None:
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert NOTEBOOK.stat().st_size < 100_000
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    kinds = [each["output_type"] for cell in cells for each in cell["outputs"]]
+    assert {*kinds} == {"stream", "display_data", "execute_result"}, "no error"
+    silent = [cell for cell in cells if not cell["outputs"]]
+    assert len(silent) == 1, "only the one that writes the data"

@@ -47,7 +47,7 @@ def test_a_run_is_killed_resumed_repeated_and_evaluated(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[1] == (
         "data         images: 6x8x3, 3 classes; 38 training, 10 validation, 12 test examples "
-        "(data.test=0.2 unless given); divided by 255"
+        "(data.test=0.2 by default); divided by 255"
     )
     whole = done.stdout.split()[1]
     folder = local_folder(place, whole)

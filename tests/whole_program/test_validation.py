@@ -124,7 +124,7 @@ def test_a_test_set_is_held_out_where_there_is_none(place: Path, main: Main) -> 
     done = main("run", "data=arrays", path, *HELD_OUT)
     assert done.stdout.splitlines()[1] == (
         "data         arrays: 8x8x1, 10 classes; 128 training, 32 validation, 40 test examples "
-        "(data.test=0.2 unless given); divided by 255"
+        "(data.test=0.2 by default); divided by 255"
     )
     data = data_of(path, "data.test=50", "data.validation=30")
     assert [len(data.x_train), len(data.x_val), len(data.x_test)] == [120, 30, 50]

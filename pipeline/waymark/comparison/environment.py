@@ -30,6 +30,7 @@ NUMERICS_ENV_VARS = (
     "NVIDIA_TF32_OVERRIDE",
 )  # fmt: skip
 # Of a CPU's flags, those that name instructions for arithmetic (x86; ARM).
+DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # SHA-256, shown by its beginning
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
 # What of environment.json decides the bits of the next step; the rest explains, at most.
@@ -283,5 +284,6 @@ def format_difference(difference: Difference, sides: tuple[str, str] = ("recorde
             ("changed", [item for item in recorded if item in now]),
         ]
         return f"{what}: " + "; ".join(f"{w} {', '.join(items)}" for w, items in words if items)
-    texts = ["not set" if value is None else str(value) for value in (recorded, now)]
+    texts = ["not set" if value is None else DIGEST.sub(r"\1", str(value))
+             for value in (recorded, now)]  # fmt: skip
     return f"{what}: {texts[0]} {sides[0]}, {texts[1]} {sides[1]}"

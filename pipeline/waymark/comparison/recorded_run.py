@@ -22,12 +22,13 @@ from waymark.tracking.limits import store_errors
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
 
+OTHER_WEIGHTS = "the initial weights differ"
 # What is told of two runs by the tags that hold its digests.
 DIGESTS = {
     "data": names.DATA_DIGEST,
     "init_from": names.INIT_DIGEST,
     "model.file": names.MODEL_DIGEST,
-    "the initial weights differ": names.INITIAL_WEIGHTS,
+    OTHER_WEIGHTS: names.INITIAL_WEIGHTS,
 }
 
 

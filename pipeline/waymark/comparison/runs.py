@@ -9,7 +9,13 @@ from functools import partial
 from typing import Any
 
 from waymark import names
-from waymark.comparison.recorded_run import RecordedRun, all_differences, load_recorded_run
+from waymark.comparison.environment import Difference
+from waymark.comparison.recorded_run import (
+    OTHER_WEIGHTS,
+    RecordedRun,
+    all_differences,
+    load_recorded_run,
+)
 from waymark.comparison.report import Best, Comparison, Metric, Row, better_value
 from waymark.comparison.rerun_report import first_divergences
 from waymark.config.old_names import CLASSES, with_classes
@@ -33,6 +39,7 @@ from waymark.tracking.store import RunStore
 Run = tuple[RecordedRun, RunSummary]
 
 CONFIDENCE = 0.95
+OF_WEIGHTS = ("model", "seed", "init_from", "fork")  # settings that the initial weights follow
 # Settings that older records have not, and what was done before.
 ADDED_LATER = {"epochs": "None", "stop": "None", "metrics": "[]", "task": "classification"}
 ADDED_LATER |= {"fork": "None", "save.log_model": "False"}
@@ -126,7 +133,7 @@ def compare_recorded(runs: Sequence[Run]) -> Comparison:
     for i, row in enumerate(rows):  # what only their data or repetition tells apart
         if [other.label for other in rows].count(row.label) > 1:
             rows[i] = replace(row, label=f"{row.label} {row.runs[0][:8]}")
-    others = {each.record.id: all_differences(found[0], each) for each in found[1:]}
+    others = {each[0].record.id: _differences(runs[0], each) for each in runs[1:]}
     curves = [
         (row.label, run.history.metrics.get(names.TRAIN_LOSS, {}), run.evaluations)
         for row, members in zip(rows, groups, strict=True)
@@ -152,6 +159,16 @@ def index_by_tag(found: list[RecordedRun], tag: str) -> dict[str, list[str]]:
         if tag in each.record.tags:
             index.setdefault(each.record.tags[tag], []).append(each.record.id)
     return index
+
+
+def _differences(first: Run, other: Run) -> list[Difference]:
+    """Return what differs beside the configuration, and is not what has to, given that."""
+    (old, was), (new, now) = first, other
+    found = all_differences(old, new)
+    keys = [key for key in {**was.params, **now.params} if key.partition(".")[0] in OF_WEIGHTS]
+    if all(was.params.get(key) == now.params.get(key) for key in keys):
+        return found
+    return [each for each in found if each[0] != OTHER_WEIGHTS]
 
 
 def differing_keys(groups: list[list[Run]]) -> list[str]:

@@ -68,7 +68,7 @@ def hold_out(data: Dataset, loader: object) -> Dataset:
             )
         if not len(data.x_test):
             assert not isinstance(loader.test, str)  # whose entries are there
-            note = f" (data.test={TEST_SHARE} unless given)" if loader.test is None else ""
+            note = f" (data.test={TEST_SHARE} by default)" if loader.test is None else ""
             data = _move(data, loader, "test", loader.test or TEST_SHARE, TEST)
         if loader.validation:
             data = _move(data, loader, "val", loader.validation, VALIDATION)

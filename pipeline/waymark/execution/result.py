@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,8 @@ class Result:
         return lines | dict(zip(("next", ""), self.next_commands, strict=False))
 
     def _repr_html_(self) -> str:
-        verdict = self.verdict.lines()[:1] if self.verdict else []
-        return html_table([], list(map(list, self.summary().items())), verdict)
+        own = replace(self, next_commands=()).summary()  # a notebook takes no commands
+        return html_table([], list(map(list, own.items())))
 
 
 def _shown_path(path: Path) -> str:

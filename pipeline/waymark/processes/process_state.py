@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -50,6 +51,12 @@ def taken_back() -> Iterator[None]:
             _calls -= 1
             if not _calls:
                 _undo.close()
+
+
+def in_notebook() -> bool:
+    """Tell whether this process is a notebook's kernel."""
+    found = sys.modules.get("IPython")
+    return hasattr(found and found.get_ipython(), "kernel")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from contextvars import copy_context
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
 
+from waymark.processes.process_state import in_notebook
+
 POLL_INTERVAL_S = 1.0  # between two looks whether the process that started this one is alive
 T = TypeVar("T")
 # By SIGUSR2 Slurm and submitit say that a job's time will be up in a moment.
@@ -59,6 +61,10 @@ class Interrupted(Exception):
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.status = 128 + number
 
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that a notebook shows: the sentence, without a traceback."""
+        return [str(self)]
+
     def __reduce__(self) -> Any:
         return Interrupted, (self.status - 128,)
 
@@ -103,8 +109,14 @@ class GracefulShutdown:
             return future.result()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        kernel = number == signal.SIGINT and in_notebook()  # which the end would take along
         if self.signal is not None or not self.can_finish_gracefully:
-            os._exit(128 + number)
+            if not kernel:
+                os._exit(128 + number)
+            if self.signal is None:
+                raise KeyboardInterrupt
+            return
         self.signal = GracefulShutdown.last_signal = number
         name = signal.Signals(number).name
-        print(f"\n{name}: stopping after this step; once more stops at once", file=sys.stderr)
+        more = "" if kernel else "; once more stops at once"
+        print(f"\n{name}: stopping after this step{more}", file=sys.stderr)

@@ -65,11 +65,11 @@ class SweepResult:
 
     def _repr_html_(self) -> str:
         first = sorted(self.trials, key=lambda each: each is not self.best)
-        rows = [[each.name, each.run_id[:8], each.status, each.reason,
-                 "-" if each.objective is None else number(each.objective)]
+        rows = [[each.name, each.run_id[:8], each.status,
+                 "-" if each.objective is None else number(each.objective), each.reason]
                 for each in first]  # fmt: skip
-        best = [f"best: {self.best.name}"] if self.best else []
-        return html_table(["trial", "run", "status", "reason", "objective"], rows, best)
+        best = ["the best trial first"] if self.best else []
+        return html_table(["trial", "run", "status", "objective", ""], rows, best)
 
 
 def sweep(arguments: Sequence[str], fork: str | None = None) -> SweepResult:

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,8 @@ def _mlflow_defaults() -> None:
     set_variable("MLFLOW_DISABLE_TELEMETRY", "true")
     set_variable("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     set_variable("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    with same_environment():
+    with same_environment(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of tqdm, in a notebook
         import mlflow.tracking  # noqa: F401  (it sets the levels as it is imported)
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:  # it logs what it raises as well

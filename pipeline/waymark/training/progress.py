@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import inf
 from typing import Any
 
+from waymark.processes.process_state import in_notebook
 from waymark.table import metric_value, number, rate
 from waymark.training.loop import NoProgress
 
@@ -94,20 +95,14 @@ def _draw(
     remaining = progress.TimeRemainingColumn(**left)
     bar: Any = progress.Progress(*columns, remaining, speed_estimate_period=period_s)
     bar.add_task("", total=total, completed=done, **dict.fromkeys(fields, "-"))
-    if _in_notebook():
+    if in_notebook():
         return NotebookBar(bar)
     bar.start()
     return bar
 
 
-def _in_notebook() -> bool:
-    """Tell whether this is a notebook's kernel."""
-    found = sys.modules.get("IPython")
-    return hasattr(found and found.get_ipython(), "kernel")
-
-
 def _can_draw() -> bool:
-    return sys.stdout.isatty() or _in_notebook()
+    return sys.stdout.isatty() or in_notebook()
 
 
 def make_progress(mode: Any, steps: int, done: int, *named: str) -> NoProgress:
