@@ -1,14 +1,17 @@
 """The commands as functions: the page on them is true, and a configuration may be an object."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import waymark
 import yaml
@@ -19,14 +22,14 @@ from waymark.config.compose import compose_config, from_config
 from waymark.config.schema import GROUP_PROTOCOLS
 from waymark.models.cnn import Cnn
 
-from tests.support.processes import Main, answers, free_port, poll
+from tests.support.processes import Main, Open, answers, free_port, poll
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS / "library.md", DOCS / "library-models.md"]  # the second goes on from the first
 SHORT = ["steps=4", "save.every=2", "runtime.intra_op_threads=2", "progress=false"]
 
 
-def test_the_pages_are_true(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_pages_are_true(place: Path, client: Open, capsys: pytest.CaptureFixture[str]) -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, Any] = {}
@@ -37,12 +40,49 @@ def test_the_pages_are_true(place: Path, capsys: pytest.CaptureFixture[str]) -> 
     rows = (place / "table.csv").read_text().splitlines()
     assert len(rows) == 1 + len(names["comparison"].rows) == 3  # two seeds of one configuration
     assert f"identical to run {names['second'].run_id}" in capsys.readouterr().out
+    read = pd.read_csv(place / "table.csv", keep_default_na=False, na_values=[""])
+    pd.testing.assert_frame_equal(names["frame"], read, check_dtype=False)
+    longer, history = names["longer"], names["longer"].history
+    assert [*history.index] == [*range(1, 81)], "of the life before the resume, too"
+    for key in history:
+        recorded = client(place).get_metric_history(longer.run_id, key)
+        assert {point.step: point.value for point in recorded} == dict(history[key].dropna())
+    for each in ("result", "comparison", "verdict", "found"):
+        assert names[each]._repr_html_().startswith("<table>")
 
 
 @pytest.mark.parametrize("name", waymark.__all__)
 def test_everything_the_package_offers_is_there(name: str) -> None:
     assert getattr(waymark, name) is getattr(api, name)
     assert getattr(waymark, name).__doc__
+
+
+def test_type_checkers_and_completion_know_what_the_package_offers() -> None:
+    tree = ast.parse(Path(waymark.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = [alias.name for node in block.body if isinstance(node, ast.ImportFrom)
+            for alias in node.names]  # fmt: skip
+    assert sorted(seen) == sorted(waymark.__all__) and {*waymark.__all__} <= {*dir(waymark)}
+
+
+@pytest.mark.long
+def test_a_script_is_checked_by_its_types(tmp_path: Path) -> None:
+    """Its author has the wheel, whose types count because of a file in it."""
+    script = """
+        from waymark import compare, run
+        import waymark
+        result = run("steps=20", config=3)
+        reveal_type(result.restored_accuracy)
+        reveal_type(compare(result.run_id).keys)
+        waymark.sweeep("steps=20")
+    """
+    (tmp_path / "script.py").write_text(textwrap.dedent(script))
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", "mypy", "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    wrong, accuracy, keys, unknown, _ = done.stdout.splitlines()
+    assert wrong.startswith('script.py:4: error: Argument "config" to "run" has incompatible')
+    assert accuracy.endswith('"float | None"') and keys.endswith('"list[str]"')
+    assert unknown.startswith('script.py:7: error: Module has no attribute "sweeep"')
 
 
 def test_what_the_package_does_not_offer_is_an_error() -> None:

@@ -2,13 +2,14 @@
 
 import json
 import re
+import xml.dom.minidom
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from waymark.sweeps.sweep_plot import Axis
 from waymark.sweeps.trial import VARIED_KEYS, trial_name
-from waymark.table import elided, number, setting, settings_apart
+from waymark.table import elided, html_table, number, setting, settings_apart
 
 LONG = "1.2046852412034e-05"
 
@@ -31,6 +32,16 @@ LONG = "1.2046852412034e-05"
 )
 def test_a_measured_value(value: float, text: str) -> None:
     assert number(value) == text
+
+
+def test_a_table_of_a_notebook_is_escaped_and_small() -> None:
+    rows = [[f"<b>{i}", "\x1b[31m & more"] for i in range(30)]
+    text = html_table(["run", "<i>"], rows, ["a < b"])
+    parser = xml.dom.minidom.parseString(f"<p>{text}</p>")
+    cells = [node.firstChild.data for node in parser.getElementsByTagName("td")]
+    assert cells == [cell for i in range(20) for cell in (f"<b>{i}", "\\x1b[31m & more")]
+    notes = [node.firstChild.data for node in parser.getElementsByTagName("div")]
+    assert notes == ["and 10 more rows", "a < b"]
 
 
 @given(st.floats(-1e308, 1e308, allow_subnormal=False))

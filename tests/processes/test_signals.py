@@ -118,3 +118,17 @@ def test_the_end_of_a_server_by_a_signal_is_told(
     assert status_of_server(status) == exit_status
     said = f"waymark: MLflow's server was ended by signal {-status}.\n" if status < 0 else ""
     assert capsys.readouterr().err == said
+
+
+def test_an_interrupt_never_ends_a_kernel(
+    exits: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("waymark.processes.signals.in_notebook", lambda: True)
+    with GracefulShutdown() as stop:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        stop.can_finish_gracefully = True
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert (stop.signal, exits) == (signal.SIGINT, [])
+        assert capsys.readouterr().err == "\nSIGINT: stopping after this step\n"

@@ -789,6 +789,7 @@ def test_the_wheel_works_outside_the_checkout(
     sources = {str(p.relative_to(REPO / "pipeline")) for p in REPO.glob("pipeline/**/*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
     assert {"waymark/data/mnist_5k.npz", "waymark/data/mnist_5k.txt"} <= {*names}
+    assert "waymark/py.typed" in names  # else type checkers pass over the package
     (entry,) = unpacked.glob("*.dist-info/entry_points.txt")
     assert "waymark = waymark.__main__:program" in entry.read_text()
     tops = {name.partition("/")[0] for name in names}

@@ -110,12 +110,12 @@ class GracefulShutdown:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         kernel = number == signal.SIGINT and in_notebook()  # which the end would take along
-        if self.signal is not None or not self.can_finish_gracefully:
-            if not kernel:
-                os._exit(128 + number)
-            if self.signal is None:
-                raise KeyboardInterrupt
+        if kernel and self.signal is not None:
             return
+        if kernel and not self.can_finish_gracefully:
+            raise KeyboardInterrupt
+        if self.signal is not None or not self.can_finish_gracefully:
+            os._exit(128 + number)
         self.signal = GracefulShutdown.last_signal = number
         name = signal.Signals(number).name
         more = "" if kernel else "; once more stops at once"
