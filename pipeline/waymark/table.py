@@ -118,8 +118,8 @@ def metric_value(name: str, value: float | None) -> str:
 
 
 def rate(value: float) -> str:
-    """Return how many a second or minute, in whole ones from 100 up."""
-    return number(round(value) if value >= 100 else value)
+    """Return how many a second or minute in three digits, in whole ones from 100 up."""
+    return f"{value:#.3g}".rstrip(".") if value < 100 else number(round(value))
 
 
 def setting(text: str, digits: int = DIGITS) -> str:

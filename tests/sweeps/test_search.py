@@ -94,7 +94,7 @@ def test_a_hopeless_trial_ends_keeps_its_checkpoint_and_can_go_on(
     assert parent.data.tags["waymark.best"] not in {each.info.run_id for each in pruned.values()}
     hopeless = pruned["lr=1e-9"]
     assert hopeless.data.tags["waymark.reason"] == "pruned at step 2"
-    assert f"PRUNED                lr=1e-9 ({hopeless.info.run_id[:8]})" in done.stdout
+    assert f"PRUNED      lr=1e-9 ({hopeless.info.run_id[:8]})" in done.stdout
     folder = place / "mlruns/artifacts/1" / hopeless.info.run_id / "artifacts"
     assert (folder / "checkpoints/weights-2.npz").exists()
     history = client(place).get_metric_history(hopeless.info.run_id, "train/loss")

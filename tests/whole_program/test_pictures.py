@@ -93,7 +93,7 @@ def test_a_sweep_selects_on_the_folder_of_validation_pictures(
     words = ["data=images", f"data.path={place}/sets", "data.size=8", *SHORT, "save=npz"]
     done = main("run", "-m", *words, "data.cache=first", "seed=0,1")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "val/accuracy" in done.stdout and "2 finished; 2 of them now" in done.stdout
+    assert "val/accuracy" in done.stdout and "2 finished; 2 new" in done.stdout
     again = main("run", "-m", *words, "data.cache=other", "seed=0,1")
     assert again.returncode == 0 and "2 finished\n" in again.stdout
 

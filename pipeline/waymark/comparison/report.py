@@ -218,7 +218,7 @@ class Comparison:
         """Tell whether a column says something: not what one before does, nor all the same."""
         again = any(other.cells == column.cells for other in columns[: columns.index(column)])
         if column.rank < 4:  # a setting, or a metric that the runs are judged by
-            return not (again and column.name in self.judged)
+            return not (again and column.name.removeprefix("± ") in self.judged)
         return not again and len({*column.cells}) > 1
 
     @property

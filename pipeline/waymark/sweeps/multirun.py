@@ -155,6 +155,8 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
     return Sweep(
         store=store,
         parent=parent.id,
+        name=parent.name,
+        link=store.link(parent),
         before=before,
         command_id=command_id,
         command=command,
@@ -346,18 +348,20 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     best = next((each for each in trials if found.best and each.run_id == found.best[0].id), None)
     if best and best.objective is not None:
         reached = f"{sweep.metric} {number(best.objective)}"
-        print(printable(f"best                  {best.name} ({best.run_id[:8]}), {reached}"))
+        _say("best", f"{best.name} ({best.run_id[:8]}), {reached}")
         if sweep.selection:
-            print(f"selected on           {sweep.selection}")
+            _say("selected on", sweep.selection)
     if found.best and sweep.log_best and status < 128:
         trial.log_model(found.best[0], sweep.config_of(found.best[0]))
     for each in trials:
         if each.status != "FINISHED":
-            print(printable(f"{each.status:21} {each.name} ({each.run_id[:8]}) {each.reason}"))
+            _say(each.status, f"{each.name} ({each.run_id[:8]}) {each.reason}")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([TrialResult._fields, *trials])
     tracking.log_text(parent, text.getvalue(), "trials.csv")
-    print(sweep.summary_line(found))
+    _say("trials", sweep.summary_line(found))
+    _say("sweep", parent)
+    _say("in the UI", sweep.link)
     lost, where = sweep.total - len(trials), without_password(tracking.address.display_uri)
     if lost > 0 and not status:
         print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
@@ -370,3 +374,7 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return SweepResult(parent, best, trials, status)
+
+
+def _say(label: str, text: str) -> None:
+    print(printable(f"{label:11} {text}"))

@@ -14,9 +14,9 @@ from waymark import names
 from waymark.config.compose import hydra_errors
 from waymark.config.resolve import Resolved
 from waymark.config.schema import Config, Fork
-from waymark.errors import BadInput
+from waymark.errors import BadInput, printable
 from waymark.sweeps import trial
-from waymark.table import rate
+from waymark.table import number, rate
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
@@ -49,6 +49,8 @@ class Sweep:
 
     store: RunStore
     parent: str  # the id of the parent run
+    name: str  # the parent run's
+    link: str  # to it in MLflow's UI, or the command that opens it
     before: RunRecord | None  # the parent as this command found it; None if it made it
     command_id: str  # the value of this command's tag at the trials that it comes to
     command: str  # that completes the sweep
@@ -73,6 +75,7 @@ class Sweep:
         self._refused: dict[tuple[str, ...], str] = {}
         self.finished_before = cache(self._finished_before)
         self._open = ExitStack()  # what ends with the sweep: its bar
+        self._told: set[str] = set()  # the trials' runs of which is said that they are over
 
     def compose_by(self, compose: Callable[..., Resolved]) -> None:
         """Take what composes the configuration of a job, which Hydra brings as it begins."""
@@ -165,6 +168,8 @@ class Sweep:
         keys = {self._key(job) for job in jobs}
         self._repeated += len(jobs) - len(keys - self.submitted)
         if not self.submitted:
+            self._told.update(record.id for record, _ in self.already_finished.values())
+            print(printable(f"sweep {self.parent} ({self.name})"), flush=True)
             self._open.enter_context(self._report_progress())
         self.submitted |= keys
         for attempt in range(MAX_ATTEMPTS):
@@ -200,11 +205,11 @@ class Sweep:
     def summary_line(self, found: "Outcome") -> str:
         """Say how many trials there are, and how many this command has done in a minute."""
         counts = [f"{count} {name}" for name, count in found.counts().items() if count]
-        text = f"trials                {', '.join(counts) or 'none'}"
+        text = ", ".join(counts) or "none"
         over = [*found.finished, *found.pruned]
         done = sum(self.belongs_to_this_command(record) for record, _ in over)
         minutes = (time.monotonic() - self._began) / 60
-        return f"{text}; {done} of them now, {rate(done / minutes)} a minute" if done else text
+        return f"{text}; {done} new, {rate(done / minutes)} trials/min" if done else text
 
     def belongs_to_this_command(self, record: RunRecord) -> bool:
         """Tell whether this command came to a run last, and not another one."""
@@ -274,11 +279,23 @@ class Sweep:
         found = self.outcome()
         counts = found.counts()
         best = found.best[1].metrics[self.metric] if found.best else None
+        for record, facts in [*found.finished, *found.pruned, *found.others]:
+            if record.status != "RUNNING" and record.id not in self._told:
+                self._told.add(record.id)
+                bar.tell(self._over_line(record, facts))
         bar.show(self.expected, counts, best)
         now = json.dumps([self.expected, counts, found.best and found.best[0].id])
         if now != shown:
             self.record_progress(found)
         return now
+
+    def _over_line(self, record: RunRecord, facts: RunSummary) -> str:
+        """Say that a trial is over, how, and what it came to."""
+        status = "PRUNED" if record.tags.get(names.PRUNED) else record.status
+        value = facts.metrics.get(self.metric)
+        reached = "" if value is None else f", {self.metric} {number(value)}"
+        count = f"{len(self._told)} of {self.expected}"
+        return printable(f"{status.lower()}: {record.name} ({record.id[:8]}){reached}; {count}")
 
     def record_progress(self, found: "Outcome") -> None:
         """Put progress and the best trial so far into the parent run."""

@@ -122,8 +122,19 @@ class NoSweepProgress:
     def show(self, total: int, counts: Mapping[str, int], best: float | None) -> None:
         """Show how many of `total` trials are finished, pruned, running, failed, and the best."""
 
+    def tell(self, line: str) -> None:
+        """Say in a line that a trial is over."""
+
     def close(self) -> None:
         """Leave the terminal as it should be."""
+
+
+class SweepLines(NoSweepProgress):
+    """Print one line for each trial that is over."""
+
+    def tell(self, line: str) -> None:
+        """Print the line."""
+        print(line, flush=True)
 
 
 class SweepProgressBar(NoSweepProgress):
@@ -146,6 +157,7 @@ class SweepProgressBar(NoSweepProgress):
 
 
 def make_sweep_progress(mode: Any, total: int) -> NoSweepProgress:
-    """Return what `progress=` asks for during a sweep: a bar on a terminal, or nothing."""
-    bar = mode is True or (mode == "auto" and _can_draw())
-    return SweepProgressBar(total) if bar else NoSweepProgress()
+    """Return what `progress=` asks for during a sweep: auto, true (a bar anywhere), false."""
+    if mode is False:
+        return NoSweepProgress()
+    return SweepProgressBar(total) if mode is True or _can_draw() else SweepLines()
