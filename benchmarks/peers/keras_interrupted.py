@@ -63,6 +63,7 @@ def train(folder: Path, uri: str, *more: tf.keras.callbacks.Callback) -> None:
             verbose=0,
         )
     np.savez(folder / "weights.npz", *model.get_weights())
+    (folder / "iterations").write_text(str(int(model.optimizer.iterations)))
 
 
 def again(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -83,6 +84,11 @@ def losses(folder: Path) -> list[int]:
     return [point.step for point in history]
 
 
+def last_step(folder: Path) -> int:
+    """Return how often the optimizer updated the weights."""
+    return int((folder / "iterations").read_text())
+
+
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         whole, repeated, cut, served = (Path(name, each) for each in ("a", "b", "c", "d"))
@@ -97,10 +103,10 @@ def main() -> None:
                 float(np.abs(a - b).max())
                 for a, b in zip(weights(whole), weights(folder), strict=True)
             )
-            steps = losses(folder)
+            steps = [step for step in losses(folder) if step <= STEPS]
             print(
-                f"{what}: weights at most {apart:.3g} from those of the whole run; losses of "
-                f"{len(set(steps))} of {STEPS} steps in MLflow, {len(steps)} points"
+                f"{what}: {last_step(folder)} steps; weights at most {apart:.3g} from those of "
+                f"the whole run; losses of {len(set(steps))} of {STEPS} steps in MLflow"
             )
         with Server(served) as server:
             assert server._process
