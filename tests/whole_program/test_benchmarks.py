@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import terminal
 from benchmarks.ways import Measurement, Target, measure, spread
 
 MORE = ("keras_fit", "handwritten", "handwritten --batched")
@@ -74,3 +75,15 @@ def test_a_part_lasts_until_the_next_mark_or_the_end() -> None:
         0.5,
         1.5,
     )
+
+
+@pytest.mark.long
+def test_the_drawn_terminal_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(terminal, "FILE", tmp_path / "terminal.svg")
+    terminal.main()
+    drawn = terminal.FILE.read_text().replace("&#160;", " ")
+    for said in ("killed by SIGKILL", "resume latest", "3000 losses"):
+        assert said in drawn
+    assert "identical to run" in drawn and "http://127" in drawn and "url(http" not in drawn
