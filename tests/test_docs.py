@@ -70,9 +70,9 @@ def test_every_page_is_in_the_list_of_pages_and_reached_from_the_readme() -> Non
 
 def commands(page: Path) -> list[str]:
     """Return the commands of Waymark in the indented blocks of a page, comments left out."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = re.sub(r"\\\n *", "", page.read_text(encoding="utf-8"))
     found = re.findall(r"^    (waymark [a-z].*)$", text, re.M)
-    return [re.sub(r"  +#.*$", "", line) for line in found]
+    return [re.sub(r"  .*$", "", line) for line in found]
 
 
 def test_what_pages_tell_to_type_is_understood(place: Path) -> None:
