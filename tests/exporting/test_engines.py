@@ -136,6 +136,24 @@ def test_a_missing_package_is_asked_for(
 
 
 @pytest.mark.long
+def test_operations_that_tflite_has_not_are_named(
+    known: Callable[[str], Known], tmp_path: Path
+) -> None:
+    """They would need the Flex delegate, which a plain interpreter has not."""
+    known("softmax")  # the folder of the data
+    words = ["model=keras", "model.build=two_inputs.rare", "data=arrays", "data.path=numbers.npz"]
+    words += ["task=regression", "steps=1", "batch_size=20", "progress=false"]
+    key = api.run(*words, "runtime.intra_op_threads=2").run_id
+    said = "--to=tflite: TFLite has none of the model's operations Erfinv; --to=savedmodel takes"
+    with pytest.raises(BadInput, match=said):
+        api.export(key, tmp_path / "out", TRUST, target="tflite")
+    assert not [*(tmp_path / "out").iterdir()]
+    model = api.export(key, tmp_path / "out", TRUST, target="savedmodel")
+    with np.load("numbers.npz") as data:
+        assert by_a_client("savedmodel", model, {"inputs": data["x_test"]})
+
+
+@pytest.mark.long
 def test_a_record_without_a_signature_is_exported_by_its_data(
     known: Callable[[str], Known], tmp_path: Path
 ) -> None:

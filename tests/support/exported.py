@@ -37,6 +37,12 @@ def net(input_shape, outputs):
     seen = layers.Flatten()(layers.Conv2D(4, 3, activation="relu")(picture))
     both = layers.Dropout(0.2)(layers.BatchNormalization()(layers.concatenate([seen, rows])))
     return keras.Model({"picture": picture, "rows": rows}, layers.Dense(outputs)(both))
+
+
+def rare(input_shape, outputs):
+    rows = keras.Input(input_shape)
+    seen = keras.ops.erfinv(keras.ops.tanh(layers.Dense(4)(rows)) / 2)
+    return keras.Model(rows, layers.Dense(outputs)(seen))
 """
 TRUST = "trusted_modules=[two_inputs]"
 Arrays = dict[str, np.ndarray]

@@ -1,5 +1,6 @@
 """TFLite, which LiteRT computes by, on telephones too: one file, converted by TensorFlow."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from waymark.exporting.writing import mute, silence
 from waymark.files import replacing, writes
 
 NAME = "model.tflite"
+# What the converter's error tells of operations that a plain interpreter has not.
+UNKNOWN = re.compile(r"^(?:TF Select|Custom) ops: (.+?)\s*$", re.MULTILINE)
 
 
 def check(config: Config, said: str) -> None:
@@ -34,7 +37,12 @@ def write(config: Config, state: State, signature: Signature, path: Path) -> Non
             with mute():
                 converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
                 content = converter.convert()
-        except Exception as error:  # of an operation that it does not know
-            said = f"{type(error).__name__}: {first_line(error)}"
-            raise BadInput(f"--to=tflite: TensorFlow cannot convert this model: {said}") from None
+        except Exception as error:
+            said = f"TensorFlow cannot convert this model: {type(error).__name__}"
+            if unknown := UNKNOWN.findall(str(error)):
+                operations = ", ".join(sorted({*", ".join(unknown).split(", ")}))
+                said = f"TFLite has none of the model's operations {operations}"
+            else:
+                said += f": {first_line(error)}"
+            raise BadInput(f"--to=tflite: {said}; --to=savedmodel takes every model.") from None
         target.write_bytes(content)
