@@ -20,10 +20,12 @@ import pytest
 from waymark import BadInput, api
 from waymark.comparison.own_code import own_files
 from waymark.execution.execute import Result
+from waymark.execution.mlflow_model import to_serve
 
+from tests.support import engines
 from tests.support.data import pictures, write_pictures
 from tests.support.packages import link_packages
-from tests.support.processes import BOUND, THREADS, Main, Open, answers, free_port, poll
+from tests.support.processes import BOUND, THREADS, Done, Main, Open, answers, free_port, poll
 
 SHORT = ["data=arrays", "save=npz", "steps=20", "save.every=5", "eval_every=5", "progress=false"]
 SHORT += ["batch_size=10", "save.max_to_keep=2", "save.log_model=true", THREADS]
@@ -208,14 +210,17 @@ def test_retention_and_the_end_of_the_run_leave_what_is_registered(
     assert not Path(before[best].artifact_location.replace(str(logged.folder), str(here))).exists()
     version = mine.get_model_version_by_alias("digits", "champion")
     assert version.source.startswith(str(here))
-    with pytest.raises(BadInput, match="is not kept any more"):
+    with pytest.raises(BadInput, match="is not kept any more; waymark serve and MLflow still load"):
         api.evaluate("models:/digits@champion")
     mine.delete_run(logged.run_id)
+    with pytest.raises(BadInput, match=r"is not there .* waymark serve and MLflow still load"):
+        api.evaluate("models:/digits@champion")
     moved = here.rename(tmp_path / "moved")
     os.chdir(moved)
     api.runs()  # whatever opens the store says where it lies now
     folder = client(moved).get_model_version_download_uri("digits", version.version)
     assert Path(folder).is_relative_to(moved)
+    assert to_serve("models:/digits@champion", "latest", {}, tmp_path) == Path(folder)
     found = mlflow.pyfunc.load_model(folder).predict(logged.images)
     agree(logged, found, 20)
 
@@ -343,3 +348,49 @@ def test_mlflows_server_answers_as_evaluate_does_and_refuses_what_is_no_input(
 def example_of(curl: str) -> Path:
     """Return the file that a curl line sends."""
     return Path(next(word for word in shlex.split(curl) if word.startswith("@")).removeprefix("@"))
+
+
+@pytest.mark.long
+def test_what_is_on_a_server_is_used_where_nothing_of_it_is(
+    server: tuple[str, Path],
+    logged: Logged,
+    main: Main,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server hands the artifacts on; each command is given in a folder of its own."""
+    uri, data = f"tracking.uri={server[0]}", logged.folder / "small.npz"
+    name = tmp_path.name
+
+    def there(*words: str, status: int = 0) -> Done:
+        folder = tmp_path / str(len([*tmp_path.iterdir()]))
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        done = main(*words, uri)
+        assert done.returncode == status, done
+        return done
+
+    for run, rate in (("good", "0.3"), ("bad", "1e-6")):
+        words = [*SHORT, f"data.path={data}", f"optimizer.learning_rate={rate}"]
+        there("run", *words, f"run_name={name}-{run}", f"experiment_name={name}")
+    good, bad = f"{name}-good", f"{name}-bad"
+    there("register", good, name, "--alias", "champion")
+    champion = f"models:/{name}@champion"
+    logits = {}
+    for which in (good, champion):
+        scored = json.loads(there("evaluate", which, "--json").stdout)
+        out = tmp_path / f"{which.rpartition('@')[2]}.npz"
+        told = there("predict", which, str(data), "-o", str(out)).stdout
+        assert told.startswith(f"accuracy {scored['accuracy']:.4f}")
+        model = tmp_path / "exported" / which.rpartition("@")[2]
+        there("export", which, str(model), "--to", "savedmodel")
+        program = [sys.executable, "-I", engines.__file__, "savedmodel", str(model / "savedmodel")]
+        given, found = tmp_path / "given.npz", tmp_path / "found.npz"
+        np.savez(given, inputs=logged.images)
+        subprocess.run([*program, str(given), str(found), "2"], check=True)
+        with np.load(out) as predicted, np.load(found) as served:
+            np.testing.assert_array_equal(predicted["logits"], served["logits"])
+            logits[which] = predicted["logits"]
+    np.testing.assert_array_equal(logits[good], logits[champion])
+    assert "passed" in there("gate", good, "--against", champion).stdout
+    assert "worse" in there("gate", bad, "--against", champion, status=3).stdout

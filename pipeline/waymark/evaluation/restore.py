@@ -237,7 +237,7 @@ def _refuse_other_state(text: str, store: CheckpointStore, made: ModelCheckpoint
     if made.step not in store.steps() or store.manifest(made.step).digest != made.digest:
         raise BadInput(
             f"RUN={text!r}: checkpoint {made.step} of run {made.run_id}, of which it was made, is "
-            f"not kept any more; MLflow still loads the model."
+            f"not kept any more; waymark serve and MLflow still load the model."
         )
 
 

@@ -43,8 +43,8 @@ def find_checkpoint_of(store: RunStore, text: str) -> tuple[RunRecord, ModelChec
         return find_single(store, made.run_id), made
     except BadInput as error:
         raise BadInput(
-            f"RUN={text!r}: the run that it was made by is not there ({error}); MLflow still loads "
-            f"the model."
+            f"RUN={text!r}: the run that it was made by is not there ({error}); waymark serve and "
+            f"MLflow still load the model."
         ) from None
 
 
