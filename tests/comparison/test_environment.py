@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,12 +121,24 @@ def test_a_damaged_package_does_not_stop_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let pip have left a folder without metadata, as it does when it is interrupted."""
-    pairs = [("good", "1"), (None, None), ("bad", None)]
-    pairs.append(("good", "2"))  # further back on the path: not the one used
-    packages = [SimpleNamespace(metadata={"Name": n, "Version": v}) for n, v in pairs]
-    monkeypatch.setattr(module, "distributions", lambda: iter(packages))
-    monkeypatch.syspath_prepend(tmp_path)  # else those found before are remembered
-    assert describe_environment(1)["packages"] == {"bad": None, "good": "1"}
+    texts = {
+        "used/good-1.dist-info": "Metadata-Version: 2.4\nName: good\nVersion: 1\n\nVersion: none\n",
+        "used/bad.dist-info": "Name: bad\n",
+        "behind/good-2.dist-info": "Name: good\nVersion: 2\n",
+        "behind/old-3.egg-info": "name:old\nVersion:   3\n",
+        "behind/empty.dist-info": None,
+    }
+    for place, text in texts.items():
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        if text:
+            (folder / ("PKG-INFO" if "egg" in place else "METADATA")).write_text(text)
+    for name in ("behind", "used"):
+        monkeypatch.syspath_prepend(tmp_path / name)
+    packages = describe_environment(1)["packages"]
+    assert {"good": "1", "bad": None, "old": "3"}.items() <= packages.items()
+    parsed = [each.metadata for each in distributions()][::-1]
+    assert packages == {each["Name"]: each["Version"] for each in parsed if each["Name"]}
 
 
 def test_a_package_that_is_installed_meanwhile_is_there(

@@ -33,6 +33,7 @@ NUMERICS_ENV_VARS = (
 DIGEST = re.compile(r"\b([0-9a-f]{8})[0-9a-f]{56}\b")  # SHA-256, shown by its beginning
 ARITHMETIC = re.compile(r"(s?sse|pni$|avx|fma|f16c|amx|asimd|sve|sme|fp|neon|bf16|i8mm)")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of them, those that compute in bfloat16
+METADATA = re.compile(r"^(Name|Version):(.*)$", re.MULTILINE | re.IGNORECASE)  # of a package
 # What of environment.json decides the bits of the next step; the rest explains, at most.
 NUMERICS_KEYS = ("tensorflow", "cpu", "keras", "gpus", "intra_op_threads", "settings")
 Difference = tuple[str, Any, Any]  # what, as it was recorded, as it is now
@@ -88,11 +89,15 @@ def _installed() -> tuple[tuple[str, int], ...]:
 
 
 @lru_cache(1)
-def _packages(installed: object) -> dict[str, str]:
+def _packages(installed: object) -> dict[str, str | None]:
     """Return the packages installed and their versions; of two of one name, the one imported."""
-    metadata = [each.metadata for each in distributions()][::-1]
-    # An interrupted pip leaves folders without metadata.
-    found = {facts["Name"]: facts["Version"] for facts in metadata if facts["Name"]}
+    found: dict[str, str | None] = {}
+    for each in [*distributions()][::-1]:
+        text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
+        head, _, _ = text.partition("\n\n")  # to parse the rest takes most of the time
+        facts = {field.lower(): value.lstrip() for field, value in METADATA.findall(head)}
+        if "name" in facts:  # an interrupted pip leaves folders without metadata
+            found[facts["name"]] = facts.get("version")
     return dict(sorted(found.items()))
 
 
