@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from waymark.errors import BadInput
 from waymark.plots import style
+from waymark.processes.process_state import collecting_later
 from waymark.tracking import (  # noqa: F401  (questions)
     finder,
     history,
@@ -329,10 +330,11 @@ class _Printer(io.TextIOBase):
 
 def main() -> NoReturn:
     """Serve by the socket whose descriptor is the program's argument, and end the process."""
-    gc.set_threshold(100_000, 50, 100)  # MLflow makes a million objects, none of them garbage
+    gc.set_threshold(100_000, 50, 100)  # for what is imported later, to draw for example
     server = DeliveryServer(*map(int, sys.argv[1:]))
     sys.stderr = sys.stdout = _Printer(server)
-    import_mlflow()
+    with collecting_later():
+        import_mlflow()
     try:
         server.serve()
     finally:

@@ -6,12 +6,12 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from waymark.errors import BadInput
 from waymark.processes import process_state
-from waymark.processes.process_state import same_environment, set_variable
+from waymark.processes.process_state import collecting_later, same_environment, set_variable
 
 # What TensorFlow's C++ start-up writes to file descriptor 2 whatever TF_CPP_MIN_LOG_LEVEL says.
 NOISE = re.compile(
@@ -138,7 +138,7 @@ def _import_quietly() -> Any:
     set_variable("TF_CPP_MIN_LOG_LEVEL", "2")  # errors; it warns of what it raises, too
     eager = "keras.src.optimizers"  # through which TensorFlow imports it, without a use for it
     skipped = process_state.command_line and not {"tensorflow", "keras"} & sys.modules.keys()
-    with quiet(), same_environment():
+    with quiet(), same_environment(), collecting_later() if skipped else nullcontext():
         if skipped:
             sys.modules[eager] = None  # type: ignore[assignment]
         try:
