@@ -1,6 +1,7 @@
 """MLflow's UI shows, in a real browser, what a small sweep has recorded."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,18 +12,21 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Response, TimeoutError, expect, sync_playwright
-from waymark import __version__
-from waymark.api import register, run
-from waymark.execution.execute import Result
+from waymark import __version__, api
+from waymark.comparison import view
+from waymark.sweeps.multirun import SweepResult
+from waymark.tracking.opening import open_store
 
-from tests.support.processes import BOUND, REPO, answers, free_port, poll
+from tests.support.processes import BOUND, answers, free_port, poll
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 STEPS = 40  # all of them are drawn: a chart takes 320 points at most
 RATES = ["0.0003", "0.001", "0.003", "0.01"]
+NAMES = ["lr=3e-4", "lr=1e-3", "lr=3e-3", "lr=0.01"]
 RATE, LOSS, ACCURACY = "optimizer.learning_rate", "train/loss", "test/accuracy"
+OBJECTIVE = "restored/accuracy"
 
 # What Plotly has drawn: each curve's name and values; each axis of parallel coordinates.
 CURVES = """() => Object.values(Object.fromEntries(
@@ -51,19 +55,18 @@ METRICS = """() => [...document.querySelectorAll('a[href*="#/metric?"]')].map(li
 
 
 @pytest.fixture
-def sweep(place: Path) -> list[Result]:
-    """Return the runs of a small sweep, the last of which learns fastest and is registered."""
+def sweep(place: Path) -> SweepResult:
+    """Return a small sweep, the last trial of which learns fastest and is registered."""
     settings = [f"steps={STEPS}", "save.every=20", "eval_every=20", "seed=0", "progress=false"]
-    settings += ["runtime.intra_op_threads=2"]
-    found = [run(*settings, f"{RATE}={rate}", f"run_name=rate_{rate}") for rate in RATES]
-    register(found[-1].run_id, "digits", alias="champion")
+    found = api.sweep(*settings, "runtime.intra_op_threads=2", f"{RATE}={','.join(RATES)}")
+    api.register(found.trials[-1].run_id, "digits", alias="champion")
     return found
 
 
 @pytest.fixture
 def ui(
     place: Path,
-    sweep: list[Result],
+    sweep: SweepResult,
     start: Callable[..., "subprocess.Popen[str]"],
 ) -> Iterator[str]:
     """Start `waymark ui` on the sweep; yield the address that it prints."""
@@ -122,84 +125,99 @@ def shows(page: Page, script: str, expected: Any) -> None:
     assert page.evaluate(script) == expected
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(NAMES)} is on PATH")
+@pytest.mark.skipif(CHROMIUM is None, reason=f"none of {', '.join(PROGRAMS)} is on PATH")
 def test_the_ui_shows_a_sweep(
-    sweep: list[Result],
+    sweep: SweepResult,
     ui: str,
     page: Page,
     client: Callable[[Path], Any],
     place: Path,
 ) -> None:
-    # WAYMARK_SCREENSHOTS=docs/pictures renews the two of the pages.
-    pictures = REPO / os.environ.get("WAYMARK_SCREENSHOTS", place)
-    store = client(place)
+    store, site = client(place), ui.partition("#")[0]
+    runs = [store.get_run(trial.run_id) for trial in sweep.trials]
+    last = [run.data.metrics for run in runs]
     losses = [
-        [point.value for point in store.get_metric_history(result.run_id, LOSS)] for result in sweep
+        [point.value for point in store.get_metric_history(run.info.run_id, LOSS)] for run in runs
     ]
-    names = [f"rate_{rate}" for rate in RATES]
-    assert [len(values) for values in losses] == [STEPS] * len(sweep)
+    assert [len(values) for values in losses] == [STEPS] * len(RATES)
 
-    # The table of runs, with columns for a parameter and two metrics.
+    # What the command opens: the sweep is one row, with columns for objective and varied key.
     page.goto(ui)
-    expect(page.get_by_text(f"{len(sweep)} matching runs")).to_be_visible()
-    page.get_by_label("Toggle sidebar").click()
-    page.get_by_test_id("column-selection-dropdown").filter(has_text="Columns").click()
-    for column in ["Dataset", "Source", "Models", RATE, LOSS, ACCURACY]:  # off, off, off, on ...
-        page.get_by_placeholder("Search columns").fill(column)
-        page.get_by_test_id("column-selector-tree").get_by_text(column, exact=True).click()
-    page.keyboard.press("Escape")
-    for column in [f"params.`{RATE}`", f"metrics.`{LOSS}`"]:  # as wide as what stands in it
-        page.locator(f'[col-id="{column}"] .ag-header-cell-resize').dblclick()
-    for result, name, rate, values in zip(sweep, names, RATES, losses, strict=True):
-        row = page.locator(f'[row-id="{result.run_id}"]')
+    expect(page.get_by_text("5 matching runs")).to_be_visible()
+    columns = [f"metrics.`{OBJECTIVE}`", f"params.`{RATE}`"]
+    for column in columns:
+        expect(page.locator(f'.ag-header-cell[col-id="{column}"]')).to_be_visible()
+    row = page.locator(f'[row-id="{sweep.run_id}"]')
+    expect(row.get_by_role("link", name="sweep: lr (4)", exact=True)).to_be_visible()
+    shown = page.locator(".ag-header-cell").evaluate_all(
+        "cells => cells.map(cell => cell.getAttribute('col-id'))"
+    )
+    assert sorted(name for name in shown if re.match("params|metrics|tags", name)) == columns
+
+    # The sweep's own view: its trials, the best first.
+    page.goto(site + view.page(open_store(None), sweep.run_id))
+    expect(page.get_by_text("4 matching runs")).to_be_visible()
+    for run, name, rate in zip(runs, NAMES, RATES, strict=True):
+        row = page.locator(f'[row-id="{run.info.run_id}"]')
         expect(row.get_by_role("link", name=name, exact=True)).to_be_visible()
-        for column, text in [
-            (f"params.`{RATE}`", rate),
-            (f"metrics.`{LOSS}`", str(values[-1])),
-            (f"metrics.`{ACCURACY}`", str(result.training_accuracy)),
-        ]:
+        for column, text in zip(columns, [str(run.data.metrics[OBJECTIVE]), rate], strict=True):
             expect(row.locator(f'[col-id="{column}"]')).to_have_text(text)
-    page.mouse.move(0, 0)  # what it hovers over looks different
-    part = {"x": 0, "y": 0, "width": 1280, "height": 400}
-    page.screenshot(path=pictures / "ui_runs.png", clip=part, animations="disabled")
+    page.screenshot(path=place / "ui_runs.png")
 
     # Compare, for three of the four.
-    for result in sweep[1:]:
-        page.locator(f'[row-id="{result.run_id}"]').get_by_role("checkbox").first.check()
+    for run in runs[1:]:
+        page.locator(f'[row-id="{run.info.run_id}"]').get_by_role("checkbox").first.check()
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_role("heading", name="Comparing 3 Runs")).to_be_visible()
-    for label, cells in [("Run Name:", names[1:]), (RATE, RATES[1:]), ("steps", [str(STEPS)] * 3)]:
+    for label, cells in [("Run Name:", NAMES[1:]), (RATE, RATES[1:]), ("steps", [str(STEPS)] * 3)]:
         row = page.locator("tr").filter(has=page.get_by_text(label, exact=True))
         expect(row.locator("th, td")).to_have_text([label, *cells])
-    axes = [[RATE, [float(rate) for rate in RATES[1:]]], ["run_name", [0, 1, 2]]]
+    axes = [[RATE, [float(rate) for rate in RATES[1:]]]]
     shows(page, AXES, [*axes, [LOSS, [values[-1] for values in losses[1:]]]])
     expect(page.get_by_role("link", name=LOSS, exact=True)).to_be_visible()
     shown = dict(page.evaluate(METRICS))
     for metric, numbers in [
         (LOSS, [values[-1] for values in losses[1:]]),
-        (ACCURACY, [result.training_accuracy for result in sweep[1:]]),
+        (ACCURACY, [metrics[ACCURACY] for metrics in last[1:]]),
     ]:
         assert [float(text) for text in shown[metric]] == pytest.approx(numbers, abs=6e-4)
     page.screenshot(path=place / "ui_parallel.png")
 
     # Their losses in one chart, every point of them.
     page.get_by_role("link", name=LOSS, exact=True).click()
-    shows(page, CURVES, [list(curve) for curve in zip(names[1:], losses[1:], strict=True)])
+    shows(page, CURVES, [list(curve) for curve in zip(NAMES[1:], losses[1:], strict=True)])
     page.wait_for_function(LINES)
-    for name, values in zip(names[1:], losses[1:], strict=True):
+    for name, values in zip(NAMES[1:], losses[1:], strict=True):
         row = page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True))
         expect(row).to_contain_text(f"{values[-1]} (step={STEPS})")
-    page.screenshot(path=pictures / "ui_compare.png")
+    page.screenshot(path=place / "ui_compare.png")
 
-    # One run's own pages, by the link that its end has printed.
-    page.goto(ui.partition("#")[0] + "#" + sweep[-1].link.partition("#")[2])
-    expect(page.get_by_role("heading", name=names[-1])).to_be_visible()
+    # The sweep's own page, whose description has a table with links to the trials.
+    run_page = f"{site}#/experiments/1/runs"
+    page.goto(f"{run_page}/{sweep.run_id}?workflowType=machine_learning")
+    expect(page.get_by_role("heading", name="sweep: lr (4)")).to_be_visible()
+    told = page.get_by_role("table").filter(has_text=OBJECTIVE).first
+    assert sweep.best
+    best = told.get_by_role("row").nth(1)
+    expect(best).to_contain_text(f"{sweep.best.objective:.4f}")
+    expect(page.get_by_text("<!--")).to_have_count(0)
+    page.screenshot(path=place / "ui_sweep.png")
+    with page.expect_popup() as popup:
+        best.get_by_role("link", name=sweep.best.run_id[:8]).click()
+    expect(popup.value.get_by_role("heading", name=sweep.best.name)).to_be_visible()
+
+    # One run's own pages.
+    page.goto(site + view.page(open_store(None), runs[-1].info.run_id))
+    expect(page.get_by_role("heading", name=NAMES[-1])).to_be_visible()
     expect(page.get_by_test_id("key-value-Status")).to_contain_text("Finished")
+    expect(page.get_by_text(f"waymark rerun {runs[-1].info.run_id}")).to_be_visible()
+    expect(page.get_by_text(f"test accuracy {last[-1][OBJECTIVE]:.4f}")).to_be_visible()
+    page.screenshot(path=place / "ui_run.png")
     for tag in [f"waymark.version: {__version__}", f"waymark.steps: {STEPS}"]:
         expect(page.get_by_text(tag).first).to_be_visible()
     page.get_by_role("tab", name="Model metrics").click()
     page.get_by_placeholder("Search metric charts").fill(LOSS)
-    shows(page, CURVES, [[names[-1], losses[-1]]])
+    shows(page, CURVES, [[NAMES[-1], losses[-1]]])
     page.wait_for_function(LINES)
     page.screenshot(path=place / "ui_loss.png")
     page.get_by_role("tab", name="Artifacts").click()
@@ -220,13 +238,12 @@ def test_the_ui_shows_a_sweep(
     page.screenshot(path=place / "ui_logged_models.png")
     models.get_by_role("link", name=f"step-{STEPS}").click()
     expect(page.get_by_role("heading", name=f"step-{STEPS}")).to_be_visible()
-    (data,) = store.get_run(sweep[-1].run_id).inputs.dataset_inputs
-    scores = {ACCURACY: sweep[-1].training_accuracy, "restored/loss": sweep[-1].restored["loss"]}
-    for metric, value in scores.items():
+    (data,) = runs[-1].inputs.dataset_inputs
+    for metric in (ACCURACY, "restored/loss"):
         row = page.get_by_role("row").filter(has=page.get_by_text(metric, exact=True))
         expect(row).to_contain_text(f"{data.dataset.name} (#{data.dataset.digest})")
-        expect(row.get_by_role("link", name=names[-1], exact=True)).to_be_visible()
-        expect(row).to_contain_text(str(value))
+        expect(row.get_by_role("link", name=NAMES[-1], exact=True)).to_be_visible()
+        expect(row).to_contain_text(str(last[-1][metric]))
     expect(page.get_by_role("link", name="digits", exact=False).first).to_be_visible()
     page.screenshot(path=place / "ui_model.png")
     page.get_by_text("Artifacts", exact=True).click()
