@@ -8,11 +8,12 @@ from typing import Any
 
 from waymark import names
 from waymark.comparison.runs import differing_keys, with_current_steps
+from waymark.tracking.address import page_of
 from waymark.tracking.finder import find, select
 from waymark.tracking.limits import param_name
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
-from waymark.tracking.ui import page_of, view_page
+from waymark.tracking.ui import view_page
 
 RUN_NAME = "attributes.`Run Name`"
 FIRST = ("0", RUN_NAME, "runDateAndNestInfo", "duration")  # columns that MLflow always shows

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from waymark import names
 from waymark.sweeps.sweep import Outcome, RunAndSummary, Sweep
 from waymark.table import metric_value, setting, short_keys
+from waymark.tracking.address import page_of
 from waymark.tracking.description import code, escaped, signed
 from waymark.tracking.limits import param_name
 
@@ -34,7 +35,7 @@ def trials_table(found: Outcome, sweep: Sweep) -> str:
     rows = [["run", *map(escaped, keys.values()), escaped(sweep.metric), *["status"] * bool(told)]]
     rows.append(["---"] * len(rows[0]))
     for record, facts in runs[:MOST]:
-        page = f"#/experiments/{record.experiment_id}/runs/{record.id}"
+        page = page_of(f"experiments/{record.experiment_id}/runs/{record.id}")
         own = [setting(facts.params.get(param_name(key), "-")) for key in keys]
         judged = metric_value(sweep.metric.rpartition("/")[2], facts.metrics.get(sweep.metric))
         status = "PRUNED" if record.tags.get(names.PRUNED) else record.status

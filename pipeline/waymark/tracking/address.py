@@ -92,3 +92,8 @@ def database_uri(database: Path) -> str:
         return f"sqlite:///{path}"
     # With the driver's name, as MLflow makes the folder that stands in an address without one.
     return f"sqlite+pysqlite:///{quote(path)}"
+
+
+def page_of(place: str, *options: str) -> str:
+    """Return a page of MLflow's UI, in the part of it that is about training models."""
+    return f"#/{place}?{'&'.join(['workflowType=machine_learning', *options])}"

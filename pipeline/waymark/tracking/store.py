@@ -13,7 +13,7 @@ from urllib.request import url2pathname
 from waymark import names
 from waymark.errors import BadInput
 from waymark.tracking import local_store, outbox, questions
-from waymark.tracking.address import Address, location
+from waymark.tracking.address import Address, location, page_of
 from waymark.tracking.description import without_typed_over
 from waymark.tracking.limits import Deleted, is_refusal, params, restore_infinity, store_errors
 from waymark.tracking.outbox import RunCreation
@@ -252,10 +252,10 @@ class RunStore:
         """Return the page that shows the run in MLflow's UI, and how to open a local store's."""
         if not record.known:
             return f"{self.address.display_uri}, once waymark sync has brought it there"
-        page = f"#/experiments/{record.experiment_id}/runs/{record.id}"
+        page = page_of(f"experiments/{record.experiment_id}/runs/{record.id}")
         ours = "waymark ui, then http://127.0.0.1:5000"
         site = ours if self.database else self.address.display_uri
-        return f"{site}/{page}?workflowType=machine_learning"
+        return f"{site}/{page}"
 
 
 def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from waymark import names
 from waymark.processes.process_state import set_variable
-from waymark.tracking.address import location
+from waymark.tracking.address import location, page_of
 from waymark.tracking.server import Server
 from waymark.tracking.store import RunStore
 
@@ -31,11 +31,6 @@ def start_ui(store: RunStore, host: str, port: int, page: str) -> Server:
     # of which prints a traceback.
     process = subprocess.Popen(command, start_new_session=True)
     return Server(f"http://{host}:{port}/{page}", process)
-
-
-def page_of(place: str, *options: str) -> str:
-    """Return a page of MLflow's UI, whose first one would be about something else."""
-    return f"#/{place}?{'&'.join(['workflowType=machine_learning', *options])}"
 
 
 def view_page(
