@@ -1,4 +1,4 @@
-"""Make the pictures of MLflow's UI in docs/images: a sweep is run, and looked at in Chromium.
+"""Make the pictures of MLflow's UI in docs/pictures: a sweep is run, and looked at in Chromium.
 
     python docs/screenshots.py
 
@@ -17,14 +17,13 @@ from playwright.sync_api import Page, expect, sync_playwright
 from waymark import api
 from waymark.tracking.address import page_of
 
-IMAGES = Path(__file__).parent.resolve() / "images"
+PICTURES = Path(__file__).parent.resolve() / "pictures"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SIZE = {"width": 1280, "height": 700}
 SWEEP = [
     "optimizer.learning_rate=1e-4,1e-3,1e-2",
     "batch_size=50,100",
     "steps=400",
-    "eval_every=50",
 ]
 LINES = "() => document.querySelectorAll('.js-plotly-plot path.js-line').length > 2"
 
@@ -51,9 +50,8 @@ def main() -> None:
             site = opened.address.partition("#")[0]
             take_list(page, found.run_id)
             take_charts(page, [trial.run_id for trial in found.trials[1::2]])
-            take_run(
-                page, f"{site}{page_of(f'experiments/1/runs/{found.best.run_id}')}", found.best.name
-            )
+            best = page_of(f"experiments/1/runs/{found.best.run_id}")
+            take_run(page, site + best, found.best.name)
             browser.close()
 
 
@@ -108,7 +106,7 @@ def take(page: Page, name: str) -> None:
     """Write one picture, without what the mouse hovers over."""
     page.mouse.move(0, 0)
     page.wait_for_timeout(1000)  # until what moves has come to rest
-    page.screenshot(path=IMAGES / f"{name}.png", animations="disabled")
+    page.screenshot(path=PICTURES / f"{name}.png", animations="disabled")
 
 
 if __name__ == "__main__":
