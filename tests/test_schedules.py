@@ -192,7 +192,7 @@ REFUSED = {
     "optimizer.weight_decay=-1": r"^optimizer\.weight_decay=-1 ",
     "optimizer.clipnorm=0": r"^optimizer\.clipnorm=0 ",
     f"optimizer=ftrl {COSINE}": r"^optimizer\.schedule=.*: must stay above 0, by which ftrl",
-    "optimizer=muon optimizer.exclude_layers=['(']": r"'\(' is no regular expression",
+    "optimizer=muon optimizer.exclude_layers=['(']": r"'\(' is not a regular expression",
     "optimizer=adamw optimizer.clipnorm=1 optimizer.clipvalue=1": r"^optimizer\.clipvalue=1.*: "
     r"clipnorm is set already\.$",
     "optimizer=adamw optimizer.use_ema=true optimizer.ema_momentum=1.5": r"ema_momentum=1\.5",

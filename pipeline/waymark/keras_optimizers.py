@@ -362,6 +362,6 @@ class Muon(KerasOptimizer):
                 re.compile(each)
             except re.error as error:
                 raise PydanticCustomError(
-                    "regex", "{text}", {"text": f"{each!r} is no regular expression: {error}"}
+                    "regex", "{text}", {"text": f"{each!r} is not a regular expression: {error}"}
                 ) from None
         return layers

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from textwrap import TextWrapper
 
 from waymark.errors import printable
 
@@ -73,10 +74,21 @@ def coloured(text: str, colours: Mapping[str, str]) -> str:
     """Return a text with some words in colours of the terminal, as it is where there is none."""
     from rich.console import Console
 
-    if Console().color_system is None:
+    console = Console()
+    if console.color_system is None or console.no_color:
         return text
     words = "|".join(map(re.escape, colours))
     return re.sub(rf"\b({words})\b", lambda m: f"\x1b[{ANSI[colours[m[0]]]}m{m[0]}\x1b[0m", text)
+
+
+def wrapped(lines: Iterable[str], width: int | None) -> list[str]:
+    """Return lines in parts of at most `width` characters; a word that is longer stays whole."""
+    if width is None:
+        return list(lines)
+    form = TextWrapper(
+        width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [part for line in lines for part in form.wrap(line)]
 
 
 def terminal_width() -> int | None:
@@ -101,8 +113,11 @@ def size(count: int) -> str:
 
 
 def age(seconds: float) -> str:
-    """Return how long ago something was, by a clock that another one may be ahead of."""
-    return duration(seconds) if seconds >= 0 else "in the future"
+    """Return how long ago something was in its largest unit; another clock may be ahead of ours."""
+    if seconds < 0:
+        return "in the future"
+    whole = ((unit, int(seconds // size)) for unit, size, _, _ in UNITS)
+    return next((f"{count} {unit}" for unit, count in whole if count), f"{int(seconds)} s")
 
 
 def number(value: float) -> str:

@@ -69,5 +69,5 @@ def test_a_state_alone_can_be_apart() -> None:
     )
     assert (verdict.identical, verdict.checkpoint, verdict.checkpoints) == (False, 2, 2)
     assert verdict.weights == {}  # the checkpoints are gone
-    assert "no loss parts" in verdict.lines()
+    assert "no loss differs" in verdict.lines()
     assert "the state first differs at the checkpoint of step 2" in verdict.lines()

@@ -244,11 +244,15 @@ def whole(ending: str) -> bytes:
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
 FILES: dict[str, tuple[str, bytes, str]] = {
-    "text": ("notes.txt", b"hello", r"cat/notes.txt \(it is no picture's file\)"),
-    "array": ("a.npy", b"\x93NUMPY", r"cat/a.npy \(it is no picture's file\)"),
-    "empty": ("a.png", b"", r"cat/a.png \(it is no picture of a known format\)"),
-    "text as a picture": ("a.jpg", b"hello", r"cat/a.jpg \(it is no picture of a known format\)"),
-    "PostScript": ("a.png", EPS, r"cat/a.png \(it is no picture of a known format\)"),
+    "text": ("notes.txt", b"hello", r"cat/notes.txt \(it is not a picture file\)"),
+    "array": ("a.npy", b"\x93NUMPY", r"cat/a.npy \(it is not a picture file\)"),
+    "empty": ("a.png", b"", r"cat/a.png \(it is not a picture of a known format\)"),
+    "text as a picture": (
+        "a.jpg",
+        b"hello",
+        r"cat/a.jpg \(it is not a picture of a known format\)",
+    ),
+    "PostScript": ("a.png", EPS, r"cat/a.png \(it is not a picture of a known format\)"),
     "half a PNG": ("a.png", whole("png")[:-900], r"cat/a.png \(.*truncated"),
     "half a JPEG": ("a.jpg", whole("jpeg")[:-900], r"cat/a.jpg \(.*truncated"),
     "16 bits": ("a.png", sixteen_bits(), r"cat/a.png \(its pixels are I;16, not of 8 bits a chan"),
@@ -261,7 +265,7 @@ FILES: dict[str, tuple[str, bytes, str]] = {
 def test_a_file_that_is_no_picture_is_named(pets: Path, what: str, kept: Path) -> None:
     name, content, said = FILES[what]
     (pets / "cat" / name).write_bytes(content)
-    with pytest.raises(BadInput, match=rf"^1 file is no picture that can be read: \S*{said}"):
+    with pytest.raises(BadInput, match=rf"^1 file is not a picture that can be read: \S*{said}"):
         load(pets)
     assert not list(kept.glob("*.npy*"))
     (pets / "cat" / name).unlink()
@@ -279,7 +283,7 @@ def test_all_of_them_are_named_at_once(pets: Path, kept: Path) -> None:
     with pytest.raises(BadInput) as refused:
         load(pets)
     said = str(refused.value)
-    assert said.startswith("12 files are no pictures that can be read: ")
+    assert said.startswith("12 files are not pictures that can be read: ")
     assert said.endswith("and 2 more.") and said.count(" (it ") == 10
     for name in ("dog/000.png", "cat/7.txt", "lost.png"):
         assert f"{pets}/{name} (" in said
@@ -332,7 +336,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a class of the test set alone": (
         new_class,
-        r"pets/test/cow: 'cow' is no class of the training set, which has cat, dog, owl\.$",
+        r"pets/test/cow: 'cow' is not a class of the training set, which has cat, dog, owl\.$",
     ),
     "an empty test set": (
         lambda pets: (two_sets(pets), emptied(pets / "test")),
@@ -383,7 +387,7 @@ def test_memory_that_is_not_there_is_told(pets: Path, monkeypatch: pytest.Monkey
         raise MemoryError
 
     monkeypatch.setattr(cache.np, "empty", none)
-    with pytest.raises(BadInput, match=r"^\[9, 9, 12, 3\] take 2,916 bytes, which"):
+    with pytest.raises(BadInput, match=r"^\[9, 9, 12, 3\] take 2,916 bytes, more than"):
         load(pets, cache="/dev/null/cache")
 
 
@@ -667,7 +671,7 @@ def test_one_process_decodes_while_others_wait(pets: Path, kept: Path) -> None:
     assert first.stdout.readline() == "decodes\n"
     second = start("reads", pets)
     assert second.stderr
-    assert "waits for another process" in second.stderr.readline()
+    assert "waiting for another process" in second.stderr.readline()
     out, err = first.communicate("go on\n", timeout=60)
     count, digest = out.split()
     assert (count, err) == ("9", "")

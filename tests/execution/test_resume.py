@@ -278,9 +278,11 @@ def test_a_finished_run_has_nothing_left_to_do(place: Path, finished: str, main:
     before = local_end(place, finished)
     client = MlflowClient(f"sqlite:///{place}/mlruns/mlflow.db")
     ended = client.get_run(finished).info.end_time
+    said = f"already finished at step {client.get_run(finished).data.params['steps']}; "
+    said += "steps=N extends it\n"
     for text in (finished, "latest"):
         done = main("resume", text)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "nothing left to do\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
     assert local_end(place, finished) == before
     assert client.get_run(finished).info.end_time == ended
 

@@ -107,7 +107,7 @@ ARRAYS: list[Case] = [
         "cnn",
         lambda: npz(x_test=X, y_test=np.array(["a"] * 3)),
         {},
-        "label 'a' in row 0 is no class",
+        "label 'a' in row 0 is not a class",
     ),
     ("cnn", lambda: npy((10**9, 8, 8)), {}, "promises 64,000,000,000 bytes and holds 0"),
     ("cnn", lambda: npy((2, 8, 8), b"0" * 129), {}, "promises 128 bytes and holds 129"),

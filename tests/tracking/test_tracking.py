@@ -707,7 +707,7 @@ def test_the_ui_answers_where_it_says_and_stops_when_told(
             assert b"<html" in (answers(address.partition("#")[0]) or b"")
             second = main("ui", "--port", str(port))
             assert (second.returncode, second.stdout) == (2, "")
-            assert f"--port={port}: cannot be listened at (Address already in use)" in second.stderr
+            assert f"--port={port}: nothing can listen there (Address already" in second.stderr
             process.send_signal(signal.SIGINT)
             process.communicate(timeout=BOUND)
             assert process.returncode == 130

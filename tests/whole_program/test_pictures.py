@@ -183,7 +183,7 @@ def test_a_terminal_gets_a_bar(
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a file": (
-        lambda pets: (pets / "cat" / "x.txt").touch(), "cat/x.txt (it is no picture's file)"
+        lambda pets: (pets / "cat" / "x.txt").touch(), "cat/x.txt (it is not a picture file)"
     ),
     "a class": (lambda pets: (pets / "ant").mkdir(), "pets/ant: a class needs a picture."),
     "a folder": (shutil.rmtree, "pets is not a readable folder: No such file or directory."),

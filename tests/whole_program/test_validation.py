@@ -311,7 +311,7 @@ def test_a_run_stops_early_at_the_same_step_whatever_happens_to_it(
     again = main("rerun", whole)
     assert again.returncode == 0 and "identical" in again.stdout
     said = main("resume", whole).stdout
-    assert said.startswith(f"stopped early at step {step}: ") and "nothing left to do" in said
+    assert said.startswith(f"stopped early at step {step}: ") and "patience" in said
     other = main("resume", whole, "eval_every=7")  # the evaluations would be counted otherwise
     assert other.returncode == 2 and "a run with stop" in other.stderr
     assert main("resume", whole, "stop=null").returncode == 0

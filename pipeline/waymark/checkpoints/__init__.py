@@ -35,7 +35,7 @@ class SaveFormat(ABC):
     every: NonNegativeInt
     """steps between checkpoints; 0: only at the end"""
     max_to_keep: NonNegativeInt
-    """the newest so many; 0: all"""
+    """newest checkpoints to keep (0 = all)"""
     keep_every_n_hours: PositiveFloat | PositiveInt | None
     """beside them one every so many hours, as `Saver` does; hours in which no process ran are not
     made up for; null: none"""

@@ -13,7 +13,7 @@ from waymark.errors import BadInput, explain
 from waymark.package import __version__
 
 FULL_ERROR = os.environ.get("HYDRA_FULL_ERROR", "0") != "0"  # tracebacks, as Hydra's users know
-CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="With YAML files of your own.")
+CONFIG_DIR = click.option("--config-dir", metavar="FOLDER", help="A folder of your own YAML files.")
 OVERRIDES = click.argument("overrides", nargs=-1)
 
 

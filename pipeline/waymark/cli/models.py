@@ -101,7 +101,7 @@ def export(run: str, folder: str, overrides: tuple[str, ...], **options: Any) ->
 @click.argument("run")
 @click.argument("name")
 @OVERRIDES
-@click.option("--alias", help="That the version gets, and another one loses: champion.")
+@click.option("--alias", help="An alias of the version, as champion; another version loses it.")
 @click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
 def register(run: str, name: str, overrides: tuple[str, ...], **options: Any) -> int:
     """Make a checkpoint a version of the model NAME in MLflow's Model Registry.
@@ -141,9 +141,9 @@ def serve(run: str, overrides: tuple[str, ...], **options: Any) -> int:
 @click.option("-o", "--output", default="-", metavar="FILE",
               help="A .csv, .parquet or .npz file; else CSV on standard output.")  # fmt: skip
 @click.option("--step", default="latest", help="A step, `best` or `latest` (default).")
-@click.option("--top", type=int, metavar="K", help="The K best classes, not a column for each.")
-@click.option("--resize", is_flag=True, help="Take pictures of any size.")
-@click.option("--invert", is_flag=True, help="Pictures are dark on light.")
+@click.option("--top", type=int, metavar="K", help="Write the K best classes, not all.")
+@click.option("--resize", is_flag=True, help="Resize pictures of another size.")
+@click.option("--invert", is_flag=True, help="Invert pictures that are dark on light.")
 @click.option("--errors", metavar="FILE.png", help="Draw the most confident mistakes.")
 def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
     """Predict by a run's checkpoint: of an npz, a folder, a table, or pictures.
@@ -175,12 +175,12 @@ def predict(run: str, arguments: tuple[str, ...], **options: Any) -> int:
 @cli.command()
 @click.argument("run")
 @OVERRIDES
-@click.option("--against", required=True, metavar="RUN", help="What the run may not be worse than.")
+@click.option("--against", required=True, metavar="RUN", help="It may not be worse than this run.")
 @click.option("--max-drop", "drops", multiple=True, metavar="METRIC=AMOUNT",
-              help="By how much it may be worse: drop, or rise where lower is better; else "
-              "0, of what it is judged by.")  # fmt: skip
+              help="How much worse a metric may be; without this, 0 of the metric by which "
+              "the run is judged.")  # fmt: skip
 @click.option("--significant", is_flag=True, help="Fail only if the whole 95 % interval is worse.")
-@click.option("--step", default="latest", help="Of both: a step, `best` or `latest` (default).")
+@click.option("--step", default="latest", help="The step of both, `best` or `latest` (default).")
 @click.option("--markdown", is_flag=True, help="Print a table for a pull request.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def gate(

@@ -19,15 +19,15 @@ STYLES = {"RUNNING": "cyan", "FINISHED": "green", "FAILED": "red", "KILLED": "ye
 @cli.command()
 @click.argument("runs", nargs=-1, metavar="RUN RUN... [tracking.uri=URI]")
 @click.option("--experiment", metavar="NAME", help="All runs of an experiment.")
-@click.option("--sweep", metavar="RUN", help="The children of a parent run, or of a trial's.")
-@click.option("--where", metavar="FILTER", help="MLflow's: \"params.model = 'cnn'\".")
+@click.option("--sweep", metavar="RUN", help="All trials of a sweep, or of a trial's sweep.")
+@click.option("--where", metavar="FILTER", help="Runs that MLflow finds: \"params.model = 'cnn'\".")
 @click.option(
     "--sort",
     metavar="NAME",
-    help="Sort by this metric, the best first, setting, duration or steps/s.",
+    help="Sort by a metric, best first, by a setting, duration or steps/s.",
 )
-@click.option("--metrics", metavar="NAME,NAME", help="Show these metrics alone.")
-@click.option("--top", type=click.IntRange(min=1), help="Show so many rows, the best ones.")
+@click.option("--metrics", metavar="NAME,NAME", help="Show only these metrics.")
+@click.option("--top", type=click.IntRange(min=1), help="Show only the best rows.")
 @click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
@@ -73,9 +73,9 @@ def compare(
 @cli.command()
 @OVERRIDES
 @click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--experiment", metavar="NAME", help="Runs of this experiment alone.")
+@click.option("--experiment", metavar="NAME", help="List only runs of this experiment.")
 @click.option("--status", type=click.Choice(STATUSES, case_sensitive=False))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def runs(
     overrides: tuple[str, ...],
     limit: int,
@@ -83,7 +83,7 @@ def runs(
     status: str | None,
     as_json: bool,
 ) -> int:
-    """List the runs that were started last, trials below their sweep, and what can be done."""
+    """List the latest runs, trials below their sweep, and what can be done with each."""
     from waymark.listing import as_tree, list_runs
 
     found = list_runs(store_uri(overrides), limit, experiment, status)
@@ -103,9 +103,15 @@ def runs(
         facts = [run.id[:8], name, run.model, run.status, run.steps, judged]
         rows.append([*facts, age(run.age), run.todo])
     if rows:
+        if not any(row[-1] for row in rows):
+            columns, rows = columns[:-1], [row[:-1] for row in rows]
         print(coloured(one_line_each(columns, rows, terminal_width()), STYLES))
     else:
-        print("there are no runs here yet" if not (experiment or status) else "no run fits")
+        print(
+            "there are no runs here yet"
+            if not (experiment or status)
+            else "the selection matched 0 runs"
+        )
     return 0
 
 

@@ -102,7 +102,7 @@ def _run(cfg: Any, arguments: list[str], summary: bool) -> int:
 @OVERRIDES
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--pictures", metavar="FILE.png", help="Draw some examples of each class.")
-@click.option("--clear-cache", "clear", is_flag=True, help="Remove what is kept of pictures.")
+@click.option("--clear-cache", "clear", is_flag=True, help="Remove the cache of decoded pictures.")
 @CONFIG_DIR
 def data(
     overrides: tuple[str, ...],
@@ -133,7 +133,7 @@ def data(
 @cli.command()
 @click.argument("run")
 @OVERRIDES
-@click.option("--allow-drift", is_flag=True, help="Go on in another numerical environment.")
+@click.option("--allow-drift", is_flag=True, help="Continue in another numerical environment.")
 def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
     """Continue an interrupted run, in the same MLflow run.
 
@@ -147,7 +147,6 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
     except RerunDiverged as diverged:  # as its original may have
         return _verdict(diverged.verdict)
     if result is None:
-        print("nothing left to do")
         return 0
     _summary(result)
     return _verdict(result.verdict) if result.verdict else 0
@@ -156,7 +155,7 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
 @cli.command()
 @click.argument("run")
 @OVERRIDES
-@click.option("--threads", type=click.IntRange(min=1), help="Another number of threads.")
+@click.option("--threads", type=click.IntRange(min=1), help="Use another number of threads.")
 @click.option("--at-commit", is_flag=True, help="Run the recorded commit with its changes.")
 @click.option("--trust-code", is_flag=True, help="Allow --at-commit to run what is recorded.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
@@ -164,7 +163,7 @@ def resume(run: str, overrides: tuple[str, ...], allow_drift: bool) -> int:
 def rerun(
     run: str, overrides: tuple[str, ...], config_dir: str | None, as_json: bool, **options: Any
 ) -> int:
-    """Do a recorded run again and tell whether it comes to the same bits.
+    """Repeat a recorded run; report whether the results are bit-identical.
 
     Exit status 0 if it does, 3 if not, with what differs. OVERRIDES may change save, save.*,
     log_every, eval_every, data.path, tracking.*, names and progress.

@@ -24,7 +24,7 @@ from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
 from waymark.plots.curves import draw_curves
 from waymark.plots.style import ENDINGS
-from waymark.table import duration, html_table, number, rate, settings_apart
+from waymark.table import duration, html_table, number, rate, settings_apart, wrapped
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
@@ -270,7 +270,7 @@ class Comparison:
         """Return table and notes for a terminal so many characters wide (None: any width)."""
         table, left_out = laid_out(self.best_first().columns(), width)
         more = [f"left out for the width: {', '.join(left_out)}; --csv has all"] if left_out else []
-        return "\n".join([table, "", *map(printable, more), *self.notes()])
+        return "\n".join([table, "", *wrapped([*map(printable, more), *self.notes()], width)])
 
     def best_first(self) -> "Comparison":
         """Return it with the best rows first, unless they are few or an order was asked for."""

@@ -86,7 +86,7 @@ class RerunReport:
             values = f"{exact(at.recorded)} recorded, {exact(at.now)} now"
             lines.append(f"{key} first differs at step {at.step}: {values}")
         if names.TRAIN_LOSS not in self.partings:
-            lines.append("no loss parts")
+            lines.append("no loss differs")
         if self.checkpoint is not None:
             lines.append(f"the state first differs at the checkpoint of step {self.checkpoint}")
         for name, apart in self.weights.items():

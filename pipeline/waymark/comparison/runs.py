@@ -78,7 +78,9 @@ def compare_runs(
         found += [pair for pair in runs_and_sweeps if pair[0].tags.get(names.KIND) != "sweep"]
     chosen = {pair[0].id: pair for pair in found}
     if len(chosen) < 2:
-        raise BadInput(f"compare takes two runs or more; found {len(chosen)}.")
+        conditions = (experiment, sweep, where) != (None, None, None)
+        count = f"the selection matched {len(chosen)}" if conditions else f"found {len(chosen)}"
+        raise BadInput(f"compare takes two runs or more; {count}.")
     return compare_found(tracking, list(chosen.values()))
 
 

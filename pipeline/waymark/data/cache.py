@@ -197,7 +197,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print("waymark: waits for another process, which decodes the same", file=sys.stderr)
+        print("waymark: waiting for another process that decodes the same files", file=sys.stderr)
         lock.acquire()
     try:
         yield
@@ -225,7 +225,7 @@ def _in_memory(shape: tuple[int, ...], rows: Iterable[np.ndarray]) -> tuple[np.n
         array = np.empty(shape, np.uint8)
     except (MemoryError, ValueError):
         raise BadInput(
-            f"{list(shape)} take {math.prod(shape):,} bytes, which the memory has not."
+            f"{list(shape)} take {math.prod(shape):,} bytes, more than the memory has left."
         ) from None
     for place, row in enumerate(rows):
         array[place] = row

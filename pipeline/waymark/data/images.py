@@ -196,7 +196,9 @@ def _decoded(
     if wrong:
         shown = [f"{path} ({wrong[path]})" for path in sorted(wrong)[:NAMED]]
         more = f", and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-        count = "1 file is no picture" if len(wrong) == 1 else f"{len(wrong)} files are no pictures"
+        count = (
+            "1 file is not a picture" if len(wrong) == 1 else f"{len(wrong)} files are not pictures"
+        )
         raise BadInput(f"{count} that can be read: {', '.join(shown)}{more}.")
 
 
@@ -232,7 +234,7 @@ def _find(folders: Mapping[str, tuple[Path, str]]) -> Found:
             folder = top / way
             if name not in found.names:
                 raise BadInput(
-                    f"{folder}: {name!r} is no class of the training set, which has "
+                    f"{folder}: {name!r} is not a class of the training set, which has "
                     f"{', '.join(found.names[:NAMED])}."
                 )
             files = _pictures(folder, found.strange)
@@ -300,7 +302,7 @@ def _pictures(folder: Path, strange: dict[str, str]) -> list[str]:
         if entry.is_file() and _is_picture(entry.name):
             found.append(entry.name)
         else:
-            strange[entry.path] = "it is a folder" if entry.is_dir() else "it is no picture's file"
+            strange[entry.path] = "it is a folder" if entry.is_dir() else "it is not a picture file"
     return found
 
 

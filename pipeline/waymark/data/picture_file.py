@@ -53,7 +53,7 @@ def reason(error: Exception) -> str:
     from PIL import Image, UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):  # whose text holds an address
-        return "it is no picture of a known format"
+        return "it is not a picture of a known format"
     if isinstance(error, Image.DecompressionBombError):
         return f"it promises more than {MAX_PIXELS:,} pixels"
     return first_line(error).rstrip(".")

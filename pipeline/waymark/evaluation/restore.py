@@ -88,7 +88,7 @@ def load_data(config: Config) -> Dataset:
             f"the size of the training set of {data.name}."
         )
     if config.stop and config.eval_every == 0:
-        raise BadInput("stop: needs evaluations on the way; eval_every=0 has none.")
+        raise BadInput("stop: needs evaluations during training; with eval_every=0 there are none.")
     recorded = [f"{data.evaluated}/{name}" for name in measured]
     held_out = "" if data.evaluated == "val" else "; data.validation=0.1 would hold out val"
     for key, rule in {"save.keep_best": config.save.keep_best, "stop": config.stop}.items():

@@ -109,8 +109,6 @@ def resume(
             _fetch(store, record)
         plan = plan_resume(store, record, given, allow_drift, compile_now=began is None)
         if plan is None:
-            if record.tags.get(names.STOPPED):
-                print(f"{record.tags[names.REASON]}; stop=null, or more patience, goes on")
             deliver_ended_run(store, record)
             return None
         active = reopen_run(store, record, plan.resolved.config, plan.step)

@@ -167,7 +167,7 @@ def _make(store: RunStore, found: FoundCheckpoint) -> str:
     """Make MLflow's model of a checkpoint; return its id."""
     record = found.record
     if record.offline or not record.known:
-        raise BadInput(f"run {record.id}: MLflow has not got it yet; waymark sync brings it there.")
+        raise BadInput(f"run {record.id}: MLflow does not have it yet; waymark sync delivers it.")
     with tempfile.TemporaryDirectory(prefix="waymark-") as scratch:
         _write_found(found, Path(scratch) / "written")
         return logged_models.make_model(store, record, Path(scratch) / "written")

@@ -19,7 +19,7 @@ from waymark.config.resolve import OWN_FUNCTIONS, Resolved
 from waymark.config.schema import SCHEDULE, Config
 from waymark.data.dataset import Dataset
 from waymark.digest import digest
-from waymark.errors import BadInput, Failed
+from waymark.errors import BadInput, Failed, printable
 from waymark.evaluation import graph, restore
 from waymark.execution.origin import Origin, first_values, origin_of
 from waymark.keras_import import use_recorded_settings
@@ -141,6 +141,7 @@ def plan_resume(
         every = int(config.eval_every)
         finished = early_stop(known, config.stop, reached, every) is not None
     if record.status == "FINISHED" and finished:
+        print(_finished_line(record, config, reached), flush=True)
         return None
     if not allow_drift:
         _refuse_drift(record, config)
@@ -207,6 +208,15 @@ def weights_tags(config: Config, trainer: Trainer | None) -> dict[str, str]:
         state = trainer.state()
         tags[names.INITIAL_WEIGHTS] = digest({name: state[name] for name in trainer.shapes})
     return tags
+
+
+def _finished_line(record: RunRecord, config: Config, reached: int) -> str:
+    """Say where a run has finished, and what makes it go on."""
+    if record.tags.get(names.STOPPED):
+        return printable(f"{record.tags[names.REASON]}; stop=null, or more patience, goes on")
+    return (
+        f"already finished at step {reached}; {'epochs' if config.epochs else 'steps'}=N extends it"
+    )
 
 
 def _original_of(store: RunStore, record: RunRecord) -> RecordedRun | None:

@@ -101,7 +101,7 @@ class Labels:
             row = int((numbers < 0).argmax())
             known = ", ".join(names[:9]) + (", ..." if len(names) > 9 else "")
             raise BadInput(
-                f"{source}: label {str(texts[row])!r} in row {row + first} is no class of the run, "
-                f"which has {known or 'none with a name'}."
+                f"{source}: label {str(texts[row])!r} in row {row + first} is not a class of the "
+                f"run, which has {known or 'none with a name'}."
             )
         return numbers

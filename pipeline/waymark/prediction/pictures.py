@@ -41,7 +41,7 @@ class Pictures:
         self.labelled = strange is None
         self._labels = np.array(names) if self.labelled else None
         none = names.count(None) == len(names)
-        why = "" if none else f" ({strange!r} is no class of the run)"
+        why = "" if none else f" ({strange!r} is not a class of the run)"
         how = "labelled by their folders" if self.labelled else f"no labels{why}"
         self.said = f"{len(found)} {'pictures' if len(found) > 1 else 'picture'}, {how}"
 

@@ -52,6 +52,6 @@ def check_free(host: str, port: int) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BadInput(
-            f"--host={host} --port={port}: cannot be listened at ({reason}); "
+            f"--host={host} --port={port}: nothing can listen there ({reason}); "
             f"--port takes another one."
         ) from None
