@@ -7,7 +7,7 @@ import xml.dom.minidom
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from waymark.sweeps.sweep_plot import Axis
+from waymark.sweeps.configurations import Axis
 from waymark.sweeps.trial import VARIED_KEYS, trial_name
 from waymark.table import elided, html_table, number, setting, settings_apart
 

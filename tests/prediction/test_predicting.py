@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from waymark import plots
 from waymark.api import evaluate, predict
 from waymark.cli.models import cli
 from waymark.data.picture_file import decode
 from waymark.errors import BadInput
 from waymark.evaluation.restore import find_checkpoint, load_data, score_state
-from waymark.prediction import inputs
+from waymark.prediction import inputs, mistakes
 from waymark.prediction.results import Predictions
 from waymark.prediction.writing import writing
 from waymark.processes.signals import Interrupted
@@ -221,9 +220,9 @@ def test_the_most_confident_mistakes_are_drawn(
     within: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    run_id, real = within("cnn"), plots.titled_pictures
+    run_id, real = within("cnn"), mistakes.titled_pictures
     monkeypatch.setattr(
-        plots, "titled_pictures", lambda path, found: (drawn.extend(found), real(path, found))
+        mistakes, "titled_pictures", lambda path, found: (drawn.extend(found), real(path, found))
     )
     monkeypatch.setattr(inputs, "PART_BYTES", 1)
     found = predict(run_id, "data.npz", errors="errors.png")
@@ -250,7 +249,9 @@ def test_a_signal_leaves_nothing_behind(
 ) -> None:
     run_id = within("cnn")
     before = sorted(Path().iterdir())
-    monkeypatch.setattr(plots, "titled_pictures", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(
+        mistakes, "titled_pictures", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
     with pytest.raises(Interrupted) as stopped:
         cli.main(["predict", run_id, "data.npz", "--errors", "e.png"], standalone_mode=False)
     assert stopped.value.status == 128 + signal.SIGTERM  # type: ignore[attr-defined]

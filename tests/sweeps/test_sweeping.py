@@ -86,7 +86,7 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert accuracy[best] == max(accuracy.values()) == parent.data.metrics["best/restored/accuracy"]
     assert parent.data.metrics["sweep/finished"] == 4
     listed = {file.path for file in client(place).list_artifacts(parent.info.run_id)}
-    assert listed == {"sweep.csv", "sweep.html", "sweep.png", "curves.png", "trials.csv"}
+    assert listed == {"sweep.csv", "sweep.html", "slices.png", "curves.png", "trials.csv"}
     assert re.search(r"^trials +4 finished; 4 new, [\d.]+ trials/min$", done.stdout, re.M)
     table = [line.split() for line in done.stdout.splitlines()]
     assert ["run", "learning_rate=0.01", "learning_rate=0.1"] in table

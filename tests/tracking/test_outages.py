@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from waymark import plots
 from waymark.execution import execute
+from waymark.plots import curves
 from waymark.tracking.active_run import ActiveRun
 from waymark.tracking.delivery import Delivery
 from waymark.tracking.finder import find
@@ -392,11 +392,11 @@ def test_an_extended_run_on_a_slow_server_keeps_its_earlier_life(
         drawn.append(set(losses))
         draw(path, losses, **more)
 
-    draw = plots.loss_curve
+    draw = curves.loss_curve
     with monkeypatch.context() as slow:
         slow.setattr(execute, "train", trained)
         slow.setattr(Delivery, "drop_already_logged", late)
-        slow.setattr(plots, "loss_curve", curve)
+        slow.setattr(curves, "loss_curve", curve)
         seconds = ["tracking.flush_seconds=0.3"] if case == "late" else []
         assert main("resume", run_id, "steps=50", *seconds, store).returncode == 0
     every = set(range(1, 51))

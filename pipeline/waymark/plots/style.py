@@ -1,6 +1,7 @@
 """What all pictures share: style, colours, the numbers beside an axis, how one is saved."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from waymark.errors import printable
+from waymark.table import elided
 
 STYLE = Path(__file__).with_name("waymark.mplstyle")
 # Okabe and Ito's palette, in the order of the style sheet.
@@ -142,6 +144,16 @@ def range_of(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def shortened(name: str, most: int) -> str:
-    """Return a name that can be shown, of at most so many characters: its beginning and its end."""
-    text, half = printable(name), most // 2
-    return text if len(text) <= most else f"{text[:half]}…{text[half + 1 - most :]}"
+    """Return a name that can be shown, of at most so many characters: its beginning and its end.
+
+    No number is cut in two.
+    """
+    text = printable(name)
+    if len(text) <= most:
+        return text
+    first = elided(text, most // 2 + 1)
+    start = len(text) - (most - len(first))
+    for found in re.finditer(r"[\d.]+(?:[eE][+-]?\d+)?", text):
+        if found.start() < start < found.end():
+            start = found.end()
+    return first + text[start:]

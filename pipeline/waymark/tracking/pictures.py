@@ -63,14 +63,15 @@ def _of_predictions(facts: Mapping[str, Any]) -> dict[str, Callable[[Path], None
     """Return what draws the test set's predictions: those pictures for which there is something."""
     drawings: dict[str, Callable[[Path], None]] = {}
     if "confusion_matrix" in facts:
-        counts, total = np.array(facts["confusion_matrix"]), facts["total"]
+        counts = np.array(facts["confusion_matrix"])
+        total = facts.get("total", int(counts.sum()))
         reached = f", accuracy {facts['accuracy']:.4f}" if "accuracy" in facts else ""
         drawings["confusion_matrix.png"] = partial(
             scores.confusion_matrix,
             counts=counts,
             classes=facts["confusion_classes"],
             names=facts.get("class_names", ()),
-            title=f"Test set: {total} examples{reached}",
+            title=f"Test set: {total:,} examples{reached}",
             among="" if counts.sum() == total else "the most confused ones",
         )
     if "label_f1" in facts:
