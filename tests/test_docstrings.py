@@ -43,7 +43,7 @@ def test_this_test_sees_what_is_not_documented() -> None:
 PACKAGES = (
     *("config", "data", "tasks", "models", "checkpoints", "training", "processes"),
     *("execution", "sweeps", "evaluation", "exporting", "prediction", "comparison", "tracking"),
-    "cli",
+    *("plots", "cli"),
 )
 
 

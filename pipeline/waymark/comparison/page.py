@@ -9,15 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from waymark.errors import printable
 from waymark.plots.curves import looks_of
-from waymark.plots.groups import Panel, panels
+from waymark.plots.groups import Panel, Run, panels
 from waymark.plots.style import GREY
-
-if TYPE_CHECKING:
-    from waymark.comparison.report import Comparison
 
 TEMPLATE = Path(__file__).with_name("page.html")
 POINTS = 30_000  # of all curves of a panel together, about; each has at least LEAST
@@ -25,6 +22,19 @@ MOST, LEAST = 200, 20
 DASHES = {"-": "", "--": "7 4", ":": "2 4", "-.": "8 4 2 4"}
 SECONDS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 CODE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # in JSON in a page
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows of a comparison, by rows of its table; curves have a row's label."""
+
+    columns: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    labels: Sequence[str]
+    runs: Sequence[Sequence[str]]  # the ids of each row's runs
+    curves: Sequence[Run]
+    evaluated: str  # what the second of a run's curves is
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -39,26 +49,24 @@ class Extras:
     pictures: Mapping[str, bytes] = field(default_factory=dict)  # what each shows -> PNG file
 
 
-def page(found: "Comparison", extras: Extras) -> str:
+def page(shown: Content, extras: Extras) -> str:
     """Return the page."""
-    legend = found.legend()
-    looks = looks_of([legend[row.label] for row in found.rows])
-    columns, rows = found.table()
-    texts = [_text(name) for name in columns]
+    looks = looks_of(shown.labels)
+    texts = [_text(name) for name in shown.columns]
     heads = [f'<th scope="col"><button type="button">{text}</button></th>' for text in texts]
-    runs = found.curves_of_rows()
-    count = max(LEAST, min(MOST, POINTS // max(1, len(runs))))
-    order = {legend[row.label]: place for place, row in enumerate(found.rows)}
+    count = max(LEAST, min(MOST, POINTS // max(1, len(shown.curves))))
+    order = {label: place for place, label in enumerate(shown.labels)}
+    rows = zip(shown.labels, shown.runs, shown.cells, strict=True)
     lines = [
-        _line(place, row.runs, cells, looks.get(legend[row.label]), extras)
-        for place, (row, cells) in enumerate(zip(found.rows, rows, strict=True))
+        _line(place, runs, cells, looks.get(label), extras)
+        for place, (label, runs, cells) in enumerate(rows)
     ]
-    several = any(len(row.runs) > 1 for row in found.rows)
-    every = max((len(losses) for _, losses, _ in runs), default=0) / count
+    several = any(len(runs) > 1 for runs in shown.runs)
+    every = max((len(losses) for _, losses, _ in shown.curves), default=0) / count
     said = ["Point at a curve to see its numbers."]
     said += ["Each is the mean over its seeds."] if several else []
     said += [f"A point is the mean of {every:.0f} losses or more."] if every > 1 else []
-    data = [_panel(each, looks, order) for each in panels(runs, found.evaluated(), count)]
+    data = [_panel(each, looks, order) for each in panels(shown.curves, shown.evaluated, count)]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_text(extras.title),
         facts="\n".join(_fact(key, text, extras) for key, text in extras.facts.items()),
@@ -66,7 +74,7 @@ def page(found: "Comparison", extras: Extras) -> str:
         legend=" ".join(said),
         columns="".join(heads),
         rows="\n".join(lines),
-        notes="".join(f"<li>{_text(note)}</li>" for note in found.notes()),
+        notes="".join(f"<li>{_text(note)}</li>" for note in shown.notes),
         others=_others(extras),
         pictures="\n".join(_picture(*each) for each in extras.pictures.items()),
         data=json.dumps(data, allow_nan=False, separators=(",", ":")).translate(CODE),

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from waymark import names
-from waymark.comparison import page
 from waymark.comparison.environment import format_difference
 from waymark.comparison.layout import ACROSS, Column, laid_out
-from waymark.comparison.page import Extras
+from waymark.comparison.page import Content, Extras, page
 from waymark.comparison.rerun_report import Divergence, exact
 from waymark.config.values import json_text
 from waymark.errors import BadInput, first_line, printable
@@ -276,6 +275,13 @@ class Comparison:
         """Return it with the best rows first, unless they are few or an order was asked for."""
         return self.arranged() if len(self.rows) > ACROSS and not self.is_arranged else self
 
+    def _content(self) -> Content:
+        """Return what a page shows of it."""
+        legend, runs = self.legend(), [list(row.runs) for row in self.rows]
+        labels = [legend[row.label] for row in self.rows]
+        curves = self.curves_of_rows()
+        return Content(*self.table(), labels, runs, curves, self.evaluated(), self.notes())
+
     def legend(self) -> dict[str, str]:
         """Return what stands for each row's label in a picture: the keys that differ alone."""
         short = dict(zip(self.keys, short_keys(self.keys), strict=True))
@@ -315,7 +321,7 @@ class Comparison:
         """
         path, found, file = plot_path(str(path)), self.best_first(), io.BytesIO()
         if path.suffix == ".html":
-            replace_file(path, page.page(found, extras or Extras()))
+            replace_file(path, page(found._content(), extras or Extras()))
             return
         draw_curves(file, found.curves_of_rows(), found.evaluated(), path.suffix[1:])
         replace_file(path, file.getvalue())

@@ -28,6 +28,7 @@ from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_
 from waymark.config.masking import without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
 from waymark.config.resolve import build_group
+from waymark.config.schema import Fork
 from waymark.config.values import flatten
 from waymark.config.yaml_source import install
 from waymark.data.splits import evaluated_part
@@ -114,11 +115,8 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
     compose, and for an objective that pruning cannot follow.
     """
     given = parse_flags(arguments)
-    flags = [word for word in arguments if word not in given.overrides]
-    words = [str(without_password(word)) for word in (*flags, *given.overrides)]
     values, swept, begun = composing.shared_values(given.overrides, given.config_dir, fork)
-    origin = ["--fork", f"{begun.run}@{begun.step}"] if begun else []
-    command = shlex.join(["waymark", "run", *origin, *words])
+    command = _command(arguments, given.overrides, begun)
     launcher, sweeper = values["hydra"]["launcher"], values["hydra"]["sweeper"]
     given_objective, part = values["objective"], _evaluated_part(values)
     measured = None if {"task", "metrics"} & set(swept) else _measured(values)
@@ -145,8 +143,8 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         trial.COMMAND_ID: command_id,
     }
     if begun:
-        facts = {"begun": asdict(begun), "experiment": experiment}
-        variables[trial.FORK] = re.sub(r"(\\*)'", r"\1\1\'", json.dumps(facts))
+        facts = json.dumps({"begun": asdict(begun), "experiment": experiment})
+        variables[trial.FORK] = re.sub(r"(\\*)'", r"\1\1\'", facts)
     more = _overrides(values["hydra"], variables)
     found = values["objective"].items()
     more += [f"objective.{key}={value}" for key, value in found if given_objective[key] is None]
@@ -169,6 +167,14 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         varied=tuple(varied),
         **values["objective"],
     )
+
+
+def _command(arguments: Sequence[str], overrides: Sequence[str], begun: Fork | None) -> str:
+    """Return the command that makes the sweep, without passwords."""
+    origin = ["--fork", f"{begun.run}@{begun.step}"] if begun else []
+    flags = [word for word in arguments if word not in overrides]
+    words = [str(without_password(word)) for word in (*flags, *overrides)]
+    return shlex.join(["waymark", "run", *origin, *words])
 
 
 def _evaluated_part(values: Mapping[str, Any]) -> str | None:
