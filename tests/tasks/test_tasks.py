@@ -19,7 +19,7 @@ from waymark.data.splits import hold_out
 from waymark.errors import BadInput
 from waymark.models.softmax import Softmax
 from waymark.names import METRIC, VERSION
-from waymark.tasks import training_truth
+from waymark.tasks import AnswerNames, answers, training_truth
 from waymark.tasks.classification import Classification
 from waymark.tasks.metrics import TABLE, measured, modes, probabilities
 from waymark.tasks.multilabel import Multilabel
@@ -301,6 +301,33 @@ def test_class_weights_of_another_number_are_refused() -> None:
     for given in ([1.0, 1.0], [0.0, 0.0, 0.0]):
         with pytest.raises(BadInput, match=r"must be 3 numbers, one a class of mine.npz"):
             Classification(class_weights=given).prepare(data)
+
+
+class Ranking:
+    """A task of the user's own."""
+
+    answer_names = AnswerNames("ranks", "scores")
+
+    def predict(self, outputs: Any) -> Any:
+        return tf.argsort(outputs, 1)
+
+    def probabilities(self, outputs: Any) -> Any:
+        return tf.nn.sigmoid(outputs)
+
+
+def test_a_task_names_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = tf.constant([[1.0, -1.0]])
+    named = {kind: list(answers(task, outputs)) for kind, task in TASKS.items()}
+    assert named == {
+        "classification": ["logits", "probabilities", "classes"],
+        "multilabel": ["logits", "probabilities", "labels"],
+        "regression": ["predictions"],
+    }
+    found = answers(Ranking(), outputs)
+    assert list(found) == ["scores", "probabilities", "ranks"]
+    assert found["ranks"].numpy().tolist() == [[1, 0]]
+    monkeypatch.delattr(Ranking, "answer_names")
+    assert list(answers(Ranking(), outputs)) == ["outputs", "probabilities", "predictions"]
 
 
 def test_a_large_regression_is_reported_in_part() -> None:
