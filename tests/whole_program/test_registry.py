@@ -210,6 +210,11 @@ def test_retention_and_the_end_of_the_run_leave_what_is_registered(
     assert not Path(before[best].artifact_location.replace(str(logged.folder), str(here))).exists()
     version = mine.get_model_version_by_alias("digits", "champion")
     assert version.source.startswith(str(here))
+    assert api.evaluate("models:/digits@champion").step == 20  # its checkpoint stays as well
+    for path in next(
+        here.glob(f"mlruns/artifacts/*/{logged.run_id}/artifacts/checkpoints")
+    ).iterdir():
+        path.unlink() if "-20." in path.name else None
     with pytest.raises(BadInput, match="is not kept any more; waymark serve and MLflow still load"):
         api.evaluate("models:/digits@champion")
     mine.delete_run(logged.run_id)

@@ -129,6 +129,7 @@ class CheckpointStore:
         self.folder, self.save, self._changed = folder, save, changed
         self._records = [records] if records else []
         self.parameters: list[str] | None = None  # the entries of the state that are the model's
+        self.registered: frozenset[int] = frozenset()  # steps that stay whatever retention says
         self.policy = retention.Policy(save.max_to_keep, save.keep_every_n_hours, save.keep_best)
         self.retention = retention.initial_retention(time.time(), self.policy)
         self._off_schedule: set[int] = set()  # steps committed because of a signal, or as the best
@@ -273,7 +274,7 @@ class CheckpointStore:
             stay = {*on_schedule, *best, newest}
         else:
             recent = [step for step, _ in kept.recent if step in steps]
-            stay = (kept.retained_steps() or set()) | {newest}
+            stay = (kept.retained_steps() or set()) | {newest} | self.registered
         self.save.update_state_file(self.folder, newest, recent)
         for step in steps:
             if step not in stay:

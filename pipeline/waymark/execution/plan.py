@@ -29,6 +29,7 @@ from waymark.tasks.metrics import judged_by
 from waymark.tracking import history
 from waymark.tracking.finder import find, find_single
 from waymark.tracking.limits import store_errors
+from waymark.tracking.registry import registered_steps
 from waymark.tracking.remote_store import connect
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore
@@ -57,6 +58,7 @@ class RunPlan:
     original: RecordedRun | None = None  # what this rerun is to be compared with
     trainer: Trainer | None = None  # if there is a compiled one already
     origin: Origin | None = None  # what a fork has not kept yet
+    registered: frozenset[int] = frozenset()  # steps of checkpoints that are registered versions
 
 
 def plan_new(
@@ -157,7 +159,16 @@ def plan_resume(
     if trainer and not begin:
         refuse_other_weights(record, config, trainer)
     parts = resolved, data, tags, parameters, checkpoint, reached
-    return RunPlan(*parts, original, trainer, origin)
+    return RunPlan(*parts, original, trainer, origin, _registered(store, record))
+
+
+def _registered(store: RunStore, record: RunRecord) -> frozenset[int]:
+    """Return the steps of a run's checkpoints that are registered, none where MLflow fails."""
+    try:
+        return registered_steps(store, record)
+    except BadInput as error:  # of a server that is down, or knows no models
+        print(f"waymark: {error}", file=sys.stderr)
+        return frozenset()
 
 
 def _newest_checkpoint(record: RunRecord, config: Config) -> tuple[Manifest, State] | None:

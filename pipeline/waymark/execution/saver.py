@@ -91,7 +91,7 @@ def restore_or_initialise(
     config, folder = plan.resolved.config, run.info.folder / "checkpoints"
     folder.mkdir(exist_ok=True)
     store = CheckpointStore(folder, config.save, run.mark_artifacts_dirty, run.info.outbox)
-    store.parameters = list(trainer.shapes)
+    store.parameters, store.registered = list(trainer.shapes), plan.registered
     _record_model(plan, run, trainer)
     start, now = run.info.start_time, time.time()
     graph_is_valid = False

@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -247,10 +247,14 @@ def delete(store: RunStore, model: Any) -> None:
 
 def is_registered(store: RunStore, model: Any) -> bool:
     """Tell whether a version of a registered model is made of a model of MLflow's."""
-    query = f"run_id = '{model.source_run_id}'"
-    ask = store.client.search_model_versions
-    versions = pages(lambda token: ask(query, page_token=token))
+    versions = versions_of(store, model.source_run_id)
     return any(model_id(version) == model.model_id for version in versions)
+
+
+def versions_of(store: RunStore, run_id: str) -> Iterator[Any]:
+    """Yield the versions of registered models that come from a run; raise what MLflow raises."""
+    ask = store.client.search_model_versions
+    return pages(lambda token: ask(f"run_id = '{run_id}'", page_token=token))
 
 
 def model_id(version: Any) -> str | None:

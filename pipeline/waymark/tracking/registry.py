@@ -12,6 +12,7 @@ from waymark import names
 from waymark.errors import BadInput
 from waymark.tracking import logged_models
 from waymark.tracking.limits import NAME_LENGTH, reason_of, store_errors
+from waymark.tracking.logged_models import versions_of
 from waymark.tracking.questions import question
 from waymark.tracking.runs import RunRecord
 from waymark.tracking.store import RunStore, pages
@@ -108,6 +109,16 @@ def register_model(
             client.set_registered_model_alias(name, alias, version.version)
     step = int(tags[names.MODEL_STEP])
     return Registered(name, int(version.version), alias, record.id, step, model_id, new)
+
+
+@question
+def registered_steps(store: RunStore, record: RunRecord) -> frozenset[int]:
+    """Return the steps of a run's checkpoints that are registered versions; raise BadInput."""
+    if record.offline or not record.known:
+        return frozenset()
+    with store_errors(f"run {record.id}: its registered versions cannot be listed"):
+        steps = (v.tags.get(names.MODEL_STEP, "") for v in versions_of(store, record.id))
+        return frozenset(int(step) for step in steps if step.isdecimal())
 
 
 @question
