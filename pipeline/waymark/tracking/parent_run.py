@@ -31,7 +31,8 @@ def open_parent(
         record = known[-1][0]  # the first one that was made
         own = record.name.partition(" (")[0] == name.partition(" (")[0]  # but for the number
         store.client.update_run(record.id, status="RUNNING", name=name if own else None)
-        store.set_tags(record.id, {**tags, names.REASON: ""})
+        over = {tag: "" for tag in (names.REASON,) if tag in record.tags}
+        store.set_tags(record.id, tags | over)
         return record, record
 
 
@@ -41,9 +42,9 @@ def withdraw(store: RunStore, run_id: str, before: RunRecord | None) -> None:
     if before is None:
         store.client.delete_run(run_id)
         return
-    own = {tag: text for tag, text in before.tags.items() if tag.startswith("waymark.")}
-    store.set_tags(run_id, own)
-    store.client.update_run(run_id, status=before.status)
+    own = ("waymark.", names.DESCRIPTION)
+    store.set_tags(run_id, {tag: text for tag, text in before.tags.items() if tag.startswith(own)})
+    store.client.update_run(run_id, status=before.status, name=before.name)
 
 
 @question
