@@ -164,7 +164,7 @@ class RunExecution:
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
         print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
-        run.set_tags(self._description())
+        run.set_tags(self._description(), at_once=False)
         self._tell_of_data()
         with record_environment(run, config) as recorded:
             self.stop.check()

@@ -135,7 +135,8 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
     parent, before = open_parent(store, experiment, name, tags, names.SWEEP)
     chosen = values["runtime"]["intra_op_threads"] or parent.tags.get(names.THREADS)
     threads = chosen or threads_of(launcher)
-    store.set_tags(parent.id, {names.THREADS: str(threads), names.DESCRIPTION: describe(command)})
+    said = {names.DESCRIPTION: describe(command)} if before is None else {}  # else it has a table
+    store.set_tags(parent.id, {names.THREADS: str(threads), **said})
     command_id = uuid.uuid4().hex
     variables = {
         trial.PARENT_ID: parent.id,

@@ -291,14 +291,15 @@ class ActiveRun:
         if self.info.remote:
             self._tell("look", True)
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags, in the background."""
+    def set_tags(self, tags: Mapping[str, str], at_once: bool = True) -> None:
+        """Set tags, in the background; unless `at_once`, with what is sent next."""
         short = {key: fitted(value, SHORTER["tags"]) for key, value in tags.items()}
         try:
             self._outbox.append("tags", short)
         except OSError:  # a full disk: the reason itself may be what follows
             self._tell("set_tags", short)
-        self._tell("look", False)
+        if at_once:
+            self._tell("look", False)
 
     def finish(self, status: str) -> str | None:
         """End the run, and wait as `wait_for_delivery` does."""
