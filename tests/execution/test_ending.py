@@ -23,6 +23,7 @@ class Run:
     """What an ActiveRun is asked at its end."""
 
     refused = ""
+    points: Mapping[str, Any] = {}
     history = SimpleNamespace(dump=lambda: "{}")
 
     def __init__(self, folder: Path) -> None:
@@ -78,6 +79,10 @@ def test_how_the_body_ended_becomes_a_status(
     assert type(caught) is (raised or type(None))
     assert run.ended == [status]
     recorded = run.tags.get("waymark.reason")
+    if error:
+        said = f"`waymark {'resume' if resumable else 'rerun'} {run.info.id}`"
+        assert f"- {reason}" in run.tags["mlflow.note.content"]
+        assert said in run.tags["mlflow.note.content"]
     assert recorded == reason or (reason and recorded.startswith(f"{reason} ("))  # and the place
     assert ("waymark.resume" in run.tags) == resumable
     assert (run.tags.get("waymark.pruned") == "3") == isinstance(error, Pruned)
