@@ -37,7 +37,7 @@ from waymark.prediction.predicting import Request
 from waymark.prediction.results import Predictions
 from waymark.processes.process_state import taken_back
 from waymark.sweeps import multirun
-from waymark.sweeps.multirun import SweepResult
+from waymark.sweeps.sweep import SweepResult
 from waymark.tasks.metrics import measured
 from waymark.tracking import recovery
 from waymark.tracking.opening import open_store

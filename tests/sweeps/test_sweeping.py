@@ -473,7 +473,10 @@ def test_progress_is_seen_while_it_goes_on(
     lines = re.findall(r"(?m)^finished: (.*) \(\w{8}\), restored/accuracy 0\.\d{4}; (.*)$", told)
     assert lines == [("seed=3", "2 of 2")], "of what is new, where there is no terminal"
     link = f"runs/{parent().info.run_id}?workflowType=machine_learning"
-    assert told.splitlines()[-1].endswith(link)
+    *_, page, follow = told.splitlines()
+    assert page.endswith(link)
+    shown = main(*follow.split()[2:])
+    assert (shown.returncode, "restored/accuracy" in shown.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,7 +25,7 @@ from waymark.comparison.report import better_value
 from waymark.comparison.runs import compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
-from waymark.config.masking import without_password
+from waymark.config.masking import as_interpolation, without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
 from waymark.config.resolve import build_group
 from waymark.config.schema import Fork
@@ -39,9 +39,9 @@ from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import composing, trial
 from waymark.sweeps.description import describe, parent_name, trials_table
-from waymark.sweeps.sweep import Sweep, TrialResult
+from waymark.sweeps.sweep import Sweep, SweepResult, TrialResult
 from waymark.sweeps.sweep_files import log_files
-from waymark.table import html_table, number, terminal_width
+from waymark.table import number, terminal_width
 from waymark.tasks.metrics import modes
 from waymark.tracking.limits import reason_of
 from waymark.tracking.parent_run import open_parent, withdraw
@@ -53,24 +53,6 @@ from waymark.tracking.remote_store import connect
 RAY = {"init.object_store_memory": "null", "init.log_to_driver": "false", "remote.num_cpus": "1"}
 OPTUNA = "hydra_plugins.waymark_optuna.OptunaSweeper"
 PLUGIN, GRID = "hydra_plugins.waymark", "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """What a sweep came to."""
-
-    run_id: str  # of the parent
-    best: TrialResult | None  # None if no trial has the objective
-    trials: list[TrialResult]
-    exit_status: int  # of the command: 0 if all trials have finished, 1 if not
-
-    def _repr_html_(self) -> str:
-        first = sorted(self.trials, key=lambda each: each is not self.best)
-        rows = [[each.name, each.run_id[:8], each.status,
-                 "-" if each.objective is None else number(each.objective), each.reason]
-                for each in first]  # fmt: skip
-        best = ["the best trial first"] if self.best else []
-        return html_table(["trial", "run", "status", "objective", ""], rows, best)
 
 
 def sweep(arguments: Sequence[str], fork: str | None = None) -> SweepResult:
@@ -156,6 +138,7 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         parent=parent.id,
         name=parent.name,
         link=store.link(parent),
+        next_command=_next_command(parent.id, values["tracking"]["uri"]),
         before=before,
         command_id=command_id,
         command=command,
@@ -369,6 +352,8 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     _say("trials", sweep.summary_line(found))
     _say("sweep", parent)
     _say("in the UI", sweep.link)
+    if len(found.finished) > 1 and sweep.next_command:
+        _say("next", sweep.next_command)
     lost, where = sweep.total - len(trials), without_password(tracking.address.display_uri)
     if lost > 0 and not status:
         print(f"waymark: {lost} trials left no trace in {where}", file=sys.stderr)
@@ -381,6 +366,12 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)
     return SweepResult(parent, best, trials, status)
+
+
+def _next_command(parent: str, uri: str | None) -> str:
+    """Return the command line that compares a sweep's trials; "" if it would take a secret."""
+    words = ["waymark", "compare", "--sweep", parent, *([f"tracking.uri={uri}"] if uri else [])]
+    return "" if uri and as_interpolation(uri) != uri else shlex.join(words)
 
 
 def _say(label: str, text: str) -> None:

@@ -16,7 +16,7 @@ from waymark.config.resolve import Resolved
 from waymark.config.schema import Config, Fork
 from waymark.errors import BadInput, printable
 from waymark.sweeps import trial
-from waymark.table import number, rate
+from waymark.table import html_table, number, rate
 from waymark.tracking.recovery import mark_dead_runs_killed
 from waymark.tracking.runs import RunRecord, RunSummary
 from waymark.tracking.store import RunStore
@@ -43,6 +43,24 @@ class TrialResult(NamedTuple):
     objective: float | None  # None if the trial did not record it
 
 
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep came to."""
+
+    run_id: str  # of the parent
+    best: TrialResult | None  # None if no trial has the objective
+    trials: list[TrialResult]
+    exit_status: int  # of the command: 0 if all trials have finished, 1 if not
+
+    def _repr_html_(self) -> str:
+        first = sorted(self.trials, key=lambda each: each is not self.best)
+        rows = [[each.name, each.run_id[:8], each.status,
+                 "-" if each.objective is None else number(each.objective), each.reason]
+                for each in first]  # fmt: skip
+        best = ["the best trial first"] if self.best else []
+        return html_table(["trial", "run", "status", "objective", ""], rows, best)
+
+
 @dataclass(eq=False)
 class Sweep:
     """A sweep as one command carries it out; what is given was fixed before the first trial."""
@@ -51,6 +69,7 @@ class Sweep:
     parent: str  # the id of the parent run
     name: str  # the parent run's
     link: str  # to it in MLflow's UI, or the command that opens it
+    next_command: str  # that may be typed when it has ended
     before: RunRecord | None  # the parent as this command found it; None if it made it
     command_id: str  # the value of this command's tag at the trials that it comes to
     command: str  # that completes the sweep
