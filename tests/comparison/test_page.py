@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 from waymark.comparison.page import Extras, page, sorted_by
 from waymark.errors import printable
+from waymark.names import STATE_DIGEST
 
 from tests.support.comparisons import HARM, compared, made
 from tests.support.processes import BOUND
@@ -50,7 +51,10 @@ class Page(html.parser.HTMLParser):
 def harmful() -> Any:
     """Return a comparison of runs whose names and settings would do harm, and extras likewise."""
     curve = {"train/loss": {1: 1.0, 2: 0.5, 3: math.nan}, "test/accuracy": {2: 0.5}}
-    runs = [made(i, {"lr": str(i), "<b>": harm}, curve, name=harm) for i, harm in enumerate(HARM)]
+    runs = [
+        made(i, {"lr": str(i), "<b>": harm}, curve, {STATE_DIGEST: "0"}, harm)
+        for i, harm in enumerate(HARM)
+    ]
     extras = Extras(
         HARM[1],
         {"best trial": HARM[1], "command": HARM[2]},
@@ -64,7 +68,7 @@ def harmful() -> Any:
 
 def test_a_page_holds_the_table_and_no_harm() -> None:
     found, extras = harmful()
-    text = page(found, extras)
+    text = page(found.content(), extras)
     shown = Page(text)
     tags = [tag for tag, _ in shown.tags]
     assert tags.count("script") == 2 and tags.count("img") == 1
@@ -79,7 +83,7 @@ def test_a_page_holds_the_table_and_no_harm() -> None:
     assert heads == columns[1:]
     cells = shown.texts["td"][: len(columns) * len(rows)]
     assert cells == [printable(cell) for row in rows for cell in row]
-    assert shown.texts["li"] == found.notes()
+    assert shown.texts["li"] == found.notes() != []
     assert shown.texts["h1"] == [HARM[1]]
     data = json.loads(shown.texts["script"][0])
     assert [len(panel["lines"]) for panel in data] == [len(HARM)] * 2
@@ -91,7 +95,7 @@ def test_a_page_holds_the_table_and_no_harm() -> None:
 def test_an_address_that_is_none_of_the_web_is_no_link() -> None:
     found, _ = harmful()
     for address in (None, "javascript:alert(1)", "there"):
-        text = page(found, Extras(link=lambda run, address=address: address))
+        text = page(found.content(), Extras(link=lambda run, address=address: address))
         assert "<a " not in text
 
 

@@ -275,7 +275,7 @@ class Comparison:
         """Return it with the best rows first, unless they are few or an order was asked for."""
         return self.arranged() if len(self.rows) > ACROSS and not self.is_arranged else self
 
-    def _content(self) -> Content:
+    def content(self) -> Content:
         """Return what a page shows of it."""
         legend, runs = self.legend(), [list(row.runs) for row in self.rows]
         labels = [legend[row.label] for row in self.rows]
@@ -321,7 +321,7 @@ class Comparison:
         """
         path, found, file = plot_path(str(path)), self.best_first(), io.BytesIO()
         if path.suffix == ".html":
-            replace_file(path, page(found._content(), extras or Extras()))
+            replace_file(path, page(found.content(), extras or Extras()))
             return
         draw_curves(file, found.curves_of_rows(), found.evaluated(), path.suffix[1:])
         replace_file(path, file.getvalue())
