@@ -9,10 +9,12 @@ import json
 import statistics
 from collections.abc import Mapping, Sequence
 
+from waymark.plots.style import COLOURS, drawn
+
 from benchmarks.ways import HERE
 
 FILE = HERE.parent / "docs" / "pictures" / "speed.png"
-OWN, OTHER = "#d95f02", "#9aa5b1"  # colours: of Waymark, of all others
+OWN, OTHER = COLOURS[1], "#9aa5b1"  # colours: of Waymark, of all others
 LOOP = {  # way -> what it is called in the picture
     "+ evaluation: all of Waymark": "waymark",
     "reference_tf1": "reference_tf1",
@@ -53,27 +55,24 @@ def walls(ways: Mapping[str, Sequence[Sequence[float]]]) -> Bars:
 
 def draw() -> None:
     """Draw the picture from the JSON files."""
-    from matplotlib.figure import Figure
-
     programs = ("loop", "whole", "scoring", "trials")
     facts = {name: json.loads((HERE / f"{name}.json").read_text()) for name in programs}
-    figure = Figure(figsize=(11, 6.5), layout="constrained", dpi=110)
     found = panels({name: each["numbers"] for name, each in facts.items()})
-    for axes, (title, bars) in zip(figure.subplots(3, 2).flat, found.items(), strict=True):
-        middle = [statistics.median(values) for values in bars.values()]
-        below = [m - min(values) for m, values in zip(middle, bars.values(), strict=True)]
-        above = [max(values) - m for m, values in zip(middle, bars.values(), strict=True)]
-        colours = [OWN if name.startswith("waymark") else OTHER for name in bars]
-        drawn = axes.barh([*bars], middle, color=colours, xerr=[below, above], capsize=3)
-        axes.bar_label(drawn, [f"{value:.2f}" for value in middle], padding=4)
-        axes.set_title(title, loc="left")
-        axes.margins(x=0.2)
-        axes.invert_yaxis()  # the first on top
-        axes.spines[["top", "right"]].set_visible(False)
-    machine = "{processor}, {cores} cores, {data}".format(**facts["whole"])
-    figure.suptitle(f"Less is better: medians, smallest and largest of five. {machine}")
     FILE.parent.mkdir(exist_ok=True)
-    figure.savefig(FILE)
+    with drawn(FILE, 11, 6.5, layout="constrained") as figure:
+        for axes, (title, bars) in zip(figure.subplots(3, 2).flat, found.items(), strict=True):
+            middle = [statistics.median(values) for values in bars.values()]
+            below = [m - min(values) for m, values in zip(middle, bars.values(), strict=True)]
+            above = [max(values) - m for m, values in zip(middle, bars.values(), strict=True)]
+            colours = [OWN if name.startswith("waymark") else OTHER for name in bars]
+            shown = axes.barh([*bars], middle, color=colours, xerr=[below, above], capsize=3)
+            axes.bar_label(shown, [f"{value:.2f}" for value in middle], padding=4)
+            axes.set_title(title)
+            axes.grid(False)
+            axes.margins(x=0.2)
+            axes.invert_yaxis()  # the first on top
+        machine = "{processor}, {cores} cores, {data}".format(**facts["whole"])
+        figure.suptitle(f"Less is better: medians, smallest and largest of five. {machine}")
 
 
 if __name__ == "__main__":
