@@ -122,7 +122,8 @@ def test_confusion_matrix(count: int, length: int, tmp_path: Path) -> None:
     (mesh,) = matrix.collections
     np.testing.assert_allclose(np.square(mesh.get_array()), shares, atol=1e-12)
     assert [text.get_text() for text in bar.get_yticklabels()][-1] == "100%"
-    above = figure.texts[0].get_text()
+    texts = [text.get_text() for text in figure.texts]
+    (above,) = [text for text in texts if text.startswith("Test set")]
     assert above.splitlines()[0] == title
     shown = [text.get_text() for text in matrix.texts]
     if count <= 25:
