@@ -133,14 +133,15 @@ def many() -> Any:
 @pytest.mark.parametrize(("runs", "steps", "points"), [(3, 2000, 200), (500, 70, 60)])
 def test_the_curves_of_many_trials_are_thinned(runs: int, steps: int, points: int) -> None:
     curve = {"train/loss": dict.fromkeys(range(1, steps + 1), 1 / 3)}
-    text = page(compared(*(made(i, {"lr": str(i)}, curve) for i in range(runs))), Extras())
+    found = compared(*(made(i, {"lr": str(i)}, curve) for i in range(runs)))
+    text = page(found.content(), Extras())
     panel = json.loads(Page(text).texts["script"][0])[0]
     assert {len(line["x"]) for line in panel["lines"]} == {points}
     assert len(panel["lines"]) == runs and len(text) < 1_500_000
 
 
 def test_a_page_in_a_browser(tmp_path: Path, environment: dict[str, str]) -> None:
-    (tmp_path / "page.html").write_text(page(many(), harmful()[1]), encoding="utf-8")
+    (tmp_path / "page.html").write_text(page(many().content(), harmful()[1]), encoding="utf-8")
     said: list[str] = []
     asked: list[str] = []
     expect.set_options(timeout=BOUND * 1000)

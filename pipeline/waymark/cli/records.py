@@ -28,7 +28,7 @@ STYLES = {"RUNNING": "cyan", "FINISHED": "green", "FAILED": "red", "KILLED": "ye
 )
 @click.option("--metrics", metavar="NAME,NAME", help="Show only these metrics.")
 @click.option("--top", type=click.IntRange(min=1), help="Show only the best rows.")
-@click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png or FILE.html.")
+@click.option("--plot", metavar="FILE", help="Draw the curves: FILE.png, .svg, .pdf or .html.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print the table as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 def compare(

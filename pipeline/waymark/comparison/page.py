@@ -70,7 +70,7 @@ def page(shown: Content, extras: Extras) -> str:
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_text(extras.title),
         facts="\n".join(_fact(key, text, extras) for key, text in extras.facts.items()),
-        heading="Rows" if several else "Runs",
+        heading="Configurations" if several else "Runs",
         legend=" ".join(said),
         columns="".join(heads),
         rows="\n".join(lines),
