@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from waymark.comparison.report import Comparison
 from waymark.plots.curves import LEADING, loss_curve
 from waymark.plots.groups import blocks, panels
+from waymark.plots.pictures import contact_sheet, titled_pictures
 from waymark.plots.scores import confusion_matrix, label_bars, predictions, residuals
 from waymark.plots.style import COLOURS, tick_texts
 
@@ -160,6 +161,16 @@ def test_bars_of_labels(count: int, tmp_path: Path) -> None:
     figure = figure_of(label_bars, tmp_path / "labels.png", names, shares)
     assert faults(figure) == []
     assert len(figure.axes[0].patches) == 3 * min(count, 40)
+
+
+def test_pictures_of_examples_have_their_names(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 1), np.uint8)
+    sheet = figure_of(contact_sheet, tmp_path / "x.png", [("a $_class", pictures)] * 2)
+    lines = [("true: a long class name\npredicted: $_x\n0.9", picture) for picture in pictures]
+    mistakes = figure_of(titled_pictures, tmp_path / "x.png", lines)
+    assert (faults(sheet), faults(mistakes)) == ([], [])
+    assert [text.get_text() for text in sheet.texts] == ["a $_class"] * 2
+    assert [axes.get_title() for axes in mistakes.axes] == [text for text, _ in lines]
 
 
 def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
