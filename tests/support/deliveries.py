@@ -1,7 +1,7 @@
-"""Delivery processes of the tests' own process: forks of one that has imported MLflow.
+"""Delivery processes of the tests' own process: forks of one that has imported all they need.
 
-A test that lets a run die ends its delivery process, and importing MLflow anew would take the next
-run two seconds. Programs that tests start begin theirs as users' do.
+A test that lets a run die ends its delivery process, and importing MLflow and matplotlib anew would
+take the next run three seconds. Programs that tests start begin theirs as users' do.
 """
 
 import os
@@ -62,10 +62,16 @@ class Deliveries:
 
 def main() -> None:
     """Fork for each request that comes through the socket, until it is closed."""
+    from sqlalchemy.orm import configure_mappers
+    from waymark import plots
     from waymark.tracking import delivery_process
+    from waymark.tracking.local_store import needed_revision
     from waymark.tracking.opening import import_mlflow
 
     import_mlflow()
+    configure_mappers()
+    needed_revision()
+    plots.prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     requests = socket.socket(fileno=int(sys.argv[1]))
     while size := requests.recv(4, socket.MSG_WAITALL):

@@ -104,6 +104,23 @@ def needed_revision() -> str:
     return str(_get_latest_schema_revision())
 
 
+@contextmanager
+def migrations_read_once() -> Iterator[None]:
+    """Let MLflow take the revision that it needs from `needed_revision`.
+
+    It would load all of its migrations at each opening of a store, twice.
+    """
+    needed_revision()
+    from mlflow.store.db import utils
+
+    read = utils._get_latest_schema_revision
+    utils._get_latest_schema_revision = needed_revision
+    try:
+        yield
+    finally:
+        utils._get_latest_schema_revision = read
+
+
 def other_version(revision: str) -> str:
     """Say which MLflow made a store whose schema has another revision than is needed here."""
     import mlflow

@@ -6,6 +6,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def open_store(
     if (address.database or create) and not reading:
         _check_writable(address.root)
     _mlflow_defaults()
-    with store_errors(f"{address.named}: cannot be used"):
+    once = local_store.migrations_read_once() if address.database else nullcontext()
+    with store_errors(f"{address.named}: cannot be used"), once:
         from mlflow.tracking import MlflowClient
 
         path, copy, maker, moved_from = address.database, None, None, []
