@@ -63,7 +63,7 @@ class Deliveries:
 def main() -> None:
     """Fork for each request that comes through the socket, until it is closed."""
     from sqlalchemy.orm import configure_mappers
-    from waymark import plots
+    from waymark.plots import style
     from waymark.tracking import delivery_process
     from waymark.tracking.local_store import needed_revision
     from waymark.tracking.opening import import_mlflow
@@ -71,7 +71,7 @@ def main() -> None:
     import_mlflow()
     configure_mappers()
     needed_revision()
-    plots.prepare()
+    style.prepare()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     requests = socket.socket(fileno=int(sys.argv[1]))
     while size := requests.recv(4, socket.MSG_WAITALL):
