@@ -172,7 +172,7 @@ def test_parameters_alone_are_the_start_of_another_run(
     cases = {"data.split_seed=7": "copy.npz", "data.standardise=false": str(start)}
     for split, path in cases.items():
         done = main("run", *words, *more, split, f"init_from={path}")
-        assert (done.returncode, "0 weights (13, 3)\n") == (0, done.stderr)
+        assert (done.returncode, done.stderr) == (0, "")
         state = dict(np.load(checkpoint(place, done.stdout.split()[1], 1).with_suffix(".npz")))
         assert np.allclose(state["weights"], reader.get_tensor("weights"), atol=1e-7)
         data = read(*words, split)
