@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+from waymark.comparison.runs import with_current_steps
 from waymark.comparison.view import view_of
 
 from tests.support.comparisons import made
@@ -39,3 +40,14 @@ def test_objectives_and_varied_keys_are_columns_and_no_tags() -> None:
     assert (state["orderByKey"], state["orderByAsc"]) == ("metrics.`val/loss`", True)
     assert found[-1][0].id in state["searchFilter"]
     assert view_of([]).state()["selectedColumns"] == []
+
+
+def test_classes_of_waymark_are_no_difference_to_older_runs_and_others_are() -> None:
+    def known(**params: str) -> dict[str, str]:
+        return with_current_steps(*run(0, {"model": "softmax", **params}, OWN)).params
+
+    now = known()
+    for old in ("waymark.models.softmax.Softmax", "pipeline.models.softmax.Softmax"):
+        assert known(**{"model._target_": old}) == now
+    own = known(**{"model._target_": "mine.Net"})
+    assert own == known(**{"model.class": "mine.Net"}) == {**now, "model.class": "mine.Net"}
