@@ -25,7 +25,7 @@ from waymark.comparison.report import better_value
 from waymark.comparison.runs import compare_found
 from waymark.config import compose
 from waymark.config.compose import CONF, as_written, explain_hydra_error, hydra_errors
-from waymark.config.masking import as_interpolation, without_password
+from waymark.config.masking import without_password
 from waymark.config.own_hydra import composing_once, own_singletons, parse_flags
 from waymark.config.resolve import build_group
 from waymark.config.schema import Fork
@@ -371,7 +371,7 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
 def _next_command(parent: str, uri: str | None) -> str:
     """Return the command line that compares a sweep's trials; "" if it would take a secret."""
     words = ["waymark", "compare", "--sweep", parent, *([f"tracking.uri={uri}"] if uri else [])]
-    return "" if uri and as_interpolation(uri) != uri else shlex.join(words)
+    return "" if uri and without_password(uri) != uri else shlex.join(words)
 
 
 def _say(label: str, text: str) -> None:
