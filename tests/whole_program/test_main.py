@@ -35,7 +35,7 @@ STEPS = {
     "softmax": ["steps=60", "save.every=20", "eval_every=20"],
     "cnn": ["steps=6", "save.every=2", "eval_every=2"],
 }
-COMBINATIONS = [(model, save) for model in ("cnn", "softmax") for save in ("ckpt", "npz")]
+COMBINATIONS = [("cnn", "ckpt"), ("softmax", "ckpt"), ("softmax", "npz")]
 combinations = pytest.mark.parametrize("combination", COMBINATIONS, ids="-".join)
 
 
@@ -87,7 +87,7 @@ def run_id(done: Done) -> str:
 def made(
     shared_once: Callable[..., tuple[Path, Any]], waymark: Callable[..., Done]
 ) -> tuple[Path, tuple[list[Path], list[tuple[Done, Done | None]]]]:
-    """Run every model with every save format, two at a time, in one folder that was empty.
+    """Run each model, and each save format, two at a time, in one folder that was empty.
 
     Return the folder, what was in it and in its `mlruns` afterwards, and what was said.
     """
@@ -288,13 +288,24 @@ def test_what_mlflow_holds(one: Recorded, combination: tuple[str, str]) -> None:
     assert len(entry.dataset.digest) == 8
 
 
-def test_both_formats_hold_the_same_state(recorded: dict[tuple[str, str], Recorded]) -> None:
-    for model, last in (("softmax", 60), ("cnn", 6)):
-        npz, ckpt = recorded[model, "npz"].state(last), recorded[model, "ckpt"].state(last)
+def test_both_formats_hold_the_same_state(
+    recorded: dict[tuple[str, str], Recorded],
+    place: Path,
+    main: Main,
+    client: Callable[[Path], MlflowClient],
+) -> None:
+    done, opened = main("run", "model=cnn", "save=npz", *STEPS["cnn"], THREADS), client(place)
+    key = run_id(done)
+    folder = place / "mlruns" / "artifacts" / "1" / key / "artifacts"
+    here = Recorded(done, None, key, opened.get_run(key), opened, folder)  # the others elsewhere
+    for one, other, last in (
+        (recorded["softmax", "npz"], recorded["softmax", "ckpt"], 60),
+        (here, recorded["cnn", "ckpt"], 6),
+    ):
+        npz, ckpt = one.state(last), other.state(last)
         assert sorted(npz) == sorted(ckpt)
         assert plain_digest(npz) == plain_digest(ckpt)
-        losses = [recorded[model, save].history("train/loss") for save in ("npz", "ckpt")]
-        assert losses[0] == losses[1]
+        assert one.history("train/loss") == other.history("train/loss")
 
 
 def test_evaluate_prints_an_accuracy_for_people(
