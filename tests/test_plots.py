@@ -86,6 +86,31 @@ def test_many_losses_are_a_smoothed_line_over_faint_ones(tmp_path: Path) -> None
     assert raw.get_color() == smooth.get_color()
 
 
+def test_the_legend_of_losses_lies_on_no_line(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for curve in (lambda s: 2.0 + s / 400, lambda s: math.exp(s / 100), lambda s: -1.0):
+        losses = {step: 0.5 * rng.random() * curve(step) for step in range(1, 401)}
+        evaluated = {step: curve(step) for step in range(100, 401, 100)}
+        figure = figure_of(loss_curve, tmp_path / "x.png", losses, {}, evaluated=evaluated)
+        axes = figure.axes[0]
+        box = axes.get_legend().get_window_extent()
+        _, smooth, points = axes.lines
+        for line in (smooth, points):
+            at = axes.transData.transform(np.stack(line.get_data(), axis=1))
+            assert not any(box.contains(*point) for point in at)
+
+
+def test_noise_near_zero_does_not_decide_what_is_shown_of_losses(tmp_path: Path) -> None:
+    losses = {step: 1e-9 if step % 50 == 0 else 10 / step for step in range(1, 1001)}
+    axes = figure_of(loss_curve, tmp_path / "x.png", losses, {}).axes[0]
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] > 1e-3
+
+
+def test_a_panel_without_numbers_says_so(tmp_path: Path) -> None:
+    figure = figure_of(loss_curve, tmp_path / "x.png", {1: math.nan}, {1: 0.5})
+    assert [[t.get_text() for t in each.texts] for each in figure.axes] == [["no finite value"], []]
+
+
 def test_blocks_leave_out_what_is_no_number() -> None:
     values = np.array([1.0, np.nan, np.nan, np.inf, 3.0, 5.0])
     mean, low, high = blocks(values, 3)
@@ -103,7 +128,7 @@ OTHERS = [(2, 90), (10, 0), (25, 5), (26, 90), (100, 30), (200, 9)]  # classes, 
 
 
 def named(count: int, length: int) -> list[str]:
-    return [f"{'a long class name ' * 9}"[: length - 4].strip() + f" {i}" for i in range(count)]
+    return [f"{'WOMBATS IN MEADOWS ' * 9}"[: length - 4].strip() + f" {i}" for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +159,8 @@ def test_confusion_matrix(count: int, length: int, tmp_path: Path) -> None:
         assert "1: 50 (" in above
     known = [text for text in shown if "\n" not in text]
     assert len(known) == 2 * len(set(known)) >= 2 * min(count, 50)
+    (side,) = [text for text in figure.texts if text.get_text().startswith("true class")]
+    assert not any(side.get_window_extent().overlaps(t.get_window_extent()) for t in matrix.texts)
     pixels(path)
 
 

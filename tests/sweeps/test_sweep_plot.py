@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -110,6 +111,10 @@ def test_importance_is_told_of_a_grid_as_well() -> None:
     assert max(shares, key=lambda key: shares[key]) == "optimizer.learning_rate"
     assert sum(shares.values()) == pytest.approx(1)
     assert importances(Found(["a", "b"], [LINEAR] * 9, "x", "max")) == {}  # nothing varies
+    equal = [replace(point, mean=1.0) for point in grid().points]
+    assert importances(Found(grid().keys, equal, "x", "max")) == {}
+    large = [replace(point, values=[f"{point.values[0]}e300", "x"]) for point in grid().points]
+    assert set(importances(Found(grid().keys, large, "x", "max"))) <= {"optimizer.learning_rate"}
 
 
 def test_a_sweep_has_the_pictures_that_say_something() -> None:
@@ -124,3 +129,5 @@ def test_a_sweep_has_the_pictures_that_say_something() -> None:
     assert axes.lines[0].get_color() == COLOURS[0]
     nothing = [TrialPoint([text, "a"], math.nan, None, "") for text in ("1", "2")]
     assert "slices" in draw_sweep(["x", "y"], nothing, "m")
+    huge = [TrialPoint([text, "a"], sign * 1.7e308, 1e308, "") for text in "12" for sign in (1, -1)]
+    assert "slices" in draw_sweep(["x", "y"], huge, "m")

@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 
 from waymark.errors import printable
-from waymark.plots.groups import FEW, SMOOTHED, Panel, Run, blocks, panels, thinned, titled
+from waymark.plots.groups import (
+    FEW,
+    SMOOTHED,
+    Panel,
+    Run,
+    blocks,
+    limits,
+    panels,
+    thinned,
+    titled,
+)
 from waymark.plots.style import (
     COLOURS,
     DASHES,
@@ -23,6 +33,7 @@ from waymark.plots.style import (
     range_of,
     scaled,
     shortened,
+    tell_of_nothing,
 )
 from waymark.table import elided, number
 
@@ -31,6 +42,7 @@ RAW = 2000  # blocks of steps of which the lowest and the highest value are draw
 LEGEND = 20  # names in the legend, at most
 LEADING = 10  # of more of them, those first ones that have a colour
 OTHERS = "others"
+HEADROOM = 0.35  # of what a panel shows, above it for the legend
 
 
 def loss_curve(
@@ -68,8 +80,15 @@ def loss_curve(
         if range_of(together):
             left.legend(loc="upper right")
         for place, (axes, shown) in enumerate(((left, together), (right, finite(values)[1]))):
-            low, high = range_of(shown) or (0.0, 1.0)
-            scaled(axes.yaxis, low, high, is_wide(shown))
+            is_log = is_wide(shown)
+            low, high = limits(shown, finite(losses)[1] if axes is left else shown, is_log)
+            if axes is left:  # so that the legend lies on no line
+                high = high * (high / low) ** HEADROOM if is_log else high + HEADROOM * (high - low)
+            if range_of(shown):
+                scaled(axes.yaxis, low, high, is_log)
+                axes.set_ylim(low, high)
+            else:
+                tell_of_nothing(axes)
             numbered(axes.xaxis)
             axes.set_xlabel(axes.get_xlabel() or "step")
             _place(axes, place)
@@ -167,6 +186,8 @@ def _panel(axes: Any, panel: Panel, looks: Mapping[str, tuple[str, str]]) -> dic
         lines[group.name if own else OTHERS] = line
     scaled(axes.yaxis, panel.low, panel.high, panel.is_log)
     axes.set_ylim(panel.low, panel.high)
+    if not any(range_of(group.mean) for group in panel.groups):
+        tell_of_nothing(axes)
     numbered(axes.xaxis)
     axes.set_title(elided(printable(panel.title), 56))
     text, away = "step", panel.outside()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from waymark.plots.style import HUGE, INCH, LETTER, colours, drawn, shortened
+from waymark.plots.style import HUGE, colours, drawn, shortened, width_of
 
 MAX_TARGETS = 10  # of a regression, that are drawn
 LONGEST = 24  # characters of a class's name
@@ -33,9 +33,10 @@ def confusion_matrix(
     texts = [shortened(name, LONGEST) for name in names] or [str(c) for c in classes]
     size, many = 9 if len(classes) <= NAMED else 7, len(classes)
     side = max(3.6, 0.46 * many) if many <= WITH_TEXTS else 9.0
-    longest = max(map(len, texts))
-    upright = longest * LETTER * size / INCH > 0.9 * side / min(many, NAMED)
-    beside = 0.45 + longest * LETTER * size / INCH
+    shown = range(0, many, -(-many // NAMED))
+    longest = width_of([texts[i] for i in shown], size)
+    upright = longest > 0.9 * side / min(many, NAMED)
+    beside = 0.45 + longest
     below = beside if upright else 0.65
     above = 0.45 if many <= WITH_TEXTS else 0.5 + 0.19 * (WORST + 1)
     width, height = beside + side + 1.0, below + side + above
@@ -46,7 +47,6 @@ def confusion_matrix(
         fields = np.arange(many + 1) - 0.5
         image = axes.pcolormesh(fields, fields, np.sqrt(shares), cmap="Blues", vmin=0, vmax=1)
         axes.invert_yaxis()
-        shown = range(0, many, -(-many // NAMED))
         axes.set_axis_off()  # ticks would take as long as all the rest
         gap = 0.06 * many / side
         for i in shown:

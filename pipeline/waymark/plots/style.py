@@ -143,6 +143,23 @@ def range_of(values: np.ndarray) -> tuple[float, float] | None:
     return (float(known.min()), float(known.max())) if len(known) else None
 
 
+def tell_of_nothing(axes: Any) -> None:
+    """Write into an empty panel why there is no line."""
+    axes.text(0.5, 0.5, "no finite value", transform=axes.transAxes, ha="center", va="center")
+
+
+def width_of(texts: Sequence[str], size: float) -> float:
+    """Return how wide the widest text is in letters of this size (points), in inches."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size)
+    measure = text_to_path.get_text_width_height_descent
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        return float(max((measure(text, font, False)[0] for text in texts), default=0.0)) / INCH
+
+
 def shortened(name: str, most: int) -> str:
     """Return a name that can be shown, of at most so many characters: its beginning and its end.
 

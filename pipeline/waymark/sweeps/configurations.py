@@ -13,6 +13,8 @@ from waymark.plots.style import AWAY
 from waymark.table import elided, settings_apart
 
 LONGEST = 20  # characters of a value beside an axis
+NAME = 32  # characters of a key beside an axis
+LARGEST = 1e38  # number, of a setting, that Optuna's trees take: a float32
 LEAST = 6  # configurations of which the importance of keys is told
 WIDE = 30.0  # a ratio of the largest to the smallest value from which an axis is logarithmic
 BESIDE = 0.09  # of an axis's length, that the values named beside it stand apart, at least
@@ -62,12 +64,12 @@ class Axis:
     def named(self, text: str) -> str:
         """Return how a value is written beside the axis."""
         crowded = self.is_numeric and len(self.labels) * BESIDE > 1
-        return f"{float(text):.2g}" if crowded else printable(self.shown[text])
+        return f"{float(f'{float(text):.2g}'):g}" if crowded else printable(self.shown[text])
 
     def label(self, axis: Any, texts: Sequence[str], places: Sequence[float]) -> None:
         """Label a Matplotlib axis with the key, and with some values at their places."""
         axis.set_ticks(places, [self.named(text) for text in texts])
-        axis.set_label_text(printable(self.key))
+        axis.set_label_text(elided(printable(self.key), NAME))
         longest = max(len(self.named(text)) for text in texts)
         if axis.axis_name == "x" and longest * len(texts) > 30:
             axis.set_tick_params(rotation=35)
@@ -98,15 +100,19 @@ class Found:
         kept = known[np.abs(known) <= max(AWAY * usual, 1.0)]
         return float(kept.min()), float(kept.max())
 
+    def share(self, mean: float) -> float:
+        """Return where in the range a mean lies, 0 to 1; of one beyond it its nearer end."""
+        low, high = self.range()
+        return min(max((mean - low) / (high - low), 0.0), 1.0) if high > low else 0.5
+
     def effects(self) -> list[float]:
         """Return of each key the variance of the means over all that have a value of it."""
-        low, high = self.range()
         found = []
         for place in range(len(self.keys)):
             groups = defaultdict(list)
             for point in self.points:
                 if math.isfinite(point.mean):
-                    groups[point.values[place]].append(min(max(point.mean, low), high))
+                    groups[point.values[place]].append(self.share(point.mean))
             found.append(float(np.var([sum(v) / len(v) for v in groups.values()] or [0.0])))
         return found
 
@@ -122,15 +128,16 @@ def importances(found: Found) -> dict[str, float]:
     values: dict[str, list[Any]] = {}
     for place, key in enumerate(found.keys):
         axis = Axis(key, [point.values[place] for point in known] or [""])
-        if axis.is_numeric and len(axis.labels) > 1:
-            numbers = [float(text) for text in axis.labels]
+        numbers = [float(text) for text in axis.labels] if axis.is_numeric else []
+        if len(numbers) > 1 and max(map(abs, numbers)) < LARGEST:
             wide = numbers[0] > 0 and numbers[-1] / numbers[0] >= WIDE
             spaces[key] = optuna.distributions.FloatDistribution(numbers[0], numbers[-1], log=wide)
             values[key] = [float(point.values[place]) for point in known]
         elif len(axis.labels) > 1:
             spaces[key] = optuna.distributions.CategoricalDistribution(axis.labels)
             values[key] = [point.values[place] for point in known]
-    if len(known) < LEAST or len(spaces) < 2:
+    low, high = found.range()
+    if len(known) < LEAST or len(spaces) < 2 or low == high:
         return {}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -141,7 +148,7 @@ def importances(found: Found) -> dict[str, float]:
             for at, point in enumerate(known):
                 own = {key: each[at] for key, each in values.items()}
                 study.add_trial(optuna.trial.create_trial(
-                    params=own, distributions=spaces, value=point.mean))  # fmt: skip
+                    params=own, distributions=spaces, value=found.share(point.mean)))  # fmt: skip
             evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
             return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
     finally:

@@ -9,13 +9,14 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
 from waymark.errors import printable
-from waymark.plots.style import COLOURS, GREY, drawn, tick_texts
+from waymark.plots.style import COLOURS, GREY, HUGE, drawn, tick_texts
 from waymark.sweeps.configurations import Axis, Found, TrialPoint, importances
 from waymark.table import elided, number
 
@@ -33,7 +34,7 @@ def draw_sweep(
     keys: Sequence[str], points: Sequence[TrialPoint], metric: str, mode: str = "max"
 ) -> dict[str, bytes]:
     """Draw what was achieved by the values of `keys`; return PNG files by name."""
-    found = Found(keys, points, metric, mode)
+    found = Found(keys, [_drawable(point) for point in points], metric, mode)
     pictures: dict[str, Callable[[io.BytesIO, Found], None]] = {"slices": slices}
     if len(keys) > 1:
         pictures |= {"heat_map": heat_map, "parallel": parallel}
@@ -46,6 +47,12 @@ def draw_sweep(
         if file.tell():
             files[name] = file.getvalue()
     return files
+
+
+def _drawable(point: TrialPoint) -> TrialPoint:
+    """Return a configuration with numbers that Matplotlib's scales take, others as NaN."""
+    half = point.half if point.half is not None and point.half < HUGE else None
+    return replace(point, mean=point.mean if abs(point.mean) < HUGE else math.nan, half=half)
 
 
 def slices(file: io.BytesIO, found: Found) -> None:
@@ -226,12 +233,11 @@ def parallel(file: io.BytesIO, found: Found) -> None:
         for point in sorted(found.points, key=lambda p: p.mark):
             if not math.isfinite(point.mean):
                 continue
-            share = min(max((point.mean - low) / (high - low), 0), 1) if high > low else 0.5
             heights = [axis.places[v] for axis, v in zip(axes, point.values, strict=True)]
             width, dashes = {"*": (4.0, "-"), "~": (3.0, "--")}.get(point.mark, (1.1, "-"))
             (lines[MARKS[point.mark]],) = plot.plot(
-                [*heights, share], color=colours(scale(point.mean)), linewidth=width,
-                linestyle=dashes, alpha=0.9,
+                [*heights, found.share(point.mean)], color=colours(scale(point.mean)),
+                linewidth=width, linestyle=dashes, alpha=0.9,
             )  # fmt: skip
         light = {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0}
         for place, axis in enumerate(axes):
