@@ -31,12 +31,15 @@ def test_every_change_by_a_person_is_seen(one: str, other: str, at: int, typed: 
 @given(st.text())
 @example("`" * 3 + "a|b<b>\n# x [y](z)")
 def test_no_text_acts_in_markdown_or_html(text: str) -> None:
-    bare = re.sub(r"\\[\\`*_{}\[\]|~#$]", "", escaped(text))
-    assert not set("\\`*_{}[]|~#$<\n\0") & set(bare)
+    bare = re.sub(r"\\[\\`*_{}\[\]|~#$>]|&amp;|&lt;|^\d*\\.", "", escaped(text))
+    assert not set("\\`*_{}[]|~#$<>&\n\0") & set(bare)
+    assert not re.match(r"\d*[-+.)]", escaped(text))
     assert len(signed("x" * 9000, text)) <= 5000
     line = text.replace("\n", " ")
     fence = re.match("`+", code(line))
     assert fence and fence[0] not in re.findall("`+", line) and line in code(line)
+    first, *shown, last = code(f"{text}\n\nend").split("\n")
+    assert first == last == fence[0].ljust(3, "`") and "\n".join(shown) == f"{text}\n\nend"
 
 
 def test_it_is_kept_current_unless_somebody_typed_into_it(

@@ -69,7 +69,10 @@ def count_trials(overrides: list[str], sweeper: Mapping[str, Any]) -> int | None
     from hydra.core.override_parser.types import Glob
 
     if "n_trials" in sweeper:
-        return int(sweeper["n_trials"])
+        count = sweeper["n_trials"]
+        if not isinstance(count, int | None):
+            raise BadInput(f"hydra.sweeper.n_trials={count!r}: must be a whole number.")
+        return count
     words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     parsed = OverridesParser.create().parse_overrides([*words, *overrides])
     swept = {item.key_or_group: item for item in parsed if item.is_sweep_override()}.values()

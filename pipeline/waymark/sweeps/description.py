@@ -7,10 +7,11 @@ from waymark import names
 from waymark.sweeps.sweep import Outcome, RunAndSummary, Sweep
 from waymark.table import metric_value, setting, short_keys
 from waymark.tracking.address import page_of
-from waymark.tracking.description import code, escaped, signed
+from waymark.tracking.description import MOST, code, escaped, signed
 from waymark.tracking.limits import param_name
 
-MOST = 20  # trials in the table
+MOST_TRIALS = 20  # in the table
+MARGIN = 30  # characters, for what stands between and below
 CELL = 40  # characters
 
 
@@ -20,13 +21,18 @@ def parent_name(varied: Sequence[str], count: int | None) -> str:
     return f"sweep: {keys}" + (f" ({count})" if count is not None else "")
 
 
-def describe(command: str, *parts: str) -> str:
-    """Return the description of a sweep: what is known of it, and the command that completes it."""
-    return signed(*parts, code(command))
+def describe(command: str, found: Outcome | None = None, sweep: Sweep | None = None) -> str:
+    """Return the description of a sweep: its trials, if any, and the command that completes it."""
+    shown = code(command)
+    table = trials_table(found, sweep, room=MOST - len(shown)) if found and sweep else ""
+    return signed(table, shown)
 
 
-def trials_table(found: Outcome, sweep: Sweep) -> str:
-    """Return the trials as a table in Markdown, the best first, those without objective last."""
+def trials_table(found: Outcome, sweep: Sweep, room: int) -> str:
+    """Return the trials as a table in Markdown, the best first, those without objective last.
+
+    It has as many of them as fit `room` characters.
+    """
     runs = sorted(
         [*found.finished, *found.pruned, *found.others], key=lambda run: _rank(run, sweep)
     )
@@ -34,7 +40,7 @@ def trials_table(found: Outcome, sweep: Sweep) -> str:
     told = found.pruned or found.others  # else all have finished
     rows = [["run", *map(escaped, keys.values()), escaped(sweep.metric), *["status"] * bool(told)]]
     rows.append(["---"] * len(rows[0]))
-    for record, facts in runs[:MOST]:
+    for record, facts in runs[:MOST_TRIALS]:
         page = page_of(f"experiments/{record.experiment_id}/runs/{record.id}")
         own = [setting(facts.params.get(param_name(key), "-")) for key in keys]
         judged = metric_value(sweep.metric.rpartition("/")[2], facts.metrics.get(sweep.metric))
@@ -42,7 +48,9 @@ def trials_table(found: Outcome, sweep: Sweep) -> str:
         cells = [*(escaped(text, CELL) for text in own), judged, *[status] * bool(told)]
         rows.append([f"[{record.id[:8]}]({page})", *(f"&ensp;{cell}" for cell in cells)])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    more = len(runs) - MOST
+    while len(lines) > 2 and sum(len(line) + 1 for line in lines) > room - MARGIN:
+        del lines[-1]
+    more = len(runs) + 2 - len(lines)
     return "\n".join([*lines, *([f"\nand {more} more"] if more > 0 else [])])
 
 

@@ -38,7 +38,7 @@ from waymark.execution.opening import tell_of_saves
 from waymark.processes.process_state import set_variable
 from waymark.processes.signals import Interrupted, handling
 from waymark.sweeps import composing, trial
-from waymark.sweeps.description import describe, parent_name, trials_table
+from waymark.sweeps.description import describe, parent_name
 from waymark.sweeps.sweep import Sweep, SweepResult, TrialResult
 from waymark.sweeps.sweep_files import log_files
 from waymark.table import number, terminal_width
@@ -361,7 +361,7 @@ def _finish(sweep: Sweep, status: int) -> SweepResult:
     end = "KILLED" if status > 128 else "FAILED" if status else "FINISHED"
     tracking.end(parent, end)
     again = sweep.command if status else ""
-    said = describe(sweep.command, trials_table(found, sweep))
+    said = describe(sweep.command, found, sweep)
     tracking.set_tags(parent, {names.RESUME: again, names.DESCRIPTION: said})
     if status:
         print("to complete the sweep:", sweep.command, file=sys.stderr)

@@ -13,13 +13,14 @@ from waymark.names import DESCRIPTION
 from waymark.table import elided
 from waymark.tracking.limits import SHORTER, fitted
 
+MOST = SHORTER["tags"] - 50  # characters of a description, beside the checksum
 LONGEST = 300  # characters of a text that may be of any length, as a reason
 _SIGNED = re.compile(r"(.*)\n\n<!-- waymark ([0-9a-f]{8}) -->", re.DOTALL)
 
 
 def signed(*lines: str) -> str:
     """Return the description of these paragraphs, lists or tables, known as Waymark's."""
-    text = fitted("\n\n".join(filter(None, lines)), SHORTER["tags"] - 50)
+    text = fitted("\n\n".join(filter(None, lines)), MOST)
     return f"{text}\n\n<!-- waymark {_checksum(text)} -->"
 
 
@@ -38,13 +39,17 @@ def is_signed(text: str) -> bool:
 
 def escaped(text: str, most: int = LONGEST) -> str:
     """Return a text in one line, of so many characters, that means nothing in Markdown or HTML."""
-    line = elided(printable(" ".join(text.split())), most).replace("<", "&lt;")
-    return re.sub(r"([\\`*_{}\[\]|~#$])", r"\\\1", line)
+    line = elided(printable(" ".join(text.split())), most)
+    line = re.sub(r"([\\`*_{}\[\]|~#$>])", r"\\\1", line.replace("&", "&amp;"))
+    return re.sub(r"^(\d*)([-+.)])", r"\1\\\2", line).replace("<", "&lt;")  # no list begins
 
 
 def code(command: str) -> str:
-    """Return a command line as Markdown that shows it as it is, over several lines if need be."""
+    """Return a command line, of several lines if need be, as Markdown that shows it as it is."""
     fence = "`" * (1 + max(map(len, re.findall("`+", command)), default=0))
+    if "\n" in command:
+        fence = fence.ljust(3, "`")
+        return f"{fence}\n{command}\n{fence}"
     space = " " * (fence != "`")
     return f"{fence}{space}{command}{space}{fence}"
 
