@@ -285,7 +285,7 @@ def test_rows_have_colours_of_their_own_and_the_first_ones_of_many(tmp_path: Pat
         assert [len(each) for each in lines] == [count, count]
         shown = count if count <= 20 else LEADING
         assert len({colour for _, _, colour in lines[0][:shown]}) == shown
-        assert names[0] == f"lr={count - 1}, batch_size={(count - 1) % 7}"  # the best
+        assert names[0] == f"lr={count - 1} bs={(count - 1) % 7}"  # the best
         assert names[shown:] == ([f"{count - shown} others"] if count > shown else [])
 
 

@@ -173,7 +173,7 @@ def test_a_page_in_a_browser(tmp_path: Path, environment: dict[str, str]) -> Non
                 if tip.is_visible():
                     break
                 shown.mouse.move(box["x"] + 57, box["y"] + down)
-            expect(tip).to_contain_text(re.compile(r"^learning_rate=\S+: 0\.\d+ at step 200$"))
+            expect(tip).to_contain_text(re.compile(r"^lr=\S+: 0\.\d+ at step 200$"))
             expect(shown.locator("#rows tr.on")).to_have_count(1)
             shown.set_viewport_size({"width": 375, "height": 700})
             wide = "[document.documentElement.scrollWidth, document.body.scrollWidth]"

@@ -89,10 +89,10 @@ def test_a_sweep_is_one_parent_with_named_children(place: Path, main: Main, clie
     assert listed == {"sweep.csv", "sweep.html", "slices.png", "curves.png", "trials.csv"}
     shown = Path(client(place).download_artifacts(parent.info.run_id, "sweep.html")).read_text()
     assert all(f"/runs/{each.info.run_id}" in shown for each in children)
-    assert "<h1>Sweep: learning_rate</h1>" in shown and shown.count("data:image/png") == 1
+    assert "<h1>Sweep: lr</h1>" in shown and shown.count("data:image/png") == 1
     assert re.search(r"^trials +4 finished; 4 new, [\d.]+ trials/min$", done.stdout, re.M)
     table = [line.split() for line in done.stdout.splitlines()]
-    assert ["run", "learning_rate=0.01", "learning_rate=0.1"] in table
+    assert ["run", "lr=0.01", "lr=0.1"] in table
     assert ["seeds", "2", "2"] in table
     alone = run(*SHORT, "seed=1", "optimizer.learning_rate=0.1")
     assert digests(children)["seed=1 lr=0.1"] == alone.state_digest

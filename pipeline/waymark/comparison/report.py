@@ -23,7 +23,15 @@ from waymark.errors import BadInput, first_line, printable
 from waymark.files import TEMPORARY, replace_file
 from waymark.plots.curves import draw_curves
 from waymark.plots.style import ENDINGS
-from waymark.table import duration, html_table, number, rate, settings_apart, wrapped
+from waymark.table import (
+    duration,
+    html_table,
+    number,
+    rate,
+    settings_apart,
+    short_keys,
+    wrapped,
+)
 
 Curves = tuple[str, Mapping[int, float], Mapping[int, float]]  # row's name, losses, accuracies
 
@@ -284,10 +292,10 @@ class Comparison:
 
     def legend(self) -> dict[str, str]:
         """Return what stands for each row's label in a picture: the keys that differ alone."""
-        short = dict(zip(self.keys, short_keys(self.keys), strict=True))
+        short = short_keys(self.keys)
         shown = {k: settings_apart(row.values.get(k, "-") for row in self.rows) for k in self.keys}
         texts = [
-            ", ".join(f"{short[k]}={shown[k][row.values.get(k, '-')]}" for k in self.keys)
+            " ".join(f"{short[k]}={shown[k][row.values.get(k, '-')]}" for k in self.keys)
             for row in self.rows
         ]
         alone = {text for text in texts if text and texts.count(text) == 1}
@@ -325,12 +333,6 @@ class Comparison:
             return
         draw_curves(file, found.curves_of_rows(), found.evaluated(), path.suffix[1:])
         replace_file(path, file.getvalue())
-
-
-def short_keys(keys: Sequence[str]) -> list[str]:
-    """Return the last part of each key, the whole of those that share it."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return [n if last.count(n) == 1 else k for k, n in zip(keys, last, strict=True)]
 
 
 def plot_path(text: str) -> Path:

@@ -28,7 +28,7 @@ from waymark.config.schema import (
 )
 from waymark.errors import BadInput
 from waymark.processes.process_state import taken_back
-from waymark.table import setting
+from waymark.table import short_keys, short_setting
 from waymark.tracking.finder import find_single, select
 from waymark.tracking.history import foreign, is_timing
 from waymark.tracking.limits import store_errors
@@ -221,7 +221,8 @@ def _row(members: list[Run], keys: list[str]) -> Row:
         seeds = [facts.params.get("seed", "") for _, facts in having]
         metrics[key] = _metric([_final_and_best(key, *m) for m in having], seeds)
     config = {key: known[0].params[key] for key in keys if key in known[0].params}
-    shared = [f"{key.rpartition('.')[2]}={setting(value)}" for key, value in config.items()]
+    short = short_keys(config)
+    shared = [f"{short[key]}={short_setting(value)}" for key, value in config.items()]
     first = f"{records[0].name} {records[0].id[:8]}"
     return Row(
         first if len(members) == 1 else " ".join(shared) or f"{len(members)} seeds from {first}",

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from waymark import names
 from waymark.comparison.page import Extras
-from waymark.comparison.report import Comparison, short_keys
+from waymark.comparison.report import Comparison
 from waymark.sweeps.configurations import TrialPoint
 from waymark.sweeps.sweep import Outcome, Sweep
 from waymark.sweeps.sweep_plot import draw_sweep
-from waymark.table import number
+from waymark.table import number, short_keys
 
 TITLES = {
     "slices": "The objective by each setting",
@@ -76,5 +76,5 @@ def extras(sweep: Sweep, table: Comparison, found: Outcome, pictures: dict[str, 
         # The address is the last word of what the store says of it.
         return sweep.store.link(records[run]).rpartition(" ")[2] if run in records else None
 
-    varied = " x ".join(short_keys(table.keys)) or "seed"
+    varied = " x ".join(short_keys(table.keys).values()) or "seed"
     return Extras(f"Sweep: {varied}", facts, link, linked, others, pictures)
