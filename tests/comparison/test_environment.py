@@ -133,10 +133,11 @@ def test_a_damaged_package_does_not_stop_a_run(
         folder.mkdir(parents=True)
         if text:
             (folder / ("PKG-INFO" if "egg" in place else "METADATA")).write_text(text)
+    (tmp_path / "used/alone-4.egg-info").write_text("Name: alone\nVersion: 4\n")
     for name in ("behind", "used"):
         monkeypatch.syspath_prepend(tmp_path / name)
     packages = describe_environment(1)["packages"]
-    assert {"good": "1", "bad": None, "old": "3"}.items() <= packages.items()
+    assert {"good": "1", "bad": None, "old": "3", "alone": "4"}.items() <= packages.items()
     parsed = [each.metadata for each in distributions()][::-1]
     assert packages == {each["Name"]: each["Version"] for each in parsed if each["Name"]}
 

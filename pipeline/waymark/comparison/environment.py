@@ -93,7 +93,9 @@ def _packages(installed: object) -> dict[str, str | None]:
     """Return the packages installed and their versions; of two of one name, the one imported."""
     found: dict[str, str | None] = {}
     for each in [*distributions()][::-1]:
-        text = each.read_text("METADATA") or each.read_text("PKG-INFO") or ""
+        # The last one is a file alone, as an old setuptools made it.
+        texts = (each.read_text(name) for name in ("METADATA", "PKG-INFO", ""))
+        text = next(filter(None, texts), "")
         head, _, _ = text.partition("\n\n")  # to parse the rest takes most of the time
         facts = {field.lower(): value.lstrip() for field, value in METADATA.findall(head)}
         if "name" in facts:  # an interrupted pip leaves folders without metadata
