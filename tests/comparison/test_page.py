@@ -140,6 +140,16 @@ def test_the_curves_of_many_trials_are_thinned(runs: int, steps: int, points: in
     assert len(panel["lines"]) == runs and len(text) < 1_500_000
 
 
+@pytest.mark.parametrize(("count", "said"), [(1, "lr=9"), (4, "4 curves")])
+def test_a_page_tells_which_curves_are_not_all_shown(count: int, said: str) -> None:
+    usual = [made(i, {"lr": str(i)}, {"train/loss": {1: 2.0, 2: 1.0 + i / 9}}) for i in range(9)]
+    away = [made(9 + i, {"lr": str(9 + i)}, {"train/loss": {1: 2.0, 2: 1e9}}) for i in range(count)]
+    shown = Page(page(compared(*usual, *away).content(), Extras()))
+    losses, metric = json.loads(shown.texts["script"][0])
+    assert losses["title"] == f"training loss (mean over examples) (not all in this range: {said})"
+    assert "range" not in metric["title"]
+
+
 def test_a_page_in_a_browser(tmp_path: Path, environment: dict[str, str]) -> None:
     (tmp_path / "page.html").write_text(page(many().content(), harmful()[1]), encoding="utf-8")
     said: list[str] = []

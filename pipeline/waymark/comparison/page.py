@@ -19,6 +19,7 @@ from waymark.plots.style import GREY
 TEMPLATE = Path(__file__).with_name("page.html")
 POINTS = 30_000  # of all curves of a panel together, about; each has at least LEAST
 MOST, LEAST = 200, 20
+NAMED = 3  # curves, of those that are not all in the range shown
 DASHES = {"-": "", "--": "7 4", ":": "2 4", "-.": "8 4 2 4"}
 SECONDS = {"d": 86400, "h": 3600, "min": 60, "s": 1}
 CODE = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})  # in JSON in a page
@@ -139,8 +140,11 @@ def _panel(panel: Panel, looks: Mapping[str, Any], order: Mapping[str, int]) -> 
             "dashes": DASHES[dashes], "width": 1.8 if group.name in looks else 0.8,
             "x": [round(step, 1) for step in group.steps.tolist()], "y": values,
         })  # fmt: skip
+    away = [name for name, _ in panel.outside()]
+    more = f" (not all in this range: {', '.join(away[:NAMED])})" if away else ""
+    more = f" (not all in this range: {len(away)} curves)" if len(away) > NAMED else more
     return {
-        "title": printable(panel.title),
+        "title": printable(f"{panel.title}{more}"),
         "low": panel.low,
         "high": panel.high,
         "log": panel.is_log,
