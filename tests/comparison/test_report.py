@@ -285,6 +285,9 @@ def test_rows_are_sorted_and_chosen() -> None:
     assert order("duration") == ["10", "1", "9", "2", "x"]
     assert order("steps/s") == ["2", "9", "1", "10", "x"]
     assert found.arranged(None, ["loss"]).metrics == ["loss"]
+    same = {"restored/loss": {1: 0.5}, "test/loss": {1: 0.5}, "restored/accuracy": {1: 0.5}}
+    twice = compared(*(made(i, {"lr": str(i)}, same) for i in range(2)))
+    assert twice.arranged("restored/loss").table()[0][:3] == ["run", "lr", "restored/loss"]
     best = found.arranged(top=1)  # of the other runs nothing is told
     assert best.keys == ["lr"] and len(best.curves) == 1 and "run-0" not in best.text()
     with pytest.raises(BadInput, match=r"--sort='acc': .* there are test/accuracy, loss, lr"):

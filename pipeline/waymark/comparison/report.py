@@ -98,6 +98,7 @@ class Comparison:
     curves: list[Curves] = field(repr=False)  # one of each run
     metric: str = "accuracy"  # by which the runs are judged; several, if their tasks differ
     is_arranged: bool = False  # its rows are in an order that was asked for
+    by: str | None = None  # what they are sorted by
 
     @property
     def metrics(self) -> list[str]:
@@ -126,7 +127,7 @@ class Comparison:
         if shown:
             rows = [replace(r, metrics={k: r.metrics[k] for k in shown if k in r.metrics})
                     for r in rows]  # fmt: skip
-        return replace(self, rows=rows, is_arranged=True)._cut(top or len(rows))
+        return replace(self, rows=rows, is_arranged=True, by=by)._cut(top or len(rows))
 
     def _cut(self, count: int) -> "Comparison":
         """Return its first `count` rows, and what is told of their runs alone."""
@@ -204,7 +205,7 @@ class Comparison:
         if {row.status for row in rows} != {"FINISHED"}:
             found.append(Column("status", [row.status for row in rows], 1))
         found += [Column(k, [shown[k][row.values.get(k, "-")] for row in rows], 2) for k in keys]
-        judged = self.judged
+        judged = list(dict.fromkeys([k for k in self.metrics if k == self.by] + self.judged))
         for key in [*judged, *(key for key in self.metrics if key not in judged)]:
             known = [row.metrics.get(key) for row in rows]
             rank = 1 if key in judged else 4

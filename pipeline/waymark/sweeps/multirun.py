@@ -107,9 +107,7 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         trial.refuse_unrecorded(values["objective"]["metric"], values["prune"], part, measured)
     _check(values)
     varied = sorted({*swept, *(sweeper.get("params") or {})})
-    numbers = values["steps"], values["save"]["every"]
-    if not trial.decides_saves(varied, values) and all(isinstance(x, int) for x in numbers):
-        tell_of_saves(*numbers)
+    _tell_of_saves(varied, values)
     store = connect(values["tracking"]["uri"], create=True)
     tags = _tags(values, varied, command)
     count = composing.count_trials(given.overrides, sweeper)
@@ -151,6 +149,13 @@ def prepare(arguments: Sequence[str], fork: str | None = None) -> Sweep:
         varied=tuple(varied),
         **values["objective"],
     )
+
+
+def _tell_of_saves(varied: Sequence[str], values: Mapping[str, Any]) -> None:
+    """Say once for all trials, where that can be known, that only the last step is saved."""
+    numbers = values["steps"], values["save"]["every"]
+    if not trial.decides_saves(varied, values) and all(isinstance(x, int) for x in numbers):
+        tell_of_saves(*numbers)
 
 
 def _command(arguments: Sequence[str], overrides: Sequence[str], begun: Fork | None) -> str:
