@@ -47,7 +47,7 @@ def test_the_pages_are_true(place: Path, client: Open, capsys: pytest.CaptureFix
     for key in history:
         recorded = client(place).get_metric_history(longer.run_id, key)
         assert {point.step: point.value for point in recorded} == dict(history[key].dropna())
-    for each in ("result", "comparison", "verdict", "found"):
+    for each in ("result", "comparison", "verdict"):
         assert names[each]._repr_html_().startswith("<table>")
 
 

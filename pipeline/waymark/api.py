@@ -366,7 +366,7 @@ def ui(
     which nothing can listen, a run that is not there, and a store that cannot be opened.
     """
     with taken_back():
-        store = open_store(tracking_uri, create=True)
+        store = open_store(tracking_uri, create=run is None)
         if store.database:
             check_free(host, port)
         return start_ui(store, host, port, view.page(store, run))

@@ -167,7 +167,11 @@ def test_secrets_are_masked_at_their_place(case: str) -> None:
     assert {key: at(resolved.config, key) for key in config} == config
     masked = {key: value for key, value in record.items() if "***" in str(value)}
     assert sorted(resolved.hidden) == sorted(masked)
-    params = {key: str(value) for key, value in masked.items() if not key.startswith("tags.")}
+    params = {
+        key: str(value)
+        for key, value in masked.items()
+        if key != "run_name" and not key.startswith("tags.")
+    }
     assert {key: value for key, value in resolved.params().items() if "***" in value} == params
 
 

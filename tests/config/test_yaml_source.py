@@ -100,7 +100,7 @@ def test_a_sweep_reads_a_users_files_as_a_run_does(
     bad.write_text("defaults: [softmax]\nfeatures: 1\nfeatures: 2\n")
     (place / "model" / "worse.yaml").write_bytes(bad.read_bytes())
     command = ["run", "-m", "--config-dir", str(place), "+experiment=own", *SWEEPS[how]]
-    command += ["save=npz", "runtime.intra_op_threads=2"]
+    command += ["save=npz", "save.every=1", "runtime.intra_op_threads=2"]
     done = main(*command, "model=bad,worse")
     assert (done.returncode, done.stdout) == (2, "")
     words = f"waymark: {place}/model/NAME.yaml, line 3: found duplicate key features.\n"

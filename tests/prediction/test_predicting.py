@@ -177,7 +177,12 @@ def spoiled(within: Callable[[str], str]) -> Iterator[tuple[str, dict[str, str]]
     other.write_text("no picture")
     Image.new("RGB", (5, 4)).save(small)
     Image.new("1", (20_000, 20_000)).save(bomb)
-    said = {cut: "truncated", other: "no picture", small: "4 x 5 pixels", bomb: "134,217,728"}
+    said = {
+        cut: "truncated",
+        other: "is not a picture",
+        small: "4 x 5 pixels",
+        bomb: "134,217,728",
+    }
     yield run_id, {str(path): words for path, words in said.items()}
 
 

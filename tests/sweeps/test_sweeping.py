@@ -472,7 +472,7 @@ def test_progress_is_seen_while_it_goes_on(
     assert re.search(r"\d finished(, \d running)?, best 0\.\d{4}", shown.stdout)
     begun.clear()
     told = main("run", "-m", "seed=2,3", *words).stdout
-    assert told.startswith(f"sweep {parent().info.run_id} (seed)\n")
+    assert told.startswith(f"sweep {parent().info.run_id} seed (3)\n")
     lines = re.findall(r"(?m)^finished: (.*) \(\w{8}\), restored/accuracy 0\.\d{4}; (.*)$", told)
     assert lines == [("seed=3", "2 of 2")], "of what is new, where there is no terminal"
     link = f"runs/{parent().info.run_id}?workflowType=machine_learning"

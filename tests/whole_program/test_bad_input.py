@@ -299,7 +299,7 @@ COMMANDS = {
     "evaluate --checkpoint /no/such.npz stesp=1": ["stesp", "nearest is steps"],
     "resume": ["RUN"],
     "resume latest": ["no runs"],
-    "ui stesp=3": ["stesp"],
+    "ui stesp=3": ["no runs"],
     "ui --port many": ["--port"],
     "no_such_command": ["no_such_command"],
     "--no-such-flag": ["--no-such-flag"],

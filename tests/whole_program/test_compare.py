@@ -592,7 +592,7 @@ def test_a_server_that_is_down(place: Path, small: Path, main: Main, monkeypatch
 
 
 REFUSED: list[tuple[list[str], str]] = [
-    ([], "found 0"),
+    ([], "matched 0"),
     (["bare"], "found 1"),
     (["bare", "bare"], "found 1"),
     (["bare", "nothing"], "RUN='nothing': there is no such run"),
@@ -612,7 +612,7 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--where", "params.model = 'cnn' OR params.model = 'x'"], "--where="),
     (["--where", "x\x1b\n"], "--where='x\\x1b\\n'"),
     (["--where", "attributes.start_time > 'x'"], "--where="),
-    (["--where", "params.model = 'none'"], "found 0"),
+    (["--where", "params.model = 'none'"], "matched 0"),
     (["bare", "many", "--plot", "x.gif"], "--plot='x.gif': must end in .png, .svg, .pdf or .html"),
     (["bare", "many", "--plot", "x" * 250 + ".png"], "x.png': File name too long."),
     (["bare", "many", "--plot", "png"], "--plot='png': must end in .png, .svg, .pdf or .html"),

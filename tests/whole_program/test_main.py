@@ -251,11 +251,13 @@ def test_what_mlflow_holds(one: Recorded, combination: tuple[str, str]) -> None:
             k: v for name, part in value.items() for k, v in leaves(part, f"{key}.{name}").items()
         }
 
-    kept = {key: value for key, value in config.items() if key not in ("format", "choices", "tags")}
+    left_out = ("format", "choices", "tags", "run_name")
+    kept = leaves({key: value for key, value in config.items() if key not in left_out}, "")
+    kept = {k.removeprefix("."): v for k, v in kept.items() if not k.endswith("._target_")}
     chosen = {"model": model, "data": "mnist_5k", "optimizer": "adam", "save": save}
     chosen |= {"task": "classification"}
     assert config["choices"] == chosen
-    assert data.params == {k.removeprefix("."): v for k, v in leaves(kept, "").items()} | chosen
+    assert data.params == kept | chosen
     assert data.params["optimizer.learning_rate"] == {"softmax": "0.001", "cnn": "0.0001"}[model]
     assert data.params["runtime.intra_op_threads"] == "2"
 

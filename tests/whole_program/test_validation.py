@@ -214,7 +214,7 @@ def test_a_sweep_selects_on_it(place: Path, main: Main, client: Open) -> None:
     assert f"({best['run_id'][:8]}), val/accuracy" in done.stdout
     done = main("run", "-m", *words, "data.validation=0")
     assert done.returncode == 0 and "), restored/accuracy" in done.stdout
-    assert "\nselected on           the test set; data.validation=0.1 holds out " in done.stdout
+    assert "\nselected on the test set; data.validation=0.1 holds out " in done.stdout
 
 
 BROUGHT = """
@@ -324,7 +324,15 @@ def test_a_run_stops_early_at_the_same_step_whatever_happens_to_it(
 
 def test_epochs_are_turned_into_steps(place: Path, main: Main, client: Open) -> None:
     path, rest = write(place), [word for word in HELD_OUT if not word.startswith("steps")]
-    words = ["data=arrays", path, *rest, "batch_size=30", "epochs=3", "eval_every=epoch"]
+    words = [
+        "data=arrays",
+        path,
+        *rest,
+        "batch_size=30",
+        "epochs=3",
+        "eval_every=epoch",
+        "save.every=8",
+    ]
     done = main("run", *words)
     assert (done.returncode, done.stderr) == (0, "")
     run_id = done.stdout.split()[1]

@@ -188,7 +188,7 @@ class Sweep:
         self._repeated += len(jobs) - len(keys - self.submitted)
         if not self.submitted:
             self._told.update(record.id for record, _ in self.already_finished.values())
-            print(printable(f"sweep {self.parent} ({self.name})"), flush=True)
+            print(printable(f"sweep {self.parent} {self.name.removeprefix('sweep: ')}"), flush=True)
             self._open.enter_context(self._report_progress())
         self.submitted |= keys
         for attempt in range(MAX_ATTEMPTS):
