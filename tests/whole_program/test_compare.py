@@ -592,7 +592,7 @@ def test_a_server_that_is_down(place: Path, small: Path, main: Main, monkeypatch
 
 
 REFUSED: list[tuple[list[str], str]] = [
-    ([], "matched 0"),
+    ([], "found 0"),
     (["bare"], "found 1"),
     (["bare", "bare"], "found 1"),
     (["bare", "nothing"], "RUN='nothing': there is no such run"),
