@@ -55,6 +55,23 @@ def test_a_stream_that_fails_is_given_up_and_that_is_said_once(
     assert (sys.stdout, sys.stderr) == (out, err)
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_line_beside_another_process_s_bar_clears_it_on_a_terminal(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stdout", out)
+    with unfailing_output() as stream:
+        print("one")
+        stream.clears_line = True
+        with unfailing_output():  # as a run in a trial has its own
+            print("two", "three")
+            print("four")
+    clear = "\r\x1b[K" if terminal else ""
+    assert out.getvalue() == f"one\n{clear}two three\n{clear}four\n"
+
+
 def test_where_nothing_can_be_said_nothing_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()

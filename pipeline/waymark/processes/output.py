@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+CLEAR_LINE = "\r\x1b[K"
+
 
 class Output:
     """Stand for a text stream; give it up at the first text that it does not take."""
@@ -16,11 +18,15 @@ class Output:
     def __init__(self, stream: TextIO, told: "Output | None" = None) -> None:
         """Stand for `stream`; tell `told` when it is given up."""
         self._stream, self._told = stream, told
+        # Before each line: the terminal's line is cleared, on which another process draws a bar.
+        self.clears_line, self._at_start = False, True
         self.failure: OSError | ValueError | None = None
 
     def write(self, text: str) -> int:
         """Write a text, what is outside the encoding as backslash escapes; return its length."""
-        self._try(lambda: self._write(text))
+        cleared = CLEAR_LINE if self.clears_line and self._at_start and self.isatty() else ""
+        self._at_start = text.endswith("\n") if text else self._at_start
+        self._try(lambda: self._write(cleared + text))
         return len(text)
 
     def _write(self, text: str) -> None:

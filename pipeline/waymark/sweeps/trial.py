@@ -40,7 +40,7 @@ from waymark.execution.mlflow_model import log_checkpoint
 from waymark.execution.opening import tell_of_saves
 from waymark.execution.plan import own_modules
 from waymark.processes import process_state
-from waymark.processes.output import unfailing_output
+from waymark.processes.output import Output, unfailing_output
 from waymark.processes.signals import GracefulShutdown, Interrupted, end_with_parent
 from waymark.table import elided, short_keys, short_setting
 from waymark.tasks.metrics import modes
@@ -109,6 +109,9 @@ def run_trial(cfg: Any) -> float:
 
     if not in_parent:  # a launcher's worker
         process_state.command_line = True
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, Output):
+                stream.clears_line = True  # on which the sweep's process draws its bar
         sys.path.append(os.getcwd())  # where a user's own classes may stand
     task = list(HydraConfig.get().overrides.task)
     forked = json.loads(os.environ.get(FORK, "{}"))
