@@ -78,7 +78,7 @@ def plain_digest(state: dict[str, np.ndarray]) -> str:
 
 def run_id(done: Done) -> str:
     """Return the id on the line with which every run begins."""
-    found = re.match(r"run ([0-9a-f]{32}) \(\S+\)\n", done.stdout)
+    found = re.match(r"run ([0-9a-f]{32}) \(\S+\)(, resumed after step \d+)?\n", done.stdout)
     assert found, done
     return found[1]
 
@@ -161,8 +161,8 @@ def test_what_a_run_prints(one: Recorded, combination: tuple[str, str], workplac
         f"test accuracy, restored   {last:.4f}",
         f"best test accuracy        {best:.4f} at step {best_step}",
         f"time                      {took}",
-        f"checkpoints               {steps[-2]}, {steps[-1]} "
-        f"({told} in {folder.relative_to(workplace)})",
+        f"checkpoints               {steps[-2]}, {steps[-1]} ({told})",
+        f"folder                    {folder.relative_to(workplace)}",
         f"run                       {one.id}",
         f"in the UI                 waymark ui, then {link}",
         f"next                      waymark evaluate {one.id}",
@@ -675,6 +675,7 @@ def test_signals_stop_a_run_that_can_go_on(
             process.send_signal(number)
             out, err = process.communicate(timeout=BOUND)
         assert key in ("", run_id(Done([], 0, head)))
+        assert (f", resumed after step {before - 1}\n" in head) == bool(key)
         key = run_id(Done([], 0, head))
         assert process.returncode == status
         assert "restored" not in out

@@ -163,7 +163,9 @@ class RunExecution:
         plan, run, config = self.plan, self.run, self.plan.resolved.config
         start_tensorflow(**vars(config.runtime))
         run.wait_for_creation(CONNECT_GRACE_S)
-        print(printable(f"run {run.info.id} ({run.info.name}){self._spooled()}"), flush=True)
+        on = f", resumed after step {plan.step}" if plan.checkpoint else ""
+        told = f"run {run.info.id} ({run.info.name}){on}{self._spooled()}"
+        print(printable(told), flush=True)
         run.set_tags(self._description(), at_once=False)
         self._tell_of_data()
         with record_environment(run, config) as recorded:

@@ -46,7 +46,7 @@ def model_lines(resolved: Resolved, shapes: Shapes, table: bool) -> list[str]:
     lines = [printable(f"model        {name}: {sum(counts.values()):,} parameters")]
     if table:
         rows = [[name, _form(shapes[name]), f"{count:,}"] for name, count in counts.items()]
-        lines.append(format_table(["parameter", "shape", "numbers"], rows, None))
+        lines.append(format_table(["parameter", "shape", "count"], rows, None))
     return lines
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from waymark.comparison.rerun_report import RerunReport
 from waymark.table import duration, html_table, metric_value, rate, size
 
+SHOWN_STEPS = 8
+
 
 @dataclass(frozen=True)
 class Result:
@@ -61,7 +63,6 @@ class Result:
         evaluated = "validation" if self.evaluated == "val" else "test"
         folder = self.folder / "checkpoints"
         files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        steps = ", ".join(map(str, self.checkpoints))
         lines = {
             f"{evaluated} {name}, last step": metric_value(name, self.training.get(name)),
             f"test {name}, restored": metric_value(name, restored),
@@ -71,13 +72,20 @@ class Result:
             lines[f"best {evaluated} {name}"] = f"{metric_value(name, value)} at step {step}"
         pace = f", {rate(self.steps_per_second)} steps/s" if self.steps_per_second else ""
         lines["time"] = f"{duration(self.seconds)}{pace}"
-        lines["checkpoints"] = f"{steps} ({size(files)} in {_shown_path(folder)})"
-        lines |= {"run": self.run_id, "in the UI": self.link}
+        lines["checkpoints"] = f"{_shown_steps(self.checkpoints)} ({size(files)})"
+        lines |= {"folder": _shown_path(folder), "run": self.run_id, "in the UI": self.link}
         return lines | dict(zip(("next", ""), self.next_commands, strict=False))
 
     def _repr_html_(self) -> str:
         own = replace(self, next_commands=()).summary()  # a notebook takes no commands
         return html_table([], list(map(list, own.items())))
+
+
+def _shown_steps(steps: list[int]) -> str:
+    """Return the steps that are kept; of more than SHOWN_STEPS their number, first and last."""
+    if len(steps) <= SHOWN_STEPS:
+        return ", ".join(map(str, steps))
+    return f"{len(steps)}, from step {steps[0]} to {steps[-1]}"
 
 
 def _shown_path(path: Path) -> str:
