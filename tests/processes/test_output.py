@@ -143,7 +143,7 @@ def test_a_sweep_whose_reader_leaves_is_completed(
 ) -> None:
     words = " ".join([*SMOKE, f"data.path={small}", "seed=1,2"])
     done = shell(f"$W run -m {words} | head -c 5; exit ${{PIPESTATUS[0]}}", environment, place)
-    assert (done.returncode, done.stdout[:4]) == (0, "run ")
+    assert (done.returncode, done.stdout[:4]) == (0, "swee")
     assert done.stderr.count("standard output is given up (Broken pipe)") == 1
     runs = client(place).search_runs(["1"])
     assert [each.info.status for each in runs] == ["FINISHED"] * 3
