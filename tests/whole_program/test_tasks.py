@@ -224,9 +224,7 @@ def test_a_regression_is_swept_by_its_own_metric(
     runs = client(place).search_runs(["1"])
     trials = [each for each in runs if "waymark.trial" in each.data.tags]
     best = min(trials, key=lambda each: each.data.metrics["val/rmse"])
-    assert f"best                  {best.info.run_name} ({best.info.run_id[:8]}), val/rmse" in (
-        done.stdout
-    )
+    assert f"best        {best.info.run_name} ({best.info.run_id[:8]}), val/rmse" in (done.stdout)
     done = main("run", "-m", *words, "objective.metric=restored/mae")
     assert done.returncode == 0 and ", restored/mae " in done.stdout
     asked = [*words, "metrics=[mine.worst]", "objective.metric=test/worst"]
